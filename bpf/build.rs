@@ -1,0 +1,41 @@
+//! Compiles each BPF object and generates its skeleton.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use libbpf_cargo::SkeletonBuilder;
+
+/// The objects: one for each mode, made of one small file for each subject.
+const OBJECTS: &[&str] = &["trace", "accel"];
+
+fn main() -> Result<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    println!("cargo:rerun-if-changed=src");
+    println!("cargo:rerun-if-changed=include");
+    println!("cargo:rerun-if-env-changed=CLANG");
+    let mut builder_args = vec![OsStr::new("-I"), OsStr::new("include"), OsStr::new("-I"), OsStr::new("src")];
+    builder_args.extend(["-Wall", "-Werror", "-Wno-unused-function", "-std=gnu11"].map(OsStr::new));
+    for name in OBJECTS {
+        let mut builder = SkeletonBuilder::new();
+        if let Some(clang) = clang() {
+            builder.clang(clang);
+        }
+        builder
+            .source(format!("src/{name}.bpf.c"))
+            .clang_args(&builder_args)
+            .reference_obj(true)
+            .build_and_generate(out.join(format!("{name}.skel.rs")))
+            .with_context(|| format!("cannot build the BPF object {name}"))?;
+    }
+    Ok(())
+}
+
+/// Debian names its compilers by version; `CLANG` overrides.
+fn clang() -> Option<PathBuf> {
+    if let Some(c) = env::var_os("CLANG") {
+        return Some(c.into());
+    }
+    ["/usr/bin/clang-19", "/usr/bin/clang-16", "/usr/bin/clang"].into_iter().map(PathBuf::from).find(|p| p.exists())
+}

@@ -1,0 +1,225 @@
+//! Acceleration: what is asked, what is reported, and the one table of reasons why a pair is not accelerated.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::Pod;
+
+/// Accelerate the connections between these pods of this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccelerateRequest {
+    /// The chosen pods.
+    pub pods: Vec<Pod>,
+    /// The lease: without renewal the kernel falls back to TCP after this many milliseconds.
+    pub lease_ms: u64,
+    /// Leave it running for `lease_ms` after the session ends.
+    pub detach: bool,
+    /// Only watch and report what would be done, for this many milliseconds.
+    #[serde(default)]
+    pub dry_run_ms: Option<u64>,
+    /// Who asks, for a second user to be told.
+    pub owner: String,
+}
+
+/// Put connections back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Wait at most this many milliseconds for queues to drain.
+    pub drain_ms: u64,
+}
+
+/// All pairs at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairsSnapshot {
+    /// The pairs, in the order they were met.
+    pub pairs: Vec<Pair>,
+    /// Sums over all pairs since the start, closed ones included.
+    pub totals: Totals,
+}
+
+/// Sums over all pairs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Pairs that exist now.
+    pub open: u64,
+    /// Pairs that are accelerated now.
+    pub accelerated: u64,
+    /// Pairs that have closed.
+    pub closed: u64,
+    /// Bytes that went socket to socket.
+    pub bypassed_bytes: u64,
+    /// Messages that went socket to socket.
+    pub bypassed_messages: u64,
+    /// Messages that went by TCP, by reason.
+    pub passes: BTreeMap<Reason, u64>,
+}
+
+/// One connection between two pods.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The client's pod, `namespace/name`; absent when it is not a chosen pod.
+    pub client_pod: Option<String>,
+    /// The server's pod.
+    pub server_pod: Option<String>,
+    /// The client's own address.
+    pub client: SocketAddr,
+    /// Where the client dialled (a Service address when `via_service`).
+    pub dialled: SocketAddr,
+    /// The server's own address, when its end is known.
+    pub server: Option<SocketAddr>,
+    /// Whether an address translation lies between.
+    pub via_service: bool,
+    /// How it is.
+    pub state: PairState,
+    /// Why it is not accelerated, when it is not.
+    pub reason: Option<Reason>,
+    /// Taken over while open.
+    pub live: bool,
+    /// Bytes that went socket to socket.
+    pub bypassed_bytes: u64,
+    /// Messages that went socket to socket.
+    pub bypassed_messages: u64,
+    /// Messages that went by TCP, by reason.
+    pub passes: BTreeMap<Reason, u64>,
+    /// Median turnaround (request written to answer read) before, in nanoseconds, when measured.
+    pub turnaround_before_ns: Option<u64>,
+    /// The same while accelerated.
+    pub turnaround_after_ns: Option<u64>,
+}
+
+/// How a pair is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PairState {
+    /// Seen, not yet taken over.
+    Waiting,
+    /// Bytes go socket to socket.
+    Accelerated,
+    /// Enrolled, but TCP carries the bytes now.
+    Paused,
+    /// Returned to TCP and out of the map.
+    Returned,
+    /// Never taken over.
+    LeftAlone,
+    /// Leaving: queues are drained.
+    Draining,
+}
+
+/// Why a message or a pair goes by TCP. The one table of reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The other end is not enrolled (yet).
+    NoPeer,
+    /// TCP bytes are still unread at the peer.
+    Order,
+    /// A reader may sleep inside plain `tcp_recvmsg`.
+    WaitingForReaders,
+    /// Too many redirected bytes are unread at the peer.
+    Budget,
+    /// Paused by stop, policy or lease.
+    Paused,
+    /// The lease has run out.
+    Lease,
+    /// The peer went away.
+    PeerGone,
+    /// The other pod is not chosen.
+    PeerNotChosen,
+    /// The other pod is on another node.
+    OtherNode,
+    /// A ULP such as kTLS.
+    Ulp,
+    /// MPTCP.
+    Mptcp,
+    /// MSG_ZEROCOPY or TCP_ZEROCOPY_RECEIVE.
+    Zerocopy,
+    /// SO_RCVLOWAT above 1.
+    RcvLowat,
+    /// The reader uses splice(2).
+    Splice,
+    /// The reader uses MSG_WAITALL.
+    WaitAll,
+    /// Urgent data.
+    Urgent,
+    /// Another sockmap owns the socket.
+    ForeignOwner,
+    /// TCP is faster for this pair.
+    SlowerThanTcp,
+    /// A NetworkPolicy that touches it changed.
+    Policy,
+    /// Its identity was not unique.
+    Ambiguous,
+    /// The kernel refused the socket.
+    Refused,
+}
+
+impl Reason {
+    /// The reason in a few words, for tables.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::NoPeer => "peer not enrolled yet",
+            Self::Order => "TCP bytes still unread",
+            Self::WaitingForReaders => "waiting for readers",
+            Self::Budget => "reader is behind",
+            Self::Paused => "paused",
+            Self::Lease => "lease ran out",
+            Self::PeerGone => "peer gone",
+            Self::PeerNotChosen => "peer not chosen",
+            Self::OtherNode => "other node",
+            Self::Ulp => "kTLS",
+            Self::Mptcp => "MPTCP",
+            Self::Zerocopy => "zero-copy socket",
+            Self::RcvLowat => "SO_RCVLOWAT",
+            Self::Splice => "splice reader",
+            Self::WaitAll => "MSG_WAITALL reader",
+            Self::Urgent => "urgent data",
+            Self::ForeignOwner => "owned by another sockmap",
+            Self::SlowerThanTcp => "slower than TCP",
+            Self::Policy => "NetworkPolicy changed",
+            Self::Ambiguous => "identity not unique",
+            Self::Refused => "refused by the kernel",
+        }
+    }
+}
+
+/// Answer to `status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AccelStatus {
+    /// Whether anything of ours is active or left on this node.
+    pub active: bool,
+    /// Who started it.
+    pub owner: Option<String>,
+    /// Time left on the lease, in milliseconds; 0 when it has run out.
+    pub lease_left_ms: u64,
+    /// The pairs.
+    pub pairs: PairsSnapshot,
+}
+
+/// What an acceleration achieved.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AccelSummary {
+    /// The sums.
+    pub totals: Totals,
+    /// How long it ran, in milliseconds.
+    pub ran_ms: u64,
+    /// Sockets still enrolled after the drain deadline (harmless: they pass to TCP); 0 is the normal case.
+    pub left_enrolled: u64,
+    /// Whether it goes on without us (`--detach`).
+    pub detached: bool,
+}
+
+/// A run-time check of the kernel on private sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// What was tried: `order`, `fin`, `fionread`, `splice`, `budget`, ...
+    pub name: String,
+    /// Whether the kernel behaved.
+    pub passed: bool,
+    /// Whether a failure risks data (then `--force` is refused).
+    pub corruption_risk: bool,
+    /// What was seen.
+    pub detail: String,
+}

@@ -1,0 +1,191 @@
+//! What the helper tells the plugin.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::accel::{AccelStatus, AccelSummary, Canary, PairsSnapshot};
+use crate::packet::{Incident, Packet, Place};
+use crate::request::Protocol;
+
+/// One line from the helper to the plugin.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Message {
+    /// First line: who speaks.
+    Hello(Hello),
+    /// The hooks are attached; packets from now on are seen.
+    Armed(Armed),
+    /// A place that hops refer to by index; sent before the first hop that uses it.
+    Place(Place),
+    /// A packet whose way has ended (delivered, dropped, left this node, or lost from sight).
+    Packet(Box<Packet>),
+    /// Something that is not a packet's hop: a reset, a retransmission, an overflowing backlog.
+    Incident(Incident),
+    /// Running totals, about once a second and before `end`.
+    Counters(Counters),
+    /// What became of a probe.
+    Probed(Probed),
+    /// The pairs of an acceleration, about once a second.
+    Pairs(PairsSnapshot),
+    /// What is accelerated here (answer to `status`).
+    Status(AccelStatus),
+    /// What an acceleration achieved, when it ends.
+    Summary(AccelSummary),
+    /// Result of a run-time check of the kernel.
+    Canary(Canary),
+    /// One row of `doctor`.
+    Check(Check),
+    /// Something was removed (answer to `cleanup` and `stop`).
+    Removed {
+        /// What it was, in words.
+        what: String,
+    },
+    /// Something the user should know; the session goes on.
+    Warning {
+        /// What, on which object, and what to do.
+        text: String,
+    },
+    /// The session failed; `end` follows.
+    Error {
+        /// What, on which object, and what to do.
+        text: String,
+        /// A word scripts can rely on, e.g. `no-btf`, `held`, `canary`.
+        code: String,
+    },
+    /// The helper is alive.
+    Heartbeat,
+    /// Last line. A stream without it was cut off.
+    End(End),
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the helper.
+    pub protocol: u32,
+    /// Release of the helper.
+    pub version: String,
+    /// `uname -r` of the node.
+    pub kernel: String,
+    /// Architecture of the node, as `uname -m` says.
+    pub arch: String,
+    /// What this kernel offers, by name: `btf`, `fentry`, `kprobe`, `netfilter-link`, `sockops`, ...
+    pub features: BTreeMap<String, bool>,
+    /// `CLOCK_MONOTONIC` in nanoseconds when this line was written, for comparing clocks of nodes.
+    pub monotonic_ns: u64,
+    /// `CLOCK_REALTIME` in nanoseconds at the same moment.
+    pub realtime_ns: u64,
+}
+
+/// The trace is armed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    /// Hooks in use, by the name of the kernel's hook (`tp_btf/net_dev_queue`, `netfilter/PRE_ROUTING first`).
+    pub hooks: Vec<String>,
+    /// Hooks that would have been used, and why they are not.
+    pub unavailable: BTreeMap<String, String>,
+    /// Time from request to armed, in nanoseconds.
+    pub took_ns: u64,
+}
+
+/// Running totals of a trace. All counts are since it was armed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Packets that matched the pair.
+    pub matched: u64,
+    /// Packets whose hops were recorded.
+    pub recorded: u64,
+    /// Packets left out by sampling (matched, counted, not recorded).
+    pub sampled_out: u64,
+    /// Events that found no room in the ring buffer.
+    pub lost_events: u64,
+    /// Packets that could not be tracked because the tracking table was full.
+    pub untracked: u64,
+    /// Events that belonged to no packet known (filter misses).
+    pub filter_misses: u64,
+    /// Times a program could not run because it was already running on that CPU.
+    pub recursion_misses: u64,
+    /// Time spent in our programs, by hook, in nanoseconds, and how often each ran, when the kernel counts it.
+    pub programs: BTreeMap<String, RunTime>,
+    /// CPU time of the helper process, in nanoseconds.
+    pub helper_cpu_ns: u64,
+    /// Resident memory of the helper, in bytes.
+    pub helper_rss_bytes: u64,
+    /// Time since armed, in nanoseconds.
+    pub elapsed_ns: u64,
+}
+
+/// Run time of one program as the kernel counts it (`bpf_prog_info.run_time_ns`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunTime {
+    /// How often it ran.
+    pub runs: u64,
+    /// Total time in it, in nanoseconds; 0 when the kernel's statistics are off.
+    pub ns: u64,
+}
+
+/// What became of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// The protocol that was used.
+    pub protocol: Protocol,
+    /// Where it went.
+    pub to: String,
+    /// Whether an answer came.
+    pub answered: bool,
+    /// Time until the answer or the failure, in nanoseconds.
+    pub took_ns: u64,
+    /// The failure in words, when there was one.
+    pub error: Option<String>,
+}
+
+/// One row of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub state: CheckState,
+    /// What was found.
+    pub found: String,
+    /// What to do, when it is not well.
+    pub remedy: Option<String>,
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckState {
+    /// As it should be.
+    Ok,
+    /// Works with less.
+    Degraded,
+    /// Does not work.
+    Failed,
+}
+
+/// How the session ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Why.
+    pub reason: EndReason,
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndReason {
+    /// The work is done.
+    Done,
+    /// The plugin asked for it.
+    Finished,
+    /// The plugin's side of the stream was closed.
+    StdinClosed,
+    /// Nothing was heard from the plugin in time.
+    HeartbeatMissed,
+    /// A signal.
+    Signal,
+    /// It failed; an `error` line says why.
+    Failed,
+}

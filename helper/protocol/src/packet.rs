@@ -1,0 +1,290 @@
+//! A packet, the hops it was seen at, and the places they lie in.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::Protocol;
+use crate::stage::StageId;
+
+/// A network namespace seen on the way, and a device in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// Index that hops use; unique within one helper's session.
+    pub index: u32,
+    /// Name of the node.
+    pub node: String,
+    /// `namespace/name` of the pod whose network namespace this is; absent for the node's own.
+    pub pod: Option<String>,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Device, when the hop has one.
+    pub device: Option<Device>,
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Device {
+    /// Its name in its namespace.
+    pub name: String,
+    /// Its index in its namespace.
+    pub ifindex: u32,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// For a veth: its peer, as `device@pod` or `device@node`.
+    pub peer: Option<String>,
+    /// For a bridge port: its bridge.
+    pub bridge: Option<String>,
+}
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// Loopback.
+    Loopback,
+    /// One end of a veth pair.
+    Veth,
+    /// A bridge.
+    Bridge,
+    /// A tunnel (VXLAN, IPIP, GRE, WireGuard).
+    Tunnel,
+    /// Anything else: a physical or virtual NIC.
+    Other,
+}
+
+/// Which way a packet goes in the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From source to target.
+    Request,
+    /// From target to source.
+    Reply,
+}
+
+/// What a packet is in its protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PacketKind {
+    /// TCP SYN.
+    Syn,
+    /// TCP SYN and ACK.
+    SynAck,
+    /// TCP without payload.
+    Ack,
+    /// TCP or UDP with payload.
+    Data,
+    /// TCP FIN (with or without payload).
+    Fin,
+    /// TCP RST.
+    Rst,
+    /// ICMP echo request.
+    EchoRequest,
+    /// ICMP echo reply.
+    EchoReply,
+    /// ICMP error about a packet of the conversation.
+    IcmpError,
+    /// Bytes that went socket to socket, without a packet.
+    Bypass,
+}
+
+/// Addresses and ports as one hop saw them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Flow {
+    /// Source address and port (port 0 for ICMP).
+    pub from: SocketAddr,
+    /// Destination address and port (port 0 for ICMP).
+    pub to: SocketAddr,
+}
+
+/// One packet's way as one helper saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Packet {
+    /// Number of the packet in this helper's session, from 1 in the order of first sight.
+    pub id: u64,
+    /// Number of the conversation (both directions of one connection) in this session.
+    pub conversation: u64,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// What it is.
+    pub kind: PacketKind,
+    /// Addresses at its first hop.
+    pub flow: Flow,
+    /// First TCP sequence number, or the UDP/ICMP identification; with the flow it names the packet on other nodes.
+    pub seq: u32,
+    /// TCP acknowledgement number.
+    pub ack: u32,
+    /// Payload bytes.
+    pub payload: u32,
+    /// The hops, in order of time.
+    pub hops: Vec<Hop>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// One observation of a packet. It marks the beginning of its stage; the stage lasts until the next hop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hop {
+    /// The stage that begins here.
+    pub stage: StageId,
+    /// The kernel's hook that saw it, e.g. `tp_btf/net_dev_queue`.
+    pub hook: String,
+    /// `CLOCK_MONOTONIC` of the node, in nanoseconds.
+    pub at_ns: u64,
+    /// Index of the [`Place`].
+    pub place: u32,
+    /// CPU it ran on.
+    pub cpu: u16,
+    /// Who ran it.
+    pub context: Context,
+    /// `skb->len` in bytes (payload bytes for socket hops).
+    pub len: u32,
+    /// GSO segments this skb stands for; 1 when it is a single one.
+    pub segments: u16,
+    /// Addresses, when they differ from the hop before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewritten: Option<Flow>,
+    /// Offsets of the MAC, network and transport header from `skb->head`, in bytes, where set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offsets: Option<HeaderOffsets>,
+    /// What is worth saying about this hop: cached route, noqueue, rule that rewrote, queue length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Where an skb's headers lie, in bytes from `skb->head`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderOffsets {
+    /// `skb->mac_header`, absent when not set (0xffff).
+    pub mac: Option<u16>,
+    /// `skb->network_header`.
+    pub network: u16,
+    /// `skb->transport_header`, absent when not set.
+    pub transport: Option<u16>,
+}
+
+/// Who ran the code at a hop.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "in", rename_all = "kebab-case")]
+pub enum Context {
+    /// A system call of this process.
+    Process {
+        /// Process id as the helper's PID namespace sees it.
+        pid: u32,
+        /// Its command name.
+        comm: String,
+    },
+    /// Softirq, on top of whatever ran.
+    Softirq,
+}
+
+/// How a packet's way ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "as", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It reached the socket (and the reader, where the hops say so).
+    Delivered,
+    /// It left this node's sight through a device; another node's helper may have the rest.
+    Left,
+    /// The kernel dropped it.
+    Dropped(Drop),
+    /// It was seen no more and nobody said why.
+    Vanished {
+        /// The stage that should have come next.
+        expected: StageId,
+    },
+}
+
+/// A drop as the kernel reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drop {
+    /// `enum skb_drop_reason` without its prefix, e.g. `NETFILTER_DROP`, `NO_SOCKET`.
+    pub reason: String,
+    /// Kernel function that dropped it, with offset, when symbols can be read.
+    pub location: Option<String>,
+    /// Index of the [`Place`].
+    pub place: u32,
+    /// The stage it was in.
+    pub stage: StageId,
+    /// What is known besides: the rule, the queue, the sysctl.
+    pub detail: Option<String>,
+}
+
+/// Something that happened to the conversation besides hops.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// `CLOCK_MONOTONIC` of the node, in nanoseconds.
+    pub at_ns: u64,
+    /// What happened.
+    pub what: IncidentKind,
+    /// The addresses concerned, as seen there.
+    pub flow: Option<Flow>,
+    /// Index of the [`Place`], where known.
+    pub place: Option<u32>,
+    /// More, in words.
+    pub detail: Option<String>,
+}
+
+/// Kinds of incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IncidentKind {
+    /// A reset was sent (`tcp_send_reset`).
+    ResetSent,
+    /// A reset arrived (`tcp_receive_reset`).
+    ResetReceived,
+    /// A segment was sent again (`tcp_retransmit_skb`).
+    Retransmit,
+    /// A SYN and ACK was sent again (`tcp_retransmit_synack`).
+    RetransmitSynAck,
+    /// A listener's backlog was full.
+    BacklogOverflow,
+    /// A socket's receive queue was full.
+    ReceiveQueueFull,
+    /// A neighbour had to be asked for, or could not be had.
+    Neighbour,
+    /// The connection changed state.
+    State,
+}
+
+/// What a rewrite (NAT) did, as the report lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rewrite {
+    /// Destination or source was changed, or changed back.
+    pub kind: RewriteKind,
+    /// Address before.
+    pub from: SocketAddr,
+    /// Address after.
+    pub to: SocketAddr,
+}
+
+/// Kinds of rewrite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewriteKind {
+    /// Destination translated.
+    Dnat,
+    /// Source translated.
+    Snat,
+    /// Source restored on the way back of a DNATed connection.
+    UnDnat,
+    /// Destination restored on the way back of an SNATed connection.
+    UnSnat,
+}
+
+impl Flow {
+    /// The same conversation seen from the other side.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self { from: self.to, to: self.from }
+    }
+
+    /// Whether one of the two addresses is `ip`.
+    #[must_use]
+    pub fn touches(&self, ip: IpAddr) -> bool {
+        self.from.ip() == ip || self.to.ip() == ip
+    }
+}

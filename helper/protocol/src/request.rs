@@ -1,0 +1,167 @@
+//! What the plugin asks of the helper.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::accel::{AccelerateRequest, StopRequest};
+
+/// One line from the plugin to the helper.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Request {
+    /// Watch the packets between two pods.
+    Trace(Box<TraceRequest>),
+    /// Send one probe from inside the source's network namespace (during a trace).
+    Probe(ProbeRequest),
+    /// Let pods of this node exchange bytes socket to socket.
+    Accelerate(Box<AccelerateRequest>),
+    /// Report what is accelerated on this node.
+    Status,
+    /// Put connections back on their normal path.
+    Stop(StopRequest),
+    /// Examine what this node offers.
+    Doctor,
+    /// Remove every leftover of ours on this node.
+    Cleanup,
+    /// The plugin is alive.
+    Heartbeat,
+    /// End the session in order: report what is pending, then `end`.
+    Finish,
+}
+
+/// A pod as the helper needs it: names for people, identifiers to find it on the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod object; names its cgroup on the node.
+    pub uid: String,
+    /// Name of the node it runs on.
+    pub node: String,
+    /// Its addresses, both families.
+    pub ips: Vec<IpAddr>,
+    /// Whether it shares the node's network namespace.
+    #[serde(default)]
+    pub host_network: bool,
+    /// Runtime ids of its running containers, without the `containerd://` prefix.
+    #[serde(default)]
+    pub containers: Vec<Container>,
+    /// Where to find it.
+    pub locate: Locate,
+}
+
+/// One running container of a pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Container {
+    /// Name in the pod's spec.
+    pub name: String,
+    /// Runtime id, without the `containerd://` or `cri-o://` prefix.
+    pub id: String,
+}
+
+/// How the helper finds a pod's namespace and cgroup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+pub enum Locate {
+    /// By its UID under the known kubelet cgroup roots.
+    Uid,
+    /// By paths the lab gave.
+    Path {
+        /// Network namespace file.
+        netns: String,
+        /// Directory of the pod in the cgroup v2 hierarchy.
+        cgroup: String,
+    },
+}
+
+/// A node as the helper needs it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Name of the node.
+    pub name: String,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Namespace file in the lab; absent on a real node, where it is that of process 1.
+    #[serde(default)]
+    pub netns: Option<String>,
+}
+
+/// A Service between source and target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Its addresses (cluster, node or load balancer) and ports as clients dial them.
+    pub frontends: Vec<Frontend>,
+    /// Ready backends.
+    pub backends: Vec<SocketAddr>,
+}
+
+/// One address a client may dial to reach a Service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Frontend {
+    /// Address and port as dialled.
+    pub addr: SocketAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+/// Transport protocol of what is watched or probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6.
+    Icmp,
+}
+
+/// What to watch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TraceRequest {
+    /// The pod that sends requests. On a node where it does not run, only its addresses matter.
+    pub source: Pod,
+    /// The pods that may answer: one, or the backends of a Service. Empty when the target is a bare address.
+    pub targets: Vec<Pod>,
+    /// Addresses that count as the target besides the pods' own: a bare IP, or none.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The Service that was named, if one was, or every Service whose backend the target is.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// Only this destination port (as dialled or as translated); all ports when absent.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// The nodes whose namespaces this helper watches.
+    pub nodes: Vec<Node>,
+    /// Record every packet instead of sampling whole packets when traffic is hot.
+    #[serde(default)]
+    pub every_packet: bool,
+    /// When sampling: report at most this many packets a second. 0 means the default.
+    #[serde(default)]
+    pub packets_per_second: u32,
+    /// End after this many delivered request packets with payload were reported.
+    #[serde(default)]
+    pub count: Option<u64>,
+}
+
+/// A probe from inside the source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeRequest {
+    /// How to probe: TCP connects (and closes), UDP and ICMP send one echo datagram.
+    pub protocol: Protocol,
+    /// Where to; the port is ignored for ICMP.
+    pub to: SocketAddr,
+    /// Give up after this many milliseconds.
+    pub timeout_ms: u64,
+    /// For TCP: send a small HTTP request after connecting and read what comes, so that data packets are seen.
+    #[serde(default)]
+    pub http: bool,
+}

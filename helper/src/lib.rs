@@ -1,0 +1,10 @@
+//! The privileged half of sockpath. It finds pods on its node, loads BPF, runs one session and cleans up.
+//!
+//! It has no Kubernetes credentials, never runs a shell, and takes only typed requests from the plugin.
+
+pub mod accel;
+pub mod cli;
+pub mod doctor;
+pub mod lab;
+pub mod session;
+pub mod trace;

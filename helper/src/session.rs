@@ -1,0 +1,204 @@
+//! One session with the plugin: JSON lines in, JSON lines out.
+//!
+//! The same code serves a child process of the lab and PID 1 of the helper pod. It ends on `finish`, when stdin closes,
+//! when heartbeats stay away, on SIGTERM or SIGINT, and always says `end` if anybody still listens.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sockpath_protocol::message::{End, EndReason, Hello};
+use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, PROTOCOL_VERSION, Request};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::{accel, doctor, trace};
+
+/// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
+const MAX_LINE: usize = 8 << 20;
+
+/// What a running mode hears from outside.
+#[derive(Debug)]
+pub enum Inbound {
+    /// The plugin asked for something.
+    Request(Request),
+    /// The session has to end for this reason.
+    Stop(EndReason),
+}
+
+/// The plugin's side of the session, as the modes see it.
+#[derive(Debug)]
+pub struct Session {
+    inbound: mpsc::Receiver<Inbound>,
+    /// Set once the plugin's side of stdout is gone; nothing is written after that.
+    closed: bool,
+}
+
+impl Session {
+    /// Next thing to react to. Cancel-safe. After `Stop` it yields `Stop` for ever.
+    pub async fn next(&mut self) -> Inbound {
+        if self.closed {
+            return Inbound::Stop(EndReason::StdinClosed);
+        }
+        self.inbound.recv().await.unwrap_or(Inbound::Stop(EndReason::StdinClosed))
+    }
+
+    /// Writes messages as lines in one system call. A reader that went away is noted, not an error.
+    pub fn send_all<'a>(&mut self, messages: impl IntoIterator<Item = &'a Message>) -> Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        let mut lines = Vec::with_capacity(4096);
+        for message in messages {
+            serde_json::to_writer(&mut lines, message).context("cannot encode a message")?;
+            lines.push(b'\n');
+        }
+        let mut out = io::stdout().lock();
+        match out.write_all(&lines).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            r => r.context("cannot write to the plugin"),
+        }
+    }
+
+    /// Writes one message.
+    pub fn send(&mut self, message: &Message) -> Result<()> {
+        self.send_all([message])
+    }
+
+    /// Tells the user something; the session goes on.
+    pub fn warn(&mut self, text: impl Into<String>) -> Result<()> {
+        self.send(&Message::Warning { text: text.into() })
+    }
+}
+
+/// Serves one session on stdin and stdout.
+pub async fn serve() -> Result<ExitCode> {
+    let (tx, inbound) = mpsc::channel(64);
+    let mut session = Session { inbound, closed: false };
+    session.send(&Message::Hello(hello()?))?;
+    tokio::spawn(read_requests(tx.clone()));
+    tokio::spawn(watch_signals(tx)?);
+
+    let outcome = loop {
+        match session.next().await {
+            Inbound::Request(Request::Heartbeat) => {}
+            Inbound::Request(Request::Finish) => break Ok(EndReason::Finished),
+            Inbound::Request(request) => match dispatch(&mut session, request).await {
+                // A mode that is done leaves the session open for the next request.
+                Ok(EndReason::Done) => {}
+                other => break other,
+            },
+            Inbound::Stop(reason) => break Ok(reason),
+        }
+    };
+    let (reason, code) = match outcome {
+        Ok(reason) => (reason, ExitCode::SUCCESS),
+        Err(e) => {
+            let code = e.downcast_ref::<Coded>().map_or("failed", |c| c.code).to_owned();
+            session.send(&Message::Error { text: format!("{e:#}"), code })?;
+            (EndReason::Failed, ExitCode::FAILURE)
+        }
+    };
+    session.send(&Message::End(End { reason }))?;
+    Ok(code)
+}
+
+async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> {
+    match request {
+        Request::Trace(request) => trace::run(session, *request).await,
+        Request::Accelerate(request) => accel::run(session, *request).await,
+        Request::Status => accel::status(session),
+        Request::Stop(request) => accel::stop(session, &request).await,
+        Request::Doctor => doctor::run(session),
+        Request::Cleanup => accel::cleanup(session).await,
+        Request::Probe(_) => Err(Coded::new("protocol", "a probe was asked for outside a trace")),
+        Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
+    }
+}
+
+/// An error with a word that scripts can rely on.
+#[derive(Debug)]
+pub struct Coded {
+    code: &'static str,
+    text: String,
+}
+
+impl Coded {
+    /// An error that reaches the plugin as `code` and `text`.
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever used as an error value")]
+    #[must_use]
+    pub fn new(code: &'static str, text: impl Into<String>) -> anyhow::Error {
+        Self { code, text: text.into() }.into()
+    }
+}
+
+impl std::fmt::Display for Coded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Coded {}
+
+/// Reads request lines until stdin closes or heartbeats stay away.
+async fn read_requests(tx: mpsc::Sender<Inbound>) {
+    let mut lines = BufReader::new(tokio::io::stdin());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = tokio::time::timeout(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), lines.read_until(b'\n', &mut line));
+        let inbound = match read.await {
+            Err(_) => Inbound::Stop(EndReason::HeartbeatMissed),
+            Ok(Ok(0) | Err(_)) => Inbound::Stop(EndReason::StdinClosed),
+            Ok(Ok(_)) if line.len() > MAX_LINE => Inbound::Stop(EndReason::Failed),
+            Ok(Ok(_)) if line.trim_ascii().is_empty() => continue,
+            Ok(Ok(_)) => match serde_json::from_slice::<Request>(&line) {
+                Ok(request) => Inbound::Request(request),
+                Err(e) => {
+                    eprintln!("error: a request could not be read: {e}");
+                    Inbound::Stop(EndReason::Failed)
+                }
+            },
+        };
+        let last = matches!(inbound, Inbound::Stop(_));
+        if tx.send(inbound).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn watch_signals(tx: mpsc::Sender<Inbound>) -> Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = tx.send(Inbound::Stop(EndReason::Signal)).await;
+    })
+}
+
+fn hello() -> Result<Hello> {
+    let uname = nix::sys::utsname::uname().context("cannot read the kernel's name")?;
+    Ok(Hello {
+        protocol: PROTOCOL_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        arch: uname.machine().to_string_lossy().into_owned(),
+        features: doctor::features(),
+        monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
+        realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
+    })
+}
+
+/// Reads a clock, in nanoseconds.
+pub fn clock_ns(clock: nix::time::ClockId) -> Result<u64> {
+    let t = nix::time::clock_gettime(clock).context("cannot read the clock")?;
+    Ok(u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+}
