@@ -6,5 +6,6 @@ pub mod accel;
 pub mod cli;
 pub mod doctor;
 pub mod lab;
+pub mod node;
 pub mod session;
 pub mod trace;

@@ -1,0 +1,157 @@
+//! Pods and namespaces of this node, found without a runtime socket and without Kubernetes credentials.
+//!
+//! The plugin resolved the names; what arrives here is a pod's UID and the runtime ids of its containers. The kubelet names
+//! a pod's cgroup after its UID, the cgroup lists the processes, and `/proc/PID/ns/net` of one of them is the pod's network
+//! namespace. That needs the node's cgroup file system (a hostPath mount) and the node's PID namespace (`hostPID`).
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use sockpath_protocol::request::{Locate, Node, Pod};
+
+mod hierarchy;
+mod process;
+
+pub use hierarchy::Hierarchies;
+pub use process::Process;
+
+/// A network namespace that is held open: it stays even if its last process ends.
+#[derive(Debug)]
+pub struct Netns {
+    /// The open namespace file, for `setns(2)` and netlink.
+    pub file: File,
+    /// Its inode, which is how BPF programs tell namespaces apart (`net->ns.inum`).
+    pub inode: u32,
+    /// The file it was opened from.
+    pub path: PathBuf,
+}
+
+impl Netns {
+    /// Opens a namespace file such as `/proc/1/ns/net` or `/run/netns/NAME`.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let file = File::open(&path).with_context(|| {
+            format!("cannot open the network namespace {} (another process's needs CAP_SYS_PTRACE and hostPID)", path.display())
+        })?;
+        let inode = file.metadata().with_context(|| format!("cannot examine {}", path.display()))?.ino();
+        // Namespace inodes come from proc_alloc_inum(), which hands out 32-bit numbers.
+        let inode = u32::try_from(inode).with_context(|| format!("{} is no namespace file", path.display()))?;
+        Ok(Self { file, inode, path })
+    }
+}
+
+/// A pod's directory in the cgroup v2 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// The directory; its containers are the directories below it.
+    pub dir: PathBuf,
+    /// Its id as `bpf_get_current_cgroup_id()` and its relatives say it: the inode of the directory.
+    pub id: u64,
+}
+
+impl PodCgroup {
+    fn open(dir: PathBuf) -> Result<Self> {
+        let id = fs::metadata(&dir).with_context(|| format!("cannot examine the cgroup {}", dir.display()))?.ino();
+        Ok(Self { dir, id })
+    }
+}
+
+/// A pod as this node has it.
+#[derive(Debug)]
+pub struct FoundPod {
+    /// Its network namespace; that of the node for a hostNetwork pod.
+    pub netns: Netns,
+    /// Its cgroup; `None` where the runtime made none in the v2 hierarchy (a node with cgroup v1 only).
+    pub cgroup: Option<PodCgroup>,
+    /// Its processes, the oldest of each container first.
+    pub processes: Vec<Process>,
+}
+
+/// Finds a pod on this node.
+///
+/// # Errors
+/// In words, when there is no cgroup of that UID, no process in it, or its namespace cannot be opened.
+pub fn find(pod: &Pod) -> Result<FoundPod> {
+    match &pod.locate {
+        Locate::Path { netns, cgroup } => {
+            let dir = PathBuf::from(cgroup);
+            let processes = process::of_pod(&dir, pod, Path::new("/proc"))?;
+            Ok(FoundPod { netns: Netns::open(netns)?, cgroup: Some(PodCgroup::open(dir)?), processes })
+        }
+        Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?, Path::new("/proc")),
+    }
+}
+
+/// Opens the network namespace of a node: the named file in the lab, that of process 1 on a real node.
+pub fn node_netns(node: &Node) -> Result<Netns> {
+    match &node.netns {
+        Some(path) => Netns::open(path),
+        None => {
+            if std::process::id() == 1 {
+                bail!("the helper runs in its own PID namespace, so the node's network namespace cannot be found: the pod needs hostPID")
+            }
+            Netns::open("/proc/1/ns/net")
+        }
+    }
+}
+
+fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<FoundPod> {
+    let name = format!("{}/{}", pod.namespace, pod.name);
+    check_uid(&pod.uid).with_context(|| format!("pod {name}"))?;
+    let dirs = hierarchies.pod_dirs(&pod.uid)?;
+    if dirs.is_empty() {
+        bail!(
+            "pod {name} has no cgroup on this node (UID {}): it may have ended or moved, or the kubelet keeps pods under a cgroup root \
+             that is none of the known ones; looked for kubepods and *kubepods.slice below {}",
+            pod.uid,
+            hierarchies.root().display()
+        );
+    }
+    let mut processes = Vec::new();
+    for dir in &dirs {
+        processes = process::of_pod(dir, pod, proc)?;
+        if !processes.is_empty() {
+            break;
+        }
+    }
+    if processes.is_empty() {
+        bail!(
+            "pod {name} has no process that the helper can see: either it is not running, or the helper pod lacks hostPID \
+             (looked in {})",
+            dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let cgroup = dirs.into_iter().find(|d| hierarchies.is_v2(d)).map(PodCgroup::open).transpose()?;
+    let netns = pod_netns(&name, &processes, proc)?;
+    Ok(FoundPod { netns, cgroup, processes })
+}
+
+/// The pod's namespace is the one its sandbox holds. A container may have made another for itself (`unshare`), so the
+/// sandbox's process is asked first, then the first process of each container.
+fn pod_netns(name: &str, processes: &[Process], proc: &Path) -> Result<Netns> {
+    let mut last = None;
+    let sandbox = processes.iter().filter(|p| p.container.is_none());
+    for p in sandbox.chain(processes.iter().filter(|p| p.container.is_some())) {
+        match Netns::open(proc.join(p.pid.to_string()).join("ns/net")) {
+            // The id may have been given to a stranger since the cgroup was read; the file is open now, so look again.
+            Ok(netns) if process::is_in(p.pid, &p.cgroup) => return Ok(netns),
+            Ok(_) => {}
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("its processes end as fast as they are looked at")))
+        .with_context(|| format!("cannot find the network namespace of pod {name}"))
+}
+
+/// UIDs become parts of paths, so nothing but the characters of a UID is let in. Static pods have a hash without dashes.
+fn check_uid(uid: &str) -> Result<()> {
+    if uid.len() < 8 || uid.len() > 64 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        bail!("'{uid}' is not the UID of a pod");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
