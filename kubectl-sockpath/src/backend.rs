@@ -1,0 +1,116 @@
+//! Where the plugin works: the lab on this machine, or a cluster.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use sockpath_protocol::request::{Node, Pod};
+
+use crate::cli::Global;
+use crate::cluster::Cluster;
+use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::lab::Lab;
+use crate::progress::Progress;
+use crate::session::Fleet;
+
+/// What helpers will be asked to do; decides on their privileges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// `trace`.
+    Trace,
+    /// `accelerate`, `status`, `stop`, `cleanup`.
+    Accelerate,
+    /// `doctor`.
+    Doctor,
+}
+
+/// Where the plugin works.
+#[derive(Debug)]
+pub enum Backend {
+    /// The lab.
+    Lab(Lab),
+    /// A cluster.
+    Cluster(Box<Cluster>),
+}
+
+impl Backend {
+    /// Gets access to what the flags name. `need_up`: an absent lab is an error (it is not for `status`, `stop`, `doctor` and `cleanup`).
+    ///
+    /// # Errors
+    /// When the lab is not up, or the cluster cannot be reached.
+    pub async fn connect(global: &Global, need_up: bool) -> Result<Self> {
+        if global.lab {
+            Ok(Self::Lab(Lab::connect(global, need_up).await?))
+        } else {
+            Ok(Self::Cluster(Box::new(Cluster::connect(global).await?)))
+        }
+    }
+
+    /// Starts helpers on these nodes (the lab needs one for all) and waits for their hello.
+    ///
+    /// # Errors
+    /// When one cannot be started; those that were are ended first.
+    pub async fn helpers(&self, nodes: &[Node], pods: &[Pod], mode: Mode, progress: &Progress) -> Result<Fleet> {
+        match self {
+            Self::Lab(lab) => lab.helpers(nodes, progress).await,
+            Self::Cluster(cluster) => cluster.helpers(nodes, pods, mode, progress).await,
+        }
+    }
+
+    /// All nodes where helpers of ours can run.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn all_nodes(&self) -> Result<Vec<Node>> {
+        match self {
+            Self::Lab(lab) => Ok(lab.all_nodes()),
+            Self::Cluster(cluster) => cluster.all_nodes().await,
+        }
+    }
+}
+
+macro_rules! either {
+    ($self:ident, $x:ident => $call:expr) => {
+        match $self {
+            Backend::Lab($x) => $call,
+            Backend::Cluster($x) => $call,
+        }
+    };
+}
+
+impl Inventory for Backend {
+    fn namespace(&self) -> &str {
+        either!(self, x => x.namespace())
+    }
+
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>> {
+        either!(self, x => x.pod(namespace, name).await)
+    }
+
+    async fn pods(&self, scope: &Scope) -> Result<Vec<PodInfo>> {
+        either!(self, x => x.pods(scope).await)
+    }
+
+    async fn pods_at(&self, ip: IpAddr) -> Result<Vec<PodInfo>> {
+        either!(self, x => x.pods_at(ip).await)
+    }
+
+    async fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
+        either!(self, x => x.deployment(namespace, name).await)
+    }
+
+    async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
+        either!(self, x => x.service(namespace, name).await)
+    }
+
+    async fn services_with(&self, addresses: &[IpAddr]) -> Result<Vec<ServiceInfo>> {
+        either!(self, x => x.services_with(addresses).await)
+    }
+
+    async fn nodes(&self, names: &[String]) -> Result<Vec<Node>> {
+        either!(self, x => x.nodes(names).await)
+    }
+
+    async fn names(&self, kind: Kind, namespace: &str) -> Result<Vec<String>> {
+        either!(self, x => x.names(kind, namespace).await)
+    }
+}

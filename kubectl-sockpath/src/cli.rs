@@ -1,0 +1,411 @@
+//! The command line: a contract with scripts (design.md, section 3).
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration;
+
+/// See every stage of a packet's way between two pods, and shorten it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-sockpath",
+    version,
+    disable_help_subcommand = true,
+    propagate_version = false,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 ran but saw nothing, 130 interrupted after cleaning up."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Use the lab on this machine instead of a cluster
+    #[arg(long, global = true)]
+    pub lab: bool,
+    /// Namespace of the pods
+    #[arg(short, long, global = true, value_name = "NS")]
+    pub namespace: Option<String>,
+    /// Path of the kubeconfig file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Cluster of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// User of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub user: Option<String>,
+    /// User to impersonate
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub as_user: Option<String>,
+    /// Group to impersonate, may be repeated
+    #[arg(long, global = true, value_name = "GROUP")]
+    pub as_group: Vec<String>,
+    /// Image of the helper pod
+    #[arg(long, global = true, value_name = "IMAGE", env = "SOCKPATH_HELPER_IMAGE")]
+    pub helper_image: Option<String>,
+    /// Namespace of the helper pod
+    #[arg(long, global = true, value_name = "NS", env = "SOCKPATH_HELPER_NAMESPACE", default_value = "sockpath")]
+    pub helper_namespace: String,
+    /// How long to wait for one answer of the API server
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
+    pub request_timeout: Duration,
+    /// Say more on stderr
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to colour the output
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
+}
+
+/// When to colour the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set or TERM is dumb
+    Auto,
+    /// Always, unless NO_COLOR is set
+    Always,
+    /// Never
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show every stage of a packet's way from one pod to another
+    Trace(Box<Trace>),
+    /// Let bytes go from socket to socket between pods of one node
+    Accelerate(Accelerate),
+    /// Show what is accelerated
+    Status(Status),
+    /// Put accelerated connections back on their normal path
+    Stop(Stop),
+    /// Examine client, cluster and nodes
+    Doctor(Doctor),
+    /// Remove every leftover of ours from cluster and nodes
+    Cleanup(Cleanup),
+    /// Build, show, use or remove the lab on this machine
+    Lab(Lab),
+    /// Print the versions of the plugin and what it speaks
+    Version(Version),
+    /// Print a completion script
+    Completion(Completion),
+}
+
+/// `trace`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+SOURCE is NAME, pod/NAME, NS/NAME or deploy/NAME (one of its pods).
+TARGET may also be svc/NAME, IP, [IPV6]:PORT, and localhost:PORT or :PORT for another container of the same pod.
+
+Examples:
+  kubectl sockpath trace curl httpbin                the way between two pods
+  kubectl sockpath trace curl svc/httpbin --probe    through a Service, with a request of our own
+  kubectl sockpath trace curl :8081                  to a sidecar, over loopback
+  kubectl sockpath trace curl httpbin -o json        one document for scripts")]
+pub struct Trace {
+    /// The pod that sends requests
+    #[arg(required_unless_present = "replay", value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// The pod, Service or address that answers
+    #[arg(required_unless_present = "replay", value_name = "TARGET[:PORT]")]
+    pub target: Option<String>,
+    /// Container, when several pods' containers could be meant (in a pod: the one that answers)
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Send a probe at once
+    #[arg(long, conflicts_with = "no_probe")]
+    pub probe: bool,
+    /// Never send a probe
+    #[arg(long)]
+    pub no_probe: bool,
+    /// Protocol of the probe
+    #[arg(long, value_enum, default_value_t = ProbeProtocol::Tcp)]
+    pub protocol: ProbeProtocol,
+    /// End after this many request packets with payload [default: 100, none with -o jsonl]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time [default: 10s, none with -o jsonl]
+    #[arg(long, value_name = "D", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Also show the accelerated way and what it saves
+    #[arg(long)]
+    pub compare: bool,
+    /// Record every packet instead of a sample when traffic is hot
+    #[arg(long)]
+    pub every_packet: bool,
+    /// Form of the output [default: a picture]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TraceOutput>,
+    /// Also write the report as one self-contained HTML page
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Also write the packets' hops as a pcapng file
+    #[arg(long, value_name = "FILE")]
+    pub pcapng: Option<PathBuf>,
+    /// Also record what the helpers say, for --replay
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub record: Option<PathBuf>,
+    /// Render a recording instead of tracing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "target", "probe", "compare"])]
+    pub replay: Option<PathBuf>,
+    /// Print the helper pod instead of tracing (with -o yaml or json)
+    #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "client", value_parser = ["client", "none"])]
+    pub dry_run: Option<String>,
+}
+
+/// Protocol of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProbeProtocol {
+    /// Connect and send a small HTTP request
+    Tcp,
+    /// Send one datagram
+    Udp,
+    /// Send one echo request
+    Icmp,
+}
+
+/// Forms of `trace`'s output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceOutput {
+    /// A table of hops with everything known about each
+    Wide,
+    /// One JSON document
+    Json,
+    /// One JSON line per packet, as they come
+    Jsonl,
+    /// With --dry-run=client: the helper pod
+    Yaml,
+}
+
+/// `accelerate`.
+#[derive(Debug, Args)]
+pub struct Accelerate {
+    /// Pods whose connections to take [default: all of the namespace]
+    #[arg(value_name = "POD")]
+    pub pods: Vec<String>,
+    /// Label selector
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// Pods of all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// End after this time; with --detach the lease [default with --detach: 1h]
+    #[arg(long = "for", value_name = "D", value_parser = duration::parse)]
+    pub lease: Option<Duration>,
+    /// Leave it running and return
+    #[arg(long)]
+    pub detach: bool,
+    /// Watch for a few seconds and print what would be done; =client prints the helper pod
+    #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
+    pub dry_run: Option<String>,
+    /// Go on although a check of the kernel failed (refused where data is at risk)
+    #[arg(long)]
+    pub force: bool,
+    /// Form of the output [default: a table]
+    #[arg(short, long, value_enum)]
+    pub output: Option<ObjectOutput>,
+}
+
+/// Output of commands that print one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ObjectOutput {
+    /// JSON
+    Json,
+    /// YAML (only for --dry-run=client)
+    Yaml,
+}
+
+/// Output of commands that print a table or JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TableOutput {
+    /// JSON
+    Json,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Form of the output [default: a table]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TableOutput>,
+}
+
+/// `stop`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Wait at most this long for unread bytes
+    #[arg(long, value_name = "D", value_parser = duration::parse, default_value = "10s")]
+    pub drain: Duration,
+    /// Form of the output [default: text]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TableOutput>,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Form of the output [default: a table]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TableOutput>,
+}
+
+/// `cleanup`.
+#[derive(Debug, Args)]
+pub struct Cleanup {
+    /// Form of the output [default: text]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TableOutput>,
+}
+
+/// `version`.
+#[derive(Debug, Args)]
+pub struct Version {
+    /// Form of the output [default: text]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TableOutput>,
+}
+
+/// `completion`.
+#[derive(Debug, Args)]
+pub struct Completion {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Shells there is completion for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `lab`: forwarded to the helper, which is privileged and knows how.
+#[derive(Debug, Args)]
+pub struct Lab {
+    /// What to do with the lab.
+    #[command(subcommand)]
+    pub command: LabCommand,
+}
+
+/// Commands of the lab.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Build two nodes, their pods and Services out of network namespaces
+    Up {
+        /// How packets cross between the nodes
+        #[arg(long, value_parser = ["none", "vxlan"], default_value = "none")]
+        overlay: String,
+    },
+    /// Remove the lab and every leftover of it
+    Down,
+    /// Show nodes, pods and Services
+    Status {
+        /// Form of the output [default: a table]
+        #[arg(short, long, value_enum)]
+        output: Option<TableOutput>,
+    },
+    /// Run a command inside a pod (its namespace and cgroup) or a node (its namespace)
+    Exec {
+        /// Pod or node
+        pod: String,
+        /// Container of the pod
+        #[arg(short, long)]
+        container: Option<String>,
+        /// The command
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration::parse(text) {
+        Ok(Duration::ZERO) => Err("it has to be longer than nothing".to_owned()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["kubectl-sockpath"], args].concat())
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_contract_parses() {
+        for line in [
+            "trace curl httpbin",
+            "trace curl httpbin:8080 --probe --count 5 --duration 3s --compare -o json --lab",
+            "--lab trace curl svc/httpbin -o jsonl --html a.html --pcapng b --record c",
+            "trace --replay file -o wide",
+            "trace a b --dry-run=client -o yaml",
+            "trace a b --every-packet --no-probe --as me --as-group x --as-group y -v -v",
+            "accelerate",
+            "accelerate a b -n prod -l app=x --for 10m --detach --dry-run -o json",
+            "accelerate -A --dry-run=client -o yaml",
+            "status",
+            "stop",
+            "doctor -o json",
+            "cleanup",
+            "version",
+            "completion bash",
+            "lab up --overlay vxlan",
+            "lab down",
+            "lab status -o json",
+            "lab exec curl -- sh -c true",
+            "trace a b --kubeconfig f --context c --cluster d --user e --namespace n --helper-image i --helper-namespace h --request-timeout 5s",
+        ] {
+            let args: Vec<&str> = line.split(' ').collect();
+            assert!(parse(&args).is_ok(), "{line}: {}", parse(&args).err().map(|e| e.to_string()).unwrap_or_default());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "",
+            "trace",
+            "trace a",
+            "trace a b --probe --no-probe",
+            "trace a b --count 0",
+            "trace a b --duration 0",
+            "trace a b --duration x",
+            "trace a b -o xml",
+            "trace a b --replay f",
+            "lab up --overlay gre",
+            "lab exec curl",
+            "accelerate -A -n prod",
+            "frobnicate",
+        ] {
+            let args: Vec<&str> = line.split(' ').filter(|s| !s.is_empty()).collect();
+            let code = parse(&args).err().map(|e| e.exit_code());
+            assert_eq!(code, Some(2), "{line}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The commands, one file each, and what they share.
+
+mod version;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::cli::{Cli, Command, Global};
+use crate::exit::{self, Exit};
+use crate::lab;
+use crate::progress::Progress;
+
+/// Runs the plugin: thin on purpose, so that every decision has a place with a name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let parsed = command().try_get_matches_from(&args).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(e) => {
+            // clap prints help to stdout (0) and errors to stderr (2); a reader that went away is no failure.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { Exit::Usage.code() } else { Exit::Done.code() });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => {
+            eprintln!("error: cannot start the event loop: {e}");
+            return Exit::Failed.into();
+        }
+    };
+    let progress = Progress::new(cli.global.verbose);
+    let result = runtime.block_on(run(cli, &progress));
+    progress.clear();
+    // A blocked write to stdout or read of a file must not keep the process alive.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => exit.into(),
+        Err(e) => {
+            let exit = exit::of_error(&e);
+            if matches!(exit, Exit::Failed | Exit::Usage) {
+                // stderr may be closed, too; there is nobody left to tell.
+                let _ = writeln!(std::io::stderr(), "error: {e:#}");
+            }
+            exit.into()
+        }
+    }
+}
+
+/// The command line; called as a kubectl plugin, usage says `kubectl sockpath`.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command().bin_name(invocation())
+}
+
+/// How the user calls us: `kubectl sockpath` when kubectl did, the program's own name otherwise.
+#[must_use]
+pub fn invocation() -> String {
+    let argv0 = std::env::args_os().next().unwrap_or_default();
+    let stem = Path::new(&argv0).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    match stem.strip_prefix("kubectl-") {
+        Some(name) => format!("kubectl {name}"),
+        None if stem.is_empty() => "kubectl sockpath".to_owned(),
+        None => stem,
+    }
+}
+
+async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
+    let global: &Global = &cli.global;
+    let _ = (global, progress);
+    match cli.command {
+        Command::Lab(lab) => match lab::forward(lab.command)? {},
+        Command::Version(args) => version::run(&args),
+        _ => bail!("not yet"),
+    }
+}
+
+/// Writes data to stdout in one go and flushes it.
+///
+/// # Errors
+/// When stdout cannot be written; a broken pipe ends the plugin quietly.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}

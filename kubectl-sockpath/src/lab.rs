@@ -1,0 +1,232 @@
+//! The lab: found through `sockpath-helper lab status -o json`, and commands forwarded to the helper.
+
+use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sockpath_protocol::lab::{LabPod, LabService, LabStatus};
+use sockpath_protocol::request::Node;
+
+use crate::cli::{Global, LabCommand, TableOutput};
+use crate::inventory::{ContainerInfo, Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::progress::Progress;
+use crate::session::{self, Fleet, Ready};
+
+/// Namespace of the lab's pods when none is named.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// How long the helper may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The lab as it was when the command started.
+#[derive(Debug)]
+pub struct Lab {
+    helper: PathBuf,
+    namespace: String,
+    verbose: bool,
+    status: LabStatus,
+}
+
+impl Lab {
+    /// Asks the helper what the lab looks like.
+    ///
+    /// # Errors
+    /// When there is no helper, or the lab is not up and `need_up` is set.
+    pub async fn connect(global: &Global, need_up: bool) -> Result<Self> {
+        let helper = helper_binary()?;
+        let output = tokio::process::Command::new(&helper)
+            .args(["lab", "status", "-o", "json"])
+            .kill_on_drop(true)
+            .output()
+            .await
+            .with_context(|| format!("cannot run {}", helper.display()))?;
+        let status: LabStatus = if output.status.success() {
+            serde_json::from_slice(&output.stdout).with_context(|| {
+                format!("`{} lab status -o json` did not print what this plugin expects: are both of one release?", helper.display())
+            })?
+        } else {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let stderr = stderr.trim().trim_start_matches("error: ");
+            bail!("cannot ask for the lab's state: {}", if stderr.is_empty() { "the helper said nothing" } else { stderr })
+        };
+        if need_up && !status.up {
+            bail!("the lab is not up: run `{} lab up` first", crate::command::invocation());
+        }
+        let namespace = global.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        Ok(Self { helper, namespace, verbose: global.verbose > 0, status })
+    }
+
+    /// Starts one helper for all these nodes.
+    ///
+    /// # Errors
+    /// When it does not start or does not say hello.
+    pub async fn helpers(&self, nodes: &[Node], progress: &Progress) -> Result<Fleet> {
+        progress.phase("", "starting the helper");
+        let names = nodes.iter().map(|n| n.name.clone()).collect();
+        let transport = session::spawn(&self.helper, &[OsStr::new("session")], names, self.verbose)?;
+        let mut fleet = Fleet::default();
+        fleet.join(Ready::handshake(transport, HELLO_PATIENCE).await?);
+        Ok(fleet)
+    }
+
+    /// All nodes of the lab.
+    #[must_use]
+    pub fn all_nodes(&self) -> Vec<Node> {
+        self.status.nodes.iter().map(Node::from).collect()
+    }
+
+    fn pod_info(&self, pod: &LabPod) -> PodInfo {
+        PodInfo {
+            pod: pod.into(),
+            unusable: None,
+            containers: pod.containers.iter().map(|c| ContainerInfo { name: c.name.clone(), ports: vec![c.port] }).collect(),
+        }
+    }
+
+    fn service_info(&self, service: &LabService) -> ServiceInfo {
+        let behind = |p: &&LabPod| p.namespace == service.namespace && service.ports.iter().any(|port| port.backends.contains(&p.name));
+        ServiceInfo {
+            service: self.status.service(service),
+            backends: self.status.pods.iter().filter(behind).map(|p| self.pod_info(p)).collect(),
+        }
+    }
+}
+
+impl Inventory for Lab {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>> {
+        Ok(self.status.pods.iter().find(|p| p.namespace == namespace && p.name == name).map(|p| self.pod_info(p)))
+    }
+
+    async fn pods(&self, scope: &Scope) -> Result<Vec<PodInfo>> {
+        if scope.selector.is_some() {
+            bail!("pods of the lab have no labels: name them, or leave the selector out");
+        }
+        let wanted = |p: &&LabPod| scope.namespace.as_ref().is_none_or(|ns| *ns == p.namespace);
+        Ok(self.status.pods.iter().filter(wanted).map(|p| self.pod_info(p)).collect())
+    }
+
+    async fn pods_at(&self, ip: IpAddr) -> Result<Vec<PodInfo>> {
+        Ok(self.status.pods.iter().filter(|p| p.ips.contains(&ip)).map(|p| self.pod_info(p)).collect())
+    }
+
+    async fn deployment(&self, _namespace: &str, _name: &str) -> Result<Option<Vec<PodInfo>>> {
+        Ok(None)
+    }
+
+    async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
+        Ok(self.status.services.iter().find(|s| s.namespace == namespace && s.name == name).map(|s| self.service_info(s)))
+    }
+
+    async fn services_with(&self, addresses: &[IpAddr]) -> Result<Vec<ServiceInfo>> {
+        let touches = |s: &ServiceInfo| {
+            s.service.frontends.iter().any(|f| addresses.contains(&f.addr.ip()))
+                || s.service.backends.iter().any(|b| addresses.contains(&b.ip()))
+        };
+        Ok(self.status.services.iter().map(|s| self.service_info(s)).filter(touches).collect())
+    }
+
+    async fn nodes(&self, names: &[String]) -> Result<Vec<Node>> {
+        Ok(self.status.nodes.iter().filter(|n| names.contains(&n.name)).map(Node::from).collect())
+    }
+
+    async fn names(&self, kind: Kind, namespace: &str) -> Result<Vec<String>> {
+        Ok(match kind {
+            Kind::Pod => self.status.pods.iter().filter(|p| p.namespace == namespace).map(|p| p.name.clone()).collect(),
+            Kind::Service => self.status.services.iter().filter(|s| s.namespace == namespace).map(|s| s.name.clone()).collect(),
+            Kind::Deployment => Vec::new(),
+            Kind::Namespace => {
+                let mut names: Vec<String> = self.status.pods.iter().map(|p| p.namespace.clone()).collect();
+                names.sort_unstable();
+                names.dedup();
+                names
+            }
+        })
+    }
+}
+
+/// Finds the helper binary: `SOCKPATH_HELPER`, else beside this executable, else on PATH.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn helper_binary() -> Result<PathBuf> {
+    const NAME: &str = "sockpath-helper";
+    if let Some(path) = std::env::var_os("SOCKPATH_HELPER").filter(|p| !p.is_empty()) {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("SOCKPATH_HELPER names {}, which is no file", path.display());
+        }
+        return Ok(path);
+    }
+    // krew and `ln -s` put a link on PATH; the helper lies beside what it points to.
+    let beside = std::env::current_exe().ok().and_then(|p| p.canonicalize().ok()).and_then(|p| p.parent().map(|d| d.join(NAME)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = beside.into_iter().chain(std::env::split_paths(&path).map(|d| d.join(NAME)));
+    candidates.find(|p| p.is_file()).with_context(|| {
+        format!("cannot find {NAME}, which the lab needs: put it beside kubectl-sockpath or on PATH, or set SOCKPATH_HELPER")
+    })
+}
+
+/// The helper's arguments for a lab command.
+fn helper_args(command: LabCommand) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["lab".into()];
+    match command {
+        LabCommand::Up { overlay } => args.extend(["up".into(), "--overlay".into(), overlay.into()]),
+        LabCommand::Down => args.push("down".into()),
+        LabCommand::Status { output } => {
+            args.push("status".into());
+            if output == Some(TableOutput::Json) {
+                args.extend(["-o".into(), "json".into()]);
+            }
+        }
+        LabCommand::Exec { pod, container, command } => {
+            args.push("exec".into());
+            if let Some(container) = container {
+                args.extend(["-c".into(), container.into()]);
+            }
+            args.extend([pod.into(), "--".into()]);
+            args.extend(command);
+        }
+    }
+    args
+}
+
+/// Becomes the helper, so that terminal, signals and exit code are its own.
+///
+/// # Errors
+/// When the helper cannot be run; otherwise this does not come back.
+pub fn forward(command: LabCommand) -> Result<std::convert::Infallible> {
+    let helper = helper_binary()?;
+    become_helper(&helper, helper_args(command))
+}
+
+#[cfg(unix)]
+fn become_helper(helper: &Path, args: Vec<OsString>) -> Result<std::convert::Infallible> {
+    use std::os::unix::process::CommandExt;
+    let error = Command::new(helper).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", helper.display()))
+}
+
+#[cfg(not(unix))]
+fn become_helper(_helper: &Path, _args: Vec<OsString>) -> Result<std::convert::Infallible> {
+    bail!("the lab needs Linux")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lab_commands_become_the_same_arguments() {
+        let exec = LabCommand::Exec { pod: "curl".into(), container: None, command: vec!["ls".into(), "-l".into()] };
+        assert_eq!(helper_args(exec), ["lab", "exec", "curl", "--", "ls", "-l"]);
+        assert_eq!(helper_args(LabCommand::Up { overlay: "vxlan".into() }), ["lab", "up", "--overlay", "vxlan"]);
+        assert_eq!(helper_args(LabCommand::Status { output: Some(TableOutput::Json) }), ["lab", "status", "-o", "json"]);
+    }
+}

@@ -1,0 +1,17 @@
+//! `kubectl sockpath`: see and shorten the way of packets between two pods.
+//!
+//! The plugin reads arguments, resolves names, starts helpers and renders what they report. It needs no privilege and
+//! knows no BPF. `--lab` runs it on this machine without a cluster.
+
+pub mod backend;
+pub mod cli;
+pub mod cluster;
+pub mod command;
+pub mod duration;
+pub mod exit;
+pub mod inventory;
+pub mod lab;
+pub mod progress;
+pub mod session;
+pub mod target;
+pub mod terminal;

@@ -1,0 +1,58 @@
+//! Sessions with helpers: JSON lines over any byte stream, one stream per helper, merged into one [`Fleet`].
+//!
+//! A [`Transport`] is all that differs between a child process (the lab) and an attached pod (a cluster).
+
+mod fleet;
+mod local;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use fleet::{Event, Fleet, Member, Ready, SessionError};
+pub use local::spawn;
+
+/// A byte stream to a helper and the means to end it.
+pub struct Transport {
+    /// The nodes this helper serves: one in a cluster, all in the lab.
+    pub nodes: Vec<String>,
+    /// The helper's stdout.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// The helper's stdin.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Whoever has to clean up behind the helper.
+    pub keeper: Box<dyn Keeper>,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("nodes", &self.nodes).finish_non_exhaustive()
+    }
+}
+
+/// Ends a helper for good: waits for or kills the child process, deletes the pod.
+pub trait Keeper: Send {
+    /// Ends it and tells what can be said about how it went (exit status, last lines of stderr, the pod's state), for
+    /// error messages. With [`Ending::Done`] the helper has said `end` and is about to exit by itself; with [`Ending::Kill`]
+    /// nothing more is expected of it. Must come back within about a second.
+    fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>>;
+}
+
+/// How a helper is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It has said `end`.
+    Done,
+    /// It has not, or does not answer.
+    Kill,
+}
+
+/// What is known about a helper that ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Aftermath {
+    /// Why it ended, in words (`killed by signal 9`, `the pod was evicted`); empty when nothing is known.
+    pub cause: String,
+    /// The last lines it wrote to stderr.
+    pub stderr: String,
+}

@@ -1,0 +1,374 @@
+//! From names to what helpers need: pods, Services, nodes, and the scenario between them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use sockpath_protocol::request::{Pod, ProbeRequest, Protocol, Service, TraceRequest};
+
+use crate::command::invocation;
+use crate::exit::UsageError;
+use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::target::{Endpoint, Name};
+
+/// How source and target lie to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// Two containers of one pod, over loopback.
+    InPod,
+    /// Two pods of one node.
+    SameNode,
+    /// Pods of two nodes.
+    CrossNode,
+    /// The target is no pod.
+    External,
+}
+
+/// What a trace is to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What helpers are asked; each gets those of `nodes` that it serves.
+    pub request: TraceRequest,
+    /// How source and target lie to each other, as far as is known before a packet was seen.
+    pub scenario: Scenario,
+    /// The target as typed.
+    pub target: String,
+    /// Name of the Service that was named, `namespace/name`.
+    pub via_service: Option<String>,
+    /// Where a probe can go, when a port is known.
+    pub probe: Option<ProbeRequest>,
+}
+
+/// Time a probe gets, in milliseconds.
+const PROBE_TIMEOUT_MS: u64 = 3_000;
+
+/// What the target turned out to be.
+struct Found {
+    pods: Vec<PodInfo>,
+    addresses: Vec<IpAddr>,
+    service: Option<ServiceInfo>,
+    /// Loopback inside the source.
+    same: bool,
+}
+
+/// Finds everything a trace needs.
+///
+/// # Errors
+/// Usage errors for what makes no sense, others for what is not there or cannot be traced.
+pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, container: Option<&str>, protocol: Protocol) -> Result<Plan> {
+    let (from, to) = (Endpoint::parse(source)?, Endpoint::parse(target)?);
+    if from.port.is_some() {
+        return Err(UsageError::new(format!("`{source}`: the port belongs to the target, not to the source")));
+    }
+    let source_pod = find_source(inventory, &from.name).await?;
+    usable(&source_pod)?;
+    let found = find_target(inventory, &to.name, &source_pod, &from.name).await?;
+    let same_pod = found.same || (found.service.is_none() && found.pods.iter().any(|p| p.pod.uid == source_pod.pod.uid));
+    let container_port = match container {
+        Some(name) => Some(port_of_container(&found.pods, name)?),
+        None => None,
+    };
+    let port = to.port.or(container_port.flatten());
+    if same_pod && port.is_none() {
+        let example = source_pod.containers.iter().flat_map(|c| &c.ports).next_back().copied().unwrap_or(8080);
+        return Err(UsageError::new(format!(
+            "SOURCE and TARGET are the same pod, {}: name another one, or say which port inside it answers: `{} trace {source} :{example}`",
+            source_pod.pod.name,
+            invocation()
+        )));
+    }
+    for pod in &found.pods {
+        if found.service.is_none() {
+            usable(pod)?;
+        }
+    }
+    let targets: Vec<Pod> = found.pods.iter().filter(|p| p.unusable.is_none()).map(|p| p.pod.clone()).collect();
+    let services = match &found.service {
+        Some(s) => vec![s.service.clone()],
+        None if same_pod => Vec::new(),
+        None => {
+            let ips: Vec<IpAddr> = targets.iter().flat_map(|p| p.ips.iter().copied()).collect();
+            if ips.is_empty() { Vec::new() } else { inventory.services_with(&ips).await?.into_iter().map(|s| s.service).collect() }
+        }
+    };
+    if let (Some(service), Some(port)) = (&found.service, to.port) {
+        check_service_port(&service.service, port)?;
+    }
+    let scenario = scenario(&source_pod.pod, &targets, same_pod);
+    let names: Vec<String> =
+        std::iter::once(&source_pod.pod).chain(&targets).map(|p| p.node.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+    let nodes = inventory.nodes(&names).await?;
+    if let Some(missing) = names.iter().find(|n| !nodes.iter().any(|node| node.name == **n)) {
+        bail!("node {missing} is not there any more");
+    }
+    let probe = probe(protocol, port, &found, &targets, &source_pod);
+    let request = TraceRequest {
+        source: source_pod.pod,
+        targets,
+        addresses: found.addresses,
+        services,
+        port,
+        nodes,
+        every_packet: false,
+        packets_per_second: 0,
+        count: None,
+    };
+    let via_service = found.service.map(|s| format!("{}/{}", s.service.namespace, s.service.name));
+    Ok(Plan { request, scenario, target: target.to_owned(), via_service, probe })
+}
+
+async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo> {
+    match name {
+        Name::Pod { namespace, name } => find_pod(inventory, namespace.as_deref(), name).await,
+        Name::Deployment { namespace, name } => {
+            let pods = find_deployment(inventory, namespace.as_deref(), name).await?;
+            pods.into_iter()
+                .min_by_key(|p| p.unusable.is_some())
+                .ok_or_else(|| anyhow::anyhow!("Deployment {name} has no pods: scale it up first"))
+        }
+        Name::Ip(ip) => match &inventory.pods_at(*ip).await?[..] {
+            [pod] => Ok(pod.clone()),
+            [] => bail!("no pod has the address {ip}, and SOURCE has to be a pod"),
+            several => bail!("{ip} belongs to {} pods that share the node's address: name one of them", several.len()),
+        },
+        Name::Service { .. } => Err(UsageError::new("SOURCE has to be a pod or a Deployment: a Service sends nothing")),
+        Name::Same => Err(UsageError::new("SOURCE has to be a pod or a Deployment; :PORT is for the target")),
+    }
+}
+
+async fn find_target(inventory: &impl Inventory, name: &Name, source: &PodInfo, source_name: &Name) -> Result<Found> {
+    let nothing = Found { pods: Vec::new(), addresses: Vec::new(), service: None, same: false };
+    match name {
+        Name::Pod { namespace, name } => {
+            // A plain name is looked for where the source is when the source's namespace was written out.
+            let fallback = match source_name {
+                Name::Pod { namespace: Some(ns), .. } | Name::Deployment { namespace: Some(ns), .. } => Some(ns.as_str()),
+                _ => None,
+            };
+            let namespace = namespace.as_deref().or(fallback);
+            Ok(Found { pods: vec![find_pod(inventory, namespace, name).await?], ..nothing })
+        }
+        Name::Deployment { namespace, name } => {
+            let mut pods = find_deployment(inventory, namespace.as_deref(), name).await?;
+            pods.retain(|p| p.unusable.is_none() && p.pod.uid != source.pod.uid);
+            if pods.is_empty() {
+                bail!("Deployment {name} has no running pod besides the source");
+            }
+            Ok(Found { pods, ..nothing })
+        }
+        Name::Service { namespace, name } => {
+            let service = find_service(inventory, namespace.as_deref(), name).await?;
+            Ok(Found { pods: service.backends.clone(), service: Some(service), ..nothing })
+        }
+        Name::Same => {
+            let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            Ok(Found { pods: vec![source.clone()], addresses: loopback, same: true, ..nothing })
+        }
+        Name::Ip(ip) if ip.is_loopback() => Ok(Found { pods: vec![source.clone()], addresses: vec![*ip], same: true, ..nothing }),
+        Name::Ip(ip) => {
+            let pods = inventory.pods_at(*ip).await?;
+            if !pods.is_empty() {
+                return Ok(Found { pods, addresses: vec![*ip], ..nothing });
+            }
+            let dialled = |s: &ServiceInfo| s.service.frontends.iter().any(|f| f.addr.ip() == *ip);
+            match inventory.services_with(&[*ip]).await?.into_iter().find(dialled) {
+                Some(service) => Ok(Found { pods: service.backends.clone(), service: Some(service), ..nothing }),
+                None => Ok(Found { addresses: vec![*ip], ..nothing }),
+            }
+        }
+    }
+}
+
+async fn find_pod(inventory: &impl Inventory, namespace: Option<&str>, name: &str) -> Result<PodInfo> {
+    let namespace = namespace.unwrap_or(inventory.namespace());
+    match inventory.pod(namespace, name).await? {
+        Some(pod) => Ok(pod),
+        None => Err(not_found(inventory, Kind::Pod, namespace, name).await),
+    }
+}
+
+async fn find_deployment(inventory: &impl Inventory, namespace: Option<&str>, name: &str) -> Result<Vec<PodInfo>> {
+    let namespace = namespace.unwrap_or(inventory.namespace());
+    match inventory.deployment(namespace, name).await? {
+        Some(pods) => Ok(pods),
+        None => Err(not_found(inventory, Kind::Deployment, namespace, name).await),
+    }
+}
+
+async fn find_service(inventory: &impl Inventory, namespace: Option<&str>, name: &str) -> Result<ServiceInfo> {
+    let namespace = namespace.unwrap_or(inventory.namespace());
+    match inventory.service(namespace, name).await? {
+        Some(service) => Ok(service),
+        None => Err(not_found(inventory, Kind::Service, namespace, name).await),
+    }
+}
+
+/// Says what is not there, and what is: close names of the same kind, or the same name as another kind.
+async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name: &str) -> anyhow::Error {
+    let mut text = format!("{} `{name}` is not in namespace {namespace}", kind.word());
+    let names = inventory.names(kind, namespace).await.unwrap_or_default();
+    let close = closest(name, &names);
+    let other = match kind {
+        Kind::Pod => Some((Kind::Service, "svc")),
+        Kind::Service => Some((Kind::Pod, "pod")),
+        _ => None,
+    };
+    if let Some((other, prefix)) = other
+        && inventory.names(other, namespace).await.unwrap_or_default().iter().any(|n| n == name)
+    {
+        text.push_str(&format!("; there is a {} of that name: write {prefix}/{name}", other.word()));
+    } else if !close.is_empty() {
+        text.push_str(&format!("; did you mean {}?", close.join(" or ")));
+    } else if names.is_empty() {
+        text.push_str(&format!("; there is no {} at all in it, is the namespace right (-n)?", kind.word()));
+    } else {
+        let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
+        text.push_str(&format!("; there are {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" }));
+    }
+    anyhow::anyhow!(text)
+}
+
+fn usable(pod: &PodInfo) -> Result<()> {
+    match &pod.unusable {
+        None => Ok(()),
+        Some(why) => bail!("pod {}/{} cannot be traced: {why}", pod.pod.namespace, pod.pod.name),
+    }
+}
+
+/// The port of a container; `None` inside when the container is there but declares none.
+fn port_of_container(pods: &[PodInfo], name: &str) -> Result<Option<u16>> {
+    let mut known = BTreeSet::new();
+    for container in pods.iter().flat_map(|p| &p.containers) {
+        if container.name == name {
+            return Ok(container.ports.first().copied());
+        }
+        known.insert(container.name.as_str());
+    }
+    let known: Vec<&str> = known.into_iter().collect();
+    bail!("the target has no container `{name}`; it has {}", if known.is_empty() { "none that run".to_owned() } else { known.join(", ") })
+}
+
+fn check_service_port(service: &Service, port: u16) -> Result<()> {
+    let ports: BTreeSet<u16> =
+        service.frontends.iter().map(|f| f.addr.port()).chain(service.backends.iter().map(SocketAddr::port)).collect();
+    if ports.is_empty() || ports.contains(&port) {
+        return Ok(());
+    }
+    let listed: Vec<String> = service.frontends.iter().map(|f| f.addr.port()).collect::<BTreeSet<_>>().iter().map(u16::to_string).collect();
+    bail!("Service {} has no port {port}; it has {}", service.name, listed.join(", "))
+}
+
+fn scenario(source: &Pod, targets: &[Pod], same_pod: bool) -> Scenario {
+    if same_pod {
+        Scenario::InPod
+    } else if targets.is_empty() {
+        Scenario::External
+    } else if targets.iter().all(|t| t.node == source.node) {
+        Scenario::SameNode
+    } else {
+        Scenario::CrossNode
+    }
+}
+
+/// Where a probe goes: the address a client of the source would dial, of the family the source has.
+fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], source: &PodInfo) -> Option<ProbeRequest> {
+    let reachable =
+        |ip: &IpAddr| ip.is_loopback() || source.pod.ips.is_empty() || source.pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+    let to = if let Some(service) = &found.service {
+        let frontends = || service.service.frontends.iter().filter(|f| reachable(&f.addr.ip()));
+        let wanted =
+            frontends().find(|f| port.is_none_or(|p| p == f.addr.port()) && (f.protocol == protocol || protocol == Protocol::Icmp));
+        // A headless Service is dialled at its pods.
+        wanted
+            .or_else(|| frontends().find(|f| port.is_none_or(|p| p == f.addr.port())))
+            .map(|f| f.addr)
+            .or_else(|| service.service.backends.first().copied())
+    } else {
+        let ip = found.addresses.iter().chain(targets.iter().flat_map(|p| &p.ips)).copied().find(|ip| reachable(ip));
+        let declared = || found.pods.iter().flat_map(|p| &p.containers).flat_map(|c| &c.ports).next().copied();
+        let port = port.or_else(declared).or((protocol == Protocol::Icmp).then_some(0));
+        ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port))
+    };
+    to.map(|to| ProbeRequest { protocol, to, timeout_ms: PROBE_TIMEOUT_MS, http: protocol == Protocol::Tcp })
+}
+
+/// The pods an `accelerate` takes: those named, or all of a scope.
+///
+/// # Errors
+/// When a name is wrong, is not there, or nothing is left.
+pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &Scope) -> Result<Vec<PodInfo>> {
+    if names.is_empty() {
+        let mut pods = inventory.pods(scope).await?;
+        pods.retain(|p| p.unusable.is_none());
+        if pods.is_empty() {
+            let place = scope.namespace.as_ref().map_or_else(|| "the cluster".to_owned(), |ns| format!("namespace {ns}"));
+            let which = scope.selector.as_ref().map_or_else(String::new, |s| format!(" that matches `{s}`"));
+            bail!("there is no running pod{which} in {place}");
+        }
+        return Ok(pods);
+    }
+    if scope.selector.is_some() {
+        return Err(UsageError::new("name pods or give a selector, not both"));
+    }
+    let mut pods: Vec<PodInfo> = Vec::new();
+    for text in names {
+        let endpoint = Endpoint::parse(text)?;
+        if endpoint.port.is_some() {
+            return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not ports")));
+        }
+        let found = match &endpoint.name {
+            Name::Pod { namespace, name } => vec![find_pod(inventory, namespace.as_deref(), name).await?],
+            Name::Deployment { namespace, name } => find_deployment(inventory, namespace.as_deref(), name).await?,
+            Name::Service { namespace, name } => find_service(inventory, namespace.as_deref(), name).await?.backends,
+            Name::Ip(_) | Name::Same => return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not addresses"))),
+        };
+        for pod in found {
+            usable(&pod)?;
+            if !pods.iter().any(|p| p.pod.uid == pod.pod.uid) {
+                pods.push(pod);
+            }
+        }
+    }
+    if pods.is_empty() {
+        bail!("nothing that was named has a running pod");
+    }
+    Ok(pods)
+}
+
+/// Names so close that a typing error is likely, best first, at most three.
+#[must_use]
+pub fn closest(name: &str, names: &[String]) -> Vec<String> {
+    let limit = (name.len() / 3).clamp(1, 4);
+    let score = |candidate: &String| {
+        let prefix = candidate.starts_with(name) || name.starts_with(candidate.as_str());
+        let distance = if prefix && name.len() >= 3 { 1 } else { edit_distance(name, candidate) };
+        (distance <= limit).then_some(distance)
+    };
+    let mut scored: Vec<(usize, &String)> = names.iter().filter_map(|n| score(n).map(|s| (s, n))).collect();
+    scored.sort();
+    scored.into_iter().take(3).map(|(_, n)| n.clone()).collect()
+}
+
+/// Optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours each cost one.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let substituted = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = substituted.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests;
