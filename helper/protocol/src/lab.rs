@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Frontend, Locate, Node, Pod, Service};
+use crate::request::{Container, Frontend, Locate, Node, Pod, Service};
 
 /// The whole lab.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub struct LabPod {
 pub struct LabContainer {
     /// Its name.
     pub name: String,
+    /// Its made-up runtime id (64 hexadecimal digits); names its cgroup below the pod's.
+    pub id: String,
     /// Its first process.
     pub pid: u32,
     /// The TCP and UDP port its built-in server listens on.
@@ -116,7 +118,7 @@ impl From<&LabPod> for Pod {
             node: p.node.clone(),
             ips: p.ips.clone(),
             host_network: false,
-            containers: Vec::new(),
+            containers: p.containers.iter().map(|c| Container { name: c.name.clone(), id: c.id.clone() }).collect(),
             locate: Locate::Path { netns: p.netns.clone(), cgroup: p.cgroup.clone() },
         }
     }

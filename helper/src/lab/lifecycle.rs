@@ -1,0 +1,224 @@
+//! `lab up` and `lab down`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use sockpath_protocol::lab::Overlay;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::plan::{self, Instance, NODES, PODS, SERVICES};
+use super::rules::{Family, Restore};
+use super::state::{self, Locked, Phase, State};
+use super::{cgroup, netns, node, server};
+
+/// Brings the lab up, or says that it is up.
+pub async fn up(instance: &Instance, overlay: Overlay) -> Result<ExitCode> {
+    require_root()?;
+    let started = Instant::now();
+    let restore = Restore::find()?;
+    let locked = Locked::acquire(instance)?;
+    match state::load(instance) {
+        Ok(Some(state)) if state.phase == Phase::Up && state.overlay != overlay => {
+            bail!("the lab is up with overlay {}; run `{}` first", plan::overlay_name(state.overlay), instance.command("down"))
+        }
+        Ok(Some(state)) => match fault(instance, &state).await? {
+            None => {
+                eprintln!("the lab is already up");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(fault) => {
+                eprintln!("repairing the lab: {fault}");
+                tear_down(instance).await?;
+            }
+        },
+        // Whatever is left of an earlier one is found by name.
+        Ok(None) | Err(_) => {
+            tear_down(instance).await?;
+        }
+    }
+    if let Err(e) = refuse_foreign_names(instance).await {
+        locked.remove()?;
+        return Err(e);
+    }
+
+    let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let outcome = tokio::select! {
+        built = build(instance, overlay, &restore, &locked) => Some(built),
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+    };
+    match outcome {
+        Some(Ok(())) => {
+            eprintln!(
+                "the lab is up: {} nodes, {} pods, {} Services, overlay {} ({} ms)",
+                NODES.len(),
+                PODS.len(),
+                SERVICES.len(),
+                plan::overlay_name(overlay),
+                started.elapsed().as_millis()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Err(e)) => {
+            remove_all(instance, locked).await.with_context(|| format!("after this went wrong: {e:#}"))?;
+            Err(e)
+        }
+        None => {
+            remove_all(instance, locked).await?;
+            eprintln!("interrupted; what was made is removed again");
+            Ok(ExitCode::from(130))
+        }
+    }
+}
+
+/// Takes the lab down, whatever state it is in.
+pub async fn down(instance: &Instance) -> Result<ExitCode> {
+    require_root()?;
+    let was_known = instance.state_dir().exists();
+    let locked = Locked::acquire(instance)?;
+    let found = remove_all(instance, locked).await?;
+    eprintln!("{}", if was_known || found { "the lab is down" } else { "the lab is not up; nothing to remove" });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked: &Locked) -> Result<()> {
+    let cgroup_root = cgroup::ensure_mounted()?;
+    let mut state = State { phase: Phase::Building, overlay, cgroup_root, servers: Default::default() };
+    locked.save(&state)?;
+    netns::prepare_dir()?;
+
+    let nodes = [node::create_node(instance, NODES[0]).await?, node::create_node(instance, NODES[1]).await?];
+    let mut loading = Vec::new();
+    for (place, plan) in nodes.iter().zip(NODES) {
+        for family in Family::ALL {
+            loading.push(restore.start(plan.name, &place.netns, family)?);
+        }
+    }
+    node::join_nodes(&nodes).await?;
+    for (place, plan) in nodes.iter().zip(NODES) {
+        node::equip_node(place, plan, overlay).await.with_context(|| format!("cannot set up {}", plan.name))?;
+    }
+    let mut starting = Vec::new();
+    for pod in &PODS {
+        let place = node::create_pod(instance, pod).await?;
+        let home = nodes.iter().zip(NODES).find(|(_, n)| n.number == pod.node.number).map(|(p, _)| p).context("a pod without a node")?;
+        node::plug_pod(home, &place, pod, instance, overlay).await.with_context(|| format!("cannot set up pod {}", pod.name))?;
+        for container in pod.containers {
+            make_cgroup(&state.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container)))?;
+            starting.push((format!("{}/{}", pod.name, container.name), server::Starting::start(instance, pod, container)?));
+        }
+    }
+    for node in NODES {
+        make_cgroup(&node_cgroup(&state, instance, node))?;
+    }
+    for load in loading {
+        load.finish()?;
+    }
+    for (name, server) in starting {
+        let pid = server.ready().with_context(|| format!("the server of {name} did not start"))?;
+        state.servers.insert(name, pid);
+    }
+    state.phase = Phase::Up;
+    locked.save(&state)
+}
+
+/// Where commands run that `lab exec` starts on a node: `down` finds them there.
+pub fn node_cgroup(state: &State, instance: &Instance, node: &plan::Node) -> PathBuf {
+    state.cgroup_dir(instance).join(node.name).join("system.slice")
+}
+
+fn make_cgroup(dir: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the cgroup {}", dir.display()))
+}
+
+/// What is wrong with a lab that should be up, if anything is. Reads only.
+pub async fn fault(instance: &Instance, state: &State) -> Result<Option<String>> {
+    if state.phase != Phase::Up {
+        return Ok(Some("an earlier `lab up` did not finish".to_owned()));
+    }
+    for node in NODES {
+        if let Some(fault) = node::check(instance, node.name, &node::devices(node, instance, state.overlay)).await? {
+            return Ok(Some(fault));
+        }
+    }
+    for pod in &PODS {
+        if let Some(fault) = node::check(instance, pod.name, &["eth0".to_owned()]).await? {
+            return Ok(Some(fault));
+        }
+    }
+    Ok(server_fault(instance, state))
+}
+
+/// As [`fault`], but only what can be seen without privilege.
+#[must_use]
+pub fn server_fault(instance: &Instance, state: &State) -> Option<String> {
+    for pod in &PODS {
+        for container in pod.containers {
+            let dir = state.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container));
+            let pid = state.servers.get(&format!("{}/{}", pod.name, container.name));
+            if !pid.is_some_and(|pid| cgroup::processes(&dir).contains(pid)) {
+                return Some(format!("the server of pod {}, container {}, is gone", pod.name, container.name));
+            }
+        }
+    }
+    None
+}
+
+async fn remove_all(instance: &Instance, locked: Locked) -> Result<bool> {
+    let found = tear_down(instance).await?;
+    locked.remove()?;
+    cgroup::release_mount();
+    Ok(found)
+}
+
+/// Removes everything of the instance but its state directory: processes, cgroups, namespaces with all that is in them.
+/// Says whether there was anything.
+async fn tear_down(instance: &Instance) -> Result<bool> {
+    let mut found = false;
+    if let Some(root) = cgroup::mounted()? {
+        let dir = root.join(instance.cgroup_name());
+        if dir.exists() {
+            if cgroup::contains_self(&root, &dir) {
+                bail!("this command runs inside the lab that it should remove; run it outside of `lab exec`");
+            }
+            cgroup::remove(&dir)?;
+            found = true;
+        }
+    }
+    for entity in plan::entities() {
+        let path = instance.netns_path(entity);
+        match netns::look_up(&path, &instance.mark()).await? {
+            netns::Named::Free | netns::Named::Foreign => {}
+            netns::Named::Ours(_) | netns::Named::Stale => {
+                netns::remove(&path)?;
+                found = true;
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn refuse_foreign_names(instance: &Instance) -> Result<()> {
+    for entity in plan::entities() {
+        let path = instance.netns_path(entity);
+        if matches!(netns::look_up(&path, &instance.mark()).await?, netns::Named::Foreign) {
+            let name = instance.netns_name(entity);
+            bail!(
+                "the network namespace {name} exists and is not the lab's: remove it (`ip netns del {name}`), or choose another instance with {}=NAME",
+                plan::INSTANCE_VAR
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Fails with what to do when this process is not root.
+pub fn require_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the lab is made of network namespaces and cgroups, which only root may make; run it with sudo");
+    }
+    Ok(())
+}
