@@ -1,1 +1,34 @@
-//! x
+//! What the tests on real kernels share: the programs under test, a lab of one's own, and what exists in the kernel.
+
+pub mod lab;
+pub mod programs;
+pub mod snapshot;
+
+use std::io::Write as _;
+
+/// Whether this test may run: it needs root. Says on stderr, past the test runner's capture, when it is skipped and why.
+#[must_use]
+pub fn root_or_skip(test: &str) -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    skipped(test, "it needs root, for network namespaces and cgroups");
+    false
+}
+
+/// Says that a test or a part of one was skipped, and why.
+pub fn skipped(test: &str, why: &str) {
+    // Not eprintln!, which the test runner keeps to itself when a test passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+}
+
+/// Whether a program is installed; says that the test is skipped when it is not.
+#[must_use]
+pub fn program_or_skip(test: &str, program: &str, package: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|d| d.join(program).is_file());
+    if !found {
+        skipped(test, &format!("{program} is not installed (apt-get install {package})"));
+    }
+    found
+}
