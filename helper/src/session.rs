@@ -39,10 +39,18 @@ pub struct Session {
 impl Session {
     /// Next thing to react to. Cancel-safe. After `Stop` it yields `Stop` for ever.
     pub async fn next(&mut self) -> Inbound {
-        if self.closed {
-            return Inbound::Stop(EndReason::StdinClosed);
+        loop {
+            if self.closed {
+                return Inbound::Stop(EndReason::StdinClosed);
+            }
+            let inbound = self.inbound.recv().await.unwrap_or(Inbound::Stop(EndReason::StdinClosed));
+            if !matches!(inbound, Inbound::Request(Request::Hello)) {
+                return inbound;
+            }
+            if let Err(e) = hello().and_then(|hello| self.send(&Message::Hello(hello))) {
+                eprintln!("error: cannot say hello: {e:#}");
+            }
         }
-        self.inbound.recv().await.unwrap_or(Inbound::Stop(EndReason::StdinClosed))
     }
 
     /// Writes messages as lines in one system call. A reader that went away is noted, not an error.
@@ -117,7 +125,7 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
         Request::Doctor => doctor::run(session),
         Request::Cleanup => accel::cleanup(session).await,
         Request::Probe(_) => Err(Coded::new("protocol", "a probe was asked for outside a trace")),
-        Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
+        Request::Hello | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
     }
 }
 

@@ -24,6 +24,9 @@ pub enum Request {
     Doctor,
     /// Remove every leftover of ours on this node.
     Cleanup,
+    /// Say `hello` (again) now. An attached stream begins after the helper's first line was written, so the plugin asks; the
+    /// answer's clocks, halfway between question and answer, also tell how the node's clock lies to the plugin's.
+    Hello,
     /// The plugin is alive.
     Heartbeat,
     /// End the session in order: report what is pending, then `end`.

@@ -73,8 +73,8 @@ fn pod() -> Pod {
 fn every_known_layout_is_found() {
     let u = UID.replace('-', "_");
     let layouts = [
-        ("", true, format!("kubepods/pod{UID}"), format!("{APP}"), "cgroupfs, guaranteed"),
-        ("", true, format!("kubepods/burstable/pod{UID}"), format!("{APP}"), "cgroupfs, burstable"),
+        ("", true, format!("kubepods/pod{UID}"), APP.to_owned(), "cgroupfs, guaranteed"),
+        ("", true, format!("kubepods/burstable/pod{UID}"), APP.to_owned(), "cgroupfs, burstable"),
         ("", true, format!("kubepods/besteffort/pod{UID}"), format!("crio-{APP}"), "cgroupfs, CRI-O"),
         ("", true, format!("kubepods.slice/kubepods-pod{u}.slice"), format!("cri-containerd-{APP}.scope"), "systemd, guaranteed"),
         (
@@ -91,11 +91,11 @@ fn every_known_layout_is_found() {
             format!("cri-containerd-{APP}.scope"),
             "kind, systemd",
         ),
-        ("", true, format!("kubelet/kubepods/besteffort/pod{UID}"), format!("{APP}"), "kind, cgroupfs"),
-        ("", true, format!("system.slice/kubelet.service/kubepods/burstable/pod{UID}"), format!("{APP}"), "below the kubelet's unit"),
-        ("", true, format!("kn-n1/kubepods/burstable/pod{UID}"), format!("{APP}"), "cgroupRoot"),
-        ("unified", true, format!("kubepods/burstable/pod{UID}"), format!("{APP}"), "hybrid"),
-        ("memory", false, format!("kubepods/burstable/pod{UID}"), format!("{APP}"), "v1"),
+        ("", true, format!("kubelet/kubepods/besteffort/pod{UID}"), APP.to_owned(), "kind, cgroupfs"),
+        ("", true, format!("system.slice/kubelet.service/kubepods/burstable/pod{UID}"), APP.to_owned(), "below the kubelet's unit"),
+        ("", true, format!("kn-n1/kubepods/burstable/pod{UID}"), APP.to_owned(), "cgroupRoot"),
+        ("unified", true, format!("kubepods/burstable/pod{UID}"), APP.to_owned(), "hybrid"),
+        ("memory", false, format!("kubepods/burstable/pod{UID}"), APP.to_owned(), "v1"),
     ];
     for (hierarchy, v2, dir, container, what) in layouts {
         let tree = Tree::new();

@@ -1,90 +1,185 @@
 //! A cluster: names through the API server, helpers as pods.
 
-use std::net::IpAddr;
+mod attach;
+mod client;
+mod helper_pod;
+mod lookup;
+#[cfg(test)]
+mod mock;
+mod owner;
+mod pod_info;
+mod privilege;
+mod problem;
+mod reap;
+mod remedy;
+mod service_info;
+mod start;
+mod startup;
+mod yaml;
 
-use anyhow::{Result, bail};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::Result;
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::backend::Mode;
 use crate::cli::Global;
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::progress::Progress;
-use crate::session::Fleet;
+use crate::session::{Fleet, Ready};
+
+pub use client::{Api, ConnectOptions};
+pub use helper_pod::{DEFAULT_IMAGE, HelperSpec, Seccomp};
+pub use problem::{Kind as ProblemKind, Problem};
+
+/// How long an attached helper may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// How long reaping may hold up a command that is otherwise ready.
+const REAP_PATIENCE: Duration = Duration::from_secs(2);
+/// The kubelet ends a helper after this time even if plugin, API server and helper all fail: as long as the longest lease.
+const DEADLINE_SECONDS: i64 = 24 * 3600;
 
 /// Access to a cluster.
 #[derive(Debug)]
 pub struct Cluster {
+    lookup: lookup::Lookup,
+    settings: Settings,
+    owner: owner::Owner,
+    debts: reap::Debts,
+}
+
+/// What the flags say about helper pods.
+#[derive(Debug, Clone)]
+struct Settings {
     namespace: String,
+    image: String,
+    seccomp: Seccomp,
+}
+
+impl Settings {
+    fn of(global: &Global) -> Self {
+        Self {
+            namespace: global.helper_namespace.clone(),
+            image: global.helper_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
+            seccomp: Seccomp::default(),
+        }
+    }
+
+    fn spec(&self, mode: Mode, node: &str, owner: &owner::Owner) -> HelperSpec {
+        HelperSpec {
+            mode,
+            node: node.to_owned(),
+            namespace: self.namespace.clone(),
+            image: self.image.clone(),
+            deadline_seconds: DEADLINE_SECONDS,
+            seccomp: self.seccomp,
+            owner: owner.clone(),
+        }
+    }
+}
+
+impl From<&Global> for ConnectOptions {
+    fn from(global: &Global) -> Self {
+        Self {
+            kubeconfig: global.kubeconfig.clone(),
+            context: global.context.clone(),
+            cluster: global.cluster.clone(),
+            user: global.user.clone(),
+            namespace: global.namespace.clone(),
+            as_user: global.as_user.clone(),
+            as_group: global.as_group.clone(),
+            request_timeout: global.request_timeout,
+        }
+    }
 }
 
 impl Cluster {
-    /// Gets access to the cluster the flags and the kubeconfig name.
+    /// Gets access to the cluster the flags and the kubeconfig name. Nothing is asked of it yet.
     ///
     /// # Errors
-    /// When there is no such cluster or it cannot be reached.
-    pub async fn connect(_global: &Global) -> Result<Self> {
-        bail!("this build has no cluster access yet: use --lab")
+    /// When the kubeconfig cannot be used.
+    pub async fn connect(global: &Global) -> Result<Self> {
+        let api = Api::connect(&ConnectOptions::from(global)).await?;
+        let settings = Settings::of(global);
+        let debts = reap::Debts::new(api.clone(), &settings.namespace);
+        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), debts })
     }
 
-    /// Starts a helper pod on each node and waits for its hello.
+    /// Starts a helper pod on each node and waits for its hello. Leftovers of earlier runs are removed meanwhile.
     ///
     /// # Errors
     /// When one cannot be started; all pods are deleted first.
-    pub async fn helpers(&self, _nodes: &[Node], _pods: &[Pod], _mode: Mode, _progress: &Progress) -> Result<Fleet> {
-        bail!("this build has no cluster access yet: use --lab")
+    pub async fn helpers(&self, nodes: &[Node], _pods: &[Pod], mode: Mode, progress: &Progress) -> Result<Fleet> {
+        let api = self.lookup.api();
+        let reaping = tokio::spawn(reap::reap_leftovers(api.clone(), self.settings.namespace.clone()));
+        let specs = nodes.iter().map(|n| self.settings.spec(mode, &n.name, &self.owner)).collect();
+        let transports = start::start_all(api, specs, &self.debts, progress).await?;
+        let mut fleet = Fleet::default();
+        for transport in transports {
+            fleet.join(Ready::handshake(transport, HELLO_PATIENCE).await?);
+        }
+        if let Ok(Ok(removed)) = tokio::time::timeout(REAP_PATIENCE, reaping).await {
+            for what in removed {
+                progress.detail(&format!("removed a leftover: {what}"));
+            }
+        }
+        Ok(fleet)
     }
 
-    /// All Linux nodes.
+    /// All nodes where helpers can run.
     ///
     /// # Errors
     /// When they cannot be listed.
     pub async fn all_nodes(&self) -> Result<Vec<Node>> {
-        bail!("this build has no cluster access yet: use --lab")
+        Ok(self.lookup.usable_nodes().await?)
     }
 }
 
 /// The helper pod as it would be created, for `--dry-run=client`.
 ///
 /// # Errors
-/// When the flags contradict each other.
-pub fn helper_pod_manifest(_global: &Global, _mode: Mode, _json: bool) -> Result<String> {
-    bail!("this build has no cluster access yet: use --lab")
+/// When the pod cannot be represented, which its types rule out.
+pub fn helper_pod_manifest(global: &Global, mode: Mode, json: bool) -> Result<String> {
+    // Which node it is depends on where the pods are, and a dry run of the client asks no server.
+    let pod = Settings::of(global).spec(mode, "NODE", &owner::Owner::this_process()).build();
+    Ok(if json { format!("{}\n", serde_json::to_string_pretty(&pod)?) } else { helper_pod::to_yaml(&pod)? })
 }
 
 impl Inventory for Cluster {
     fn namespace(&self) -> &str {
-        &self.namespace
+        self.lookup.namespace()
     }
 
-    async fn pod(&self, _namespace: &str, _name: &str) -> Result<Option<PodInfo>> {
-        Ok(None)
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>> {
+        self.lookup.pod(namespace, name).await
     }
 
-    async fn pods(&self, _scope: &Scope) -> Result<Vec<PodInfo>> {
-        Ok(Vec::new())
+    async fn pods(&self, scope: &Scope) -> Result<Vec<PodInfo>> {
+        self.lookup.pods(scope).await
     }
 
-    async fn pods_at(&self, _ip: IpAddr) -> Result<Vec<PodInfo>> {
-        Ok(Vec::new())
+    async fn pods_at(&self, ip: IpAddr) -> Result<Vec<PodInfo>> {
+        self.lookup.pods_at(ip).await
     }
 
-    async fn deployment(&self, _namespace: &str, _name: &str) -> Result<Option<Vec<PodInfo>>> {
-        Ok(None)
+    async fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
+        self.lookup.deployment(namespace, name).await
     }
 
-    async fn service(&self, _namespace: &str, _name: &str) -> Result<Option<ServiceInfo>> {
-        Ok(None)
+    async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
+        self.lookup.service(namespace, name).await
     }
 
-    async fn services_with(&self, _addresses: &[IpAddr]) -> Result<Vec<ServiceInfo>> {
-        Ok(Vec::new())
+    async fn services_with(&self, addresses: &[IpAddr]) -> Result<Vec<ServiceInfo>> {
+        self.lookup.services_with(addresses).await
     }
 
-    async fn nodes(&self, _names: &[String]) -> Result<Vec<Node>> {
-        Ok(Vec::new())
+    async fn nodes(&self, names: &[String]) -> Result<Vec<Node>> {
+        self.lookup.nodes(names).await
     }
 
-    async fn names(&self, _kind: Kind, _namespace: &str) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    async fn names(&self, kind: Kind, namespace: &str) -> Result<Vec<String>> {
+        self.lookup.names(kind, namespace).await
     }
 }

@@ -1,0 +1,153 @@
+//! The stream to a helper: its stdin and stdout over WebSocket, and what its end leaves to be told.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{AttachParams, AttachedProcess};
+use sockpath_protocol::Request;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::client::Api;
+use super::helper_pod::CONTAINER;
+use super::problem::{Kind, Problem};
+use super::reap::{Debts, Manner};
+use super::remedy;
+use crate::session::{Aftermath, Ending, Keeper, Transport};
+
+/// Bytes that wait for us before the helper has to: kube's own default is 1 KiB, one packet's hops are more.
+const STDOUT_BUFFER: usize = 1 << 20;
+/// The longest request (a selector with a thousand pods) goes out without waiting.
+const STDIN_BUFFER: usize = 256 << 10;
+/// Lines of stderr that are kept.
+const STDERR_LINES: usize = 20;
+/// How long to ask what became of a pod.
+const AUTOPSY: Duration = Duration::from_millis(700);
+
+/// Attaches to the helper's process. Its first hello may have been said before we listened, so it is asked to say it again.
+///
+/// # Errors
+/// When the API server or the kubelet refuses; [`Kind::NotFound`] while the container does not run yet.
+pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &Debts, verbose: bool) -> Result<Transport, Problem> {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    let params = AttachParams::default()
+        .container(CONTAINER)
+        .stdin(true)
+        .stdout(true)
+        .stderr(true)
+        .max_stdout_buf_size(STDOUT_BUFFER)
+        .max_stdin_buf_size(STDIN_BUFFER)
+        .max_stderr_buf_size(STDIN_BUFFER);
+    let what = format!("attach to the helper pod {namespace}/{name}");
+    let mut process = api.ask(&what, pods.attach(name, &params)).await.map_err(|p| remedy::for_attach(p, namespace))?;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
+        return Err(Problem::new(Kind::Other, format!("cannot {what}: the stream has no stdin or stdout")));
+    };
+    let mut line = serde_json::to_vec(&Request::Hello).map_err(|e| Problem::new(Kind::Other, format!("cannot {what}: {e}")))?;
+    line.push(b'\n');
+    stdin.write_all(&line).await.map_err(|e| Problem::new(Kind::Unreachable, format!("cannot {what}: {e}")))?;
+    let last = Arc::new(Mutex::new(VecDeque::new()));
+    let listener = tokio::spawn(keep_lines(stderr, last.clone(), verbose));
+    let keeper = PodKeeper { process, listener, last, pods, name: name.to_owned(), node: node.to_owned(), debts: debts.clone() };
+    Ok(Transport { nodes: vec![node.to_owned()], reader: Box::new(stdout), writer: Box::new(stdin), keeper: Box::new(keeper) })
+}
+
+struct PodKeeper {
+    process: AttachedProcess,
+    listener: JoinHandle<()>,
+    last: Arc<Mutex<VecDeque<String>>>,
+    pods: kube::Api<Pod>,
+    name: String,
+    node: String,
+    debts: Debts,
+}
+
+impl Keeper for PodKeeper {
+    fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
+        Box::pin(async move {
+            // Closes the WebSocket; with stdinOnce that is the end of the helper's stdin.
+            self.process.abort();
+            let cause = match how {
+                Ending::Done => String::new(),
+                Ending::Kill => autopsy(&self.pods, &self.name, &self.node).await,
+            };
+            let manner = if how == Ending::Done { Manner::Ended } else { Manner::Running };
+            if let Err(p) = self.debts.settle(&self.name, manner).await {
+                eprintln!("warning: {p}");
+            }
+            self.listener.abort();
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            Aftermath { cause, stderr: last.iter().cloned().collect::<Vec<_>>().join("\n") }
+        })
+    }
+}
+
+/// What the API server knows about how a helper ended.
+async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str) -> String {
+    match timeout(AUTOPSY, pods.get_opt(name)).await {
+        Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
+        Ok(Ok(None)) => format!("the helper pod {name} on node {node} was deleted by somebody"),
+        Ok(Err(_)) | Err(_) => "the API server cannot be reached".to_owned(),
+    }
+}
+
+fn cause_of_end(pod: &Pod, node: &str) -> String {
+    let status = pod.status.clone().unwrap_or_default();
+    if let Some(reason) = status.reason.filter(|r| !r.is_empty()) {
+        let message = status.message.map(|m| format!(": {m}")).unwrap_or_default();
+        return format!("the helper pod on node {node} was ended ({reason}){message}");
+    }
+    let ended = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone());
+    match ended {
+        Some(t) if t.reason.as_deref() == Some("OOMKilled") => format!("the helper on node {node} ran out of its memory limit"),
+        Some(t) if t.exit_code > 128 => format!("the helper on node {node} was killed by signal {}", t.exit_code - 128),
+        Some(t) => format!("the helper on node {node} has ended with exit code {}", t.exit_code),
+        None if pod.metadata.deletion_timestamp.is_some() => format!("the helper pod on node {node} is being deleted by somebody"),
+        // The kubelet has not reported anything: the stream broke before the process ended, or the node is cut off.
+        None => format!("the stream to node {node} broke"),
+    }
+}
+
+async fn keep_lines(stderr: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<String>>>, passthrough: bool) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let line = crate::terminal::printable(&line).to_string();
+        if passthrough {
+            eprintln!("helper: {line}");
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == STDERR_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn cause(metadata: Value, status: Value) -> String {
+        cause_of_end(&serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap(), "n1")
+    }
+
+    fn terminated(state: Value) -> Value {
+        json!({"containerStatuses": [
+            {"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": state}}]})
+    }
+
+    #[test]
+    fn how_a_helper_ended_is_put_into_words() {
+        assert!(cause(json!({}), json!({"reason": "Evicted", "message": "low on memory"})).contains("(Evicted): low on memory"));
+        assert!(cause(json!({}), terminated(json!({"exitCode": 137, "reason": "OOMKilled"}))).contains("memory limit"));
+        assert!(cause(json!({}), terminated(json!({"exitCode": 137, "reason": "Error"}))).contains("killed by signal 9"));
+        assert!(cause(json!({}), terminated(json!({"exitCode": 1}))).contains("exit code 1"));
+        assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by somebody"));
+        assert!(cause(json!({}), json!({"phase": "Running"})).contains("stream to node n1 broke"));
+    }
+}

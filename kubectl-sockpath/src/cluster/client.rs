@@ -1,0 +1,242 @@
+//! The way to the API server: kubeconfig flags as kubectl has them, and errors in words.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+use super::problem::{Kind, Problem};
+
+/// How to reach the API server, as kubectl's flags of the same names say it.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    /// `--kubeconfig`; `$KUBECONFIG`, then `~/.kube/config`, otherwise.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--context`.
+    pub context: Option<String>,
+    /// `--cluster`.
+    pub cluster: Option<String>,
+    /// `--user`.
+    pub user: Option<String>,
+    /// `-n`; that of the context otherwise.
+    pub namespace: Option<String>,
+    /// `--as`.
+    pub as_user: Option<String>,
+    /// `--as-group`.
+    pub as_group: Vec<String>,
+    /// `--request-timeout`; no limit when zero.
+    pub request_timeout: Duration,
+}
+
+/// A connection to the API server. Clones share it.
+#[derive(Clone)]
+pub struct Api {
+    client: Client,
+    /// Makes another client: connections belong to the event loop they were opened on.
+    connect: Arc<dyn Fn() -> kube::Result<Client> + Send + Sync>,
+    server: String,
+    namespace: String,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").field("server", &self.server).field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// Reads the kubeconfig and prepares a client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// In words, naming the file or entry at fault.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, Problem> {
+        let kubeconfig = read_kubeconfig(options)?;
+        let selection =
+            KubeConfigOptions { context: options.context.clone(), cluster: options.cluster.clone(), user: options.user.clone() };
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &selection).await.map_err(|e| kubeconfig_problem(&e))?;
+        if let Some(user) = &options.as_user {
+            config.auth_info.impersonate = Some(user.clone());
+        }
+        if !options.as_group.is_empty() {
+            if config.auth_info.impersonate.is_none() {
+                return Err(Problem::new(
+                    Kind::Other,
+                    "--as-group needs --as: the API server impersonates groups only together with a user",
+                ));
+            }
+            config.auth_info.impersonate_groups = Some(options.as_group.clone());
+        }
+        // Unlike the read timeout this does not cut off watches and attached streams that are silent for a while.
+        if !options.request_timeout.is_zero() {
+            config.connect_timeout = Some(options.request_timeout);
+        }
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let connect = move || Client::try_from(config.clone());
+        let client = connect().map_err(|e| Problem::from_kube("prepare the connection", &e, &server))?;
+        Ok(Self { client, connect: Arc::new(connect), server, namespace, timeout: options.request_timeout })
+    }
+
+    /// A connection over a client that is given, for tests.
+    #[must_use]
+    pub fn with_client(connect: impl Fn() -> Client + Send + Sync + 'static, namespace: &str) -> Self {
+        let client = connect();
+        let connect = Arc::new(move || Ok(connect()));
+        Self { client, connect, server: "https://test".to_owned(), namespace: namespace.to_owned(), timeout: Duration::ZERO }
+    }
+
+    /// The same server over fresh connections, for use on another event loop.
+    ///
+    /// # Errors
+    /// When the client cannot be made.
+    pub fn reconnected(&self) -> kube::Result<Self> {
+        Ok(Self { client: (self.connect)()?, ..self.clone() })
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// URL of the API server.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The namespace that names without one are in.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Waits for one answer, within `--request-timeout`. `what` completes "cannot ...".
+    pub async fn ask<T>(&self, what: &str, answer: impl Future<Output = kube::Result<T>>) -> Result<T, Problem> {
+        let answer = if self.timeout.is_zero() {
+            answer.await
+        } else {
+            match tokio::time::timeout(self.timeout, answer).await {
+                Ok(answer) => answer,
+                Err(_) => return Err(Problem::timeout(what, &self.server, self.timeout.as_secs_f64())),
+            }
+        };
+        answer.map_err(|e| Problem::from_kube(what, &e, &self.server))
+    }
+
+    /// As [`Self::ask`], with `None` for an object that does not exist.
+    pub async fn ask_opt<T>(&self, what: &str, answer: impl Future<Output = kube::Result<T>>) -> Result<Option<T>, Problem> {
+        match self.ask(what, answer).await {
+            Ok(object) => Ok(Some(object)),
+            Err(p) if p.kind == Kind::NotFound => Ok(None),
+            Err(p) => Err(p),
+        }
+    }
+}
+
+fn read_kubeconfig(options: &ConnectOptions) -> Result<Kubeconfig, Problem> {
+    match &options.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path).map_err(|e| kubeconfig_problem(&e)),
+        None => Kubeconfig::read().map_err(|e| kubeconfig_problem(&e)),
+    }
+}
+
+fn kubeconfig_problem(error: &KubeconfigError) -> Problem {
+    let text = match error {
+        KubeconfigError::CurrentContextNotSet => {
+            "the kubeconfig names no current context: choose one with --context, or kubectl config use-context NAME".to_owned()
+        }
+        KubeconfigError::LoadContext(name) => {
+            format!("the kubeconfig has no context '{name}': kubectl config get-contexts lists those it has")
+        }
+        KubeconfigError::LoadClusterOfContext(name) => {
+            format!("the kubeconfig has no cluster '{name}': kubectl config get-clusters lists those it has")
+        }
+        KubeconfigError::FindPath => {
+            "there is no kubeconfig: set KUBECONFIG or use --kubeconfig, or try without a cluster: --lab".to_owned()
+        }
+        KubeconfigError::ReadConfig(e, path) => {
+            format!(
+                "cannot read the kubeconfig {}: {e}\nset KUBECONFIG or use --kubeconfig, or try without a cluster: --lab",
+                path.display()
+            )
+        }
+        KubeconfigError::Parse(e) => format!("the kubeconfig is not valid: {e}"),
+        KubeconfigError::MissingClusterUrl => "the kubeconfig's cluster has no server address".to_owned(),
+        other => format!("cannot use the kubeconfig: {other}"),
+    };
+    Problem::new(Kind::Other, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const CONFIG: &str = "
+apiVersion: v1
+kind: Config
+clusters:
+- {name: k, cluster: {server: 'https://127.0.0.1:1'}}
+users:
+- {name: u, user: {token: t}}
+contexts:
+- {name: c, context: {cluster: k, user: u, namespace: from-context}}
+- {name: broken, context: {cluster: missing, user: u}}
+current-context: c
+";
+
+    fn options(context: Option<&str>) -> (ConnectOptions, PathBuf) {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let path =
+            std::env::temp_dir().join(format!("sockpath-kubeconfig-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        std::fs::write(&path, CONFIG).unwrap();
+        (ConnectOptions { kubeconfig: Some(path.clone()), context: context.map(str::to_owned), ..Default::default() }, path)
+    }
+
+    #[tokio::test]
+    async fn namespace_comes_from_flag_or_context() {
+        let (mut options, path) = options(Some("c"));
+        assert_eq!(Api::connect(&options).await.unwrap().namespace(), "from-context");
+        options.namespace = Some("flag".into());
+        let api = Api::connect(&options).await.unwrap();
+        assert_eq!((api.namespace(), api.server()), ("flag", "https://127.0.0.1:1"));
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[tokio::test]
+    async fn errors_name_the_entry_and_the_next_step() {
+        for (context, expected) in
+            [("none-such", "no context 'none-such': kubectl config get-contexts"), ("broken", "kubectl config get-clusters")]
+        {
+            let (options, path) = options(Some(context));
+            let text = Api::connect(&options).await.unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+            let _ = std::fs::remove_file(path);
+        }
+        let missing = ConnectOptions { kubeconfig: Some("/no/such/file".into()), ..Default::default() };
+        assert!(Api::connect(&missing).await.unwrap_err().to_string().contains("/no/such/file"));
+    }
+
+    #[tokio::test]
+    async fn a_group_needs_a_user() {
+        let (mut options, path) = options(None);
+        options.as_group = vec!["ops".into()];
+        assert!(Api::connect(&options).await.unwrap_err().to_string().contains("--as-group needs --as"));
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[tokio::test]
+    async fn a_dead_server_is_named() {
+        let (options, path) = options(Some("c"));
+        let api = Api::connect(&options).await.unwrap();
+        let problem = api.ask("read the version", api.client().apiserver_version()).await.unwrap_err();
+        assert_eq!(problem.kind, Kind::Unreachable, "{problem}");
+        assert!(problem.to_string().contains("https://127.0.0.1:1"), "{problem}");
+        let _ = std::fs::remove_file(path);
+    }
+}

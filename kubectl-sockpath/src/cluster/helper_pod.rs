@@ -1,0 +1,311 @@
+//! The helper pod: built from the API's types, so that what `--dry-run=client` prints is what would be sent.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Capabilities, Container, HostPathVolumeSource, Pod, PodSpec, ResourceRequirements, SELinuxOptions, SeccompProfile,
+    SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::Value;
+
+use super::owner::Owner;
+use super::privilege::{self, MODES};
+use super::yaml;
+use crate::backend::Mode;
+
+/// Name of the one container.
+pub const CONTAINER: &str = "helper";
+/// Selects every helper pod of ours.
+pub const SELECTOR: &str = "app.kubernetes.io/name=sockpath-helper,app.kubernetes.io/managed-by=kubectl-sockpath";
+/// Label: the run of the plugin that started it.
+pub const LABEL_SESSION: &str = "sockpath/session";
+/// Label: what it was started for.
+pub const LABEL_MODE: &str = "sockpath/mode";
+/// The image when `--helper-image` is not given. The release build pins it by digest through `SOCKPATH_RELEASE_IMAGE`.
+pub const DEFAULT_IMAGE: &str = match option_env!("SOCKPATH_RELEASE_IMAGE") {
+    Some(image) => image,
+    None => concat!("ghcr.io/sockpath/helper:v", env!("CARGO_PKG_VERSION")),
+};
+
+/// The kernel's bytes for maps and ring buffers count towards it, so it is well above the request.
+const MEMORY_LIMIT: &str = "256Mi";
+/// Time for an acceleration to drain its queues after SIGTERM, in seconds.
+const GRACE_SECONDS: i64 = 15;
+/// Longest run of letters of the node's name that goes into the pod's name, which becomes a host name of at most 63.
+const NODE_IN_NAME: usize = 30;
+
+/// What a helper pod is built from.
+#[derive(Debug, Clone)]
+pub struct HelperSpec {
+    /// What it is for.
+    pub mode: Mode,
+    /// The node it has to run on.
+    pub node: String,
+    /// The namespace it lives in (`--helper-namespace`).
+    pub namespace: String,
+    /// Its image (`--helper-image`).
+    pub image: String,
+    /// The kubelet ends it after this many seconds, whatever else fails.
+    pub deadline_seconds: i64,
+    /// `RuntimeDefault`, or `Unconfined` for runtimes whose default profile refuses bpf(2) to everybody.
+    pub seccomp: Seccomp,
+    /// Who starts it.
+    pub owner: Owner,
+}
+
+/// The seccomp profile of the helper.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    /// The runtime's default; bpf(2), setns(2) and perf_event_open(2) are let through with the capabilities we ask for.
+    #[default]
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+}
+
+impl HelperSpec {
+    /// The pod, under a name that is unique.
+    #[must_use]
+    pub fn build(&self) -> Pod {
+        self.build_named(&self.unique_name())
+    }
+
+    fn unique_name(&self) -> String {
+        let node: String = self.node.split('.').next().unwrap_or_default().chars().take(NODE_IN_NAME).collect();
+        format!("sockpath-{}-{}-{}", privilege::mode_name(self.mode), node.trim_end_matches('-'), random_suffix())
+    }
+
+    fn build_named(&self, name: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some(name.to_owned());
+        pod.metadata.namespace = Some(self.namespace.clone());
+        pod.metadata.labels = Some(BTreeMap::from([
+            ("app.kubernetes.io/name".to_owned(), "sockpath-helper".to_owned()),
+            ("app.kubernetes.io/managed-by".to_owned(), "kubectl-sockpath".to_owned()),
+            ("app.kubernetes.io/version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            (LABEL_SESSION.to_owned(), self.owner.session.clone()),
+            (LABEL_MODE.to_owned(), privilege::mode_name(self.mode).to_owned()),
+        ]));
+        pod.metadata.annotations = Some(self.owner.annotations());
+        pod.spec = Some(PodSpec {
+            node_name: Some(self.node.clone()),
+            restart_policy: Some("Never".to_owned()),
+            active_deadline_seconds: Some(self.deadline_seconds),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            dns_policy: Some("Default".to_owned()),
+            host_pid: Some(true),
+            tolerations: Some(vec![Toleration { operator: Some("Exists".to_owned()), ..Default::default() }]),
+            containers: vec![self.container()],
+            volumes: Some(self.mounts().iter().map(HostMount::volume).collect()),
+            ..Default::default()
+        });
+        pod
+    }
+
+    fn container(&self) -> Container {
+        let seccomp = match self.seccomp {
+            Seccomp::RuntimeDefault => "RuntimeDefault",
+            Seccomp::Unconfined => "Unconfined",
+        };
+        let quantity = |s: &str| Quantity(s.to_owned());
+        Container {
+            name: CONTAINER.to_owned(),
+            image: Some(self.image.clone()),
+            image_pull_policy: Some("IfNotPresent".to_owned()),
+            command: Some(vec!["/sockpath-helper".to_owned()]),
+            args: Some(vec!["session".to_owned()]),
+            stdin: Some(true),
+            stdin_once: Some(true),
+            resources: Some(ResourceRequirements {
+                requests: Some(BTreeMap::from([("cpu".to_owned(), quantity("10m")), ("memory".to_owned(), quantity("64Mi"))])),
+                limits: Some(BTreeMap::from([("memory".to_owned(), quantity(MEMORY_LIMIT))])),
+                ..Default::default()
+            }),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                app_armor_profile: Some(AppArmorProfile { type_: "Unconfined".to_owned(), ..Default::default() }),
+                capabilities: Some(Capabilities {
+                    add: Some(privilege::capabilities(self.mode).iter().map(|c| c.name().to_owned()).collect()),
+                    drop: Some(vec!["ALL".to_owned()]),
+                }),
+                privileged: Some(false),
+                read_only_root_filesystem: Some(true),
+                run_as_user: Some(0),
+                se_linux_options: Some(SELinuxOptions { type_: Some("spc_t".to_owned()), ..Default::default() }),
+                seccomp_profile: Some(SeccompProfile { type_: seccomp.to_owned(), ..Default::default() }),
+                ..Default::default()
+            }),
+            volume_mounts: Some(self.mounts().iter().map(HostMount::mount).collect()),
+            ..Default::default()
+        }
+    }
+
+    fn mounts(&self) -> Vec<HostMount> {
+        let mut mounts = vec![HostMount { name: "cgroup", path: "/sys/fs/cgroup", read_only: true }];
+        if privilege::uses_bpffs(self.mode) {
+            mounts.push(HostMount { name: "bpf", path: "/sys/fs/bpf", read_only: false });
+        }
+        mounts
+    }
+}
+
+/// A directory of the node, mounted at the same path.
+struct HostMount {
+    name: &'static str,
+    path: &'static str,
+    read_only: bool,
+}
+
+impl HostMount {
+    fn volume(&self) -> Volume {
+        Volume {
+            name: self.name.to_owned(),
+            host_path: Some(HostPathVolumeSource { path: self.path.to_owned(), type_: Some("Directory".to_owned()) }),
+            ..Default::default()
+        }
+    }
+
+    fn mount(&self) -> VolumeMount {
+        VolumeMount {
+            name: self.name.to_owned(),
+            mount_path: self.path.to_owned(),
+            read_only: Some(self.read_only),
+            // On hybrid nodes each hierarchy is a mount of its own below; readOnly alone covers only the top.
+            recursive_read_only: self.read_only.then(|| "IfPossible".to_owned()),
+            ..Default::default()
+        }
+    }
+}
+
+/// The pod as YAML with the reason beside each right it asks for.
+///
+/// # Errors
+/// When the pod cannot be represented as JSON, which its types rule out.
+pub fn to_yaml(pod: &Pod) -> serde_json::Result<String> {
+    Ok(yaml::print(&serde_json::to_value(pod)?, &comment))
+}
+
+fn comment(path: &str, value: &Value) -> Option<String> {
+    if path.starts_with("spec.containers[0].securityContext.capabilities.add[") {
+        let name = value.as_str()?;
+        return MODES.into_iter().flat_map(privilege::capabilities).find(|c| c.name() == name).map(|c| c.reason().to_owned());
+    }
+    let text = match path {
+        "spec.activeDeadlineSeconds" => "the kubelet ends it after this time, whatever else fails",
+        "spec.automountServiceAccountToken" => "the helper has no credentials for the API; the plugin resolves all names",
+        "spec.hostPID" => {
+            "a pod is found by its cgroup, its namespace by one of its processes: both are hidden from other PID namespaces\n\
+             (and /proc/1/ns/net is the node's own network namespace)"
+        }
+        "spec.nodeName" => "the node where the pods to look at run; the scheduler is not asked",
+        "spec.restartPolicy" => "a helper whose plugin is gone must not come back",
+        "spec.tolerations" => "it has to run where the pods run, tainted or not",
+        "spec.containers[0].stdin" => "requests come over stdin; with stdinOnce its end is the end of the helper",
+        "spec.containers[0].securityContext.allowPrivilegeEscalation" => "no_new_privs: nothing it starts can gain more",
+        "spec.containers[0].securityContext.appArmorProfile" => {
+            "the runtime's default profile lets a process look only at processes of the same profile"
+        }
+        "spec.containers[0].securityContext.runAsUser" => "capabilities added here are not ambient, only uid 0 gets them",
+        "spec.containers[0].securityContext.seLinuxOptions" => {
+            "container_t may not look at other pods' processes; without SELinux this is ignored"
+        }
+        "spec.containers[0].securityContext.seccompProfile" => {
+            "the default profile lets bpf(2) and setns(2) through for the capabilities above"
+        }
+        "spec.containers[0].resources.limits" => "maps and ring buffers count as its memory",
+        _ => {
+            return match (path.ends_with(".hostPath"), value.pointer("/path").and_then(Value::as_str)) {
+                (true, Some("/sys/fs/cgroup")) => {
+                    Some("the cgroups of all pods: which processes are theirs; and what sockops programs attach to".into())
+                }
+                (true, Some("/sys/fs/bpf")) => {
+                    Some("socket maps are pinned under /sys/fs/bpf/sockpath, so that a killed helper loses no byte".into())
+                }
+                _ => None,
+            };
+        }
+    };
+    Some(text.to_owned())
+}
+
+/// Five letters and digits, as the API server's own `generateName` makes them: without vowels, so without words.
+#[must_use]
+pub fn random_suffix() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    // The standard library seeds each RandomState differently from the system's random source.
+    let mut bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    let mut suffix = String::with_capacity(5);
+    for _ in 0..5 {
+        suffix.push(char::from(ALPHABET[(bits % ALPHABET.len() as u64) as usize]));
+        bits /= ALPHABET.len() as u64;
+    }
+    suffix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(mode: Mode) -> HelperSpec {
+        HelperSpec {
+            mode,
+            node: "ip-10-0-0-1.eu-central-1.compute.internal".into(),
+            namespace: "sockpath".into(),
+            image: "example.test/helper@sha256:00".into(),
+            deadline_seconds: 3600,
+            seccomp: Seccomp::default(),
+            owner: Owner { session: "abcde".into(), client: "c1".into(), process: "1-2".into(), user: "me@here".into() },
+        }
+    }
+
+    #[test]
+    fn least_rights() {
+        for mode in MODES {
+            let pod = spec(mode).build();
+            let s = pod.spec.unwrap();
+            let c = &s.containers[0];
+            let sc = c.security_context.as_ref().unwrap();
+            assert_eq!(
+                (sc.privileged, sc.allow_privilege_escalation, sc.read_only_root_filesystem),
+                (Some(false), Some(false), Some(true))
+            );
+            assert_eq!(sc.capabilities.as_ref().unwrap().drop.as_deref(), Some(&["ALL".to_owned()][..]));
+            assert_eq!((s.host_network, s.host_ipc, s.automount_service_account_token), (None, None, Some(false)));
+            assert_eq!((c.stdin, c.stdin_once, s.restart_policy.as_deref()), (Some(true), Some(true), Some("Never")));
+            let paths: Vec<_> = s.volumes.unwrap().into_iter().map(|v| v.host_path.unwrap().path).collect();
+            assert_eq!(paths.contains(&"/sys/fs/bpf".to_owned()), privilege::uses_bpffs(mode), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_short_enough_for_a_host_name() {
+        let (a, b) = (spec(Mode::Accelerate).build(), spec(Mode::Accelerate).build());
+        let (a, b) = (a.metadata.name.unwrap(), b.metadata.name.unwrap());
+        assert_ne!(a, b);
+        assert!(a.starts_with("sockpath-accelerate-ip-10-0-0-1-"), "{a}");
+        let mut long = spec(Mode::Accelerate);
+        long.node = "n".repeat(200);
+        assert!(long.build().metadata.name.unwrap().len() <= 63);
+    }
+
+    #[test]
+    fn every_right_is_explained_in_the_yaml() {
+        for mode in MODES {
+            let text = to_yaml(&spec(mode).build()).unwrap();
+            for capability in privilege::capabilities(mode) {
+                let explained = format!("# {}\n        - {}\n", capability.reason(), capability.name());
+                assert!(text.contains(&explained), "{explained}\n{text}");
+            }
+            for line in ["  hostPID: true", "  - hostPath:", "      runAsUser: 0", "      appArmorProfile:"] {
+                let (before, _) = text.split_once(&format!("{line}\n")).unwrap_or_else(|| panic!("{line} is missing in\n{text}"));
+                assert!(before.lines().last().unwrap().trim_start().starts_with('#'), "{line} is not explained in\n{text}");
+            }
+            let back: Pod = serde_saphyr::from_str(&text).unwrap();
+            assert_eq!(back.spec, spec(mode).build().spec, "what is printed is what would be sent");
+        }
+    }
+}

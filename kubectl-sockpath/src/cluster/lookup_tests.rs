@@ -1,0 +1,134 @@
+use serde_json::{Value, json};
+
+use super::super::mock::Mock;
+use super::*;
+
+fn pod(namespace: &str, name: &str, node: &str, ip: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": namespace, "uid": format!("uid-{name}")},
+        "spec": {"nodeName": node, "containers": [{"name": "app"}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIPs": [{"ip": "192.0.2.1"}], "containerStatuses": [
+            {"name": "app", "ready": true, "restartCount": 0, "image": "", "imageID": "", "containerID": "containerd://x", "state": {"running": {}}}]}
+    })
+}
+
+fn node(name: &str, ip: &str) -> Value {
+    json!({"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": ip}]}})
+}
+
+fn slice(service: &str, pod: &str, ip: &str) -> Value {
+    json!({"metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
+        "ports": [{"port": 8080}], "endpoints": [{"addresses": [ip], "targetRef": {"kind": "Pod", "name": pod}}]})
+}
+
+fn service(name: &str, extra: Value) -> Value {
+    let mut port = json!({"port": 80});
+    port.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    json!({"metadata": {"name": name, "namespace": "prod"}, "spec": {"clusterIP": "10.96.0.9", "selector": {"app": "web"}, "ports": [port]}})
+}
+
+const PODS: &str = "/api/v1/namespaces/prod/pods";
+
+#[tokio::test]
+async fn pods_whose_names_begin_alike_are_not_mixed_up() {
+    let mock = Mock::default()
+        .on("GET /api/v1/namespaces/prod/pods/web", 200, pod("prod", "web", "n1", "10.1.0.2"))
+        .on("GET /api/v1/namespaces/prod/pods/web-1", 200, pod("prod", "web-1", "n1", "10.1.0.3"))
+        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
+    let lookup = Lookup::new(mock.api("prod"));
+    assert_eq!(lookup.pod("prod", "web").await.unwrap().unwrap().pod.uid, "uid-web");
+    assert_eq!(lookup.pod("prod", "web-1").await.unwrap().unwrap().pod.uid, "uid-web-1");
+    assert_eq!(lookup.pod("prod", "we").await.unwrap(), None);
+    assert_eq!(mock.asked().iter().filter(|a| a.contains("/nodes/")).count(), 1, "a node is asked for once");
+}
+
+#[tokio::test]
+async fn without_the_right_to_read_nodes_the_pod_tells_the_nodes_address() {
+    let mock = Mock::default().on(&format!("GET {PODS}/web"), 200, pod("prod", "web", "n1", "10.1.0.2")).forbid("GET /api/v1/nodes/n1");
+    let lookup = Lookup::new(mock.api("prod"));
+    assert_eq!(lookup.pod("prod", "web").await.unwrap().unwrap().unusable, None);
+    let nodes = lookup.nodes(&["n1".into()]).await.unwrap();
+    assert_eq!(nodes, [Node { name: "n1".into(), ips: vec!["192.0.2.1".parse().unwrap()], netns: None }]);
+}
+
+#[tokio::test]
+async fn without_the_right_to_read_pods_the_user_is_told() {
+    let mock = Mock::default().forbid(&format!("GET {PODS}/web"));
+    let error = Lookup::new(mock.api("prod")).pod("prod", "web").await.unwrap_err();
+    assert_eq!(error.downcast_ref::<Problem>().unwrap().kind, ProblemKind::Forbidden);
+    assert!(error.to_string().contains("cannot read pod prod/web"), "{error}");
+}
+
+#[tokio::test]
+async fn a_service_and_what_is_behind_it() {
+    let mock = Mock::default()
+        .on("GET /api/v1/namespaces/prod/services/web", 200, service("web", json!({"nodePort": 30080})))
+        .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
+        .list("/api/v1/nodes", json!([node("n1", "192.0.2.1"), node("n2", "192.0.2.2")]))
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3"), pod("prod", "web-10", "n2", "10.1.0.4")]));
+    let info = Lookup::new(mock.api("prod")).service("prod", "web").await.unwrap().unwrap();
+    assert_eq!(info.backends.iter().map(|b| b.pod.name.as_str()).collect::<Vec<_>>(), ["web-1"], "only ready endpoints");
+    let frontends: Vec<_> = info.service.frontends.iter().map(|f| f.addr.to_string()).collect();
+    assert_eq!(frontends, ["10.96.0.9:80", "192.0.2.1:30080", "192.0.2.2:30080"]);
+    assert!(mock.asked().iter().any(|a| a.contains("endpointslices") && a.contains("service-name")), "{:?}", mock.asked());
+}
+
+#[tokio::test]
+async fn services_of_a_pod_are_looked_for_in_its_namespace_only() {
+    let mock = Mock::default()
+        .on(&format!("GET {PODS}/web-1"), 200, pod("prod", "web-1", "n1", "10.1.0.3"))
+        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"))
+        .list(
+            "/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices",
+            json!([slice("web", "web-1", "10.1.0.3"), slice("other", "web-10", "10.1.0.30")]),
+        )
+        .on("GET /api/v1/namespaces/prod/services/web", 200, service("web", json!({})))
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]));
+    let lookup = Lookup::new(mock.api("default"));
+    let pod = lookup.pod("prod", "web-1").await.unwrap().unwrap();
+    let services = lookup.services_with(&pod.pod.ips).await.unwrap();
+    assert_eq!(services.iter().map(|s| s.service.name.as_str()).collect::<Vec<_>>(), ["web"]);
+}
+
+#[tokio::test]
+async fn an_address_that_is_dialled_is_found_in_all_namespaces_or_in_ones_own() {
+    let open = Mock::default().list("/api/v1/services", json!([service("web", json!({}))]));
+    let found = Lookup::new(open.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await;
+    assert!(found.is_err() || found.unwrap().len() == 1);
+    let asked = open.asked();
+    assert!(asked[0].contains("spec.clusterIP%3D10.96.0.9"), "{asked:?}");
+    let closed = Mock::default().forbid("GET /api/v1/services").list("/api/v1/namespaces/default/services", json!([]));
+    assert_eq!(Lookup::new(closed.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_deployments_pods_are_those_its_selector_chooses() {
+    let mock = Mock::default()
+        .on(
+            "GET /apis/apps/v1/namespaces/prod/deployments/web",
+            200,
+            json!({"metadata": {"name": "web", "namespace": "prod"}, "spec": {"template": {}, "selector": {
+                "matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}]}}}),
+        )
+        .list(PODS, json!([pod("prod", "web-b", "n1", "10.1.0.3"), pod("prod", "web-a", "n1", "10.1.0.2")]))
+        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
+    let lookup = Lookup::new(mock.api("prod"));
+    let pods = lookup.deployment("prod", "web").await.unwrap().unwrap();
+    assert_eq!(pods.iter().map(|p| p.pod.name.as_str()).collect::<Vec<_>>(), ["web-a", "web-b"], "in a fixed order");
+    let asked = mock.asked();
+    assert!(asked.iter().any(|a| a.contains("labelSelector=app%3Dweb%2Ctier+in+%28a%2Cb%29")), "{asked:?}");
+    assert_eq!(lookup.deployment("prod", "none").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn long_lists_are_read_to_the_end() {
+    let page = |items: Value, token: &str| json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"continue": token}, "items": items});
+    let mock = Mock::default()
+        .on("GET /api/v1/pods", 200, page(json!([pod("a", "p1", "n1", "10.1.0.2")]), "more"))
+        .on("GET /api/v1/pods", 200, page(json!([pod("b", "p2", "n1", "10.1.0.3")]), ""))
+        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
+    let lookup = Lookup::new(mock.api("prod"));
+    let pods = lookup.pods(&Scope { namespace: None, selector: Some("app=web".into()) }).await.unwrap();
+    assert_eq!(pods.len(), 2);
+    assert!(mock.asked()[1].contains("continue=more"), "{:?}", mock.asked());
+}

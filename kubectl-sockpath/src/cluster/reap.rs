@@ -1,0 +1,183 @@
+//! Deleting helper pods: our own on every way out, and leftovers of runs that could not.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::client::Api;
+use super::helper_pod::SELECTOR;
+use super::owner::Owner;
+use super::problem::{Kind, Problem};
+
+/// How long a deletion is tried again while the API server cannot be reached (it may just be restarting).
+const PATIENCE: Duration = Duration::from_secs(20);
+/// One attempt; a connection that died silently must not eat all the time.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Pause between attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A finished pod of somebody else is left this long, so that its own plugin can still ask what became of it.
+const FINISHED_FOR_SECONDS: i64 = 60;
+
+/// How a pod is to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Its process has ended: the object goes at once.
+    Ended,
+    /// Its process may still run: SIGTERM first, so that it can put the kernel back in order.
+    Running,
+}
+
+/// Pods that were created and not yet deleted. Whatever is left when the last handle goes is deleted then, from a thread of
+/// its own: the event loop may already be gone (a panic, a cancelled command).
+#[derive(Debug, Clone)]
+pub struct Debts(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    api: Api,
+    namespace: String,
+    pods: Mutex<BTreeMap<String, Manner>>,
+}
+
+impl Debts {
+    /// No pods yet.
+    #[must_use]
+    pub fn new(api: Api, namespace: &str) -> Self {
+        Self(Arc::new(Inner { api, namespace: namespace.to_owned(), pods: Mutex::default() }))
+    }
+
+    /// To be called before the pod is created: once the request is out, the pod may come to be whatever happens here.
+    pub fn owe(&self, name: &str) {
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Manner::Running);
+    }
+
+    /// The pod was never created.
+    pub fn forget(&self, name: &str) {
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Deletes one pod.
+    ///
+    /// # Errors
+    /// When it could not be deleted; it then stays owed.
+    pub async fn settle(&self, name: &str, manner: Manner) -> Result<(), Problem> {
+        delete(&self.0.api, &self.0.namespace, name, manner).await?;
+        self.forget(name);
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let pods = std::mem::take(self.pods.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if pods.is_empty() {
+            return;
+        }
+        let (api, namespace) = (self.api.clone(), self.namespace.clone());
+        let worker = std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            runtime.block_on(async {
+                // The client's connections belong to the event loop that is ending, so this one makes its own.
+                let Ok(api) = api.reconnected() else { return };
+                for (name, manner) in pods {
+                    if let Err(p) = delete(&api, &namespace, &name, manner).await {
+                        eprintln!("warning: {p}\nleft behind: pod {namespace}/{name}; remove it with kubectl sockpath cleanup");
+                    }
+                }
+            });
+        });
+        let _ = worker.join();
+    }
+}
+
+/// Deletes a pod; one that is gone already is fine. Tries again while the API server cannot be reached.
+///
+/// # Errors
+/// When the API server refuses, or stays away for long.
+pub async fn delete(api: &Api, namespace: &str, name: &str, manner: Manner) -> Result<(), Problem> {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    let params = match manner {
+        Manner::Ended => DeleteParams::default().grace_period(0),
+        Manner::Running => DeleteParams::default(),
+    };
+    let what = format!("delete the helper pod {namespace}/{name}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let attempt = timeout(ATTEMPT, api.ask_opt(&what, pods.delete(name, &params))).await;
+        let problem = match attempt {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(p)) if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) => return Err(p),
+            Ok(Err(p)) => p,
+            Err(_) => Problem::timeout(&what, api.server(), ATTEMPT.as_secs_f64()),
+        };
+        if Instant::now() + PAUSE > deadline {
+            return Err(problem);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// A helper pod that nobody uses any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Its name.
+    pub name: String,
+    /// How to delete it.
+    pub manner: Manner,
+    /// Why it is a leftover.
+    pub why: &'static str,
+}
+
+/// Finds leftovers: helper pods that have ended, and those whose plugin ran on this machine and is gone. The session of
+/// somebody else that still runs is none.
+///
+/// # Errors
+/// When the pods cannot be listed.
+pub async fn leftovers(api: &Api, namespace: &str) -> Result<Vec<Leftover>, Problem> {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    let what = format!("look for leftover helper pods in namespace {namespace}");
+    let list = match api.ask_opt(&what, pods.list(&ListParams::default().labels(SELECTOR))).await {
+        Err(p) if p.kind == Kind::NoNamespace => None,
+        other => other?,
+    };
+    Ok(list.into_iter().flat_map(|l| l.items).filter_map(|pod| judge(&pod, Timestamp::now())).collect())
+}
+
+/// Removes leftovers quietly, as each command does at its start; what cannot be removed is left to `cleanup` to complain about.
+pub async fn reap_leftovers(api: Api, namespace: String) -> Vec<String> {
+    let mut removed = Vec::new();
+    for leftover in leftovers(&api, &namespace).await.unwrap_or_default() {
+        if delete(&api, &namespace, &leftover.name, leftover.manner).await.is_ok() {
+            removed.push(format!("pod {namespace}/{} ({})", leftover.name, leftover.why));
+        }
+    }
+    removed
+}
+
+fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {
+    // Somebody is at it already.
+    if pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let name = pod.metadata.name.clone()?;
+    let orphaned = pod.metadata.annotations.as_ref().is_some_and(Owner::has_ended);
+    let status = pod.status.as_ref();
+    if matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")) {
+        let ended = status
+            .iter()
+            .flat_map(|s| s.container_statuses.iter().flatten())
+            .filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
+        let recently = ended.map(|t| now.as_second() - t.0.as_second()).any(|ago| ago < FINISHED_FOR_SECONDS);
+        return (orphaned || !recently).then_some(Leftover { name, manner: Manner::Ended, why: "it has ended" });
+    }
+    orphaned.then_some(Leftover { name, manner: Manner::Running, why: "the plugin that started it is gone" })
+}
+
+#[cfg(test)]
+#[path = "reap_tests.rs"]
+mod tests;

@@ -1,0 +1,84 @@
+use serde_json::{Value, json};
+
+use super::super::mock::Mock;
+use super::*;
+
+fn pod(name: &str, annotations: BTreeMap<String, String>, status: Value) -> Value {
+    json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"containers": []}, "status": status})
+}
+
+fn ended(at: &str) -> Value {
+    json!({"phase": "Succeeded", "containerStatuses": [{"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+        "state": {"terminated": {"exitCode": 0, "finishedAt": at}}}]})
+}
+
+fn me() -> BTreeMap<String, String> {
+    Owner::this_process().annotations()
+}
+
+/// A process of this machine that is gone: no process has this id and start time.
+fn gone() -> BTreeMap<String, String> {
+    Owner { process: "4194999-1".into(), ..Owner::this_process() }.annotations()
+}
+
+fn elsewhere() -> BTreeMap<String, String> {
+    Owner { client: "elsewhere".into(), ..Owner::this_process() }.annotations()
+}
+
+const PODS: &str = "/api/v1/namespaces/sockpath/pods";
+
+#[tokio::test]
+async fn only_what_nobody_uses_is_a_leftover() {
+    let now = Timestamp::now().to_string();
+    let running = json!({"phase": "Running"});
+    let mock = Mock::default().list(
+        PODS,
+        json!([
+            pod("mine", me(), running.clone()),
+            pod("orphan", gone(), running.clone()),
+            pod("foreign", elsewhere(), running),
+            pod("foreign-ended-now", elsewhere(), ended(&now)),
+            pod("foreign-ended-long-ago", elsewhere(), ended("2020-01-01T00:00:00Z")),
+            pod("orphan-ended-now", gone(), ended(&now)),
+        ]),
+    );
+    let found = leftovers(&mock.api("default"), "sockpath").await.unwrap();
+    let shown: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.manner)).collect();
+    assert_eq!(shown, [("orphan", Manner::Running), ("foreign-ended-long-ago", Manner::Ended), ("orphan-ended-now", Manner::Ended)]);
+    assert!(mock.asked()[0].contains("labelSelector=app.kubernetes.io%2Fname%3Dsockpath-helper"), "{:?}", mock.asked());
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_is_fine_and_a_refusal_is_told() {
+    assert!(delete(&Mock::default().api("x"), "sockpath", "p", Manner::Ended).await.is_ok());
+    let forbidden = Mock::default().forbid(&format!("DELETE {PODS}/p"));
+    assert_eq!(delete(&forbidden.api("x"), "sockpath", "p", Manner::Ended).await.unwrap_err().kind, Kind::Forbidden);
+}
+
+#[tokio::test]
+async fn an_api_server_that_restarts_is_waited_for() {
+    let mock = Mock::default().on(&format!("DELETE {PODS}/p"), 503, json!("starting")).on(
+        &format!("DELETE {PODS}/p"),
+        200,
+        json!({"metadata": {"name": "p"}, "kind": "Pod"}),
+    );
+    let debts = Debts::new(mock.api("x"), "sockpath");
+    debts.owe("p");
+    debts.settle("p", Manner::Running).await.unwrap();
+    assert_eq!(mock.asked().len(), 2);
+    drop(debts);
+    assert_eq!(mock.asked().len(), 2, "nothing is owed any more");
+}
+
+#[tokio::test]
+async fn what_is_owed_when_the_command_is_cancelled_is_deleted() {
+    let mock = Mock::default().on(&format!("DELETE {PODS}/p"), 200, json!({"metadata": {"name": "p"}, "kind": "Pod"}));
+    let debts = Debts::new(mock.api("x"), "sockpath");
+    debts.owe("p");
+    debts.owe("never-created");
+    debts.forget("never-created");
+    drop(debts.clone());
+    assert_eq!(mock.asked().len(), 0, "a handle is left");
+    drop(debts);
+    assert_eq!(mock.asked(), [format!("DELETE {PODS}/p?")]);
+}

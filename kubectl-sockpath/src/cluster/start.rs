@@ -1,0 +1,210 @@
+//! From a helper pod's description to its open stream: create, wait with its phases named, attach.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::attach::attach;
+use super::client::Api;
+use super::helper_pod::HelperSpec;
+use super::problem::{Kind, Problem};
+use super::reap::{Debts, Manner};
+use super::remedy;
+use super::startup::{SILENCE, Stage, assess, node_trouble};
+use crate::progress::Progress;
+use crate::session::Transport;
+
+/// A pod that does not run by then is given up.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often events and node are looked at while the pod's status says nothing new.
+const TICK: Duration = Duration::from_secs(2);
+/// How long a fresh namespace may take to get its default service account, without which no pod is admitted.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
+const ATTACH_EVERY: Duration = Duration::from_millis(120);
+
+/// Starts one helper and attaches to it.
+///
+/// # Errors
+/// A [`Problem`] that ends in what to do; the pod is deleted first.
+pub async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> Result<Transport, Problem> {
+    let pod = spec.build();
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    progress.phase(&spec.node, "creating the helper pod");
+    debts.owe(&name);
+    if let Err(p) = create(&api, &spec.namespace, &pod).await {
+        // Refused is not created; a lost answer may be.
+        if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
+            debts.forget(&name);
+        }
+        return Err(remedy::for_create(p, &spec.namespace));
+    }
+    match run(&api, &spec, &name, &debts, &progress).await {
+        Ok(transport) => {
+            progress.done(&spec.node);
+            Ok(transport)
+        }
+        Err(p) => {
+            let _ = debts.settle(&name, Manner::Running).await;
+            Err(p)
+        }
+    }
+}
+
+async fn create(api: &Api, namespace: &str, pod: &Pod) -> Result<Pod, Problem> {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    let what = format!("create the helper pod in namespace {namespace}");
+    let deadline = Instant::now() + ACCOUNT_PATIENCE;
+    loop {
+        match api.ask(&what, pods.create(&PostParams::default(), pod)).await {
+            Err(p) if p.to_string().contains("serviceaccount \"default\" not found") && Instant::now() < deadline => {
+                sleep(Duration::from_millis(200)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
+async fn run(api: &Api, spec: &HelperSpec, name: &str, debts: &Debts, progress: &Progress) -> Result<Transport, Problem> {
+    let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
+    let verbose = progress.verbosity() > 0;
+    let mut running = pin!(wait_running(api, namespace, name, node, progress));
+    let mut attempts = interval(ATTACH_EVERY);
+    attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            outcome = &mut running => {
+                outcome?;
+                progress.phase(node, "attaching");
+                return attach(api, namespace, name, node, debts, verbose).await;
+            }
+            _ = attempts.tick() => {
+                match attach(api, namespace, name, node, debts, verbose).await {
+                    Ok(transport) => return Ok(transport),
+                    Err(p) if p.kind == Kind::Forbidden => return Err(p),
+                    // Not there yet; why, the status will say.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Follows the pod's status until it runs.
+async fn wait_running(api: &Api, namespace: &str, name: &str, node: &str, progress: &Progress) -> Result<(), Problem> {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    let began = Instant::now();
+    let field = format!("metadata.name={name}");
+    let mut ticks = interval(TICK);
+    let mut events = Vec::new();
+    // A watch ends for many reasons (server timeout, restart, no right to watch); it is begun again, at worst as polling.
+    loop {
+        let Some(mut pod) = api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await? else {
+            return Err(Problem::new(Kind::Other, format!("the helper pod {namespace}/{name} was deleted by somebody before it ran")));
+        };
+        let version = pod.metadata.resource_version.clone().unwrap_or_default();
+        let mut stream = match pods.watch(&WatchParams::default().fields(&field).timeout(60), &version).await {
+            Ok(stream) => Some(stream.boxed()),
+            Err(_) => None,
+        };
+        loop {
+            match assess(&pod, &events, began.elapsed()) {
+                Stage::Running => return Ok(()),
+                Stage::Waiting(phase) => progress.phase(node, &phase),
+                Stage::Failed(text) | Stage::Ended(text) => return Err(Problem::new(Kind::Other, text)),
+            }
+            if began.elapsed() > PATIENCE {
+                let text = format!(
+                    "the helper pod {namespace}/{name} does not run after {} s and nobody says why: kubectl describe pod -n {namespace} {name} on a new try",
+                    PATIENCE.as_secs()
+                );
+                return Err(Problem::new(Kind::Timeout, text));
+            }
+            let next = async {
+                match &mut stream {
+                    Some(stream) => stream.next().await,
+                    None => {
+                        sleep(Duration::from_millis(300)).await;
+                        None
+                    }
+                }
+            };
+            tokio::select! {
+                event = next => match event {
+                    Some(Ok(WatchEvent::Added(p) | WatchEvent::Modified(p))) => pod = p,
+                    Some(Ok(WatchEvent::Deleted(_))) => {
+                        return Err(Problem::new(Kind::Other, format!("the helper pod {namespace}/{name} was deleted by somebody before it ran")));
+                    }
+                    Some(Ok(WatchEvent::Bookmark(_))) => {}
+                    Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => break,
+                },
+                _ = ticks.tick() => {
+                    events = read_events(api, namespace, name).await;
+                    if began.elapsed() > SILENCE && !has_reacted(&pod) {
+                        look_at_node(api, node).await?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether the node's kubelet has said anything about the pod.
+fn has_reacted(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()) || s.start_time.is_some())
+}
+
+async fn look_at_node(api: &Api, node: &str) -> Result<(), Problem> {
+    let nodes: kube::Api<Node> = kube::Api::all(api.client());
+    match api.ask_opt(&format!("read node {node}"), nodes.get(node)).await {
+        Ok(Some(object)) => node_trouble(&object).map_or(Ok(()), |text| Err(Problem::new(Kind::Other, text))),
+        Ok(None) => Err(Problem::new(Kind::NotFound, format!("node {node} is not there any more\nkubectl get nodes lists those that are"))),
+        // Without the right to read nodes there is just less to say.
+        Err(_) => Ok(()),
+    }
+}
+
+/// What the kubelet reported about the pod, oldest first; empty for users who may not read events.
+async fn read_events(api: &Api, namespace: &str, name: &str) -> Vec<Event> {
+    let events: kube::Api<Event> = kube::Api::namespaced(api.client(), namespace);
+    let params = ListParams::default().fields(&format!("involvedObject.name={name}"));
+    let mut list = api.ask("read events", events.list(&params)).await.map(|l| l.items).unwrap_or_default();
+    list.sort_by_key(|e| e.last_timestamp.as_ref().map(|t| t.0).or_else(|| e.event_time.as_ref().map(|t| t.0)));
+    list
+}
+
+/// Starts helpers on several nodes at once.
+///
+/// # Errors
+/// All that went wrong, one paragraph for each cause with its nodes; helpers that did start are ended by the caller's debts.
+pub async fn start_all(api: &Api, specs: Vec<HelperSpec>, debts: &Debts, progress: &Progress) -> Result<Vec<Transport>, Problem> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (index, spec) in specs.into_iter().enumerate() {
+        let (api, debts, progress) = (api.clone(), debts.clone(), progress.clone());
+        let node = spec.node.clone();
+        tasks.spawn(async move { (index, node, start(api, spec, debts, progress).await) });
+    }
+    let (mut started, mut failed) = (BTreeMap::new(), BTreeMap::<String, (Kind, Vec<String>)>::new());
+    while let Some(joined) = tasks.join_next().await {
+        match joined {
+            Ok((index, _, Ok(transport))) => drop(started.insert(index, transport)),
+            Ok((_, node, Err(p))) => failed.entry(p.to_string()).or_insert_with(|| (p.kind, Vec::new())).1.push(node),
+            Err(e) => drop(failed.entry(format!("a helper could not be started: {e}")).or_insert((Kind::Other, Vec::new()))),
+        }
+    }
+    if failed.is_empty() {
+        return Ok(started.into_values().collect());
+    }
+    let endings = started.into_values().map(|t| tokio::spawn(t.keeper.end(crate::session::Ending::Kill))).collect::<Vec<_>>();
+    for ending in endings {
+        let _ = ending.await;
+    }
+    let kind = failed.values().next().map_or(Kind::Other, |(kind, _)| *kind);
+    Err(Problem::new(kind, failed.into_keys().collect::<Vec<_>>().join("\n")))
+}

@@ -1,0 +1,255 @@
+//! How far a helper pod has come, read from its status, and what to do when it comes no further.
+//!
+//! Pure: an object in, a verdict out, so that every way to fail is a test without a cluster.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ContainerState, Event, Node, Pod};
+
+use super::helper_pod::CONTAINER;
+
+/// How far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// On its way; what it waits for, in a few words.
+    Waiting(String),
+    /// Its process runs.
+    Running,
+    /// It will not start, or not without help: what, why, and what to do.
+    Failed(String),
+    /// It has run and ended.
+    Ended(String),
+}
+
+/// How long a fault that may pass (a registry that does not answer, a sandbox that fails once) is given before it is reported.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a node may not react at all before it is asked how it is.
+pub const SILENCE: Duration = Duration::from_secs(4);
+
+/// Judges a pod. `waited` is the time since it was created; `events` may be empty where the user may not read them.
+#[must_use]
+pub fn assess(pod: &Pod, events: &[Event], waited: Duration) -> Stage {
+    let status = pod.status.clone().unwrap_or_default();
+    let subject = Subject::of(pod);
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Stage::Failed(format!("{subject} is being deleted by somebody else"));
+    }
+    match status.phase.as_deref() {
+        Some("Failed") => return failed(&subject, &status),
+        Some("Succeeded") => return Stage::Ended(format!("{subject} has ended by itself before it was used")),
+        _ => {}
+    }
+    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled {
+        let why = condition.message.clone().or_else(|| condition.reason.clone()).unwrap_or_default();
+        return Stage::Failed(format!("{subject} cannot be scheduled: {why}\n{}", scheduling_remedy(&why, &subject.node)));
+    }
+    let container = status.container_statuses.iter().flatten().find(|c| c.name == CONTAINER);
+    let Some(state) = container.and_then(|c| c.state.as_ref()) else {
+        return stuck(&subject, events, waited).unwrap_or_else(|| Stage::Waiting("waiting for the kubelet".to_owned()));
+    };
+    container_stage(&subject, state, events, waited)
+}
+
+fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], waited: Duration) -> Stage {
+    if state.running.is_some() {
+        return Stage::Running;
+    }
+    if let Some(ended) = &state.terminated {
+        let reason = ended.reason.clone().unwrap_or_default();
+        let message = ended.message.clone().unwrap_or_default();
+        if reason == "StartError" || reason == "ContainerCannotRun" {
+            return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_remedy(&message)));
+        }
+        return Stage::Failed(format!(
+            "{subject} ended at once with exit code {} ({reason}) {message}\nits last words: kubectl logs -n {} {}",
+            ended.exit_code, subject.namespace, subject.name
+        ));
+    }
+    let waiting = state.waiting.clone().unwrap_or_default();
+    let reason = waiting.reason.unwrap_or_default();
+    let message = waiting.message.unwrap_or_default();
+    match reason.as_str() {
+        "ErrImageNeverPull" | "InvalidImageName" => Stage::Failed(image_text(subject, &reason, &message)),
+        "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable" => {
+            if waited >= PATIENCE || is_final_pull_error(&message) {
+                Stage::Failed(image_text(subject, &reason, &message))
+            } else {
+                Stage::Waiting(format!("pulling the image again after: {}", first_sentence(&message)))
+            }
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
+            Stage::Failed(format!("{subject} cannot be started ({reason}): {message}\n{}", create_remedy(&message)))
+        }
+        _ => stuck(subject, events, waited).unwrap_or_else(|| Stage::Waiting(phase_of(events).to_owned())),
+    }
+}
+
+/// The pod as messages name it.
+struct Subject {
+    namespace: String,
+    name: String,
+    node: String,
+    image: String,
+}
+
+impl Subject {
+    fn of(pod: &Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        Self {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
+            image: spec.and_then(|s| s.containers.first()).and_then(|c| c.image.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the helper pod {}/{} on node {}", self.namespace, self.name, self.node)
+    }
+}
+
+fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> Stage {
+    let reason = status.reason.clone().unwrap_or_default();
+    let message = status.message.clone().unwrap_or_default();
+    if reason.is_empty() {
+        let container = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone());
+        let code = container.as_ref().map_or(-1, |t| t.exit_code);
+        let why = container.and_then(|t| t.message.or(t.reason)).unwrap_or_default();
+        if why.contains("runc") || why.contains("OCI") {
+            return Stage::Failed(format!("{subject} could not start its process: {why}\n{}", create_remedy(&why)));
+        }
+        return Stage::Ended(format!("{subject} has failed with exit code {code} {why}"));
+    }
+    let remedy = match reason.as_str() {
+        "DeadlineExceeded" => "its deadline has passed: start the command again".to_owned(),
+        "Evicted" => format!("the node is short of a resource: kubectl describe node {} shows which", subject.node),
+        "OutOfpods" | "OutOfcpu" | "OutOfmemory" => {
+            format!(
+                "the node is full: kubectl describe node {} shows what is taken; the helper needs one pod slot, 10m CPU and 64Mi",
+                subject.node
+            )
+        }
+        "NodeAffinity" | "NodeName" => format!("no helper can run on this node: kubectl describe node {}", subject.node),
+        "NodeShutdown" | "Terminated" => "the node shuts down".to_owned(),
+        "AppArmor" => "the kubelet could not apply the AppArmor profile: kubectl describe pod shows why".to_owned(),
+        _ => format!("kubectl describe node {} may show why", subject.node),
+    };
+    Stage::Failed(format!("{subject} was refused by the kubelet ({reason}): {message}\n{remedy}"))
+}
+
+fn scheduling_remedy(why: &str, node: &str) -> String {
+    if why.contains("taint") {
+        format!(
+            "the helper tolerates every taint, so an admission controller may have removed its tolerations: kubectl describe node {node}"
+        )
+    } else {
+        format!("kubectl describe node {node} shows what is taken; the helper needs one pod slot, 10m CPU and 64Mi")
+    }
+}
+
+fn is_final_pull_error(message: &str) -> bool {
+    let m = message.to_ascii_lowercase();
+    ["not found", "unauthorized", "denied", "forbidden", "no match for platform", "manifest unknown", "invalid reference"]
+        .iter()
+        .any(|s| m.contains(s))
+}
+
+fn image_text(subject: &Subject, reason: &str, message: &str) -> String {
+    let m = message.to_ascii_lowercase();
+    let image = &subject.image;
+    let remedy = if reason == "ErrImageNeverPull" {
+        format!("the image is not on node {}: load it there (kind load docker-image, ctr -n k8s.io images import)", subject.node)
+    } else if reason == "InvalidImageName" {
+        "--helper-image has to be a valid image reference".to_owned()
+    } else if m.contains("no match for platform") {
+        format!("the image has no variant for this node's architecture: kubectl get node {} -L kubernetes.io/arch", subject.node)
+    } else if m.contains("unauthorized") || m.contains("denied") || m.contains("forbidden") {
+        format!(
+            "the registry wants credentials: add an imagePullSecret to the service account 'default' of namespace {}, or use --helper-image with a mirror",
+            subject.namespace
+        )
+    } else if m.contains("not found") || m.contains("manifest unknown") {
+        "there is no such image: check --helper-image (or SOCKPATH_HELPER_IMAGE)".to_owned()
+    } else {
+        format!("node {} cannot reach the registry: mirror the image and use --helper-image, or load it on the node", subject.node)
+    };
+    format!("the image {image} cannot be pulled on node {} ({reason}): {message}\n{remedy}", subject.node)
+}
+
+/// Why the runtime could not make or start the container.
+fn create_remedy(message: &str) -> String {
+    let m = message.to_ascii_lowercase();
+    if m.contains("seccomp") {
+        "the runtime could not apply its seccomp profile: try --seccomp Unconfined, and kubectl sockpath doctor".to_owned()
+    } else if m.contains("exec format error") {
+        "the image is built for another architecture than the node's: check --helper-image".to_owned()
+    } else if m.contains("no such file") && m.contains("sockpath-helper") {
+        "the image holds no /sockpath-helper: check --helper-image".to_owned()
+    } else if m.contains("/sys/fs/bpf") {
+        "the node has no BPF file system mounted: mount -t bpf bpf /sys/fs/bpf on the node (systemd does so at boot)".to_owned()
+    } else if m.contains("apparmor") {
+        "the runtime could not apply the AppArmor setting of the pod".to_owned()
+    } else if m.contains("capabilit") || m.contains("operation not permitted") {
+        "the runtime may not give out a capability the helper needs (is the node itself a container with fewer rights?)".to_owned()
+    } else {
+        "kubectl describe pod shows what the runtime says; kubectl sockpath doctor examines the node".to_owned()
+    }
+}
+
+/// Warnings of the kubelet about a pod that comes no further, once they persist.
+fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage> {
+    if waited < PATIENCE {
+        return None;
+    }
+    let warning = events.iter().filter(|e| e.type_.as_deref() == Some("Warning")).next_back()?;
+    let reason = warning.reason.clone().unwrap_or_default();
+    let message = warning.message.clone().unwrap_or_default();
+    let remedy = match reason.as_str() {
+        "FailedMount" | "FailedAttachVolume" => {
+            if message.contains("/sys/fs/bpf") {
+                "the node has no /sys/fs/bpf: mount -t bpf bpf /sys/fs/bpf there".to_owned()
+            } else {
+                format!("the node does not have that directory: kubectl describe pod -n {} {}", subject.namespace, subject.name)
+            }
+        }
+        "FailedCreatePodSandBox" => "the node's network plugin or runtime cannot make pods: look at other new pods on that node".to_owned(),
+        _ => create_remedy(&message),
+    };
+    Some(Stage::Failed(format!("{subject} does not start ({reason}): {message}\n{remedy}")))
+}
+
+fn phase_of(events: &[Event]) -> &'static str {
+    match events.iter().next_back().and_then(|e| e.reason.as_deref()) {
+        Some("Pulling") => "pulling the image",
+        Some("Pulled" | "Created") => "starting the helper",
+        Some("FailedCreatePodSandBox") => "the pod's sandbox failed, the kubelet tries again",
+        Some("FailedMount") => "a mount failed, the kubelet tries again",
+        _ => "creating the helper's container",
+    }
+}
+
+/// Says what is wrong with a node that does not react to a pod; `None` when it looks well.
+#[must_use]
+pub fn node_trouble(node: &Node) -> Option<String> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let ready = node.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == "Ready")?;
+    (ready.status != "True").then(|| {
+        format!(
+            "node {name} is not ready ({}): {}\nits kubelet does not start pods: kubectl describe node {name}",
+            ready.reason.as_deref().unwrap_or("no reason given"),
+            ready.message.as_deref().unwrap_or("no message")
+        )
+    })
+}
+
+fn first_sentence(message: &str) -> &str {
+    let end = message.char_indices().nth(80).map_or(message.len(), |(i, _)| i);
+    message[..end].split('\n').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "startup_tests.rs"]
+mod tests;
