@@ -11,10 +11,13 @@ use serde_json::{Value, json};
 
 use super::client::Api;
 
+/// Status code and body.
+type Answer = (u16, Value);
+
 /// Answers requests by method and path (without the query); records what was asked.
 #[derive(Clone, Default)]
 pub struct Mock {
-    answers: Arc<Mutex<BTreeMap<String, Vec<(u16, Value)>>>>,
+    answers: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 

@@ -204,7 +204,7 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
     if waited < PATIENCE {
         return None;
     }
-    let warning = events.iter().filter(|e| e.type_.as_deref() == Some("Warning")).next_back()?;
+    let warning = events.iter().rfind(|e| e.type_.as_deref() == Some("Warning"))?;
     let reason = warning.reason.clone().unwrap_or_default();
     let message = warning.message.clone().unwrap_or_default();
     let remedy = match reason.as_str() {
@@ -222,7 +222,7 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
 }
 
 fn phase_of(events: &[Event]) -> &'static str {
-    match events.iter().next_back().and_then(|e| e.reason.as_deref()) {
+    match events.last().and_then(|e| e.reason.as_deref()) {
         Some("Pulling") => "pulling the image",
         Some("Pulled" | "Created") => "starting the helper",
         Some("FailedCreatePodSandBox") => "the pod's sandbox failed, the kubelet tries again",
