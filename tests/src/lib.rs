@@ -3,6 +3,7 @@
 pub mod lab;
 pub mod programs;
 pub mod snapshot;
+pub mod torture;
 
 use std::io::Write as _;
 

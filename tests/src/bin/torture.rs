@@ -1,0 +1,105 @@
+//! Connections under every load we can think of; see `torture --help`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use sockpath_tests::torture::client::{self, ClientOptions, Route};
+use sockpath_tests::torture::controller::Torture;
+use sockpath_tests::torture::server::{self, ServerOptions};
+
+/// Torture for TCP between lab pods.
+#[derive(Debug, Parser)]
+#[command(name = "torture")]
+#[command(args_conflicts_with_subcommands = true)]
+struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Connections in all
+    #[arg(long, default_value_t = 4000)]
+    connections: u64,
+    /// Everything random follows from it; the clock chooses one otherwise
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Leave acceleration off: what plain TCP does with the same connections
+    #[arg(long)]
+    plain: bool,
+    /// Make no new connections after so many seconds
+    #[arg(long)]
+    limit: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The accepting peer, inside a pod; ends when stdin closes
+    Server {
+        /// The run's seed
+        #[arg(long)]
+        seed: u64,
+        /// First of 16 ports
+        #[arg(long, default_value_t = 7000)]
+        port: u16,
+        /// The peer may be killed at any moment
+        #[arg(long)]
+        doomed: bool,
+    },
+    /// The connecting peer, inside a pod
+    Client {
+        /// The run's seed
+        #[arg(long)]
+        seed: u64,
+        /// Number of the first connection
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many connections
+        #[arg(long)]
+        count: u64,
+        /// How many at a time
+        #[arg(long, default_value_t = 40)]
+        concurrency: usize,
+        /// Make no new connections after so many milliseconds
+        #[arg(long)]
+        limit_ms: Option<u64>,
+        /// The server may be killed at any moment
+        #[arg(long)]
+        doomed: bool,
+        /// NAME=ADDRESS:PORT, several times
+        #[arg(long = "route", required = true)]
+        routes: Vec<Route>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    let Some(role) = args.role else { return controller(&args) };
+    match role {
+        Role::Server { seed, port, doomed } => server::run(ServerOptions { port, seed, doomed })?,
+        Role::Client { seed, from, count, concurrency, limit_ms, doomed, routes } => {
+            client::run(&ClientOptions { seed, from, count, concurrency, limit: limit_ms.map(Duration::from_millis), doomed, routes })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn controller(args: &Args) -> Result<ExitCode> {
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs(),
+    };
+    let how = if args.plain { " --plain" } else { "" };
+    println!("to repeat: torture --connections {} --seed {seed}{how}", args.connections);
+    let limit = args.limit.map(Duration::from_secs);
+    let verdict = Torture { seed, connections: args.connections, accelerate: !args.plain, limit }.run()?;
+    println!("{verdict}");
+    Ok(if verdict.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

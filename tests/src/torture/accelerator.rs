@@ -1,0 +1,332 @@
+//! Acceleration switched on and off by driving `sockpath-helper session` with JSON lines, as the plugin does.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, PairsSnapshot, StopRequest};
+use sockpath_protocol::message::EndReason;
+use sockpath_protocol::request::Pod;
+use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
+
+use crate::lab::Lab;
+
+/// Longest wait for the helper to become ready or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A session of the helper.
+#[derive(Debug)]
+pub struct Session {
+    child: Child,
+    stdin: Arc<Mutex<Option<ChildStdin>>>,
+    messages: Receiver<Message>,
+    /// The last table of pairs that came.
+    pub pairs: PairsSnapshot,
+    /// Warnings that came.
+    pub warnings: Vec<String>,
+}
+
+/// An error line of the helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelperError {
+    /// The word for scripts.
+    pub code: String,
+    /// The words for people.
+    pub text: String,
+}
+
+impl std::fmt::Display for HelperError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.text, self.code)
+    }
+}
+
+impl std::error::Error for HelperError {}
+
+impl Session {
+    /// Starts a helper for `lab` and reads its hello.
+    ///
+    /// # Errors
+    /// When it does not start or does not say hello.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let mut command = lab.helper();
+        command.arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let stdin = Arc::new(Mutex::new(child.stdin.take()));
+        let stdout = child.stdout.take().context("no stdout")?;
+        let (tx, messages) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                let Ok(line) = line else { return };
+                match serde_json::from_str(&line) {
+                    Ok(message) => {
+                        if tx.send(message).is_err() {
+                            return;
+                        }
+                    }
+                    Err(e) => eprintln!("a line of the helper cannot be read: {e}: {line}"),
+                }
+            }
+        });
+        let heart = stdin.clone();
+        std::thread::spawn(move || {
+            while say(&heart, &Request::Heartbeat).is_ok() {
+                std::thread::sleep(Duration::from_millis(HEARTBEAT_INTERVAL_MS / 2));
+            }
+        });
+        let mut session = Self { child, stdin, messages, pairs: PairsSnapshot::default(), warnings: Vec::new() };
+        session.expect("hello", |m| matches!(m, Message::Hello(_)).then_some(()))?;
+        Ok(session)
+    }
+
+    /// Process id of the helper.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When the helper is gone.
+    pub fn say(&mut self, request: &Request) -> Result<()> {
+        say(&self.stdin, request)
+    }
+
+    /// Waits for a message that `pick` takes; tables and warnings are kept, others skipped.
+    ///
+    /// # Errors
+    /// The helper's own [`HelperError`], its end, or that nothing came in time.
+    pub fn expect<T>(&mut self, what: &str, mut pick: impl FnMut(&Message) -> Option<T>) -> Result<T> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let message = match self.messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => bail!("the helper did not send {what} within {PATIENCE:?}"),
+                Err(RecvTimeoutError::Disconnected) => bail!("the helper ended without {what}: {:?}", self.child.wait()),
+            };
+            if let Message::Pairs(pairs) = &message {
+                self.pairs = pairs.clone();
+            }
+            if let Some(found) = pick(&message) {
+                return Ok(found);
+            }
+            match message {
+                Message::Error { text, code } => return Err(HelperError { code, text }.into()),
+                Message::Warning { text } => self.warnings.push(text),
+                Message::End(end) => bail!("the helper ended ({:?}) without {what}", end.reason),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes what has come so far without waiting.
+    pub fn drain(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                Message::Pairs(pairs) => self.pairs = pairs,
+                Message::Warning { text } => self.warnings.push(text),
+                _ => {}
+            }
+        }
+    }
+
+    /// Closes stdin and waits for the end.
+    ///
+    /// # Errors
+    /// When the helper does not end in time.
+    pub fn hang_up(mut self) -> Result<EndReason> {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reason = self.expect("end", |m| if let Message::End(end) = m { Some(end.reason) } else { None })?;
+        self.child.wait()?;
+        Ok(reason)
+    }
+
+    /// Sends a signal to the helper.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("cannot signal the helper")
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn say(stdin: &Mutex<Option<ChildStdin>>, request: &Request) -> Result<()> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    let mut stdin = stdin.lock().unwrap_or_else(PoisonError::into_inner);
+    stdin.as_mut().context("stdin is closed")?.write_all(&line).context("the helper does not read")
+}
+
+/// A running acceleration.
+#[derive(Debug)]
+pub struct Accelerator(pub Session);
+
+/// What to accelerate.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// Names of the pods; empty means all.
+    pub pods: Vec<String>,
+    /// Length of the lease.
+    pub lease: Duration,
+    /// Leave it running when the session ends.
+    pub detach: bool,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false }
+    }
+}
+
+impl Choice {
+    /// The request for one node's pods (a helper serves one node).
+    #[must_use]
+    pub fn request(&self, lab: &Lab) -> AccelerateRequest {
+        let status = lab.status();
+        let chosen = |name: &str| self.pods.is_empty() || self.pods.iter().any(|p| p == name);
+        let pods: Vec<Pod> = status.pods.iter().filter(|p| p.node == "node-1" && chosen(&p.name)).map(Pod::from).collect();
+        AccelerateRequest {
+            pods,
+            lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
+            detach: self.detach,
+            dry_run_ms: None,
+            owner: format!("torture-{}", std::process::id()),
+        }
+    }
+}
+
+impl Accelerator {
+    /// Switches acceleration on for all pods of node-1 and waits until it is.
+    ///
+    /// # Errors
+    /// What the helper says.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_with(lab, &Choice::default())
+    }
+
+    /// The same for a choice of pods.
+    ///
+    /// # Errors
+    /// What the helper says.
+    pub fn start_with(lab: &Lab, choice: &Choice) -> Result<Self> {
+        let mut session = Session::start(lab)?;
+        session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
+        session.expect("the sign that it is armed", |m| matches!(m, Message::Armed(_) | Message::Pairs(_)).then_some(()))?;
+        Ok(Self(session))
+    }
+
+    /// The next table of pairs.
+    ///
+    /// # Errors
+    /// When the helper ends or falls silent.
+    pub fn next_pairs(&mut self) -> Result<PairsSnapshot> {
+        self.0.expect("a table of pairs", |m| if let Message::Pairs(p) = m { Some(p.clone()) } else { None })
+    }
+
+    /// Waits until a table of pairs satisfies `fine`.
+    ///
+    /// # Errors
+    /// The last table, when none did within `limit`.
+    pub fn await_pairs(&mut self, limit: Duration, mut fine: impl FnMut(&PairsSnapshot) -> bool) -> Result<PairsSnapshot> {
+        let end = Instant::now() + limit;
+        loop {
+            let pairs = self.next_pairs()?;
+            if fine(&pairs) {
+                return Ok(pairs);
+            }
+            if Instant::now() > end {
+                bail!("not within {limit:?}; the last table is {pairs:#?}");
+            }
+        }
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// When the helper does not drain and end.
+    pub fn finish(mut self) -> Result<AccelSummary> {
+        self.0.say(&Request::Finish)?;
+        self.summary()
+    }
+
+    /// Ends it by a signal that the helper handles.
+    ///
+    /// # Errors
+    /// When the helper does not drain and end.
+    pub fn terminate(mut self, signal: Signal) -> Result<AccelSummary> {
+        self.0.signal(signal)?;
+        self.summary()
+    }
+
+    fn summary(mut self) -> Result<AccelSummary> {
+        let summary = self.0.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None })?;
+        self.0.expect("end", |m| matches!(m, Message::End(_)).then_some(()))?;
+        self.0.child.wait()?;
+        Ok(summary)
+    }
+}
+
+/// What is accelerated on this node.
+///
+/// # Errors
+/// What the helper says.
+pub fn status(lab: &Lab) -> Result<AccelStatus> {
+    let mut session = Session::start(lab)?;
+    session.say(&Request::Status)?;
+    let status = session.expect("a status", |m| if let Message::Status(s) = m { Some(s.clone()) } else { None })?;
+    session.hang_up()?;
+    Ok(status)
+}
+
+/// Drains and removes whatever is left of an acceleration; yields what was removed.
+///
+/// # Errors
+/// What the helper says.
+pub fn stop(lab: &Lab) -> Result<Vec<String>> {
+    removal(lab, &Request::Stop(StopRequest { drain_ms: 10_000 }))
+}
+
+/// Removes every leftover of ours on this node; yields what was removed.
+///
+/// # Errors
+/// What the helper says.
+pub fn cleanup(lab: &Lab) -> Result<Vec<String>> {
+    removal(lab, &Request::Cleanup)
+}
+
+fn removal(lab: &Lab, request: &Request) -> Result<Vec<String>> {
+    let mut session = Session::start(lab)?;
+    session.say(request)?;
+    session.say(&Request::Finish)?;
+    let mut removed = Vec::new();
+    session.expect("end", |m| {
+        if let Message::Removed { what } = m {
+            removed.push(what.clone());
+        }
+        matches!(m, Message::End(_)).then_some(())
+    })?;
+    Ok(removed)
+}

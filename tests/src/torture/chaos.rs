@@ -1,0 +1,131 @@
+//! The actor that switches acceleration on and off while connections run.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::accelerator::{self, Accelerator, Choice};
+use super::prng::Prng;
+use crate::lab::Lab;
+
+/// How an acceleration ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    /// The plugin asks for the end.
+    Finish,
+    /// SIGTERM to the helper.
+    Terminate,
+    /// SIGINT to the helper.
+    Interrupt,
+    /// The plugin is killed: the helper's stdin closes.
+    PluginDies,
+    /// SIGKILL to the helper; the lease runs out by itself.
+    HelperDies,
+    /// The helper stands still (SIGSTOP) until the lease has run out, then goes on.
+    LeaseRunsOut,
+    /// It goes on without a helper until it is stopped.
+    Detach,
+}
+
+/// What the actor did.
+#[derive(Debug, Clone, Default)]
+pub struct Deeds {
+    /// How often acceleration was on, by the way it ended.
+    pub ways: BTreeMap<String, u64>,
+    /// Bytes that went socket to socket, as far as the helper lived to tell.
+    pub bypassed_bytes: u64,
+    /// Messages that went socket to socket.
+    pub bypassed_messages: u64,
+    /// Sockets that were still enrolled after the drain deadline.
+    pub left_enrolled: u64,
+}
+
+/// Switches acceleration on and off at random until `over`, and leaves it off.
+///
+/// # Errors
+/// When the helper does not do as asked.
+pub fn run(lab: &Lab, seed: u64, over: &AtomicBool) -> Result<Deeds> {
+    let mut rng = Prng::new(seed, u64::MAX);
+    let mut deeds = Deeds::default();
+    let ways = [Way::Finish, Way::Finish, Way::Terminate, Way::Interrupt, Way::PluginDies, Way::HelperDies, Way::LeaseRunsOut, Way::Detach];
+    while !over.load(Ordering::Acquire) {
+        let way = rng.pick(&ways);
+        round(lab, way, &mut rng, &mut deeds, over).with_context(|| format!("acceleration that ends by {way:?}"))?;
+        *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
+        doze(Duration::from_millis(rng.log_between(1, 800)), over);
+    }
+    Ok(deeds)
+}
+
+fn round(lab: &Lab, way: Way, rng: &mut Prng, deeds: &mut Deeds, over: &AtomicBool) -> Result<()> {
+    let brief = matches!(way, Way::HelperDies | Way::LeaseRunsOut | Way::Detach);
+    let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
+    // All pods, mostly; sometimes one end only, which has to be left alone.
+    let pods = if rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
+    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach })?;
+    doze(Duration::from_millis(rng.log_between(50, 4_000)), over);
+    let summary = match way {
+        Way::Finish => on.finish()?,
+        Way::Terminate => on.terminate(Signal::SIGTERM)?,
+        Way::Interrupt => on.terminate(Signal::SIGINT)?,
+        Way::PluginDies => {
+            on.0.drain();
+            count(deeds, &on.0.pairs.totals);
+            on.0.hang_up()?;
+            return Ok(());
+        }
+        Way::HelperDies => {
+            on.0.drain();
+            count(deeds, &on.0.pairs.totals);
+            on.0.kill()?;
+            if rng.one_in(2) {
+                doze(lease + Duration::from_millis(200), over);
+            }
+            accelerator::stop(lab).context("stop after a killed helper")?;
+            return Ok(());
+        }
+        Way::LeaseRunsOut => {
+            on.0.signal(Signal::SIGSTOP)?;
+            std::thread::sleep(lease + Duration::from_millis(200));
+            on.0.signal(Signal::SIGCONT)?;
+            on.finish()?
+        }
+        Way::Detach => {
+            let summary = on.finish()?;
+            doze(Duration::from_millis(rng.below(1_500)), over);
+            accelerator::stop(lab).context("stop after detach")?;
+            summary
+        }
+    };
+    deeds.left_enrolled += summary.left_enrolled;
+    count(deeds, &summary.totals);
+    Ok(())
+}
+
+fn count(deeds: &mut Deeds, totals: &sockpath_protocol::accel::Totals) {
+    deeds.bypassed_bytes += totals.bypassed_bytes;
+    deeds.bypassed_messages += totals.bypassed_messages;
+}
+
+/// Waits, but not past the end of the run.
+fn doze(time: Duration, over: &AtomicBool) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !over.load(Ordering::Acquire) {
+        std::thread::sleep(Duration::from_millis(5).min(time));
+    }
+}
+
+/// Makes sure that nothing of an acceleration is left.
+///
+/// # Errors
+/// When something is.
+pub fn nothing_left(lab: &Lab) -> Result<()> {
+    let status = accelerator::status(lab)?;
+    if status.active {
+        bail!("still active after the last stop: {status:?}");
+    }
+    Ok(())
+}

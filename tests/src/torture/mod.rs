@@ -1,0 +1,20 @@
+//! Peers that put connections under every load we can think of, and the controller that runs them over the lab.
+
+pub mod accelerator;
+pub mod chaos;
+pub mod client;
+pub mod content;
+pub mod controller;
+pub mod conversation;
+pub mod net;
+pub mod outcome;
+pub mod peers;
+pub mod plan;
+pub mod prng;
+pub mod reader;
+pub mod report;
+pub mod server;
+pub mod tally;
+pub mod uring;
+pub mod watch;
+pub mod writer;

@@ -1,0 +1,367 @@
+//! What a connection does, derived from the seed and its number alone, so that both ends know it without talking about it.
+
+use std::fmt;
+
+use super::prng::Prng;
+use super::reader::ReaderKind;
+use super::writer::WriterKind;
+
+/// Connections with a number from here on run where memory is tight; MPTCP stalls there even without us (seen on 6.18).
+pub const TIGHT: u64 = 45_000_000_000;
+
+/// One of the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The one that connects.
+    Client,
+    /// The one that accepts.
+    Server,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub fn other(self) -> Self {
+        if self == Self::Client { Self::Server } else { Self::Client }
+    }
+}
+
+/// How a listener is set up; each variant has its own ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Listener {
+    /// No options.
+    Plain,
+    /// `TCP_DEFER_ACCEPT`: data waits before accept(2).
+    Defer,
+    /// `TCP_FASTOPEN`: data in the SYN.
+    FastOpen,
+    /// `SO_RCVBUF` and `SO_SNDBUF` of 4 KiB before listen.
+    TinyBuffers,
+    /// 8 MiB of both.
+    HugeBuffers,
+    /// An MPTCP listener.
+    Mptcp,
+    /// Accepts with a delay.
+    Slow,
+    /// Deferred and with a delay: the first writes pile up in the TCP queue.
+    DeferSlow,
+}
+
+impl Listener {
+    /// All variants, in the order of their ports.
+    pub const ALL: [Self; 8] =
+        [Self::Plain, Self::Defer, Self::FastOpen, Self::TinyBuffers, Self::HugeBuffers, Self::Mptcp, Self::Slow, Self::DeferSlow];
+
+    /// Number of ports that all variants take: one for `AF_INET`, one for `AF_INET6` sockets each.
+    pub const PORTS: u16 = 16;
+
+    /// The port of this variant.
+    #[must_use]
+    pub fn port(self, base: u16, v6: bool) -> u16 {
+        let index = Self::ALL.iter().position(|l| *l == self).unwrap_or(0);
+        base + u16::try_from(index).unwrap_or(0) * 2 + u16::from(v6)
+    }
+}
+
+/// The order in which both ends act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Both ends write and read at once, each in its own thread.
+    Duplex,
+    /// Only the client writes, then closes at once.
+    Upload,
+    /// Only the server writes, then closes at once.
+    Download,
+    /// Requests and answers in turn: write `i` of the server answers write `i` of the client.
+    PingPong,
+    /// The client writes everything and half-closes; the server answers after end of stream.
+    AnswerAfterEof,
+}
+
+/// How the connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Both see everything, then end of stream.
+    Graceful,
+    /// After a whole exchange this side resets (`SO_LINGER` 0).
+    ResetAfterAll(Side),
+    /// In the last message this side reads half, knows the rest is there, and closes: that resets.
+    CloseUnread(Side),
+    /// After a whole exchange this side closes, the other writes on until it gets `EPIPE`.
+    WriteAfterClose(Side),
+    /// This side resets after so many bytes, whatever the other is doing.
+    Abrupt(Side, u64),
+}
+
+/// What one side does.
+#[derive(Debug, Clone)]
+pub struct SidePlan {
+    /// Its writes, in bytes each.
+    pub writes: Vec<u32>,
+    /// How it writes.
+    pub writer: WriterKind,
+    /// How it reads.
+    pub reader: ReaderKind,
+    /// Most bytes asked for in one read.
+    pub read_size: usize,
+    /// Microseconds of pause before one write in eight; 0 for none.
+    pub write_pause_us: u64,
+    /// Microseconds of pause before one read in eight; 0 for none.
+    pub read_pause_us: u64,
+    /// `SO_SNDBUF`.
+    pub send_buffer: Option<i32>,
+    /// `SO_RCVBUF`.
+    pub receive_buffer: Option<i32>,
+    /// `TCP_NODELAY`.
+    pub nodelay: bool,
+    /// `SO_LINGER` with a time, so that close(2) waits.
+    pub linger: bool,
+}
+
+impl SidePlan {
+    /// Bytes it writes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.writes.iter().map(|w| u64::from(*w)).sum()
+    }
+}
+
+/// What one connection does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its number.
+    pub id: u64,
+    /// The listener it goes to.
+    pub listener: Listener,
+    /// Whether it goes to the listener's `AF_INET6` socket.
+    pub server_v6: bool,
+    /// Whether the client uses an `AF_INET6` socket even for a v4 address.
+    pub client_v6: bool,
+    /// Who acts when.
+    pub shape: Shape,
+    /// How it ends.
+    pub ending: Ending,
+    /// The client's part.
+    pub client: SidePlan,
+    /// The server's part.
+    pub server: SidePlan,
+    /// Whether the client's first write carries the header too.
+    pub joined_header: bool,
+    /// Microseconds the server waits between accept and its first read.
+    pub accept_pause_us: u64,
+}
+
+impl Plan {
+    /// The plan of connection `id` in the run `seed`.
+    #[must_use]
+    pub fn new(seed: u64, id: u64) -> Self {
+        let mut r = Prng::new(seed, id);
+        let mut listener = if r.one_in(3) { Listener::Plain } else { r.pick(&Listener::ALL) };
+        if listener == Listener::Mptcp && id >= TIGHT {
+            listener = Listener::Plain;
+        }
+        let shape = r.pick(&[
+            Shape::Duplex,
+            Shape::Duplex,
+            Shape::Upload,
+            Shape::Download,
+            Shape::PingPong,
+            Shape::PingPong,
+            Shape::AnswerAfterEof,
+        ]);
+        let side = r.pick(&[Side::Client, Side::Server]);
+        let mut client = side_plan(&mut r, shape == Shape::PingPong);
+        let mut server = side_plan(&mut r, shape == Shape::PingPong);
+        match shape {
+            Shape::Upload => server.writes.clear(),
+            Shape::Download => client.writes.clear(),
+            Shape::PingPong => {
+                let rounds = client.writes.len().min(server.writes.len());
+                client.writes.truncate(rounds);
+                server.writes.truncate(rounds);
+                for part in [&mut client, &mut server] {
+                    if part.reader == ReaderKind::Threads {
+                        part.reader = ReaderKind::Recv;
+                    }
+                }
+            }
+            Shape::Duplex | Shape::AnswerAfterEof => {}
+        }
+        let ending = match shape {
+            Shape::PingPong if r.one_in(2) => match r.below(3) {
+                0 => Ending::ResetAfterAll(side),
+                1 => Ending::CloseUnread(side),
+                _ => Ending::WriteAfterClose(side),
+            },
+            Shape::Duplex if r.one_in(6) => {
+                let total = if side == Side::Client { client.total() } else { server.total() };
+                Ending::Abrupt(side, r.below(total + 1))
+            }
+            _ => Ending::Graceful,
+        };
+        if let Ending::Abrupt(by, _) = ending {
+            // This side never reads: with a tiny buffer that fills up, TCP drops the peer's segments with the acknowledgements on them.
+            if listener == Listener::TinyBuffers {
+                listener = Listener::Plain;
+            }
+            let deaf = if by == Side::Server { &mut server } else { &mut client };
+            deaf.receive_buffer = None;
+        }
+        if let Ending::CloseUnread(by) = ending {
+            // The rest of the last message has to fit into the receive buffer, and the reader may not take more than it asks for.
+            if listener == Listener::TinyBuffers {
+                listener = Listener::Plain;
+            }
+            let receiver = if by == Side::Server { &mut server } else { &mut client };
+            receiver.receive_buffer = None;
+            let (writes, reader) =
+                if by == Side::Server { (&mut client.writes, &mut server.reader) } else { (&mut server.writes, &mut client.reader) };
+            if let Some(last) = writes.last_mut() {
+                *last = (*last).clamp(2, 1500);
+            }
+            if !matches!(*reader, ReaderKind::Recv | ReaderKind::Poll | ReaderKind::EpollLevel | ReaderKind::Uring | ReaderKind::Fionread) {
+                *reader = ReaderKind::Recv;
+            }
+        }
+        let ending = if listener == Listener::Mptcp { restrict_to_mptcp(&mut client, &mut server) } else { ending };
+        let writers = (client.writer, server.writer);
+        for (from, to) in [(writers.0, &mut server), (writers.1, &mut client)] {
+            // A read ends at urgent data, so these cannot keep their promises there; splice(2) even says 0.
+            let promises = matches!(to.reader, ReaderKind::Fionread | ReaderKind::WaitAll | ReaderKind::Mixed | ReaderKind::Splice);
+            if from == WriterKind::Urgent && promises {
+                to.reader = ReaderKind::Recv;
+            }
+            // Placing very small pieces of several readers is costly.
+            if to.reader == ReaderKind::Threads {
+                to.read_size = to.read_size.max(64);
+            }
+        }
+        for side in [&mut client, &mut server] {
+            // Notifications of zero-copy writes wake those who poll the same socket.
+            let polls =
+                !matches!(side.reader, ReaderKind::Recv | ReaderKind::Read | ReaderKind::Uring | ReaderKind::Recvmsg | ReaderKind::Splice);
+            if side.writer == WriterKind::Zerocopy && polls {
+                side.reader = ReaderKind::Read;
+            }
+        }
+        limit(&mut client, &server, listener);
+        limit(&mut server, &client, listener);
+        Self {
+            id,
+            listener,
+            server_v6: r.one_in(3),
+            client_v6: r.one_in(3),
+            shape,
+            ending,
+            client,
+            server,
+            joined_header: r.one_in(2) || listener == Listener::FastOpen,
+            accept_pause_us: if r.one_in(4) { r.log_between(1, 3000) } else { 0 },
+        }
+    }
+
+    /// What `side` does.
+    #[must_use]
+    pub fn of(&self, side: Side) -> &SidePlan {
+        if side == Side::Client { &self.client } else { &self.server }
+    }
+
+    /// Whether what each side sees follows from the plan alone.
+    #[must_use]
+    pub fn deterministic(&self) -> bool {
+        !matches!(self.ending, Ending::Abrupt(..))
+    }
+}
+
+fn side_plan(r: &mut Prng, ping_pong: bool) -> SidePlan {
+    let count = if r.one_in(20) { 0 } else { r.log_between(1, if ping_pong { 64 } else { 200 }) };
+    let (low, high) = r.pick(&[(1, 64), (50, 2_000), (1, 65_536), (1_000, 20_000), (65_536, 1 << 20)]);
+    let mut budget = r.log_between(1_000, 2 << 20);
+    let mut writes = Vec::new();
+    for _ in 0..count.max(u64::from(ping_pong)) {
+        let n = r.log_between(low, high).min(budget.max(1));
+        budget = budget.saturating_sub(n);
+        writes.push(u32::try_from(n).unwrap_or(u32::MAX));
+        if budget == 0 {
+            break;
+        }
+    }
+    let reader = if r.one_in(14) { ReaderKind::Threads } else { r.pick(&ReaderKind::SINGLE) };
+    let pause = |r: &mut Prng| if r.one_in(5) { r.log_between(10, 4_000) } else { 0 };
+    let buffer = |r: &mut Prng| match r.below(8) {
+        0 => Some(i32::try_from(r.between(2_048, 8_192)).unwrap_or(4_096)),
+        1 => Some(4 << 20),
+        _ => None,
+    };
+    SidePlan {
+        writes,
+        writer: if r.one_in(3) { WriterKind::Send } else { r.pick(&WriterKind::ALL) },
+        reader,
+        read_size: usize::try_from(r.log_between(1, 256 << 10)).unwrap_or(1),
+        write_pause_us: pause(r),
+        read_pause_us: pause(r),
+        send_buffer: buffer(r),
+        receive_buffer: buffer(r),
+        nodelay: r.one_in(2),
+        linger: r.one_in(8),
+    }
+}
+
+/// MPTCP knows fewer calls and other resets than TCP; what is left ends gracefully.
+fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) -> Ending {
+    for side in [client, server] {
+        if !matches!(side.writer, WriterKind::Send | WriterKind::Write | WriterKind::Sendmsg | WriterKind::Nonblocking) {
+            side.writer = WriterKind::Send;
+        }
+        if matches!(side.reader, ReaderKind::Splice | ReaderKind::LowWater | ReaderKind::WaitAll | ReaderKind::Fionread | ReaderKind::Mixed)
+        {
+            side.reader = ReaderKind::Recv;
+        }
+        side.linger = false;
+    }
+    Ending::Graceful
+}
+
+/// Keeps one direction within what a plain run finishes in a few seconds: `to` reads what `from` writes.
+fn limit(from: &mut SidePlan, to: &SidePlan, listener: Listener) {
+    let tiny = |b: Option<i32>| b.is_some_and(|b| b < 65_536);
+    let most: u64 = if listener == Listener::TinyBuffers || tiny(to.receive_buffer) || tiny(from.send_buffer) { 48 << 10 } else { 2 << 20 };
+    // Bounds the number of reads.
+    let most = most.min(to.read_size as u64 * 2_000);
+    let mut left = most;
+    for write in &mut from.writes {
+        *write = u32::try_from(u64::from(*write).min(left.max(1))).unwrap_or(u32::MAX);
+        left = left.saturating_sub(u64::from(*write));
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{:?} at {:?}", self.shape, self.ending, self.listener)?;
+        for (name, s) in [("client", &self.client), ("server", &self.server)] {
+            write!(f, ", {name} {} writes {} B {:?} reads {:?} by {}", s.writes.len(), s.total(), s.writer, s.reader, s.read_size)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_repeat_and_stay_within_limits() {
+        for id in 0..3_000 {
+            let (a, b) = (Plan::new(5, id), Plan::new(5, id));
+            assert_eq!(format!("{a:?}"), format!("{b:?}"));
+            for side in [Side::Client, Side::Server] {
+                assert!(a.of(side).total() <= (2 << 20) + 200, "{a}");
+                assert!(a.of(side).total() / a.of(side.other()).read_size as u64 <= 2_200, "{a}");
+            }
+            if a.shape == Shape::PingPong {
+                assert_eq!(a.client.writes.len(), a.server.writes.len());
+                assert!(!a.client.writes.is_empty());
+            }
+        }
+    }
+}
