@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=include");
     println!("cargo:rerun-if-env-changed=CLANG");
     let mut builder_args = vec![OsStr::new("-I"), OsStr::new("include"), OsStr::new("-I"), OsStr::new("src")];
-    builder_args.extend(["-Wall", "-Werror", "-Wno-unused-function", "-std=gnu11"].map(OsStr::new));
+    builder_args.extend(["-Wall", "-Werror", "-Wno-unused-function", "-std=gnu11", "-mcpu=v3"].map(OsStr::new));
     for name in OBJECTS {
         let mut builder = SkeletonBuilder::new();
         if let Some(clang) = clang() {

@@ -1,6 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Letting two sockets of one node exchange bytes directly. The protocol is in docs/design.md, section 5. */
 #include "core.h"
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
 #include "wire.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#include "accel/maps.bpf.h"
+#include "accel/meet.bpf.h"
+#include "accel/reader.bpf.h"
+#include "accel/verdict.bpf.h"
+#include "accel/enrol.bpf.h"
+#include "accel/sleeper.bpf.h"

@@ -113,6 +113,8 @@ pub enum PairState {
 pub enum Reason {
     /// The other end is not enrolled (yet).
     NoPeer,
+    /// How the reader reads is not known yet: its first reads go by TCP.
+    Learning,
     /// TCP bytes are still unread at the peer.
     Order,
     /// A reader may sleep inside plain `tcp_recvmsg`.
@@ -139,6 +141,8 @@ pub enum Reason {
     RcvLowat,
     /// The reader uses splice(2).
     Splice,
+    /// Bytes were taken by something else than a receive call: splice(2), TCP_ZEROCOPY_RECEIVE, a socket of the kernel.
+    UnaccountedReads,
     /// The reader uses MSG_WAITALL.
     WaitAll,
     /// Urgent data.
@@ -161,6 +165,7 @@ impl Reason {
     pub fn text(self) -> &'static str {
         match self {
             Self::NoPeer => "peer not enrolled yet",
+            Self::Learning => "learning how it is read",
             Self::Order => "TCP bytes still unread",
             Self::WaitingForReaders => "waiting for readers",
             Self::Budget => "reader is behind",
@@ -174,6 +179,7 @@ impl Reason {
             Self::Zerocopy => "zero-copy socket",
             Self::RcvLowat => "SO_RCVLOWAT",
             Self::Splice => "splice reader",
+            Self::UnaccountedReads => "not read by receive calls",
             Self::WaitAll => "MSG_WAITALL reader",
             Self::Urgent => "urgent data",
             Self::ForeignOwner => "owned by another sockmap",

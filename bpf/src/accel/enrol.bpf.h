@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Into the map and out of it, by iteration over the sockets that are known: no namespace has to be entered for it. */
+
+/*
+ * Are all calls that hold the psock asleep in a receive or send call? One that is not may be a sender between its verdict and
+ * the peer's queue. A link in the map holds one reference, each tcp_bpf_sendmsg() and tcp_bpf_recvmsg() another.
+ */
+static __always_inline bool no_call_inside(const struct accel_control *ctl, const struct sock *sk, bool linked)
+{
+	const struct sk_psock *psock = psock_of(sk);
+	const struct socket_wq *wq = sk->sk_wq;
+	const struct list_head *head, *pos;
+	int held, asleep = 0, i;
+
+	if (!psock)
+		return true;
+	held = psock->refcnt.refs.counter - linked;
+	if (held <= 0)
+		return true;
+	head = __builtin_preserve_access_index(&wq->wait.head);
+	pos = head->next;
+	for (i = 0; i < MAX_SLEEPERS && pos != head; i++) {
+		const struct wait_queue_entry *w;
+
+		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
+		if ((__u64)w->func == ctl->wake_function && (!ctl->frame_offset || !sleeps_in_tcp(ctl, w)))
+			asleep++;
+		pos = w->entry.next;
+	}
+	return held <= asleep;
+}
+
+/* Looks that have to find no call inside before a reader's psock may go. */
+#define QUIET_LOOKS 2
+
+/*
+ * Taking a socket out of the map throws away what is unread in its queue, and a redirect on its way to it fails with EPIPE.
+ * So: its writer is held (user space did that before), has none under way, and the queue is empty.
+ */
+static __always_inline void remove_end(struct accel_control *ctl, struct accel_end *e, struct sock *sk, __u32 slot)
+{
+	struct accel_end *peer = get_end(e->peer);
+	bool has_writer = peer && e->peer_cookie && peer->cookie == e->peer_cookie;
+
+	if (e->queued)
+		return;
+	if (has_writer && (!(ctl->paused || (peer->flags & ACCEL_HOLD)) || peer->quiet < QUIET_LOOKS))
+		return;
+	e->result = bpf_map_delete_elem(&socks, &slot);
+	e->state = ACCEL_WATCHED;
+	e->order = ACCEL_NOTHING;
+	e->fast = 0;
+}
+
+SEC("iter/bpf_sk_storage_map")
+int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct accel_control *ctl = get_control();
+	struct conn *conn = ctx->value;
+	struct sock *sk = ctx->sk;
+	const struct sk_psock *psock;
+	struct accel_end *e;
+	__u32 slot;
+
+	if (!ctl || !conn || !sk || !conn->slot)
+		return 0;
+	slot = conn->slot - 1;
+	e = get_end(slot);
+	if (!e || (__u64)sk->__sk_common.skc_cookie.counter != e->cookie)
+		return 0;
+	e->seen = ctl->pass;
+	if (e->order == ACCEL_ENROL && e->state == ACCEL_WATCHED) {
+		/* A psock that is there already is another owner's, or ours that a sleeping reader still holds. */
+		if (psock_of(sk))
+			e->result = -16; /* EBUSY */
+		else
+			e->result = bpf_map_update_elem(&socks, &slot, sk, BPF_NOEXIST);
+		if (!e->result)
+			e->state = ACCEL_ENROLLED;
+		e->order = ACCEL_NOTHING;
+		return 0;
+	}
+	psock = psock_of(sk);
+	e->queued = psock && psock->ingress_msg.next != &psock->ingress_msg ? psock->msg_tot_len : 0;
+	if ((e->flags & ACCEL_HOLD) || ctl->paused)
+		e->quiet = no_call_inside(ctl, sk, e->state == ACCEL_ENROLLED) ? e->quiet + 1 : 0;
+	else
+		e->quiet = 0;
+	if (e->order == ACCEL_REMOVE && e->state == ACCEL_ENROLLED)
+		remove_end(ctl, e, sk, slot);
+	return 0;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps, and how programs get at what they know about a socket. */
+
+/* Drops the order gate: only for showing that the torture suite notices. */
+const volatile bool no_order_gate = false;
+
+/* The slot of a socket; lives and dies with it. */
+struct conn {
+	__u32 slot;
+};
+
+/* In the map are sockets that are paired; the key is the slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, ACCEL_ENDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} socks SEC(".maps");
+
+/* What is known about each socket. User space maps it: reading it costs the kernel nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ACCEL_ENDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct accel_end);
+} ends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct accel_control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct conn);
+} conns SEC(".maps");
+
+/* Slots that were used and are free again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, ACCEL_ENDS);
+	__uint(value_size, sizeof(__u32));
+} slots SEC(".maps");
+
+/* Something for user space to do; the content says nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} doorbell SEC(".maps");
+
+/* What show_sleeper saw. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct accel_sleeper);
+} sleeper SEC(".maps");
+
+static __always_inline struct accel_control *get_control(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&control, &zero);
+}
+
+static __always_inline struct accel_end *get_end(__u32 slot)
+{
+	return bpf_map_lookup_elem(&ends, &slot);
+}
+
+/* Wakes user space, once until it has answered. */
+static __always_inline void ring(struct accel_control *ctl)
+{
+	__u32 nothing = 0;
+
+	if (!ctl->rung) {
+		ctl->rung = 1;
+		bpf_ringbuf_output(&doorbell, &nothing, sizeof(nothing), BPF_RB_FORCE_WAKEUP);
+	}
+}

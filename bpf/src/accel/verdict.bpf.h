@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Each message: to the peer's queue, or by TCP. */
+
+#define SEND_SHUTDOWN 2
+#define RCV_SHUTDOWN 1
+#define SOCK_ZEROCOPY_BIT (1UL << 18)
+/* Low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK). */
+#define USER_DATA_FLAGS 7UL
+
+static __always_inline struct sk_psock *psock_of(const struct sock *sk)
+{
+	unsigned long p = (unsigned long)sk->sk_user_data & ~USER_DATA_FLAGS;
+
+	return p ? bpf_core_cast((void *)p, struct sk_psock) : NULL;
+}
+
+/* Does the task of this wait queue entry sleep in plain tcp_recvmsg or tcp_splice_read? Only TCP bytes wake it from there. */
+static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const struct wait_queue_entry *w)
+{
+	__u64 back = 0;
+
+	if ((__u64)w->func != ctl->wake_function)
+		return false;
+	/*
+	 * The entry is a local variable of sk_wait_data(); at a fixed distance above it lies the address sk_wait_data()
+	 * returns to. The same task sleeping in tcp_bpf_recvmsg() or in a send call has something else there.
+	 */
+	if (!ctl->frame_offset || bpf_probe_read_kernel(&back, sizeof(back), (void *)w + ctl->frame_offset))
+		return true;
+	for (int i = 0; i < ACCEL_NATIVE; i++)
+		if (back >= ctl->native_from[i] && back < ctl->native_to[i])
+			return true;
+	return false;
+}
+
+#define MAX_SLEEPERS 8
+
+static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl, const struct sock *sk)
+{
+	const struct socket_wq *wq = sk->sk_wq;
+	const struct list_head *head, *pos;
+	int i;
+
+	if (!ctl->wake_function)
+		return true;
+	head = __builtin_preserve_access_index(&wq->wait.head);
+	pos = head->next;
+	for (i = 0; i < MAX_SLEEPERS && pos != head; i++) {
+		const struct wait_queue_entry *w;
+
+		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
+		if (sleeps_in_tcp(ctl, w))
+			return true;
+		pos = w->entry.next;
+	}
+	return pos != head;
+}
+
+/*
+ * May this message overtake TCP? The verdict runs under the writer's lock, so what it sees of the writer stays true; what it
+ * sees of the reader can only become more true (TCP bytes get consumed), or is looked at again for the next message.
+ */
+static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e, struct tcp_sock *me)
+{
+	struct sock *sk = (struct sock *)me;
+	struct accel_end *peer;
+	struct tcp_sock *to;
+	struct sock *psk;
+
+	if (ctl->paused || (e->flags & ACCEL_HOLD))
+		return ACCEL_PAUSED;
+	if (bpf_ktime_get_coarse_ns() > ctl->deadline_ns)
+		return ACCEL_LEASE;
+	peer = get_end(e->peer);
+	if (!peer)
+		return ACCEL_NO_PEER;
+	to = bpf_core_cast((void *)peer->sk, struct tcp_sock);
+	psk = (struct sock *)to;
+	/* Socket memory is reused as socket memory only, so this read is sound, and the cookie says whose it is. */
+	if (peer->cookie != e->peer_cookie || (__u64)psk->__sk_common.skc_cookie.counter != e->peer_cookie)
+		return ACCEL_PEER_GONE;
+	if (peer->state != ACCEL_ENROLLED)
+		return ACCEL_NO_PEER;
+	/* TCP refuses such a write, or answers it with a reset: let it. */
+	if ((sk->sk_shutdown & SEND_SHUTDOWN) || (psk->sk_shutdown & RCV_SHUTDOWN))
+		return ACCEL_PEER_GONE;
+	if (me->inet_conn.icsk_ulp_ops || to->inet_conn.icsk_ulp_ops)
+		return ACCEL_ULP;
+	if (sk->__sk_common.skc_flags & SOCK_ZEROCOPY_BIT)
+		return ACCEL_ZEROCOPY;
+	if (psk->sk_rcvlowat > 1)
+		return ACCEL_RCVLOWAT;
+	if (peer->flags & ACCEL_SAW_WAITALL)
+		return ACCEL_WAITALL;
+	if (!no_order_gate && to->copied_seq != me->write_seq)
+		return ACCEL_ORDER;
+	if (psk->sk_backlog.rmem_alloc.counter > (int)ctl->budget)
+		return ACCEL_BUDGET;
+	if (e->fast)
+		return ACCEL_REDIRECT;
+	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
+	if (peer->reads < ctl->learn_reads)
+		return ACCEL_LEARNING;
+	if (to->urg_data)
+		return ACCEL_URGENT;
+	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. */
+	if ((__u32)peer->taken != to->copied_seq - peer->base + (__u32)e->bytes)
+		return ACCEL_UNACCOUNTED;
+	if (reader_sleeps_in_tcp(ctl, psk))
+		return ACCEL_READERS;
+	return ACCEL_REDIRECT;
+}
+
+SEC("sk_msg")
+int verdict(struct sk_msg_md *msg)
+{
+	struct accel_control *ctl;
+	struct bpf_sock *sk = msg->sk;
+	struct accel_end *e;
+	struct tcp_sock *me;
+	struct conn *conn;
+	__u32 why;
+
+	if (!sk || !(ctl = get_control()))
+		return SK_PASS;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(me = bpf_skc_to_tcp_sock(sk)))
+		return SK_PASS;
+	why = gate(ctl, e, me);
+	if (why == ACCEL_REDIRECT) {
+		if (bpf_msg_redirect_map(msg, &socks, e->peer, BPF_F_INGRESS) == SK_PASS) {
+			e->fast = 1;
+			e->messages++;
+			e->bytes += msg->size;
+			return SK_PASS;
+		}
+		why = ACCEL_PEER_GONE;
+	}
+	/* SK_DROP would give the writer EACCES; TCP knows what to answer. */
+	e->fast = 0;
+	e->pass_bytes += msg->size;
+	e->last_pass = why;
+	if (why < ACCEL_PASSES)
+		e->passes[why]++;
+	return SK_PASS;
+}

@@ -1,0 +1,86 @@
+//! How a task that sleeps in plain `tcp_recvmsg` can be told from others: by the address that `sk_wait_data` returns to,
+//! which lies at a fixed distance above the task's wait queue entry. The distance depends on the kernel's build, so it is
+//! taken from a task of ours that certainly sleeps there.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sockpath_bpf::accel::types::accel_sleeper;
+
+use super::instance::run_iterator;
+use super::private::{connected_pair, in_private_netns};
+use super::shared::SharedArray;
+
+/// How long our task may take to fall asleep.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The functions from which only TCP bytes wake a reader. `tcp_recvmsg_locked` may be inlined into `tcp_recvmsg`.
+const NATIVE: [&str; 3] = ["tcp_recvmsg_locked", "tcp_recvmsg", "tcp_splice_read"];
+
+/// What the reader gate needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stack {
+    /// Address of the function that wakes a task out of a blocking socket call.
+    pub wake_function: u64,
+    /// Bytes from the wait queue entry to the return address; 0 when unknown: then every sleeper counts.
+    pub frame_offset: u32,
+    /// Where the functions of [`NATIVE`] lie.
+    pub native: [Range<u64>; 3],
+}
+
+/// Looks at a sleeping task of ours; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
+pub fn measure(link: RawFd, sleeper: &SharedArray<accel_sleeper>) -> Result<Stack> {
+    let seen = in_private_netns(|| {
+        let (mut writer, mut reader) = connected_pair()?;
+        std::thread::scope(|scope| {
+            let asleep = scope.spawn(move || reader.read_exact(&mut [0]));
+            let until = Instant::now() + PATIENCE;
+            let seen = loop {
+                run_iterator(link)?;
+                match sleeper.get(0) {
+                    Some(s) if s.wake_function != 0 => break Ok(s),
+                    _ if Instant::now() > until => break Err(anyhow::anyhow!("a task that reads from a socket was not seen to sleep")),
+                    _ => std::thread::yield_now(),
+                }
+            };
+            writer.write_all(b"x").context("cannot wake the sleeping task")?;
+            let _ = asleep.join();
+            seen
+        })
+    })?;
+    let symbols = fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
+    let native = NATIVE.map(|name| extent(&symbols, name));
+    let offset = seen.stack.iter().position(|word| native.iter().any(|r| r.contains(word))).map_or(0, |i| i * 8);
+    Ok(Stack { wake_function: seen.wake_function, frame_offset: u32::try_from(offset).unwrap_or(0), native })
+}
+
+/// Where a function lies: from its symbol to the next one. Empty when addresses are hidden.
+fn extent(symbols: &str, name: &str) -> Range<u64> {
+    let address = |line: &str| line.split_whitespace().next().and_then(|a| u64::from_str_radix(a, 16).ok()).unwrap_or(0);
+    let Some(start) = symbols.lines().find(|l| l.split_whitespace().nth(2) == Some(name)).map(address).filter(|a| *a != 0) else {
+        return 0..0;
+    };
+    let end = symbols.lines().map(address).filter(|a| *a > start).min().unwrap_or(start);
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_ends_where_the_next_begins() {
+        let symbols = "ffffffff81000100 T b\nffffffff81000000 T a\nffffffff81000080 t __pfx_b\n";
+        assert_eq!(extent(symbols, "a"), 0xffff_ffff_8100_0000..0xffff_ffff_8100_0080);
+        assert_eq!(extent(symbols, "c"), 0..0);
+    }
+
+    #[test]
+    fn hidden_addresses_are_no_addresses() {
+        assert_eq!(extent("0000000000000000 T a\n0000000000000000 T b\n", "a"), 0..0);
+    }
+}

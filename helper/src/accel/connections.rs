@@ -1,0 +1,109 @@
+//! The connections of an instance: pairing their ends, and ordering them into the map and out of it.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use sockpath_bpf::accel::types::{accel_end, accel_order, accel_state};
+
+use super::instance::{Instance, LEARN_READS};
+use super::matching::{self, Identity};
+use super::shared::field;
+
+/// `accel_end.flags`: what it writes goes by TCP.
+const HOLD: u32 = 4;
+
+/// A known socket at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// Who it is.
+    pub identity: Identity,
+    /// Everything that is known.
+    pub end: accel_end,
+}
+
+/// All known sockets, by slot.
+pub fn known(instance: &Instance) -> Vec<Known> {
+    (0..instance.used())
+        .filter(|&slot| instance.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0))
+        .filter_map(|slot| instance.ends.get(slot).map(|end| (slot, end)))
+        .filter(|(_, end)| end.cookie != 0)
+        .map(|(slot, end)| Known { identity: Identity::of(slot, &end), end })
+        .collect()
+}
+
+/// Whether the peer that was noted is still there.
+pub fn peer_of<'a>(all: &'a [Known], known: &Known) -> Option<&'a Known> {
+    if known.end.peer_cookie == 0 {
+        return None;
+    }
+    // `all` is sorted by slot.
+    let i = all.binary_search_by_key(&(known.end.peer as usize), |k| k.identity.slot).ok()?;
+    (all[i].end.cookie == known.end.peer_cookie).then(|| &all[i])
+}
+
+/// Notes the peers of sockets that have none yet. Returns the cookies of those whose match is not unique.
+pub fn pair(instance: &Instance) -> HashSet<u64> {
+    let single: Vec<Identity> = known(instance).into_iter().filter(|k| k.end.peer_cookie == 0).map(|k| k.identity).collect();
+    let matches = matching::find(&single);
+    for &(a, b) in &matches.pairs {
+        let (a, b) = (&single[a], &single[b]);
+        for (end, peer) in [(a, b), (b, a)] {
+            instance.ends.set(end.slot, field!(peer), u32::try_from(peer.slot).unwrap_or(u32::MAX));
+            instance.ends.set(end.slot, field!(peer_cookie), peer.cookie);
+        }
+    }
+    matches.ambiguous.iter().map(|&i| single[i].cookie).collect()
+}
+
+/// Orders pairs into the map whose readers are known well enough; both ends or none.
+pub fn enrol(instance: &Instance) -> Result<usize> {
+    let all = known(instance);
+    let mut ordered = Vec::new();
+    for k in &all {
+        let Some(peer) = peer_of(&all, k) else { continue };
+        if k.identity.slot < peer.identity.slot && is_ready(k, peer) {
+            for slot in [k.identity.slot, peer.identity.slot] {
+                instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
+                ordered.push(slot);
+            }
+        }
+    }
+    if ordered.is_empty() {
+        return Ok(0);
+    }
+    instance.serve()?;
+    // A lone end would only make its own writes slower.
+    let mut lone = false;
+    for pair in ordered.chunks_exact(2) {
+        let enrolled = |slot: usize| instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED);
+        for (slot, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            if enrolled(slot) && !enrolled(other) {
+                instance.ends.set(slot, field!(order), accel_order::ACCEL_REMOVE);
+                lone = true;
+            }
+        }
+    }
+    if lone {
+        instance.serve()?;
+    }
+    Ok(ordered.len() / 2)
+}
+
+fn is_ready(a: &Known, b: &Known) -> bool {
+    let fresh = |k: &Known| k.end.state == accel_state::ACCEL_WATCHED && k.end.result == 0 && k.end.flags & HOLD == 0;
+    fresh(a) && fresh(b) && a.end.reads.max(b.end.reads) >= LEARN_READS
+}
+
+/// Orders everything out of the map. With `paused` set nothing goes in any more.
+pub fn order_all_out(instance: &Instance) {
+    for slot in 0..instance.used() {
+        if instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED) {
+            instance.ends.set(slot, field!(order), accel_order::ACCEL_REMOVE);
+        }
+    }
+}
+
+/// Sockets that are in the map.
+pub fn enrolled(instance: &Instance) -> u64 {
+    (0..instance.used()).filter(|&s| instance.ends.read(s, field!(state)) == Some(accel_state::ACCEL_ENROLLED)).count() as u64
+}

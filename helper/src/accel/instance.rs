@@ -1,0 +1,236 @@
+//! One running acceleration: its programs, maps and pins. Everything it consists of is pinned, so that any later process can
+//! look at it, end it and clean up after it.
+
+use std::fs::File;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
+use nix::time::ClockId;
+use sockpath_bpf::accel::AccelSkelBuilder;
+use sockpath_bpf::accel::types::accel_control;
+
+use super::calibrate;
+use super::pins::Pins;
+use super::shared::{Control, Ends, SharedArray, field};
+use crate::node::FoundPod;
+use crate::session::clock_ns;
+
+/// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
+/// and reader share a CPU.
+const BUDGET: u32 = 4 << 20;
+
+/// Receive calls that have to be seen on a socket before bytes go to it directly.
+pub const LEARN_READS: u64 = 2;
+
+/// How an instance is started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// The pods whose sockets are taken.
+    pub pods: &'a [FoundPod],
+    /// Who starts it.
+    pub owner: &'a str,
+    /// The first lease.
+    pub lease: Duration,
+    /// Whether it outlives its session.
+    pub detached: bool,
+}
+
+/// A running (or left over) acceleration.
+#[derive(Debug)]
+pub struct Instance {
+    pins: Pins,
+    /// What the programs are told.
+    pub control: Control,
+    /// What is known about each socket.
+    pub ends: Ends,
+}
+
+impl Instance {
+    /// Opens what another process left or runs; `None` when there is nothing.
+    pub fn open(pins: &Pins) -> Result<Option<Self>> {
+        if !pins.path("control").exists() {
+            return Ok(None);
+        }
+        let control = Control::open(&pins.path("control"))?;
+        let ends = Ends::open(&pins.path("ends"))?;
+        Ok(Some(Self { pins: pins.clone(), control, ends }))
+    }
+
+    /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
+    /// interrupted start, which has enrolled nothing.
+    pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = AccelSkelBuilder::default().open(&mut storage).context("cannot open the programs")?;
+        if std::env::var_os("SOCKPATH_TEST_NO_ORDER_GATE").is_some_and(|v| v == "1")
+            && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
+        {
+            rodata.no_order_gate = true;
+        }
+        let mut skel = open.load().context("the kernel refused the acceleration programs")?;
+
+        skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
+        skel.maps.socks.pin(pins.path("socks"))?;
+        skel.maps.conns.pin(pins.path("conns"))?;
+        skel.maps.slots.pin(pins.path("slots"))?;
+        skel.maps.ends.pin(pins.path("ends"))?;
+        skel.maps.doorbell.pin(pins.path("doorbell"))?;
+        let conns = skel.maps.conns.as_fd();
+        skel.progs.serve.attach_iter(conns).context("cannot make the iterator over known sockets")?.pin(pins.path("serve"))?;
+        let none = libbpf_rs::IterOpts::None;
+        skel.progs
+            .meet_live
+            .attach_iter_with_opts(none)
+            .context("cannot make the iterator over TCP sockets")?
+            .pin(pins.path("meet_live"))?;
+        skel.progs
+            .received
+            .attach_trace()
+            .context("cannot watch receive calls (tracepoint sock_recv_length, Linux 6.3)")?
+            .pin(pins.path("received"))?;
+
+        let stack = {
+            let link = skel
+                .progs
+                .show_sleeper
+                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
+                .context("cannot make the iterator over sleepers")?;
+            calibrate::measure(link.as_fd().as_raw_fd(), &SharedArray::map_fd(&skel.maps.sleeper)?)?
+        };
+        let control = Control::map_fd(&skel.maps.control)?;
+        let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
+        let mut initial = accel_control {
+            deadline_ns: now + u64::try_from(start.lease.as_nanos()).unwrap_or(u64::MAX / 4),
+            started_ns: now,
+            budget: BUDGET,
+            learn_reads: u32::try_from(LEARN_READS).unwrap_or(1),
+            detached: u32::from(start.detached),
+            wake_function: stack.wake_function,
+            frame_offset: stack.frame_offset,
+            native_from: stack.native.clone().map(|r| r.start),
+            native_to: stack.native.map(|r| r.end),
+            ..Default::default()
+        };
+        for (to, from) in initial.owner.iter_mut().zip(start.owner.bytes().take(127)) {
+            *to = from as _;
+        }
+        control.set(0, |c| c, initial);
+        let ends = Ends::open(&pins.path("ends"))?;
+        skel.maps.control.pin(pins.path("control"))?;
+        let instance = Self { pins: pins.clone(), control, ends };
+        for (i, pod) in start.pods.iter().enumerate() {
+            let Some(cgroup) = &pod.cgroup else { continue };
+            let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
+            let mut link = skel
+                .progs
+                .established
+                .attach_cgroup(dir.as_raw_fd())
+                .with_context(|| format!("cannot attach to the cgroup {}", cgroup.dir.display()))?;
+            link.pin(pins.path(&format!("established-{i}")))?;
+        }
+        Ok(instance)
+    }
+
+    /// Makes the sockets known that are open in a network namespace already.
+    pub fn meet_live(&self, pod: &FoundPod) -> Result<()> {
+        let link = pinned(&self.pins, "meet_live")?;
+        in_netns(&pod.netns.file, || run_iterator(link.as_raw_fd()))
+            .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
+    }
+
+    /// One pass over the known sockets: orders are carried out, queues looked at.
+    pub fn serve(&self) -> Result<()> {
+        let pass = self.control.read(0, field!(pass)).unwrap_or(0).wrapping_add(1);
+        self.control.set(0, field!(pass), pass);
+        let path = self.pins.path("serve");
+        let mut sink = [0; 4096];
+        let mut file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        while file.read(&mut sink).with_context(|| format!("cannot read {}", path.display()))? > 0 {}
+        Ok(())
+    }
+
+    /// The doorbell that programs ring; `on_ring` is called for each ring when it is consumed.
+    pub fn doorbell<'a>(&self, on_ring: impl FnMut() + 'a) -> Result<RingBuffer<'a>> {
+        let map = MapHandle::from_pinned_path(self.pins.path("doorbell")).context("cannot open the doorbell")?;
+        let mut on_ring = on_ring;
+        let mut builder = RingBufferBuilder::new();
+        builder.add(&map, move |_| {
+            on_ring();
+            0
+        })?;
+        builder.build().context("cannot listen to the doorbell")
+    }
+
+    /// Extends the lease to this long from now.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX / 4);
+        self.control.set(0, field!(deadline_ns), clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(lease));
+        Ok(())
+    }
+
+    /// Time left on the lease.
+    pub fn lease_left(&self) -> Result<Duration> {
+        let deadline = self.control.read(0, field!(deadline_ns)).unwrap_or(0);
+        Ok(Duration::from_nanos(deadline.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
+    }
+
+    /// How long it has run.
+    pub fn ran(&self) -> Result<Duration> {
+        let started = self.control.read(0, field!(started_ns)).unwrap_or(0);
+        Ok(Duration::from_nanos(clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_sub(started)))
+    }
+
+    /// Who started it.
+    pub fn owner(&self) -> String {
+        let Some(owner) = self.control.read(0, field!(owner)) else { return String::new() };
+        let bytes: Vec<u8> = owner.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Slots that were ever used.
+    pub fn used(&self) -> usize {
+        (self.control.read(0, field!(fresh)).unwrap_or(0) as usize).min(self.ends.len())
+    }
+}
+
+/// Opens a pinned link.
+fn pinned(pins: &Pins, name: &str) -> Result<OwnedFd> {
+    let path = pins.path(name);
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).context("a NUL in a path")?;
+    // SAFETY: a NUL-terminated path that outlives the call.
+    let fd = unsafe { libbpf_rs::libbpf_sys::bpf_obj_get(path.as_ptr()) };
+    if fd < 0 {
+        bail!("cannot open {}: {}", path.to_string_lossy(), std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an iterator to its end; it shows the sockets of the calling thread's network namespace.
+pub fn run_iterator(link: RawFd) -> Result<()> {
+    // SAFETY: a plain system call on a descriptor that the caller holds.
+    let fd = unsafe { libbpf_rs::libbpf_sys::bpf_iter_create(link) };
+    if fd < 0 {
+        bail!("cannot start the iterator: {}", std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut sink = [0; 4096];
+    while file.read(&mut sink).context("the iterator failed")? > 0 {}
+    Ok(())
+}
+
+/// Runs something in a network namespace, on a thread that ends with it: no other code ever sees the namespace.
+pub fn in_netns<R: Send>(netns: &File, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter it (needs CAP_SYS_ADMIN)")?;
+            f()
+        });
+        thread.join().unwrap_or_else(|_| bail!("the thread in it panicked"))
+    })
+}

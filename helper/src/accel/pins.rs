@@ -1,0 +1,80 @@
+//! What stays when the helper goes: the directory of pins of one instance.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// Where the kernel's BPF file system is mounted by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The pinned objects of one instance, by name.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    dir: PathBuf,
+}
+
+impl Pins {
+    /// The directory of this node, or of the private lab that `SOCKPATH_LAB` names.
+    pub fn of_this_instance() -> Result<Self> {
+        let name = match std::env::var("SOCKPATH_LAB") {
+            Ok(lab) if !lab.is_empty() => {
+                if !lab.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+                    bail!("SOCKPATH_LAB may hold letters, digits, - and _ only, not {lab:?}");
+                }
+                format!("sockpath-{lab}")
+            }
+            _ => "sockpath".to_owned(),
+        };
+        Ok(Self { dir: Path::new(BPFFS).join(name) })
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The path of one pin.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Whether anything of this instance is there.
+    pub fn exist(&self) -> bool {
+        self.dir.exists()
+    }
+
+    /// Makes the directory, and mounts the BPF file system where a node has none. Making it is the lock between two starters:
+    /// `false` means that somebody else was first.
+    pub fn claim(&self) -> Result<bool> {
+        let root = Path::new(BPFFS);
+        if statfs(root).with_context(|| format!("cannot examine {BPFFS}"))?.filesystem_type() != BPF_FS_MAGIC {
+            mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .with_context(|| format!("cannot mount the BPF file system on {BPFFS} (needs CAP_SYS_ADMIN; or mount it on the node)"))?;
+        }
+        match fs::create_dir(&self.dir) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("cannot make {}", self.dir.display())),
+        }
+    }
+
+    /// Removes every pin; what nothing else holds is freed by the kernel. Returns how many there were.
+    pub fn remove(&self) -> Result<usize> {
+        let mut removed = 0;
+        let entries = match fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            r => r.with_context(|| format!("cannot list {}", self.dir.display()))?,
+        };
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot list {}", self.dir.display()))?.path();
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            removed += 1;
+        }
+        fs::remove_dir(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
+        Ok(removed)
+    }
+}

@@ -1,0 +1,144 @@
+//! What is told about the pairs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_role, accel_state};
+use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
+
+use super::connections::{Known, peer_of};
+use super::instance::Instance;
+
+/// Names of pods by the inode of their network namespace.
+pub type PodNames = HashMap<u32, String>;
+
+/// The reason behind each way a message can be passed, in the order of `enum accel_pass`.
+const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
+    None,
+    Some(Reason::NoPeer),
+    Some(Reason::Order),
+    Some(Reason::WaitingForReaders),
+    Some(Reason::Budget),
+    Some(Reason::Paused),
+    Some(Reason::Lease),
+    Some(Reason::PeerGone),
+    Some(Reason::Ulp),
+    Some(Reason::Zerocopy),
+    Some(Reason::RcvLowat),
+    Some(Reason::UnaccountedReads),
+    Some(Reason::WaitAll),
+    Some(Reason::Urgent),
+    Some(Reason::Learning),
+    Some(Reason::Refused),
+];
+
+/// A snapshot of all pairs.
+pub fn snapshot(instance: &Instance, all: &[Known], pods: &PodNames) -> PairsSnapshot {
+    let mut totals = closed_totals(instance);
+    let mut pairs = Vec::new();
+    for known in all {
+        let peer = peer_of(all, known);
+        match peer {
+            Some(peer) if known.identity.slot > peer.identity.slot => continue,
+            None if known.end.peer_cookie != 0 => continue,
+            _ => {}
+        }
+        let pair = describe(known, peer, pods);
+        totals.open += 1;
+        totals.accelerated += u64::from(pair.state == PairState::Accelerated);
+        totals.bypassed_bytes += pair.bypassed_bytes;
+        totals.bypassed_messages += pair.bypassed_messages;
+        for (reason, count) in &pair.passes {
+            *totals.passes.entry(*reason).or_default() += count;
+        }
+        pairs.push(pair);
+    }
+    PairsSnapshot { pairs, totals }
+}
+
+fn closed_totals(instance: &Instance) -> Totals {
+    let Some(control) = instance.control.get(0) else { return Totals::default() };
+    let mut passes = BTreeMap::new();
+    for (count, reason) in control.closed_passes.iter().zip(REASONS) {
+        if let (Some(reason), 1..) = (reason, *count) {
+            passes.insert(reason, *count);
+        }
+    }
+    Totals {
+        open: 0,
+        accelerated: 0,
+        closed: control.closed_pairs,
+        bypassed_bytes: control.closed_bytes,
+        bypassed_messages: control.closed_messages,
+        passes,
+    }
+}
+
+fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
+    let (client, server) = match peer {
+        Some(peer) if is_client(peer, known) => (Some(peer), Some(known)),
+        Some(peer) => (Some(known), Some(peer)),
+        None if known.end.role == accel_role::ACCEL_SERVER => (None, Some(known)),
+        None => (Some(known), None),
+    };
+    let ends: Vec<&Known> = [client, server].into_iter().flatten().collect();
+    let pod = |k: Option<&Known>| k.and_then(|k| pods.get(&k.identity.netns).cloned());
+    let mut passes = BTreeMap::new();
+    for end in &ends {
+        for (count, reason) in end.end.passes.iter().zip(REASONS) {
+            if let (Some(reason), 1..) = (reason, *count) {
+                *passes.entry(reason).or_default() += u64::from(*count);
+            }
+        }
+    }
+    let (state, reason) = state(&ends);
+    let sample = |f: fn(&accel_end) -> &[u32; 16]| median(ends.iter().flat_map(|k| f(&k.end)).copied().filter(|s| *s > 0));
+    Pair {
+        client_pod: pod(client),
+        server_pod: pod(server),
+        client: client.map_or_else(|| known.identity.remote, |c| c.identity.local),
+        dialled: client.map_or(known.identity.local, |c| c.identity.remote),
+        server: server.map(|s| s.identity.local),
+        via_service: client.zip(server).is_some_and(|(c, s)| c.identity.is_translated(&s.identity)),
+        state,
+        reason,
+        live: ends.iter().any(|k| k.end.flags & 1 != 0),
+        bypassed_bytes: ends.iter().map(|k| k.end.bytes).sum(),
+        bypassed_messages: ends.iter().map(|k| k.end.messages).sum(),
+        passes,
+        turnaround_before_ns: sample(|e| &e.before_ns),
+        turnaround_after_ns: sample(|e| &e.after_ns),
+    }
+}
+
+/// Whether `a` is the client of the two; for live connections the higher port is taken for it.
+fn is_client(a: &Known, b: &Known) -> bool {
+    match (a.end.role, b.end.role) {
+        (accel_role::ACCEL_CLIENT, _) | (_, accel_role::ACCEL_SERVER) => true,
+        (accel_role::ACCEL_SERVER, _) | (_, accel_role::ACCEL_CLIENT) => false,
+        _ => a.identity.local.port() > b.identity.local.port(),
+    }
+}
+
+fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
+    let [a, b] = ends else { return (PairState::LeftAlone, Some(Reason::PeerNotChosen)) };
+    let reason_of = |k: &Known| REASONS.get(k.end.last_pass.0 as usize).copied().flatten();
+    let both = |s: accel_state| a.end.state == s && b.end.state == s;
+    if both(accel_state::ACCEL_ENROLLED) {
+        if a.end.fast != 0 || b.end.fast != 0 {
+            return (PairState::Accelerated, None);
+        }
+        let reason = reason_of(a).or_else(|| reason_of(b));
+        return (if a.end.messages + b.end.messages > 0 { PairState::Paused } else { PairState::Waiting }, reason);
+    }
+    if a.end.result != 0 || b.end.result != 0 {
+        return (PairState::LeftAlone, Some(Reason::Refused));
+    }
+    (PairState::Waiting, Some(Reason::Learning))
+}
+
+fn median(samples: impl Iterator<Item = u32>) -> Option<u64> {
+    let mut samples: Vec<u32> = samples.collect();
+    let middle = samples.len().checked_sub(1)? / 2;
+    let (_, median, _) = samples.select_nth_unstable(middle);
+    Some(u64::from(*median))
+}

@@ -1,0 +1,98 @@
+//! Ending: from this session or from a later one, of what runs or of what was left.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use sockpath_protocol::Message;
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
+use sockpath_protocol::message::EndReason;
+
+use super::connections;
+use super::instance::Instance;
+use super::pins::Pins;
+use super::report::{self, PodNames};
+use super::shared::field;
+use crate::session::Session;
+
+/// How long `cleanup` waits for queues to drain.
+const CLEANUP_DRAIN: Duration = Duration::from_secs(5);
+
+/// Time between two looks at the queues; readers need some to empty them.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Answers `status`.
+pub fn status(session: &mut Session) -> Result<EndReason> {
+    let pins = Pins::of_this_instance()?;
+    let status = match Instance::open(&pins)? {
+        None => AccelStatus { active: pins.exist(), ..AccelStatus::default() },
+        Some(instance) => AccelStatus {
+            active: true,
+            owner: Some(instance.owner()),
+            lease_left_ms: u64::try_from(instance.lease_left()?.as_millis()).unwrap_or(u64::MAX),
+            pairs: report::snapshot(&instance, &connections::known(&instance), &PodNames::new()),
+        },
+    };
+    session.send(&Message::Status(status))?;
+    Ok(EndReason::Done)
+}
+
+/// Puts connections back on their normal path.
+pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndReason> {
+    let pins = Pins::of_this_instance()?;
+    end(session, &pins, Duration::from_millis(request.drain_ms)).await?;
+    Ok(EndReason::Done)
+}
+
+/// Removes every leftover of ours on this node.
+pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
+    let pins = Pins::of_this_instance()?;
+    end(session, &pins, CLEANUP_DRAIN).await?;
+    Ok(EndReason::Done)
+}
+
+/// Drains, removes, unpins, and says what was done.
+async fn end(session: &mut Session, pins: &Pins, drain: Duration) -> Result<()> {
+    if !pins.exist() {
+        return Ok(());
+    }
+    if let Some(instance) = Instance::open(pins)? {
+        let summary = dismantle(&instance, drain).await?;
+        let left = summary.left_enrolled;
+        session.send(&Message::Summary(summary))?;
+        if left > 0 {
+            session.warn(format!(
+                "{left} sockets still have unread bytes in their queues; they go by TCP, and the pins in {} stay until a later `stop` finds them empty",
+                pins.dir().display()
+            ))?;
+            return Ok(());
+        }
+    }
+    let removed = pins.remove()?;
+    session.send(&Message::Removed { what: format!("{} ({removed} pins)", pins.dir().display()) })
+}
+
+/// Pauses, waits until nothing can be lost, and takes every socket out of the map.
+pub async fn dismantle(instance: &Instance, drain: Duration) -> Result<AccelSummary> {
+    instance.control.set(0, field!(paused), 1);
+    let deadline = Instant::now() + drain;
+    loop {
+        connections::order_all_out(instance);
+        instance.serve()?;
+        if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    summary(instance, false)
+}
+
+/// What it achieved so far.
+pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
+    let snapshot = report::snapshot(instance, &connections::known(instance), &PodNames::new());
+    Ok(AccelSummary {
+        totals: snapshot.totals,
+        ran_ms: u64::try_from(instance.ran()?.as_millis()).unwrap_or(u64::MAX),
+        left_enrolled: if detached { 0 } else { connections::enrolled(instance) },
+        detached,
+    })
+}
