@@ -199,6 +199,7 @@ fn hello() -> Result<Hello> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         arch: uname.machine().to_string_lossy().into_owned(),
+        boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default(),
         features: doctor::features(),
         monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
         realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,

@@ -45,7 +45,8 @@ impl Backend {
         }
     }
 
-    /// Starts helpers on these nodes (the lab needs one for all) and waits for their hello.
+    /// Starts helpers on these nodes (the lab needs one for all) and waits for their hello. When the future is dropped before
+    /// that, what was started ends with the backend.
     ///
     /// # Errors
     /// When one cannot be started; those that were are ended first.

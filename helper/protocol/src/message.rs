@@ -70,6 +70,9 @@ pub struct Hello {
     pub kernel: String,
     /// Architecture of the node, as `uname -m` says.
     pub arch: String,
+    /// `/proc/sys/kernel/random/boot_id` of the node, or empty: helpers with the same one read the same clocks.
+    #[serde(default)]
+    pub boot: String,
     /// What this kernel offers, by name: `btf`, `fentry`, `kprobe`, `netfilter-link`, `sockops`, ...
     pub features: BTreeMap<String, bool>,
     /// `CLOCK_MONOTONIC` in nanoseconds when this line was written, for comparing clocks of nodes.

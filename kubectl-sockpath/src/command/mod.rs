@@ -1,5 +1,6 @@
 //! The commands, one file each, and what they share.
 
+mod trace;
 mod version;
 
 use std::ffi::OsString;
@@ -73,10 +74,10 @@ pub fn invocation() -> String {
 
 async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
     let global: &Global = &cli.global;
-    let _ = (global, progress);
     match cli.command {
         Command::Lab(lab) => match lab::forward(lab.command)? {},
         Command::Version(args) => version::run(&args),
+        Command::Trace(args) => trace::run(&args, global, progress).await,
         _ => bail!("not yet"),
     }
 }

@@ -397,6 +397,7 @@ mod tests {
             version: "9".to_owned(),
             kernel: "6.18".to_owned(),
             arch: "x86_64".to_owned(),
+            boot: String::new(),
             features: Default::default(),
             monotonic_ns: 1,
             realtime_ns: 2,

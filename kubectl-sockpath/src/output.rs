@@ -1,0 +1,77 @@
+//! stdout for streams: written by a thread of its own, so that a slow reader holds up the data and not the heartbeats.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, oneshot};
+
+/// Texts that may wait for the reader.
+const AHEAD: usize = 256;
+
+/// A stream to stdout.
+#[derive(Debug)]
+pub struct Stream {
+    texts: Option<mpsc::Sender<String>>,
+    result: oneshot::Receiver<std::io::Result<()>>,
+}
+
+impl Stream {
+    /// Starts the writer.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn stdout() -> Result<Self> {
+        let (texts, mut inbox) = mpsc::channel::<String>(AHEAD);
+        let (done, result) = oneshot::channel();
+        let write = move || {
+            let mut out = std::io::stdout();
+            let mut outcome = Ok(());
+            while let Some(mut text) = inbox.blocking_recv() {
+                while let Ok(more) = inbox.try_recv() {
+                    text.push_str(&more);
+                }
+                outcome = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            drop(inbox);
+            let _ = done.send(outcome);
+        };
+        std::thread::Builder::new().name("stdout".to_owned()).spawn(write).context("cannot start a thread for stdout")?;
+        Ok(Self { texts: Some(texts), result })
+    }
+
+    /// Hands text to the writer; waits while the reader is behind. Cancel-safe.
+    ///
+    /// # Errors
+    /// When stdout cannot be written any more.
+    pub async fn send(&mut self, text: String) -> Result<()> {
+        let sent = match &self.texts {
+            Some(texts) => texts.send(text).await.is_ok(),
+            None => false,
+        };
+        if sent { Ok(()) } else { self.outcome().await }
+    }
+
+    /// Waits at most `patience` until everything is written.
+    ///
+    /// # Errors
+    /// When stdout could not be written.
+    pub async fn close(mut self, patience: Duration) -> Result<()> {
+        self.texts = None;
+        match tokio::time::timeout(patience, &mut self.result).await {
+            Ok(Ok(outcome)) => outcome.context("cannot write to stdout"),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn outcome(&mut self) -> Result<()> {
+        self.texts = None;
+        match (&mut self.result).await {
+            Ok(Err(e)) => Err(e).context("cannot write to stdout"),
+            _ => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context("cannot write to stdout"),
+        }
+    }
+}

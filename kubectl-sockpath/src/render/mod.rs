@@ -1,0 +1,7 @@
+//! From a report to what people and scripts read: pure functions.
+
+pub mod html;
+pub mod json;
+mod line;
+pub mod waterfall;
+pub mod wide;

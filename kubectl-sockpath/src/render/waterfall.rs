@@ -1,0 +1,522 @@
+//! The picture: one line per stage, bars on one time axis, grouped by place; what rewrote or dropped the packet where it did.
+
+use sockpath_protocol::packet::{Direction, RewriteKind};
+use sockpath_protocol::request::Protocol;
+use sockpath_protocol::stage::StageId;
+
+use super::line::Line;
+use crate::duration::nanos;
+use crate::report::Report;
+use crate::report::document::{DropRow, Finding, LegSummary, Party, Severity, VanishedRow};
+use crate::report::leg::{Leg, Seen, StageRow};
+use crate::report::rewrites::RewriteRow;
+use crate::report::times::Times;
+use crate::target::Scenario;
+use crate::terminal::{Paint, Style, wrap};
+
+/// Columns of the step number.
+const STEP: usize = 4;
+/// Columns of a time.
+const TIME: usize = 8;
+/// Columns of a stage's name where there is room.
+const NAME: usize = 26;
+/// Fewest columns of the bars.
+const BARS_MIN: usize = 8;
+/// From this width on p99 has its own column.
+const WIDE: usize = 100;
+
+/// Renders it.
+#[must_use]
+pub fn render(report: &Report, style: &Style) -> String {
+    let mut out = heading(report, style);
+    let Some(request) = &report.request else {
+        Line::new(style).paint(Paint::Warn, "no packet between them was seen").end(&mut out);
+        out.push_str(&findings(report, style));
+        return out;
+    };
+    let layout = Layout::new(style);
+    let scale = scale(&report.stages);
+    out.push('\n');
+    axis(&layout, scale, &mut out);
+    let groups = groups(&report.stages);
+    let mut start = 0;
+    for group in &groups {
+        start = draw_group(group, Direction::Request, report, &layout, scale, start, &mut out);
+    }
+    if !request.complete {
+        path_end(report, style, &mut out);
+    }
+    if let Some(reply) = &report.reply {
+        compact(reply, "reply", Direction::Reply, report, &layout, &mut out);
+    }
+    if let Some(short) = &report.accelerated {
+        compact(short, "accelerated", Direction::Request, report, &layout, &mut out);
+    }
+    summary(report, request, style, &mut out);
+    out.push_str(&findings(report, style));
+    out
+}
+
+/// Who talks to whom, how they lie to each other, and what the figures are made of.
+#[must_use]
+pub fn heading(report: &Report, style: &Style) -> String {
+    let mut out = String::new();
+    let arrow = if style.unicode { " → " } else { " -> " };
+    let target = format!("{}{}", party(&report.target), report.target.port.map_or_else(String::new, |p| format!(":{p}")));
+    let service = match (&report.via_service, report.dialled) {
+        (Some(service), Some(dialled)) => format!("Service {service} {dialled}{arrow}"),
+        _ => String::new(),
+    };
+    let both = format!("{}{arrow}{service}{target}", party(&report.source));
+    for line in wrap(&both, style.width) {
+        Line::new(style).paint(Paint::Heading, &line).end(&mut out);
+    }
+    let mut about = vec![place_words(report)];
+    if let (Some(service), None) = (&report.via_service, report.dialled) {
+        about.push(format!("via Service {service}"));
+    }
+    if let Some(request) = &report.request {
+        let protocol = match request.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Icmp => "ICMP",
+        };
+        let plural = if request.count == 1 { "packet" } else { "packets" };
+        about.push(format!("{} {protocol} {} {plural}", request.count, request.packets_of));
+    }
+    about.push(format!("kernel {}", report.kernel));
+    for line in wrap(&about.join(", "), style.width) {
+        Line::new(style).text(&line).end(&mut out);
+    }
+    out
+}
+
+fn party(party: &Party) -> String {
+    match &party.namespace {
+        Some(namespace) => format!("{namespace}/{}", party.name),
+        None => party.name.clone(),
+    }
+}
+
+fn place_words(report: &Report) -> String {
+    let node = |p: &Party| p.node.clone().unwrap_or_else(|| "?".to_owned());
+    match report.scenario {
+        Scenario::InPod => format!("inside one pod on {}", node(&report.source)),
+        Scenario::SameNode => format!("same node ({})", node(&report.source)),
+        Scenario::CrossNode => format!("cross-node ({} to {})", node(&report.source), node(&report.target)),
+        Scenario::External => format!("from {} to outside the pods", node(&report.source)),
+    }
+}
+
+/// Where columns lie.
+struct Layout<'s> {
+    style: &'s Style,
+    name: usize,
+    p99: bool,
+    /// First column of the bars.
+    bars: usize,
+    /// Columns of the bars.
+    width: usize,
+}
+
+impl<'s> Layout<'s> {
+    fn new(style: &'s Style) -> Self {
+        let p99 = style.width >= WIDE;
+        let fixed = STEP + 1 + 1 + TIME + 1 + if p99 { TIME + 1 } else { 0 };
+        let name = NAME.min(style.width.saturating_sub(fixed + BARS_MIN)).max(8);
+        let bars = fixed + name;
+        Self { style, name, p99, bars, width: style.width.saturating_sub(bars).max(1) }
+    }
+
+    fn time_end(&self) -> usize {
+        STEP + 1 + self.name + 1 + TIME
+    }
+
+    /// Adds a right-aligned time at its column, and p99 where there is a column for it.
+    fn times<'a>(&self, line: Line<'a>, paint: Option<Paint>, times: &Times) -> Line<'a> {
+        let show = |t: Option<u64>| t.map_or_else(String::new, nanos);
+        let put = |line: Line<'a>, end: usize, text: &str| {
+            let line = line.to(end.saturating_sub(text.chars().count()));
+            match paint {
+                Some(p) => line.paint(p, text),
+                None => line.text(text),
+            }
+        };
+        let line = put(line, self.time_end(), &show(times.p50_ns));
+        if self.p99 { put(line, self.time_end() + 1 + TIME, &show(times.p99_ns)) } else { line }
+    }
+
+    fn bar<'a>(&self, line: Line<'a>, waits: bool, start: u64, took: u64, scale: u64) -> Line<'a> {
+        let (offset, text) = bar(self.style.unicode, waits, self.width, start, took, scale);
+        let line = line.to(self.bars + offset);
+        let text: String = text.chars().take(line.room()).collect();
+        line.paint(if waits { Paint::Wait } else { Paint::Work }, &text)
+    }
+}
+
+/// A bar's first column and its text. Every bar has at least one column, and none leaves the axis.
+fn bar(unicode: bool, waits: bool, width: usize, start: u64, took: u64, scale: u64) -> (usize, String) {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let scale = u128::from(scale.max(1));
+    let units = width as u128 * 8;
+    let from = (u128::from(start) * units / scale).min(units - 1);
+    let to = (u128::from(start.saturating_add(took)) * units).div_ceil(scale).clamp(from + 1, units);
+    let (Ok(offset), Ok(length)) = (usize::try_from(from / 8), usize::try_from(to - from / 8 * 8)) else { return (0, String::new()) };
+    let offset = offset.min(width - 1);
+    // Blocks grow from the left, so a bar that begins inside a column begins at its left edge; lengths stay true to an eighth.
+    let length = length.saturating_sub(usize::try_from(from % 8).unwrap_or(0)).clamp(1, (width - offset) * 8);
+    let columns = length.div_ceil(8);
+    let text = match (unicode, waits) {
+        (true, true) => "░".repeat(columns),
+        (true, false) => format!("{}{}", "█".repeat(length / 8), EIGHTHS[length % 8]),
+        (false, true) => "-".repeat(columns),
+        (false, false) => "#".repeat(columns),
+    };
+    (offset, text)
+}
+
+/// Length of the time axis: all known times.
+fn scale(stages: &[StageRow]) -> u64 {
+    stages.iter().filter_map(|s| s.times.p50_ns).sum::<u64>().max(1)
+}
+
+fn axis(layout: &Layout<'_>, scale: u64, out: &mut String) {
+    let style = layout.style;
+    let legend = if style.unicode { "█ works ░ waits" } else { "# works - waits" };
+    let mut line = Line::new(style).to(STEP + 1).paint(Paint::Dim, legend);
+    line = line.to(layout.time_end() - 3).paint(Paint::Dim, "p50");
+    if layout.p99 {
+        line = line.to(layout.time_end() + 1 + TIME - 3).paint(Paint::Dim, "p99");
+    }
+    let end = nanos(scale);
+    let mut ticks = vec![(0, "0".to_owned())];
+    let last = layout.width.saturating_sub(end.chars().count());
+    if layout.width >= 24 {
+        let half = nanos(scale / 2);
+        let at = layout.width / 2;
+        if at + half.chars().count() < last {
+            ticks.push((at, half));
+        }
+    }
+    if last > 1 {
+        ticks.push((last, end));
+    }
+    for (at, text) in ticks {
+        line = line.to(layout.bars + at).paint(Paint::Dim, &text);
+    }
+    line.end(out);
+}
+
+/// Stages in one namespace, in a row.
+struct Group<'r> {
+    stages: Vec<&'r StageRow>,
+}
+
+fn groups(stages: &[StageRow]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for stage in stages {
+        // Sending and receiving in one namespace are two groups: the packet leaves the stack and comes back to it.
+        let here = |s: &StageRow| (s.node.clone(), s.pod.clone(), s.netns, s.side);
+        match groups.last_mut() {
+            Some(group) if group.stages.last().is_some_and(|s| here(s) == here(stage)) => group.stages.push(stage),
+            _ => groups.push(Group { stages: vec![stage] }),
+        }
+    }
+    groups
+}
+
+impl Group<'_> {
+    /// `default/curl (node-1)  eth0`.
+    fn title(&self, arrow: &str) -> String {
+        let first = self.stages.first();
+        let node = first.and_then(|s| s.node.as_deref()).unwrap_or("?");
+        let mut text = match first.and_then(|s| s.pod.as_deref()) {
+            Some(pod) => format!("{pod} on {node}"),
+            None => node.to_owned(),
+        };
+        let mut devices: Vec<&str> = self.stages.iter().filter_map(|s| s.device.as_deref()).collect();
+        devices.dedup();
+        if !devices.is_empty() {
+            text.push_str(": ");
+            text.push_str(&devices.join(arrow));
+        }
+        text
+    }
+
+    fn total(&self) -> u64 {
+        self.stages.iter().filter_map(|s| s.times.p50_ns).sum()
+    }
+}
+
+/// Draws a group; returns where the time axis stands after it.
+fn draw_group(
+    group: &Group<'_>,
+    direction: Direction,
+    report: &Report,
+    layout: &Layout<'_>,
+    scale: u64,
+    start: u64,
+    out: &mut String,
+) -> u64 {
+    let style = layout.style;
+    let arrow = if style.unicode { " → " } else { " > " };
+    let title = group.title(arrow);
+    for (i, line) in wrap(&title, style.width).iter().enumerate() {
+        let line = if i == 0 { line.clone() } else { format!("  {line}") };
+        Line::new(style).paint(Paint::Heading, &line).end(out);
+    }
+    let mut now = start;
+    for stage in group.stages.iter().filter(|s| s.seen == Seen::Observed) {
+        let took = stage.times.p50_ns.unwrap_or(0);
+        let step = stage.step.unwrap_or("");
+        let mut line = Line::new(style).to(STEP.saturating_sub(step.len())).paint(Paint::Dim, step).to(STEP + 1);
+        line = line.text(&crate::terminal::fit(stage.name, layout.name, style.unicode));
+        if !is_end(stage, report) {
+            line = layout.times(line, None, &stage.times);
+        }
+        if stage.times.p50_ns.is_some() && !is_end(stage, report) {
+            line = layout.bar(line, stage.waits, now, took, scale);
+        } else if stage.times.p50_ns.is_none() {
+            line = line.to(layout.bars).paint(Paint::Dim, "time unknown");
+        }
+        line.end(out);
+        now += took;
+        for rewrite in report.rewrites.iter().filter(|r| r.direction == direction && at(r, stage)) {
+            draw_rewrite(rewrite, style, out);
+        }
+    }
+    let folded = folded(&group.stages);
+    for line in wrap(&folded, style.width.saturating_sub(STEP + 1)) {
+        Line::new(style).to(STEP + 1).paint(Paint::Dim, &line).end(out);
+    }
+    now
+}
+
+/// Whether this is the last stage seen: a moment, not a span.
+fn is_end(stage: &StageRow, report: &Report) -> bool {
+    stage.times.p50_ns == Some(0)
+        && report.stages.iter().rev().find(|s| s.seen == Seen::Observed).is_some_and(|last| std::ptr::eq(last, stage))
+}
+
+fn at(rewrite: &RewriteRow, stage: &StageRow) -> bool {
+    rewrite.stage == stage.id
+        && Some(rewrite.node.as_str()) == stage.node.as_deref()
+        && rewrite.pod == stage.pod
+        && (rewrite.device == stage.device || rewrite.device.is_none() || stage.device.is_none())
+}
+
+fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut String) {
+    let arrow = if style.unicode { "→" } else { "->" };
+    let kind = match rewrite.kind {
+        RewriteKind::Dnat => "DNAT",
+        RewriteKind::Snat => "SNAT",
+        RewriteKind::UnDnat => "DNAT undone",
+        RewriteKind::UnSnat => "SNAT undone",
+    };
+    let rule = rewrite.rule.as_ref().map_or_else(String::new, |r| format!(" {r}"));
+    let text = format!("{} {arrow} {}  {kind}{rule}", rewrite.from, rewrite.to);
+    for (i, line) in wrap(&text, style.width.saturating_sub(STEP + 3)).iter().enumerate() {
+        Line::new(style).to(STEP + 1 + if i == 0 { 0 } else { 2 }).paint(Paint::Rewrite, line).end(out);
+    }
+}
+
+/// Stages that were not observed, in one line: `S2 S3 S5 inferred, S4 route cached, S9 S13 unseen`.
+fn folded(stages: &[&StageRow]) -> String {
+    let mut parts: Vec<(&str, Vec<&str>)> = Vec::new();
+    for stage in stages.iter().filter(|s| s.seen != Seen::Observed) {
+        let why = match (stage.seen, stage.id) {
+            (Seen::Skipped, StageId::RouteOut | StageId::RouteIn) => "route cached",
+            (Seen::Skipped, StageId::NeighbourOut) => "MAC cached",
+            (Seen::Skipped, StageId::Qdisc) => "noqueue",
+            (Seen::Skipped, _) => "skipped",
+            (Seen::NotObservable, _) => "unseen",
+            _ => "inferred",
+        };
+        let step = stage.step.unwrap_or(stage.name);
+        match parts.iter_mut().find(|(w, _)| *w == why) {
+            Some((_, steps)) => steps.push(step),
+            None => parts.push((why, vec![step])),
+        }
+    }
+    parts.sort_by_key(|(why, _)| match *why {
+        "inferred" => 0,
+        "unseen" => 2,
+        _ => 1,
+    });
+    parts.iter().map(|(why, steps)| format!("{} {why}", runs(steps))).collect::<Vec<_>>().join(", ")
+}
+
+/// `S2 S3 S4 S7` as `S2-S4 S7`.
+fn runs(steps: &[&str]) -> String {
+    let number = |s: &str| s.get(1..).and_then(|n| n.parse::<u32>().ok());
+    let mut out: Vec<(String, String)> = Vec::new();
+    for step in steps {
+        match out.last_mut() {
+            Some((_, to)) if number(to).zip(number(step)).is_some_and(|(a, b)| a + 1 == b) => *to = (*step).to_owned(),
+            _ => out.push(((*step).to_owned(), (*step).to_owned())),
+        }
+    }
+    let show = |(from, to): &(String, String)| if from == to { from.clone() } else { format!("{from}-{to}") };
+    out.iter().map(show).collect::<Vec<_>>().join(" ")
+}
+
+/// Where a way that was not completed ends.
+fn path_end(report: &Report, style: &Style, out: &mut String) {
+    let mark = if style.unicode { "✗" } else { "x" };
+    let say = |paint: Paint, text: &str, out: &mut String| {
+        for (i, line) in wrap(text, style.width.saturating_sub(STEP + 1)).iter().enumerate() {
+            let head = Line::new(style).to(STEP - 1);
+            let head = if i == 0 { head.paint(paint, mark) } else { head };
+            head.to(STEP + 1).paint(paint, line).end(out);
+        }
+    };
+    let dropped = report.drops.iter().find(|d| d.direction == Direction::Request);
+    let vanished = report.vanished.iter().find(|v| v.direction == Direction::Request);
+    match (dropped, vanished) {
+        (Some(d), _) => {
+            say(Paint::Bad, &drop_text(d), out);
+            if let Some(advice) = d.advice {
+                for line in wrap(advice, style.width.saturating_sub(STEP + 1)) {
+                    Line::new(style).to(STEP + 1).text(&line).end(out);
+                }
+            }
+        }
+        (None, Some(v)) => say(Paint::Bad, &vanished_text(v), out),
+        (None, None) => say(Paint::Warn, "the rest of the way was not seen", out),
+    }
+}
+
+fn drop_text(d: &DropRow) -> String {
+    let place = match (&d.pod, &d.node) {
+        (Some(pod), _) => format!(" in pod {pod}"),
+        (None, Some(node)) => format!(" on {node}"),
+        (None, None) => String::new(),
+    };
+    let device = d.device.as_ref().map_or_else(String::new, |dev| format!(" at {dev}"));
+    let step = d.stage.stage().step.map_or_else(String::new, |s| format!("{s} "));
+    let times = if d.count > 1 { format!(", {} times", d.count) } else { String::new() };
+    let location = d.location.as_ref().map_or_else(String::new, |l| format!(", by {l}"));
+    let detail = d.detail.as_ref().map_or_else(String::new, |l| format!(" ({l})"));
+    format!("dropped: {} in {step}{}{place}{device}{location}{detail}{times}", d.reason, d.stage.stage().name)
+}
+
+fn vanished_text(v: &VanishedRow) -> String {
+    let place = match (&v.pod, &v.node) {
+        (Some(pod), _) => format!(" in pod {pod}"),
+        (None, Some(node)) => format!(" on {node}"),
+        (None, None) => String::new(),
+    };
+    format!("last seen at {}{place}, expected next at {}", v.last_seen.stage().name, v.expected.stage().name)
+}
+
+/// A leg with one line per place.
+fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout: &Layout<'_>, out: &mut String) {
+    let style = layout.style;
+    out.push('\n');
+    let plural = if leg.count == 1 { "packet" } else { "packets" };
+    let head = format!("{word}: {} {} {plural}", leg.count, leg.packets_of);
+    let mut line = Line::new(style).paint(Paint::Heading, &head);
+    if line.used() < layout.time_end().saturating_sub(TIME) {
+        line = layout.times(line, Some(Paint::Heading), &leg.end_to_end);
+    }
+    line.end(out);
+    let scale = scale(&leg.stages);
+    let arrow = if style.unicode { " → " } else { " > " };
+    let mut now = 0;
+    for group in groups(&leg.stages) {
+        let took = group.total();
+        let waits = group.stages.iter().filter(|s| s.waits).filter_map(|s| s.times.p50_ns).sum::<u64>();
+        let title = crate::terminal::fit(&group.title(arrow), layout.time_end() - TIME - 2, style.unicode);
+        let line = Line::new(style).to(1).text(&title);
+        let line = layout.times(line, None, &Times { p50_ns: Some(took), ..Times::default() });
+        // Working first, then waiting: the parts of a place, not their order.
+        let line = if took > waits { layout.bar(line, false, now, took - waits, scale) } else { line };
+        let line = if waits > 0 { layout.bar(line, true, now + took - waits, waits, scale) } else { line };
+        line.end(out);
+        now += took;
+        for stage in &group.stages {
+            for rewrite in report.rewrites.iter().filter(|r| r.direction == direction && at(r, stage)) {
+                draw_rewrite(rewrite, style, out);
+            }
+        }
+    }
+    if !leg.complete
+        && let Some(d) = report.drops.iter().find(|d| d.direction == direction)
+    {
+        for line in wrap(&drop_text(d), style.width.saturating_sub(STEP + 1)) {
+            Line::new(style).to(STEP + 1).paint(Paint::Bad, &line).end(out);
+        }
+    }
+}
+
+fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut String) {
+    let Some(total) = report.end_to_end.p50_ns else { return };
+    out.push('\n');
+    let mut parts = vec![format!("{} end to end (p50)", nanos(total))];
+    if let Some(p99) = report.end_to_end.p99_ns {
+        parts.push(format!("{} p99", nanos(p99)));
+    }
+    if let Some(waiting) = request.waiting_ns {
+        parts.push(format!("{} % of it waiting", percent(waiting, total)));
+    }
+    let stacks = if report.stack_traversals == 1 { "network stack" } else { "network stacks" };
+    parts.push(format!("{} {stacks} passed", report.stack_traversals));
+    for line in wrap(&parts.join(", "), style.width) {
+        Line::new(style).paint(Paint::Heading, &line).end(out);
+    }
+    let mut top: Vec<&StageRow> = report.stages.iter().filter(|s| s.times.p50_ns.unwrap_or(0) > 0).collect();
+    top.sort_by_key(|s| std::cmp::Reverse(s.times.p50_ns));
+    let most: Vec<String> = top.iter().take(3).map(|s| format!("{} {} %", s.name, percent(s.times.p50_ns.unwrap_or(0), total))).collect();
+    if !most.is_empty() {
+        for line in wrap(&format!("most time: {}", most.join(", ")), style.width) {
+            Line::new(style).text(&line).end(out);
+        }
+    }
+    if let Some(short) = report.accelerated.as_ref().and_then(|a| a.end_to_end.p50_ns) {
+        let saved = total.saturating_sub(short);
+        let text = format!("accelerated {} instead of {}: {} % of the way saved", nanos(short), nanos(total), percent(saved, total));
+        for line in wrap(&text, style.width) {
+            Line::new(style).paint(Paint::Good, &line).end(out);
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    (u128::from(part) * 100 + u128::from(whole) / 2).checked_div(u128::from(whole)).and_then(|p| u64::try_from(p).ok()).unwrap_or(0)
+}
+
+/// What the reader should know, with what to do next.
+#[must_use]
+pub fn findings(report: &Report, style: &Style) -> String {
+    let mut out = String::new();
+    // What ends the picture is told there.
+    let told = |f: &Finding| {
+        report.request.as_ref().is_some_and(|r| !r.complete)
+            && matches!(f.id, "dropped" | "vanished")
+            && f.direction == Some(Direction::Request)
+    };
+    let mut told_once = false;
+    let findings: Vec<&Finding> = report.findings.iter().filter(|f| !told(f) || std::mem::replace(&mut told_once, true)).collect();
+    if findings.is_empty() {
+        return out;
+    }
+    out.push('\n');
+    for finding in findings {
+        let (mark, paint) = match finding.severity {
+            Severity::Critical => ("!", Paint::Bad),
+            Severity::Warning => ("*", Paint::Warn),
+            Severity::Info => ("-", Paint::Dim),
+        };
+        for (i, line) in wrap(&finding.text, style.width.saturating_sub(2)).iter().enumerate() {
+            let head = Line::new(style).paint(paint, if i == 0 { mark } else { "" }).to(2);
+            if finding.severity == Severity::Critical { head.paint(paint, line) } else { head.text(line) }.end(&mut out);
+        }
+        if let Some(next) = &finding.next {
+            let arrow = if style.unicode { "→ " } else { "> " };
+            for (i, line) in wrap(next, style.width.saturating_sub(4)).iter().enumerate() {
+                Line::new(style).to(2).paint(Paint::Dim, if i == 0 { arrow } else { "" }).to(4).paint(Paint::Dim, line).end(&mut out);
+            }
+        }
+    }
+    out
+}

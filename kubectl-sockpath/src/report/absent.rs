@@ -1,0 +1,117 @@
+//! The article's stages that no hook saw: put in their place, and the reason told apart (must have happened, was left out by
+//! the kernel, cannot be seen here). Never shown as observed.
+
+use sockpath_protocol::packet::Direction;
+use sockpath_protocol::request::Protocol;
+use sockpath_protocol::stage::{STAGES, Side, Stage, StageId};
+
+use super::journey::Class;
+use super::leg::{Seen, StageRow};
+use super::times::Times;
+
+/// What decides about stages that were not seen.
+pub(super) struct Situation<'a> {
+    pub protocol: Protocol,
+    pub class: Class,
+    pub direction: Direction,
+    /// The packets reached the other side.
+    pub complete: bool,
+    /// Hooks in use.
+    pub armed: &'a [String],
+}
+
+/// Adds the stages that were not seen.
+pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageRow> {
+    if situation.class == Class::Bypass {
+        return rows;
+    }
+    let split = rows.iter().position(|r| r.side != Side::Send).unwrap_or(rows.len());
+    let receive = rows.iter().position(|r| r.side == Side::Receive).unwrap_or(rows.len());
+    let mut rows = rows.into_iter();
+    let sent: Vec<StageRow> = rows.by_ref().take(split).collect();
+    let transit: Vec<StageRow> = rows.by_ref().take(receive.saturating_sub(split)).collect();
+    let received: Vec<StageRow> = rows.collect();
+    let left = !transit.is_empty() || !received.is_empty();
+    // Control packets and the kernel's own answers to a ping have no socket call.
+    let by_application = match situation.class {
+        Class::Data => !(situation.protocol == Protocol::Icmp && situation.direction == Direction::Reply),
+        _ => false,
+    };
+    let mut all = side(sent, Side::Send, by_application, left, situation);
+    all.extend(transit);
+    // Only data reaches a reader; everything else ends in the protocol.
+    let to_the_end = situation.complete && situation.class == Class::Data && situation.protocol != Protocol::Icmp;
+    all.extend(side(received, Side::Receive, true, to_the_end, situation));
+    all
+}
+
+/// Fills one side, from its first stage or the first observed to its last or the last observed.
+fn side(rows: Vec<StageRow>, side: Side, from_start: bool, to_end: bool, situation: &Situation<'_>) -> Vec<StageRow> {
+    if rows.is_empty() {
+        return rows;
+    }
+    let numbered = |r: &&StageRow| r.step.is_some() && r.side == side;
+    let observed: Vec<usize> = rows.iter().filter(numbered).map(|r| r.id as usize).collect();
+    let (Some(first), Some(last)) = (observed.iter().min().copied(), observed.iter().max().copied()) else { return rows };
+    let device = rows.iter().rev().find_map(|r| r.device.clone());
+    let mut rows = rows;
+    for stage in STAGES.iter().filter(|s| s.side == side && s.step.is_some()) {
+        let index = stage.id as usize;
+        let wanted = (from_start || index > first) && (to_end || index < last) && !observed.contains(&index);
+        if !wanted {
+            continue;
+        }
+        // Behind the last row of a lower number, so that times stay with the stage that was observed to begin there.
+        let at = rows.iter().rposition(|r| r.step.is_some() && r.side == side && (r.id as usize) < index).map_or(0, |i| i + 1);
+        let neighbour = rows.get(at.min(rows.len().saturating_sub(1))).or(rows.first());
+        let (seen, note) = reason(stage, device.as_deref(), situation);
+        let row = StageRow {
+            id: stage.id,
+            step: stage.step,
+            name: stage.name,
+            side: stage.side,
+            node: neighbour.and_then(|r| r.node.clone()),
+            pod: neighbour.and_then(|r| r.pod.clone()),
+            netns: neighbour.and_then(|r| r.netns),
+            device: None,
+            context: None,
+            comm: None,
+            observed_by: None,
+            seen,
+            count: 0,
+            times: Times::default(),
+            share: None,
+            waits: stage.waits,
+            note: Some(note),
+        };
+        rows.insert(at, row);
+    }
+    rows
+}
+
+fn reason(stage: &Stage, device: Option<&str>, situation: &Situation<'_>) -> (Seen, String) {
+    let armed = stage.hooks.iter().any(|hook| situation.armed.iter().any(|a| a.starts_with(hook)));
+    let loopback = device == Some("lo");
+    let skipped = |text: &str| (Seen::Skipped, text.to_owned());
+    match stage.id {
+        StageId::RouteOut if armed => skipped("no lookup: the socket's cached route"),
+        StageId::NeighbourOut if loopback => skipped("loopback needs no neighbour"),
+        StageId::NeighbourOut if armed => skipped("no lookup: the neighbour's MAC address was cached"),
+        StageId::Qdisc if armed => skipped("no queueing: noqueue"),
+        StageId::Segment => (Seen::NotObservable, "no change of length was seen".to_owned()),
+        StageId::Merge => (Seen::NotObservable, "nothing was merged as far as lengths tell".to_owned()),
+        StageId::RouteIn if armed && situation.protocol == Protocol::Tcp => skipped("no lookup: the socket's cached route"),
+        StageId::TcEgress | StageId::TcIngress | StageId::RouteOut | StageId::RouteIn | StageId::NeighbourOut | StageId::Qdisc => {
+            (Seen::NotObservable, format!("no hook of this kernel shows it{}", elsewhere(stage)))
+        }
+        _ => (Seen::Inferred, format!("inferred from what was seen around it{}", elsewhere(stage))),
+    }
+}
+
+/// Which hook would show it, on kernels that have it.
+fn elsewhere(stage: &Stage) -> String {
+    match stage.hooks.iter().find(|h| h.starts_with("fentry/")) {
+        Some(hook) => format!("; {hook} would show it"),
+        None => String::new(),
+    }
+}

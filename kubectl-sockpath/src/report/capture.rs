@@ -1,0 +1,199 @@
+//! What a trace has heard so far, in bounded memory.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use sockpath_protocol::Message;
+use sockpath_protocol::message::{Armed, Counters, EndReason, Hello, Probed};
+use sockpath_protocol::packet::{Direction, Incident, Outcome, Packet, PacketKind, Place};
+use sockpath_protocol::stage::Side;
+
+use crate::session::Event;
+use crate::target::Plan;
+
+/// Packets kept for the report. A packet with 30 hops takes about 4 KiB, so this stays under 80 MiB.
+pub const PACKETS_KEPT: usize = 20_000;
+
+/// Incidents kept; all are counted.
+const INCIDENTS_KEPT: usize = 1_000;
+
+/// Warnings kept, for helpers that repeat themselves.
+const WARNINGS_KEPT: usize = 100;
+
+/// How a trace began: the first line of a recording.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// What was asked.
+    pub plan: Plan,
+    /// Release of the plugin.
+    pub release: String,
+    /// The helpers.
+    pub helpers: Vec<HelperOrigin>,
+}
+
+/// A helper as it introduced itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HelperOrigin {
+    /// The nodes it serves.
+    pub nodes: Vec<String>,
+    /// Its hello.
+    pub hello: Hello,
+}
+
+/// What one helper has said besides packets.
+#[derive(Debug, Clone, Default)]
+pub struct HelperLog {
+    /// Its hooks are attached.
+    pub armed: Option<Armed>,
+    /// The places its hops refer to.
+    pub places: HashMap<u32, Place>,
+    /// Its last totals.
+    pub counters: Option<Counters>,
+    /// How its session ended.
+    pub ended: Option<EndReason>,
+    /// Why its session was lost.
+    pub lost: Option<String>,
+    /// Its error, with the code scripts rely on.
+    pub error: Option<(String, String)>,
+}
+
+/// What a trace has heard so far.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    /// How it began.
+    pub origin: Origin,
+    /// By helper.
+    pub helpers: Vec<HelperLog>,
+    /// Packets with the index of the helper that saw them, in the order they came.
+    pub packets: Vec<(usize, Packet)>,
+    /// Packets that came but were not kept.
+    pub not_kept: u64,
+    /// Incidents with the index of the helper.
+    pub incidents: Vec<(usize, Incident)>,
+    /// Incidents that came but were not kept.
+    pub incidents_not_kept: u64,
+    /// Probes and what became of them.
+    pub probes: Vec<Probed>,
+    /// What helpers warned of, each once, with how often.
+    pub warnings: BTreeMap<String, u64>,
+    /// Request packets with payload that were delivered, kept or not.
+    pub requests_delivered: u64,
+    /// Packets that came, by direction.
+    pub seen: BTreeMap<Direction, u64>,
+    limit: usize,
+    random: u64,
+}
+
+impl Capture {
+    /// An empty one.
+    #[must_use]
+    pub fn new(origin: Origin) -> Self {
+        Self::with_limit(origin, PACKETS_KEPT)
+    }
+
+    /// An empty one that keeps at most `limit` packets.
+    #[must_use]
+    pub fn with_limit(origin: Origin, limit: usize) -> Self {
+        Self {
+            helpers: vec![HelperLog::default(); origin.helpers.len()],
+            origin,
+            packets: Vec::new(),
+            not_kept: 0,
+            incidents: Vec::new(),
+            incidents_not_kept: 0,
+            probes: Vec::new(),
+            warnings: BTreeMap::new(),
+            requests_delivered: 0,
+            seen: BTreeMap::new(),
+            limit: limit.max(1),
+            random: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
+
+    /// Takes in what a helper said. Events of helpers that did not introduce themselves are ignored.
+    pub fn take(&mut self, helper: usize, event: Event) {
+        match event {
+            Event::Said(message) => self.hear(helper, *message),
+            Event::Ended(reason) => {
+                if let Some(log) = self.helpers.get_mut(helper) {
+                    log.ended = Some(reason);
+                }
+            }
+            Event::Lost(error) => {
+                if let Some(log) = self.helpers.get_mut(helper) {
+                    log.lost = Some(error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Takes in one message.
+    pub fn hear(&mut self, helper: usize, message: Message) {
+        let Some(log) = self.helpers.get_mut(helper) else { return };
+        match message {
+            Message::Armed(armed) => log.armed = Some(armed),
+            Message::Place(place) => {
+                log.places.insert(place.index, place);
+            }
+            Message::Counters(counters) => log.counters = Some(counters),
+            Message::Error { text, code } => log.error = Some((text, code)),
+            Message::Packet(packet) => self.keep(helper, *packet),
+            Message::Incident(incident) if self.incidents.len() < INCIDENTS_KEPT => self.incidents.push((helper, incident)),
+            Message::Incident(_) => self.incidents_not_kept += 1,
+            Message::Probed(probed) => self.probes.push(probed),
+            Message::Warning { text } => {
+                if self.warnings.len() < WARNINGS_KEPT || self.warnings.contains_key(&text) {
+                    *self.warnings.entry(text).or_default() += 1;
+                }
+            }
+            // Answers to other requests than a trace.
+            Message::Hello(_)
+            | Message::Pairs(_)
+            | Message::Status(_)
+            | Message::Summary(_)
+            | Message::Canary(_)
+            | Message::Check(_)
+            | Message::Removed { .. }
+            | Message::Heartbeat
+            | Message::End(_) => {}
+        }
+    }
+
+    /// Keeps a packet. Beyond the limit every packet so far has the same chance to be kept (reservoir sampling), so that
+    /// figures stay those of the whole trace; the generator is fixed, so that a replay gives the same report.
+    fn keep(&mut self, helper: usize, packet: Packet) {
+        // Of the halves that two nodes see, the sender's counts.
+        if self.helpers.len() == 1 || packet.hops.first().is_some_and(|h| h.stage.stage().side == Side::Send) {
+            *self.seen.entry(packet.direction).or_default() += 1;
+        }
+        self.requests_delivered += u64::from(is_delivered_request(&packet));
+        if self.packets.len() < self.limit {
+            self.packets.push((helper, packet));
+            return;
+        }
+        self.not_kept += 1;
+        let came = self.limit as u64 + self.not_kept;
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        if let Ok(slot) = usize::try_from(self.random % came)
+            && let Some(kept) = self.packets.get_mut(slot)
+        {
+            *kept = (helper, packet);
+        }
+    }
+
+    /// Whether anything of the pair was seen.
+    #[must_use]
+    pub fn saw_something(&self) -> bool {
+        !self.packets.is_empty() || !self.incidents.is_empty()
+    }
+}
+
+/// What `--count` counts: requests with payload that reached the other side. Half a way on a node of two counts, too,
+/// where it ends at the reader.
+fn is_delivered_request(packet: &Packet) -> bool {
+    packet.direction == Direction::Request
+        && packet.outcome == Outcome::Delivered
+        && matches!(packet.kind, PacketKind::Data | PacketKind::EchoRequest | PacketKind::Bypass)
+}

@@ -1,0 +1,260 @@
+//! A packet's whole way: hops with their places resolved, halves of two helpers joined, repeated hops of a stage merged.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use sockpath_protocol::packet::{Direction, Flow, Outcome, Packet, PacketKind, Place};
+use sockpath_protocol::request::Protocol;
+use sockpath_protocol::stage::{Side, StageId};
+
+use super::capture::Capture;
+
+/// Where a stage is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Spot {
+    /// Name of the node.
+    pub node: String,
+    /// `namespace/name` of the pod, absent in the node's own namespace.
+    pub pod: Option<String>,
+    /// Inode of the network namespace; 0 when a place is unknown.
+    pub netns: u32,
+    /// Name of the device.
+    pub device: Option<String>,
+}
+
+/// One stage of one packet.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The stage.
+    pub stage: StageId,
+    /// Where.
+    pub spot: Spot,
+    /// Time until the next step, in nanoseconds; 0 for the last one, `None` where two clocks lie between.
+    pub took_ns: Option<u64>,
+    /// Index into [`Journey::hops`] of its first hop.
+    pub first_hop: usize,
+    /// How many hops of the packet it stands for.
+    pub hops: usize,
+}
+
+/// A hop, and which part of the journey it belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct HopRef {
+    /// Index into [`Journey::parts`].
+    pub part: usize,
+    /// Index into the packet's hops.
+    pub hop: usize,
+}
+
+/// One packet's whole way.
+#[derive(Debug, Clone)]
+pub struct Journey<'a> {
+    /// What the helpers saw of it, in order: one part, or one per node.
+    pub parts: Vec<(usize, &'a Packet)>,
+    /// Its hops, all parts.
+    pub hops: Vec<HopRef>,
+    /// Its stages.
+    pub steps: Vec<Step>,
+    /// Time from the first to the last hop, in nanoseconds; absent where two clocks lie between.
+    pub end_to_end_ns: Option<u64>,
+}
+
+impl<'a> Journey<'a> {
+    /// The packet as it was seen first.
+    #[must_use]
+    pub fn first(&self) -> &'a Packet {
+        self.parts[0].1
+    }
+
+    /// How it ended, as the last part knows.
+    #[must_use]
+    pub fn outcome(&self) -> &'a Outcome {
+        &self.parts[self.parts.len() - 1].1.outcome
+    }
+
+    /// Which way it goes.
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        self.first().direction
+    }
+
+    /// Addresses at its last hop.
+    #[must_use]
+    pub fn last_flow(&self) -> Flow {
+        last_flow(self.parts[self.parts.len() - 1].1)
+    }
+
+    /// The namespaces it passed, in order: packets with the same route can be compared.
+    #[must_use]
+    pub fn route(&self) -> Vec<(&str, Option<&str>)> {
+        let mut route: Vec<(&str, Option<&str>)> = Vec::new();
+        for step in &self.steps {
+            let here = (step.spot.node.as_str(), step.spot.pod.as_deref());
+            if route.last() != Some(&here) {
+                route.push(here);
+            }
+        }
+        route
+    }
+
+    /// What kind of packet it is, for choosing the ones a report is about.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self.first().kind {
+            PacketKind::Bypass => Class::Bypass,
+            PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => Class::Data,
+            PacketKind::Syn | PacketKind::SynAck => Class::Opening,
+            PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError => Class::Other,
+        }
+    }
+}
+
+/// Kinds of packets, the most telling first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Carries data over the network path.
+    Data,
+    /// Bytes that went socket to socket.
+    Bypass,
+    /// Opens a connection.
+    Opening,
+    /// Anything else.
+    Other,
+}
+
+impl Class {
+    /// What the packets are called in reports.
+    #[must_use]
+    pub fn word(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Self::Data, _) => "data",
+            (Self::Bypass, _) => "accelerated",
+            (Self::Opening, Direction::Request) => "SYN",
+            (Self::Opening, Direction::Reply) => "SYN-ACK",
+            (Self::Other, _) => "control",
+        }
+    }
+}
+
+/// All journeys, in the order their first parts came.
+#[must_use]
+pub fn join(capture: &Capture) -> Vec<Journey<'_>> {
+    let several = capture.helpers.len() > 1;
+    let mut waiting: HashMap<Key, VecDeque<usize>> = HashMap::new();
+    let mut chains: Vec<Vec<(usize, &Packet)>> = Vec::new();
+    let mut later: Vec<(usize, &Packet)> = Vec::new();
+    for (helper, packet) in &capture.packets {
+        if several && packet.hops.first().is_some_and(|h| h.stage.stage().side != Side::Send) {
+            later.push((*helper, packet));
+            continue;
+        }
+        if several && packet.outcome == Outcome::Left {
+            waiting.entry(Key::new(packet, last_flow(packet))).or_default().push_back(chains.len());
+        }
+        chains.push(vec![(*helper, packet)]);
+    }
+    for (helper, packet) in later {
+        let chain = waiting.get_mut(&Key::new(packet, packet.flow)).and_then(|queue| {
+            let at = queue.iter().position(|i| chains[*i].iter().all(|(h, _)| *h != helper))?;
+            queue.remove(at)
+        });
+        match chain {
+            Some(i) => {
+                chains[i].push((helper, packet));
+                if packet.outcome == Outcome::Left {
+                    waiting.entry(Key::new(packet, last_flow(packet))).or_default().push_back(i);
+                }
+            }
+            None => chains.push(vec![(helper, packet)]),
+        }
+    }
+    chains.into_iter().filter(|parts| parts.iter().any(|(_, p)| !p.hops.is_empty())).map(|parts| assemble(capture, parts)).collect()
+}
+
+/// The way of one packet as one helper saw it.
+#[must_use]
+pub(super) fn single<'a>(capture: &Capture, helper: usize, packet: &'a Packet) -> Journey<'a> {
+    assemble(capture, vec![(helper, packet)])
+}
+
+/// What names a packet on two nodes.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    protocol: Protocol,
+    direction: Direction,
+    kind: PacketKind,
+    seq: u32,
+    ack: u32,
+    payload: u32,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+impl Key {
+    fn new(packet: &Packet, flow: Flow) -> Self {
+        let Packet { protocol, direction, kind, seq, ack, payload, .. } = *packet;
+        Self { protocol, direction, kind, seq, ack, payload, from: flow.from, to: flow.to }
+    }
+}
+
+fn last_flow(packet: &Packet) -> Flow {
+    packet.hops.iter().rev().find_map(|h| h.rewritten).unwrap_or(packet.flow)
+}
+
+fn assemble<'a>(capture: &Capture, parts: Vec<(usize, &'a Packet)>) -> Journey<'a> {
+    let mut hops = Vec::new();
+    let mut steps: Vec<Step> = Vec::new();
+    let mut previous: Option<(usize, u64)> = None;
+    let mut one_clock = true;
+    for (part, (helper, packet)) in parts.iter().enumerate() {
+        for (index, hop) in packet.hops.iter().enumerate() {
+            let comparable = previous.is_none_or(|(before, _)| same_clock(capture, before, *helper));
+            one_clock &= comparable;
+            if let (Some(step), Some((_, at))) = (steps.last_mut(), previous) {
+                step.took_ns = match step.took_ns {
+                    Some(so_far) if comparable => Some(so_far + hop.at_ns.saturating_sub(at)),
+                    _ => None,
+                };
+            }
+            previous = Some((*helper, hop.at_ns));
+            hops.push(HopRef { part, hop: index });
+            let spot = spot(capture, *helper, hop.place);
+            match steps.last_mut() {
+                Some(step) if continues(step, hop.stage, &spot) => step.hops += 1,
+                _ => steps.push(Step { stage: hop.stage, spot, took_ns: Some(0), first_hop: hops.len() - 1, hops: 1 }),
+            }
+        }
+    }
+    let total = || steps.iter().map(|s| s.took_ns.unwrap_or(0)).sum();
+    let end_to_end_ns = one_clock.then(total);
+    Journey { parts, hops, steps, end_to_end_ns }
+}
+
+/// A hop at the same stage and place prolongs the step: netfilter is watched before the first and after the last rule.
+fn continues(step: &Step, stage: StageId, spot: &Spot) -> bool {
+    step.stage == stage
+        && step.spot.netns == spot.netns
+        && step.spot.node == spot.node
+        && (step.spot.device == spot.device || is_netfilter(stage))
+}
+
+/// Whether a stage is a netfilter hook.
+#[must_use]
+pub fn is_netfilter(stage: StageId) -> bool {
+    stage.stage().hooks.iter().any(|h| h.starts_with("netfilter/"))
+}
+
+fn spot(capture: &Capture, helper: usize, place: u32) -> Spot {
+    match capture.helpers.get(helper).and_then(|h| h.places.get(&place)) {
+        Some(Place { node, pod, netns, device, .. }) => {
+            Spot { node: node.clone(), pod: pod.clone(), netns: *netns, device: device.as_ref().map(|d| d.name.clone()) }
+        }
+        None => Spot { node: String::new(), pod: None, netns: 0, device: None },
+    }
+}
+
+/// Whether two helpers read one clock: the same kernel.
+fn same_clock(capture: &Capture, a: usize, b: usize) -> bool {
+    let boot = |i: usize| capture.origin.helpers.get(i).map(|h| h.hello.boot.as_str()).filter(|b| !b.is_empty());
+    a == b || (boot(a).is_some() && boot(a) == boot(b))
+}

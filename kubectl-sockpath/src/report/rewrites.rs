@@ -1,0 +1,119 @@
+//! Addresses that were translated on the way: what, where, by which rule, and back again.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+use sockpath_protocol::packet::{Direction, Flow, RewriteKind};
+use sockpath_protocol::stage::StageId;
+
+use super::journey::{Journey, is_netfilter};
+
+/// A translation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RewriteRow {
+    /// Destination or source, there or back.
+    pub kind: RewriteKind,
+    /// Direction of the packets.
+    pub direction: Direction,
+    /// Address before.
+    pub from: SocketAddr,
+    /// Address after.
+    pub to: SocketAddr,
+    /// The stage in which it happened.
+    pub stage: StageId,
+    /// The hook that saw it first.
+    pub hook: String,
+    /// Node.
+    pub node: String,
+    /// Pod whose namespace it happened in.
+    pub pod: Option<String>,
+    /// Device there.
+    pub device: Option<String>,
+    /// The rule or chain, when it is known.
+    pub rule: Option<String>,
+    /// Packets it was seen on.
+    pub count: usize,
+}
+
+/// All translations, most frequent first within each direction.
+pub(super) fn rewrites(journeys: &[Journey<'_>]) -> Vec<RewriteRow> {
+    let mut rows: Vec<RewriteRow> = Vec::new();
+    for journey in journeys {
+        for row in of_journey(journey) {
+            match rows.iter_mut().find(|r| same(r, &row)) {
+                Some(known) => {
+                    known.count += 1;
+                    if known.rule.is_none() {
+                        known.rule = row.rule;
+                    }
+                }
+                None => rows.push(row),
+            }
+        }
+    }
+    rows.sort_by_key(|r| (r.direction, std::cmp::Reverse(r.count)));
+    rows
+}
+
+/// The client's port differs from connection to connection; its first one stands for all.
+fn same(a: &RewriteRow, b: &RewriteRow) -> bool {
+    let alike = |x: SocketAddr, y: SocketAddr| match a.kind {
+        RewriteKind::Dnat | RewriteKind::UnDnat => x == y,
+        RewriteKind::Snat | RewriteKind::UnSnat => x.ip() == y.ip(),
+    };
+    a.kind == b.kind
+        && a.direction == b.direction
+        && alike(a.from, b.from)
+        && alike(a.to, b.to)
+        && a.stage == b.stage
+        && (&a.node, &a.pod, &a.device) == (&b.node, &b.pod, &b.device)
+}
+
+fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
+    let mut rows = Vec::new();
+    let mut flow = journey.first().flow;
+    let direction = journey.direction();
+    for (at, step) in journey.steps.iter().enumerate() {
+        for reference in &journey.hops[step.first_hop..step.first_hop + step.hops] {
+            let hop = &journey.parts[reference.part].1.hops[reference.hop];
+            let Some(after) = hop.rewritten.filter(|f| *f != flow) else { continue };
+            // Seen at the first hop of a step, it happened in the netfilter hook before it.
+            let first = reference.hop == journey.hops[step.first_hop].hop && reference.part == journey.hops[step.first_hop].part;
+            let cause = match at.checked_sub(1).map(|i| &journey.steps[i]) {
+                Some(before) if first && is_netfilter(before.stage) && !is_netfilter(step.stage) => before,
+                _ => step,
+            };
+            for (kind, from, to) in changes(direction, flow, after) {
+                rows.push(RewriteRow {
+                    kind,
+                    direction,
+                    from,
+                    to,
+                    stage: cause.stage,
+                    hook: hop.hook.clone(),
+                    node: cause.spot.node.clone(),
+                    pod: cause.spot.pod.clone(),
+                    device: cause.spot.device.clone(),
+                    rule: hop.note.clone(),
+                    count: 1,
+                });
+            }
+            flow = after;
+        }
+    }
+    rows
+}
+
+fn changes(direction: Direction, before: Flow, after: Flow) -> impl Iterator<Item = (RewriteKind, SocketAddr, SocketAddr)> {
+    let (destination, source) = match direction {
+        Direction::Request => (RewriteKind::Dnat, RewriteKind::Snat),
+        Direction::Reply => (RewriteKind::UnSnat, RewriteKind::UnDnat),
+    };
+    let pairs = [(destination, before.to, after.to), (source, before.from, after.from)];
+    pairs.into_iter().filter(|(_, from, to)| from != to)
+}
+
+/// Addresses that requests were sent on to although nobody named them.
+pub(super) fn strangers(rows: &[RewriteRow], expected: &[IpAddr]) -> Vec<RewriteRow> {
+    rows.iter().filter(|r| r.kind == RewriteKind::Dnat && !expected.contains(&r.to.ip())).cloned().collect()
+}
