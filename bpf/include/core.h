@@ -364,19 +364,8 @@ struct Qdisc {
 
 struct netdev_queue;
 
-struct nsproxy {
-	struct net *net_ns;
-};
-
-struct thread_info;
-
 struct task_struct {
-	struct nsproxy *nsproxy;
-};
-
-/* The preempt counter before 6.15 (x86), since then the variable __preempt_count. */
-struct pcpu_hot {
-	int preempt_count;
+	void *stack;
 };
 
 #pragma clang attribute pop

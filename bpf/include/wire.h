@@ -160,4 +160,172 @@ struct accel_control {
 	char owner[128];
 };
 
+/* --- trace --- */
+
+/* The hook an event comes from. Netfilter hooks are in the order of enum nf_inet_hooks, so that hook + state->hook works. */
+enum trace_hook {
+	TRACE_NONE,
+	TRACE_TCP_SENDMSG,
+	TRACE_FIB_LOOKUP,
+	TRACE_NF_FIRST_PRE_ROUTING,
+	TRACE_NF_FIRST_LOCAL_IN,
+	TRACE_NF_FIRST_FORWARD,
+	TRACE_NF_FIRST_LOCAL_OUT,
+	TRACE_NF_FIRST_POST_ROUTING,
+	TRACE_NF_LAST_PRE_ROUTING,
+	TRACE_NF_LAST_LOCAL_IN,
+	TRACE_NF_LAST_FORWARD,
+	TRACE_NF_LAST_LOCAL_OUT,
+	TRACE_NF_LAST_POST_ROUTING,
+	TRACE_NEIGH_SEND,
+	TRACE_NEIGH_DEAD,
+	TRACE_NEIGH_UPDATE,
+	TRACE_DEV_QUEUE,
+	TRACE_QDISC_ENQUEUE,
+	TRACE_DEV_XMIT,
+	TRACE_NETIF_RX,
+	TRACE_GRO_RECEIVE,
+	TRACE_RECEIVE_SKB,
+	TRACE_TCP_PROBE,
+	TRACE_DATA_READY,
+	TRACE_COPY_DATAGRAM,
+	TRACE_RCV_SPACE_ADJUST,
+	TRACE_RECV_LENGTH,
+	TRACE_CONSUME_SKB,
+	TRACE_KFREE_SKB,
+	TRACE_SEND_RESET,
+	TRACE_RECEIVE_RESET,
+	TRACE_RETRANSMIT,
+	TRACE_RETRANSMIT_SYNACK,
+	TRACE_SET_STATE,
+	TRACE_RCVQUEUE_FULL,
+	TRACE_HOOK_MAX,
+};
+
+/* trace_event.flags */
+enum trace_flag {
+	/* It ran in softirq or interrupt context; otherwise pid and comm are those of the process whose system call it was. */
+	TRACE_F_SOFTIRQ = 1,
+	TRACE_F_IPV6 = 2,
+	/* The addresses are those of the packet inside a tunnel. */
+	TRACE_F_TUNNEL = 4,
+	/* An ICMP error: the ports are those of the packet it is about, as that packet's receiver would answer. */
+	TRACE_F_ICMP_ERROR = 8,
+	/* A fragment, but not the last one (IPv4 MF, IPv6 M). */
+	TRACE_F_MORE_FRAGMENTS = 16,
+	/* First sight of a packet that is recorded. */
+	TRACE_F_ORIGIN = 32,
+	/* mac_header and transport_header were set. */
+	TRACE_F_MAC_SET = 64,
+	TRACE_F_TRANSPORT_SET = 128,
+};
+
+/* One observation. 128 bytes; the fields that a hook does not know are 0. */
+struct trace_event {
+	/* CLOCK_MONOTONIC, ns */
+	unsigned long long at;
+	/* skb->head; for events of a socket the struct sock */
+	unsigned long long object;
+	/* number of the packet, from 1; 0 when it is not one that is recorded */
+	unsigned int id;
+	/* inode of the network namespace */
+	unsigned int netns;
+	unsigned int ifindex;
+	/* skb->len; bytes of the call for socket events */
+	unsigned int len;
+	/* TCP: sequence number; UDP: hash of IP id and first bytes; ICMP: id << 16 | sequence.
+	 * Socket events: write_seq, rcv_nxt or copied_seq.
+	 */
+	unsigned int seq;
+	unsigned int ack;
+	/* bytes after the transport header as the IP header counts them, or as skb->len leaves them */
+	unsigned int payload;
+	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out;
+	 * set_state: old << 8 | new; neighbour: its state; fib_lookup: table; data_ready: state of the socket
+	 */
+	unsigned int arg;
+	/* kfree_skb: where it was called */
+	unsigned long long location;
+	/* Network byte order; IPv4 as ::ffff:a.b.c.d */
+	unsigned char saddr[16];
+	unsigned char daddr[16];
+	/* Host byte order */
+	unsigned short sport;
+	unsigned short dport;
+	/* Offsets from skb->head; mac and transport only as the flags say */
+	unsigned short mac;
+	unsigned short network;
+	unsigned short transport;
+	/* skb_shared_info.gso_segs */
+	unsigned short segments;
+	unsigned short cpu;
+	unsigned char hook;
+	unsigned char flags;
+	unsigned char protocol;
+	/* TCP: the flag byte; ICMP: type */
+	unsigned char kind;
+	unsigned short pad;
+	unsigned int pid;
+	char comm[16];
+};
+
+/* What a network namespace is in this trace. */
+enum trace_role {
+	TRACE_ROLE_SOURCE = 1,
+	TRACE_ROLE_TARGET = 2,
+	TRACE_ROLE_NODE = 4,
+};
+
+/* Slots of the table of namespaces, a power of two, and how many are looked at. */
+#define TRACE_NET_SLOTS 128
+#define TRACE_NET_PROBES 4
+#define TRACE_MAX_SOURCES 8
+#define TRACE_MAX_TARGETS 64
+#define TRACE_MAX_UPLINKS 8
+
+/* A network namespace of interest. */
+struct trace_net {
+	unsigned int inum;
+	unsigned int role;
+};
+
+/* An address of the pair; port 0 is any port. */
+struct trace_endpoint {
+	unsigned long long addr[2];
+	unsigned short port;
+	unsigned short pad[3];
+};
+
+/* A device at which packets of the pair come in from elsewhere. */
+struct trace_uplink {
+	unsigned int netns;
+	unsigned int ifindex;
+};
+
+/* Counters, one for each CPU. */
+struct trace_stats {
+	unsigned long long matched;
+	unsigned long long recorded;
+	unsigned long long sampled_out;
+	unsigned long long lost_events;
+	unsigned long long untracked;
+	unsigned long long filter_misses;
+};
+
+/* Packets on their way and packets at their socket; one word, so that a hook without work reads once and leaves. */
+struct trace_gate {
+	unsigned int on_the_way;
+	unsigned int at_the_socket;
+};
+
+/* A recorded packet, found by skb->head. */
+struct trace_packet {
+	unsigned int id;
+	unsigned int seq;
+	unsigned char protocol;
+	unsigned char at_the_socket;
+	unsigned char has_payload;
+	unsigned char pad;
+};
+
 #endif

@@ -67,11 +67,11 @@ stages! {
     RouteOut "route-out" Some("S4"), Send, "route lookup", "the route for the destination is looked up, or taken from the socket's cache", ["tp_btf/fib_table_lookup", "tp_btf/fib6_table_lookup", "fentry/ip_route_output_flow"], false;
     SendNetwork "send-network" Some("S5"), Send, "network header", "the IP header is written", ["fentry/__ip_queue_xmit", "fentry/__ip_local_out"], false;
     NfLocalOut "nf-local-out" Some("S6"), Send, "netfilter LOCAL_OUT", "rules for locally generated packets", ["netfilter/LOCAL_OUT", "fentry/nf_hook_slow"], false;
-    OutputDevice "output-device" Some("S7"), Send, "output device set", "output device and protocol are set", ["fentry/ip_output", "fentry/ip6_output"], false;
+    OutputDevice "output-device" Some("S7"), Send, "output device set", "output device and protocol are set", ["netfilter/LOCAL_OUT", "fentry/ip_output", "fentry/ip6_output"], false;
     NfPostRouting "nf-post-routing" Some("S8"), Send, "netfilter POST_ROUTING", "rules for packets about to leave (SNAT)", ["netfilter/POST_ROUTING", "fentry/nf_hook_slow"], false;
     Segment "segment" Some("S9"), Send, "fragment or GSO", "what is too long is cut", ["fentry/ip_do_fragment"], false;
-    NeighbourOut "neighbour-out" Some("S10"), Send, "neighbour lookup", "the MAC address of the next hop is found", ["tp_btf/neigh_create", "tp_btf/neigh_event_send_done", "fentry/neigh_resolve_output"], true;
-    LinkHeader "link-header" Some("S11"), Send, "link header", "the Ethernet header is written", ["fentry/neigh_hh_output"], false;
+    NeighbourOut "neighbour-out" Some("S10"), Send, "neighbour lookup", "the next hop is asked for its MAC address, and the packet waits", ["tp_btf/neigh_event_send_done", "fentry/neigh_resolve_output"], true;
+    LinkHeader "link-header" Some("S11"), Send, "link header", "the next hop's cached MAC address is taken and the Ethernet header written", ["netfilter/POST_ROUTING", "fentry/neigh_hh_output"], false;
     SendStackDone "send-stack-done" Some("S12"), Send, "handed to the device layer", "the protocol stack is done", ["tp_btf/net_dev_queue"], false;
     TcEgress "tc-egress" Some("S13"), Send, "tc egress", "classifiers and actions on the way out", ["fentry/tc_run"], false;
     Qdisc "qdisc" Some("S14"), Send, "queue discipline", "waits in the device's queue discipline", ["tp_btf/qdisc_enqueue"], true;
@@ -80,21 +80,22 @@ stages! {
 
     VethCross "veth-cross" None, Transit, "veth crossing", "the skb enters the peer's namespace and waits for its softirq", ["tp_btf/netif_rx"], true;
     NodeReceive "node-receive" None, Transit, "node receives", "the node's stack takes it from the device", ["tp_btf/netif_receive_skb"], false;
-    BridgeIn "bridge-in" None, Transit, "bridge input", "the bridge looks up where it goes", ["tp_btf/br_fdb_update", "fentry/br_handle_frame"], false;
-    BridgeForward "bridge-forward" None, Transit, "bridge forwards", "from one bridge port to another", ["fentry/br_forward"], false;
+    BridgeIn "bridge-in" None, Transit, "bridge input", "the bridge looks up where it goes", ["netfilter/PRE_ROUTING", "fentry/br_handle_frame"], false;
+    BridgeForward "bridge-forward" None, Transit, "bridge forwards", "from one bridge port to another", ["netfilter/POST_ROUTING", "fentry/br_forward"], false;
     NodePreRouting "node-pre-routing" None, Transit, "node PRE_ROUTING", "the node's rules before routing (DNAT for Services)", ["netfilter/PRE_ROUTING"], false;
-    NodeRoute "node-route" None, Transit, "node routes", "the node looks up the route and decides to forward", ["tp_btf/fib_table_lookup", "fentry/ip_forward"], false;
+    NodeRoute "node-route" None, Transit, "node routes", "the node looks up the route and decides to forward", ["netfilter/PRE_ROUTING", "tp_btf/netif_receive_skb", "tp_btf/fib_table_lookup", "fentry/ip_forward"], false;
     NodeForward "node-forward" None, Transit, "node FORWARD", "the node's rules for forwarded packets", ["netfilter/FORWARD"], false;
     NodePostRouting "node-post-routing" None, Transit, "node POST_ROUTING", "the node's rules before leaving (masquerade)", ["netfilter/POST_ROUTING"], false;
     NodeLocalOut "node-local-out" None, Transit, "node LOCAL_OUT", "the node's rules for what it sends itself (tunnels)", ["netfilter/LOCAL_OUT"], false;
     NodeLocalIn "node-local-in" None, Transit, "node LOCAL_IN", "the node's rules for what is for itself (tunnels)", ["netfilter/LOCAL_IN"], false;
-    NodeNeighbour "node-neighbour" None, Transit, "node neighbour lookup", "the MAC address of the next hop is found", ["tp_btf/neigh_create", "fentry/neigh_resolve_output"], true;
+    NodeNeighbour "node-neighbour" None, Transit, "node neighbour lookup", "the next hop is asked for its MAC address, and the packet waits", ["tp_btf/neigh_event_send_done", "fentry/neigh_resolve_output"], true;
+    NodeLinkHeader "node-link-header" None, Transit, "node link header", "the next hop's cached MAC address is taken and the Ethernet header written", ["netfilter/POST_ROUTING", "fentry/neigh_hh_output"], false;
     NodeQueue "node-queue" None, Transit, "handed to the device", "the node hands it to the next device", ["tp_btf/net_dev_queue"], false;
     NodeQdisc "node-qdisc" None, Transit, "node queue discipline", "waits in the device's queue discipline", ["tp_btf/qdisc_enqueue"], true;
     NodeXmit "node-xmit" None, Transit, "node transmits", "the driver's transmit function", ["tp_btf/net_dev_start_xmit"], false;
     TunnelEncap "tunnel-encap" None, Transit, "tunnel encapsulation", "an outer header is put around it", ["tp_btf/net_dev_start_xmit"], false;
-    TunnelDecap "tunnel-decap" None, Transit, "tunnel decapsulation", "the outer header is taken off", ["tp_btf/napi_gro_receive_entry", "tp_btf/netif_rx"], false;
-    Wire "wire" None, Transit, "on the wire", "between two nodes", ["tp_btf/netif_rx"], true;
+    TunnelDecap "tunnel-decap" None, Transit, "tunnel decapsulation", "the outer header is taken off", ["netfilter/LOCAL_IN", "tp_btf/napi_gro_receive_entry", "tp_btf/netif_rx"], false;
+    Wire "wire" None, Transit, "on the wire", "between two nodes", ["tp_btf/netif_rx", "tp_btf/napi_gro_receive_entry"], true;
 
     DeviceHandover "device-handover" Some("R1"), Receive, "device hands over", "the device hands it to the kernel and raises a softirq", ["tp_btf/netif_rx", "tp_btf/napi_gro_receive_entry"], true;
     Metadata "metadata" Some("R2"), Receive, "sk_buff with metadata", "the sk_buff carries device, protocol and hash", ["tp_btf/netif_rx_entry", "tp_btf/netif_receive_skb_entry"], false;
@@ -105,16 +106,16 @@ stages! {
     NetworkPulled "network-pulled" Some("R7"), Receive, "network header pulled", "the IP header is checked and pulled", ["fentry/ip_rcv"], false;
     TransportNoted "transport-noted" Some("R8"), Receive, "transport header noted", "the place of the transport header is noted", ["fentry/ip_local_deliver_finish"], false;
     NfPreRouting "nf-pre-routing" Some("R9"), Receive, "netfilter PRE_ROUTING", "rules before routing (DNAT)", ["netfilter/PRE_ROUTING", "fentry/nf_hook_slow"], false;
-    RouteIn "route-in" Some("R10"), Receive, "route: for us", "the route lookup says: local delivery", ["tp_btf/fib_table_lookup", "fentry/ip_rcv_finish"], false;
+    RouteIn "route-in" Some("R10"), Receive, "route: for us", "the route lookup says: local delivery", ["netfilter/PRE_ROUTING", "tp_btf/fib_table_lookup", "fentry/ip_rcv_finish"], false;
     Merge "merge" Some("R11"), Receive, "fragments merged", "fragments and segments are put together", ["tp_btf/napi_gro_receive_exit", "fentry/ip_defrag"], false;
     NfLocalIn "nf-local-in" Some("R12"), Receive, "netfilter LOCAL_IN", "rules for local delivery", ["netfilter/LOCAL_IN", "fentry/nf_hook_slow"], false;
-    ReceiveTransport "receive-transport" Some("R13"), Receive, "transport protocol", "TCP, UDP or ICMP takes it", ["fentry/tcp_v4_rcv", "fentry/tcp_v6_rcv", "fentry/udp_rcv"], false;
+    ReceiveTransport "receive-transport" Some("R13"), Receive, "transport protocol", "TCP, UDP or ICMP takes it", ["netfilter/LOCAL_IN", "fentry/tcp_v4_rcv", "fentry/tcp_v6_rcv", "fentry/udp_rcv"], false;
     SocketLookup "socket-lookup" Some("R14"), Receive, "socket found", "the socket is looked up, or a reset is sent", ["tp_btf/tcp_probe", "fentry/tcp_v4_do_rcv"], false;
     ReceiveQueue "receive-queue" Some("R15"), Receive, "into the receive queue", "queued for the reader", ["fentry/tcp_queue_rcv", "tp_btf/udp_fail_queue_rcv_skb"], false;
     ReaderWoken "reader-woken" Some("R16"), Receive, "reader woken", "the reader is woken and has to get the CPU", ["tp_btf/sk_data_ready"], true;
     ReceiveStackDone "receive-stack-done" Some("R17"), Receive, "stack done", "the protocol stack is done", ["tp_btf/sk_data_ready"], false;
-    Dequeued "dequeued" Some("R18"), Receive, "dequeued by the reader", "the reader's system call takes it from the queue", ["tp_btf/tcp_rcv_space_adjust", "tp_btf/skb_copy_datagram_iovec"], false;
-    Copied "copied" Some("R19"), Receive, "copied to the application", "the bytes are in the application's buffer", ["tp_btf/sock_recv_length"], false;
+    Dequeued "dequeued" Some("R18"), Receive, "dequeued by the reader", "the reader's system call takes it from the queue", ["tp_btf/skb_copy_datagram_iovec", "tp_btf/tcp_rcv_space_adjust"], false;
+    Copied "copied" Some("R19"), Receive, "copied to the application", "the bytes are in the application's buffer", ["tp_btf/sock_recv_length", "tp_btf/tcp_rcv_space_adjust"], false;
     Released "released" Some("R20"), Receive, "sk_buff released", "the sk_buff is freed", ["tp_btf/consume_skb"], false;
 
     Verdict "verdict" None, Send, "sk_msg verdict", "accelerated: the bytes are put into the peer's queue", ["tp_btf/tcp_bpf_sendmsg"], false;

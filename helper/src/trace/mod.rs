@@ -1,12 +1,164 @@
 //! Watching the packets of one pair of pods.
+//!
+//! `scene` finds the pair, `programs` observes, `assemble` makes packets of the observations, and this module serves the
+//! session: it reads the ring buffer every few milliseconds and tells the plugin.
 
-use anyhow::{Result, bail};
-use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::TraceRequest;
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
 
-use crate::session::Session;
+use anyhow::Result;
+use nix::time::ClockId;
+use sockpath_protocol::message::{Armed, Counters, EndReason, Probed};
+use sockpath_protocol::request::{ProbeRequest, TraceRequest};
+use sockpath_protocol::{Message, Request};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::session::{Inbound, Session, clock_ns};
+use assemble::Assembler;
+use cost::RunTimeStats;
+use hooks::Offer;
+use names::Names;
+use programs::Programs;
+use scene::Scene;
+
+pub mod assemble;
+mod cost;
+mod devices;
+pub mod event;
+pub mod hooks;
+pub mod names;
+mod netns;
+pub mod places;
+mod probe;
+mod programs;
+mod scene;
+
+/// Packets reported a second when the request does not say.
+const DEFAULT_PACKETS_PER_SECOND: u32 = 200;
+/// How often the ring buffer is read: a wake-up for each event would cost the traced traffic more than the event itself.
+const CONSUME_EVERY: Duration = Duration::from_millis(5);
+/// How often the totals are sent.
+const COUNTERS_EVERY: Duration = Duration::from_secs(1);
+/// How often packets are forgotten whose end the programs did not see.
+const SWEEP_EVERY: Duration = Duration::from_millis(20);
 
 /// Serves a trace until it is done or the session has to end.
-pub async fn run(_session: &mut Session, _request: TraceRequest) -> Result<EndReason> {
-    bail!("trace is not built yet")
+pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
+    let start = Instant::now();
+    let scene = Scene::find(&request)?;
+    let offer = Offer::read()?;
+    let rate = match (request.every_packet, request.packets_per_second) {
+        (true, _) => 0,
+        (false, 0) => DEFAULT_PACKETS_PER_SECOND,
+        (false, n) => n,
+    };
+    let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone()));
+    let mut storage = MaybeUninit::uninit();
+    let mut trace =
+        Trace { programs: Programs::start(&mut storage, &scene, &offer, rate)?, stats: RunTimeStats::enable().ok(), armed: Instant::now() };
+    drop(offer);
+    session.send(&Message::Armed(Armed {
+        hooks: trace.programs.hooks.clone(),
+        unavailable: trace.programs.unavailable.clone(),
+        took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+    }))?;
+    let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
+    trace.observe(&mut assembler)?;
+    assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
+    let mut last = assembler.take();
+    last.push(Message::Counters(trace.counters(&assembler)?));
+    session.send_all(&last)?;
+    Ok(reason)
+}
+
+/// A trace that is armed.
+struct Trace<'a> {
+    programs: Programs<'a>,
+    stats: Option<RunTimeStats>,
+    armed: Instant,
+}
+
+impl Trace<'_> {
+    async fn serve(
+        &mut self,
+        session: &mut Session,
+        request: &TraceRequest,
+        scene: &Scene,
+        assembler: &mut Assembler,
+    ) -> Result<EndReason> {
+        let (probed_tx, mut probed) = mpsc::channel(16);
+        let mut consume = interval(CONSUME_EVERY);
+        let mut count = interval(COUNTERS_EVERY);
+        let mut sweep = interval(SWEEP_EVERY);
+        for ticks in [&mut consume, &mut count, &mut sweep] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            tokio::select! {
+                inbound = session.next() => match inbound {
+                    Inbound::Request(Request::Heartbeat) => {}
+                    Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
+                    Inbound::Request(Request::Probe(probe)) => start_probe(scene, probe, probed_tx.clone()),
+                    Inbound::Request(other) => session.warn(format!("not during a trace: {other:?}"))?,
+                    Inbound::Stop(reason) => return Ok(reason),
+                },
+                Some(done) = probed.recv() => session.send(&Message::Probed(done))?,
+                _ = consume.tick() => {
+                    self.observe(assembler)?;
+                    let messages = assembler.take();
+                    if !messages.is_empty() {
+                        session.send_all(&messages)?;
+                    }
+                    if request.count.is_some_and(|n| assembler.delivered_requests() >= n) {
+                        return Ok(EndReason::Finished);
+                    }
+                }
+                _ = sweep.tick() => self.programs.sweep(|id| assembler.is_done_with(id)),
+                _ = count.tick() => {
+                    let counters = self.counters(assembler)?;
+                    session.send(&Message::Counters(counters))?;
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self, assembler: &mut Assembler) -> Result<()> {
+        for sight in self.programs.consume()? {
+            assembler.see(sight);
+        }
+        assembler.settle(clock_ns(ClockId::CLOCK_MONOTONIC)?);
+        Ok(())
+    }
+
+    fn counters(&mut self, assembler: &Assembler) -> Result<Counters> {
+        let stats = self.programs.stats()?;
+        let (programs, recursion_misses) = cost::run_times(&self.programs.fds());
+        Ok(Counters {
+            matched: stats.matched,
+            recorded: stats.recorded,
+            sampled_out: stats.sampled_out,
+            lost_events: stats.lost_events,
+            untracked: stats.untracked,
+            filter_misses: stats.filter_misses + assembler.misses(),
+            recursion_misses,
+            programs,
+            helper_cpu_ns: cost::cpu_ns(),
+            helper_rss_bytes: cost::rss_bytes(),
+            elapsed_ns: u64::try_from(self.armed.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        })
+    }
+}
+
+/// A probe blocks, so it has a thread of its own; one that outlives the trace ends with the process.
+fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>) {
+    let failed =
+        |error: String| Probed { protocol: request.protocol, to: request.to.to_string(), answered: false, took_ns: 0, error: Some(error) };
+    let Some(Ok(source)) = scene.source.as_ref().map(std::fs::File::try_clone) else {
+        let _ = done.try_send(failed("the source is not on this node".to_owned()));
+        return;
+    };
+    tokio::task::spawn_blocking(move || {
+        let _ = done.blocking_send(probe::probe(&source, &request));
+    });
 }

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What user space sets, and what both sides count. */
+#ifndef SOCKPATH_TRACE_CONFIG_H
+#define SOCKPATH_TRACE_CONFIG_H
+
+/* Set before load. */
+const volatile struct trace_endpoint sources[TRACE_MAX_SOURCES];
+const volatile struct trace_endpoint targets[TRACE_MAX_TARGETS];
+const volatile __u32 source_count;
+const volatile __u32 target_count;
+/* Recorded packets a second; 0 records every packet. */
+const volatile __u32 packets_per_second;
+/* There is no netfilter link here (before 6.4): packets begin at net_dev_queue. */
+const volatile bool origin_at_queue;
+
+/* Filled before the hooks are attached. A hash table: a namespace lies at its inode number or in the places after it. */
+struct trace_net nets[TRACE_NET_SLOTS];
+struct trace_uplink uplinks[TRACE_MAX_UPLINKS];
+__u32 uplink_count;
+/* Nothing is recorded before this is set. */
+bool armed;
+
+struct trace_gate gate;
+
+/* Make the Rust forms part of the skeleton. */
+struct trace_event event_layout;
+enum trace_hook hook_layout;
+enum trace_flag flag_layout;
+enum trace_role role_layout;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct trace_stats);
+} stats SEC(".maps");
+
+#define COUNT(field)								\
+	({									\
+		__u32 zero_ = 0;						\
+		struct trace_stats *s_ = bpf_map_lookup_elem(&stats, &zero_);	\
+		if (s_)								\
+			s_->field++;						\
+	})
+
+static __always_inline bool idle(void)
+{
+	return *(volatile __u64 *)&gate == 0;
+}
+
+static __always_inline bool idle_at_sockets(void)
+{
+	return *(volatile __u32 *)&gate.at_the_socket == 0;
+}
+
+/* Slot + 1 of a namespace of interest, or 0. */
+static __always_inline __u32 find_net(const struct net *net)
+{
+	__u32 inum = net->ns.inum, i, slot;
+
+	for (i = 0; i < TRACE_NET_PROBES; i++) {
+		slot = (inum + i) & (TRACE_NET_SLOTS - 1);
+		if (!nets[slot].inum)
+			return 0;
+		if (nets[slot].inum == inum)
+			return slot + 1;
+	}
+	return 0;
+}
+
+static __always_inline const struct trace_net *net_at(__u32 found)
+{
+	return &nets[(found - 1) & (TRACE_NET_SLOTS - 1)];
+}
+
+#endif

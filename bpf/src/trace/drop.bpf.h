@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The end of an sk_buff. Drops are always reported, also of packets that were not recorded before. */
+#ifndef SOCKPATH_TRACE_DROP_H
+#define SOCKPATH_TRACE_DROP_H
+
+/* The namespace it was in: of its device, its socket, or the socket that the kernel names (6.11+). */
+static __always_inline __u32 net_of(const struct sk_buff *skb, const struct sock *rx_sk, bool *by_device)
+{
+	const struct net_device *dev = skb->dev;
+	const struct sock *sk;
+	__u32 net;
+
+	*by_device = false;
+	if (dev) {
+		net = find_net(dev->nd_net.net);
+		if (net) {
+			*by_device = true;
+			return net;
+		}
+	}
+	if (rx_sk) {
+		net = find_net(rx_sk->__sk_common.skc_net.net);
+		if (net)
+			return net;
+	}
+	sk = skb->sk;
+	return sk ? find_net(sk->__sk_common.skc_net.net) : 0;
+}
+
+static __always_inline int dropped(void *ctx, struct sk_buff *skb, __u64 location, __u32 reason, const struct sock *rx_sk)
+{
+	__u64 head = (__u64)skb->head;
+	const unsigned char *ip;
+	struct trace_packet *p;
+	struct trace_event *e;
+	bool by_device;
+	struct view v;
+	__u32 net, id = 0;
+	__u16 network;
+
+	if (!armed)
+		return 0;
+	net = net_of(skb, rx_sk, &by_device);
+	if (!net)
+		return 0;
+	network = skb->network_header;
+	/* Not set yet on a packet that has just come from its device. */
+	ip = network && network != UNSET ? skb->head + network : skb->data;
+	if (!read_headers(&v, ip, skb->len))
+		return 0;
+	if (!idle())
+		id = recognise(head, &v);
+	if (!id && !of_the_pair(&v.t) && !error_for_the_pair(&v))
+		return 0;
+	e = reserve(TRACE_KFREE_SKB, ctx);
+	if (e) {
+		e->id = id;
+		e->netns = net_at(net)->inum;
+		if (by_device)
+			e->ifindex = skb->dev->ifindex;
+		e->arg = reason;
+		e->location = location;
+		put_skb(e, skb);
+		put_view(e, &v);
+		submit(e);
+	}
+	/* A clone may go on under the same head, so the packet stays known until user space is sure. */
+	p = bpf_map_lookup_elem(&packets, &head);
+	if (p && p->at_the_socket)
+		forget(head, p);
+	return 0;
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb, struct sk_buff *skb, void *location, int reason)
+{
+	return dropped(ctx, skb, (__u64)location, reason, NULL);
+}
+
+/* The fourth argument since 6.11. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb_rx_sk, struct sk_buff *skb, void *location, int reason, struct sock *rx_sk)
+{
+	return dropped(ctx, skb, (__u64)location, reason, rx_sk);
+}
+
+SEC("tp_btf/consume_skb")
+int BPF_PROG(consume_skb, struct sk_buff *skb)
+{
+	struct trace_packet *p;
+	struct trace_event *e;
+	__u64 head;
+
+	if (idle_at_sockets())
+		return 0;
+	head = (__u64)skb->head;
+	p = bpf_map_lookup_elem(&packets, &head);
+	if (!p || !p->at_the_socket)
+		return 0;
+	e = reserve(TRACE_CONSUME_SKB, ctx);
+	if (e) {
+		e->id = p->id;
+		e->object = head;
+		e->len = skb->len;
+		submit(e);
+	}
+	forget(head, p);
+	return 0;
+}
+
+#endif

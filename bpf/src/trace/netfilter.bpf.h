@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Netfilter links at the first and at the last priority of a hook: what lies between is the time and the work of its rules. */
+#ifndef SOCKPATH_TRACE_NETFILTER_H
+#define SOCKPATH_TRACE_NETFILTER_H
+
+#define NF_ACCEPT 1
+#define NF_INET_LOCAL_IN 1
+#define NF_INET_FORWARD 2
+#define NF_INET_LOCAL_OUT 3
+
+static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook first_hook, bool first)
+{
+	const struct nf_hook_state *state = ctx->state;
+	struct sk_buff *skb = ctx->skb;
+	const struct net_device *dev;
+	__u8 hook = state->hook;
+	bool begins = first && hook == NF_INET_LOCAL_OUT;
+	struct sight s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins };
+	struct trace_packet *p;
+	__u32 zero = 0;
+	__u64 head;
+
+	if (idle() && !s.may_begin)
+		return NF_ACCEPT;
+	s.net = find_net(state->net);
+	if (!s.net)
+		return NF_ACCEPT;
+	dev = state->in ? state->in : state->out;
+	if (hook == NF_INET_FORWARD && state->out)
+		s.arg = state->out->ifindex;
+	head = (__u64)skb->head;
+	if (!hop(skb, skb->head + skb->network_header, dev, &s, ctx))
+		return NF_ACCEPT;
+	if (first || hook != NF_INET_LOCAL_IN)
+		return NF_ACCEPT;
+	/* Delivered here; a tunnel's packet goes on when it has been unpacked. */
+	p = bpf_map_lookup_elem(&packets, &head);
+	if (p && !(net_at(s.net)->role == TRACE_ROLE_NODE)) {
+		__u64 *last = bpf_map_lookup_elem(&last_arrived, &zero);
+
+		arrived(p);
+		if (last && !p->has_payload)
+			*last = head;
+	}
+	return NF_ACCEPT;
+}
+
+SEC("netfilter")
+int nf_first(struct bpf_nf_ctx *ctx)
+{
+	return netfilter(ctx, TRACE_NF_FIRST_PRE_ROUTING, true);
+}
+
+SEC("netfilter")
+int nf_last(struct bpf_nf_ctx *ctx)
+{
+	return netfilter(ctx, TRACE_NF_LAST_PRE_ROUTING, false);
+}
+
+#endif

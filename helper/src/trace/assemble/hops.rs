@@ -1,0 +1,152 @@
+//! A packet's hops, out of its sights.
+
+use std::mem;
+
+use sockpath_protocol::packet::{Direction, Hop, PacketKind};
+use sockpath_protocol::request::Protocol;
+use sockpath_protocol::stage::StageId;
+
+use super::conversation::Pair;
+use super::open::Open;
+use super::stages::{Placed, Role, stage_at};
+use crate::trace::event::{Hook, Sight, hook_name};
+use crate::trace::places::Places;
+
+/// What a namespace is to a packet of this direction, after it has or has not been received there.
+fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
+    let Some(t) = places.territory(sight.netns) else { return Role::Node };
+    let (sender, receiver) = match direction {
+        Direction::Request => (t.source, t.target),
+        Direction::Reply => (t.target, t.source),
+    };
+    match (sender, receiver) {
+        (true, true) => Role::Both,
+        (true, false) => Role::Sender,
+        (false, true) => Role::Receiver,
+        // The two ends may share a namespace with one more of the pair's pods, so a pod is never a node.
+        (false, false) => Role::Node,
+    }
+}
+
+/// Turns the sights of a packet into hops, in the order of time.
+pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair) -> Vec<Hop> {
+    let mut sights = mem::take(&mut open.sights);
+    sights.sort_by_key(|s| s.at);
+    let placed: Vec<Placed<'_>> = sights
+        .iter()
+        .map(|sight| Placed {
+            sight,
+            role: role(places, open.course.direction, sight),
+            device: places.device(sight.netns, sight.ifindex).cloned(),
+        })
+        .collect();
+    let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
+    let mut flow = None;
+    for (i, p) in placed.iter().enumerate() {
+        let Some(stage) = stage_at(&placed, i) else { continue };
+        // The socket's and the route's sights carry no packet; their addresses are not the packet's.
+        let rewritten = (p.sight.id != 0 && has_addresses(p.sight.hook)).then(|| flow.replace(p.sight.flow)).flatten();
+        let rewritten = rewritten.filter(|before| *before != p.sight.flow).map(|before| (before, p.sight.flow));
+        let mut notes = notes(&placed, i, stage, open);
+        if let Some((before, after)) = rewritten {
+            notes.push(rewrite_note(&placed, i, pair, open.protocol, before.to != after.to, (before, after)));
+        }
+        hops.push(Hop {
+            stage,
+            hook: hook_of(p.sight, open.protocol),
+            at_ns: p.sight.at,
+            place: places.number(p.sight.netns, p.sight.ifindex),
+            cpu: p.sight.cpu,
+            context: p.sight.context(),
+            len: p.sight.len,
+            segments: p.sight.segments.max(1),
+            rewritten: rewritten.map(|(_, after)| after),
+            offsets: p.sight.offsets,
+            note: (!notes.is_empty()).then(|| notes.join(", ")),
+        });
+    }
+    open.sights = sights;
+    hops
+}
+
+fn has_addresses(hook: Hook) -> bool {
+    !matches!(
+        hook,
+        Hook::TRACE_COPY_DATAGRAM
+            | Hook::TRACE_CONSUME_SKB
+            | Hook::TRACE_RECV_LENGTH
+            | Hook::TRACE_RCV_SPACE_ADJUST
+            | Hook::TRACE_DATA_READY
+    )
+}
+
+fn hook_of(sight: &Sight, _protocol: Protocol) -> String {
+    if sight.hook == Hook::TRACE_FIB_LOOKUP && sight.has(sockpath_bpf::trace::types::trace_flag::TRACE_F_IPV6) {
+        return "tp_btf/fib6_table_lookup".to_owned();
+    }
+    hook_name(sight.hook).to_owned()
+}
+
+fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<String> {
+    let mut notes = Vec::new();
+    let here = &placed[i];
+    let next = placed.get(i + 1);
+    match stage {
+        // A segment of an established connection goes by the route its socket keeps.
+        StageId::NfLocalOut if open.protocol == Protocol::Tcp && !open.was_at(Hook::TRACE_FIB_LOOKUP) => {
+            if !matches!(open.kind, PacketKind::Syn | PacketKind::SynAck) {
+                notes.push("cached route".to_owned());
+            }
+        }
+        StageId::LinkHeader | StageId::NodeLinkHeader if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_QUEUE) => {
+            notes.push("cached neighbour".to_owned());
+        }
+        StageId::SendStackDone | StageId::NodeQueue if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_XMIT) => {
+            notes.push("noqueue".to_owned());
+        }
+        StageId::Qdisc | StageId::NodeQdisc => notes.push(format!("queue length {}", here.sight.arg)),
+        StageId::RouteOut | StageId::NodeRoute if here.sight.hook == Hook::TRACE_FIB_LOOKUP && here.sight.arg != 0 => {
+            notes.push(format!("table {}", table_name(here.sight.arg)));
+        }
+        _ => {}
+    }
+    if let Some(before) = i.checked_sub(1).map(|b| &placed[b])
+        && before.sight.offsets.is_some()
+        && here.sight.offsets.is_some()
+    {
+        let (was, is) = (before.sight.segments.max(1), here.sight.segments.max(1));
+        if was > 1 && is < was && here.sight.payload < before.sight.payload {
+            notes.push(format!("first of {was} segments"));
+        } else if is > was && here.sight.payload > before.sight.payload {
+            notes.push(format!("{is} segments merged"));
+        }
+    }
+    notes
+}
+
+/// `ip rule`'s names of the routing tables that every kernel has.
+fn table_name(table: u32) -> String {
+    match table {
+        253 => "default".to_owned(),
+        254 => "main".to_owned(),
+        255 => "local".to_owned(),
+        n => n.to_string(),
+    }
+}
+
+/// Who rewrote a packet: the netfilter hook whose rules ran between this sight and the one before.
+fn rewrite_note(
+    placed: &[Placed<'_>],
+    i: usize,
+    pair: &Pair,
+    protocol: Protocol,
+    destination: bool,
+    (before, after): (sockpath_protocol::packet::Flow, sockpath_protocol::packet::Flow),
+) -> String {
+    let hook = placed[..i].iter().rev().find(|p| p.sight.netns == placed[i].sight.netns).map(|p| hook_name(p.sight.hook));
+    let by = hook.and_then(|h| h.strip_prefix("netfilter/")).and_then(|h| h.split(' ').next()).unwrap_or("an unknown place");
+    let (what, from, to) = if destination { ("destination", before.to, after.to) } else { ("source", before.from, after.from) };
+    let service = pair.service_at(before.to, protocol).filter(|_| destination).map(|s| format!(" (Service {s})"));
+    let back = pair.service_at(after.from, protocol).filter(|_| !destination).map(|s| format!(" (Service {s})"));
+    format!("{by} rewrote {what} {from} to {to}{}", service.or(back).unwrap_or_default())
+}

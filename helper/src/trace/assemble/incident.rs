@@ -1,0 +1,70 @@
+//! What happens to a conversation besides its packets' way.
+
+use sockpath_protocol::packet::IncidentKind;
+
+use crate::trace::event::{Hook, Sight};
+
+/// `NUD_REACHABLE`, `NUD_FAILED` and the rest of include/uapi/linux/neighbour.h.
+const NUD: &[(u32, &str)] = &[
+    (0x01, "incomplete"),
+    (0x02, "reachable"),
+    (0x04, "stale"),
+    (0x08, "delay"),
+    (0x10, "probe"),
+    (0x20, "failed"),
+    (0x40, "noarp"),
+    (0x80, "permanent"),
+];
+
+/// The incident a hook stands for.
+pub fn kind(hook: Hook) -> Option<IncidentKind> {
+    Some(match hook {
+        Hook::TRACE_SEND_RESET => IncidentKind::ResetSent,
+        Hook::TRACE_RECEIVE_RESET => IncidentKind::ResetReceived,
+        Hook::TRACE_RETRANSMIT => IncidentKind::Retransmit,
+        Hook::TRACE_RETRANSMIT_SYNACK => IncidentKind::RetransmitSynAck,
+        Hook::TRACE_SET_STATE => IncidentKind::State,
+        Hook::TRACE_RCVQUEUE_FULL => IncidentKind::ReceiveQueueFull,
+        Hook::TRACE_NEIGH_SEND | Hook::TRACE_NEIGH_DEAD | Hook::TRACE_NEIGH_UPDATE => IncidentKind::Neighbour,
+        _ => return None,
+    })
+}
+
+/// Whether a neighbour's new state says that it answered or that it cannot be had.
+pub fn is_news(sight: &Sight) -> bool {
+    matches!(sight.arg, 0x02 | 0x20)
+}
+
+/// The incident in words.
+pub fn detail(sight: &Sight) -> Option<String> {
+    let neighbour = sight.flow.to.ip();
+    Some(match sight.hook {
+        Hook::TRACE_SET_STATE => format!("{} to {}", state(sight.arg >> 8), state(sight.arg & 0xff)),
+        Hook::TRACE_NEIGH_SEND => format!("{neighbour} is asked for its address"),
+        Hook::TRACE_NEIGH_DEAD => format!("{neighbour} cannot be had"),
+        Hook::TRACE_NEIGH_UPDATE => {
+            let state = NUD.iter().find(|(bit, _)| *bit == sight.arg).map_or("changed", |(_, name)| name);
+            format!("{neighbour} is {state}")
+        }
+        _ => return None,
+    })
+}
+
+/// `enum` of include/net/tcp_states.h.
+fn state(state: u32) -> &'static str {
+    match state {
+        1 => "ESTABLISHED",
+        2 => "SYN_SENT",
+        3 => "SYN_RECV",
+        4 => "FIN_WAIT1",
+        5 => "FIN_WAIT2",
+        6 => "TIME_WAIT",
+        7 => "CLOSE",
+        8 => "CLOSE_WAIT",
+        9 => "LAST_ACK",
+        10 => "LISTEN",
+        11 => "CLOSING",
+        12 => "NEW_SYN_RECV",
+        _ => "unknown",
+    }
+}

@@ -1,0 +1,115 @@
+//! A packet whose way is not over yet.
+
+use sockpath_bpf::trace::types::trace_flag;
+use sockpath_protocol::packet::PacketKind;
+use sockpath_protocol::request::Protocol;
+
+use super::conversation::Course;
+use crate::trace::event::{Hook, Sight};
+
+/// Sights kept of one packet; a routing loop makes more.
+const MAX_SIGHTS: usize = 96;
+
+/// A packet whose way is not over yet.
+#[derive(Debug)]
+pub struct Open {
+    /// Conversation and direction.
+    pub course: Course,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// What it is.
+    pub kind: PacketKind,
+    /// Where it was seen, as the events came.
+    pub sights: Vec<Sight>,
+    /// Where the kernel freed it as a drop. A clone's drop is one too, so it counts only if nothing comes after it.
+    pub drop: Option<Sight>,
+    /// Namespace in which it reached its socket.
+    pub arrived_in: Option<u32>,
+    /// Whether its reader was woken, and whether the reader has its bytes.
+    pub woken: bool,
+    /// As `woken`.
+    pub copied: bool,
+    /// Time of the last sight.
+    pub last: u64,
+}
+
+impl Open {
+    /// A packet that was seen for the first time.
+    #[must_use]
+    pub fn new(course: Course, protocol: Protocol, sight: &Sight) -> Self {
+        Self {
+            course,
+            protocol,
+            kind: kind_of(protocol, sight),
+            sights: Vec::with_capacity(20),
+            drop: None,
+            arrived_in: None,
+            woken: false,
+            copied: false,
+            last: sight.at,
+        }
+    }
+
+    /// Adds a sight. Returns whether there was room for it.
+    pub fn add(&mut self, sight: Sight) -> bool {
+        self.last = self.last.max(sight.at);
+        let room = self.sights.len() < MAX_SIGHTS;
+        if room {
+            self.sights.push(sight);
+        }
+        room
+    }
+
+    /// The first sight of the packet itself, not of the socket or the route before it.
+    #[must_use]
+    pub fn first(&self) -> Option<&Sight> {
+        self.sights.iter().find(|s| s.id != 0)
+    }
+
+    /// Payload bytes: of the largest skb it was in, so that a split packet is known by what was sent.
+    #[must_use]
+    pub fn payload(&self) -> u32 {
+        self.first().map_or(0, |s| s.payload)
+    }
+
+    /// The TCP sequence number after its last byte.
+    #[must_use]
+    pub fn end_seq(&self) -> u32 {
+        self.first().map_or(0, |s| s.seq.wrapping_add(s.payload))
+    }
+
+    /// Whether it waits for a reader.
+    #[must_use]
+    pub fn is_for_a_reader(&self) -> bool {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Udp => self.payload() > 0,
+            Protocol::Icmp => false,
+        }
+    }
+
+    /// Whether one of its sights comes from this hook.
+    #[must_use]
+    pub fn was_at(&self, hook: Hook) -> bool {
+        self.sights.iter().any(|s| s.hook == hook)
+    }
+}
+
+fn kind_of(protocol: Protocol, sight: &Sight) -> PacketKind {
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+    match protocol {
+        Protocol::Tcp if sight.kind & RST != 0 => PacketKind::Rst,
+        Protocol::Tcp if sight.kind & (SYN | ACK) == SYN | ACK => PacketKind::SynAck,
+        Protocol::Tcp if sight.kind & SYN != 0 => PacketKind::Syn,
+        Protocol::Tcp if sight.kind & FIN != 0 => PacketKind::Fin,
+        Protocol::Tcp if sight.payload == 0 => PacketKind::Ack,
+        Protocol::Tcp | Protocol::Udp => PacketKind::Data,
+        Protocol::Icmp => match (sight.has(trace_flag::TRACE_F_IPV6), sight.kind) {
+            (false, 8) | (true, 128) => PacketKind::EchoRequest,
+            (false, 0) | (true, 129) => PacketKind::EchoReply,
+            _ => PacketKind::IcmpError,
+        },
+    }
+}

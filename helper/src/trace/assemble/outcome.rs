@@ -1,0 +1,108 @@
+//! When a packet's way is over, and how it ended.
+
+use sockpath_protocol::packet::{DeviceKind, PacketKind};
+use sockpath_protocol::request::Protocol;
+use sockpath_protocol::stage::StageId;
+
+use super::open::Open;
+use crate::trace::event::Hook;
+use crate::trace::places::Places;
+
+const MS: u64 = 1_000_000;
+/// What follows on another CPU, or after the call that ends the way, comes within this time.
+const SETTLE: u64 = 4 * MS;
+/// A device that leads out of sight may lead back in (two nodes of one helper): wait for that.
+const LEAVE: u64 = 50 * MS;
+/// A packet that is neither queued nor waiting for a neighbour moves on within this time.
+const MOVE: u64 = 1_000 * MS;
+/// A queue or an address resolution may take longer; three probes of ARP take 3 s.
+const QUEUE: u64 = 5_000 * MS;
+/// A reader may be slow: the packet is reported without it after this time.
+const READ: u64 = 2_000 * MS;
+
+/// How the way of a packet ended, before the details are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It reached its socket.
+    Delivered,
+    /// It left through a device.
+    Left,
+    /// The kernel dropped it.
+    Dropped,
+    /// Nothing was seen of it any more.
+    Vanished,
+}
+
+/// The verdict, if the way is over at `now`; `at_the_end` decides at once.
+pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> Option<Verdict> {
+    let quiet = if at_the_end { u64::MAX } else { now.saturating_sub(open.last) };
+    if let Some(drop) = &open.drop
+        && drop.at >= open.last
+        && !is_delivery(open, drop.arg)
+    {
+        return (quiet >= SETTLE).then_some(Verdict::Dropped);
+    }
+    if open.copied {
+        return (quiet >= SETTLE).then_some(Verdict::Delivered);
+    }
+    if open.arrived_in.is_some() {
+        let patience = if open.is_for_a_reader() { READ } else { SETTLE };
+        return (quiet >= patience).then_some(Verdict::Delivered);
+    }
+    let last = open.sights.iter().max_by_key(|s| s.at)?;
+    let out_of_sight = last.hook == Hook::TRACE_DEV_XMIT
+        && places.device(last.netns, last.ifindex).is_some_and(|d| match d.kind {
+            DeviceKind::Other => true,
+            DeviceKind::Veth => d.peer.is_none() && d.bridge.is_none(),
+            _ => false,
+        });
+    if out_of_sight {
+        return (quiet >= LEAVE).then_some(Verdict::Left);
+    }
+    let patience = match last.hook {
+        Hook::TRACE_QDISC_ENQUEUE | Hook::TRACE_NEIGH_SEND => QUEUE,
+        _ => MOVE,
+    };
+    (quiet >= patience).then_some(Verdict::Vanished)
+}
+
+/// A reset is freed as a drop once it has been obeyed (SKB_DROP_REASON_TCP_RESET and its relatives).
+fn is_delivery(open: &Open, _reason: u32) -> bool {
+    open.kind == PacketKind::Rst && open.arrived_in.is_some()
+}
+
+/// The stage that should have come after this one.
+#[must_use]
+pub fn expected_after(stage: StageId, protocol: Protocol) -> StageId {
+    match stage {
+        StageId::SocketWrite | StageId::SendStack | StageId::SendTransport | StageId::RouteOut | StageId::SendNetwork => {
+            StageId::NfLocalOut
+        }
+        StageId::NfLocalOut | StageId::OutputDevice => StageId::NfPostRouting,
+        StageId::NfPostRouting | StageId::Segment => StageId::LinkHeader,
+        StageId::NeighbourOut | StageId::LinkHeader => StageId::SendStackDone,
+        StageId::SendStackDone | StageId::TcEgress | StageId::Qdisc => StageId::DeviceXmit,
+        StageId::DeviceXmit | StageId::OnItsWay => StageId::VethCross,
+        StageId::VethCross | StageId::Wire => StageId::NodeReceive,
+        StageId::NodeReceive => StageId::NodePreRouting,
+        StageId::BridgeIn | StageId::NodePreRouting | StageId::NodeRoute => StageId::NodeForward,
+        StageId::NodeForward => StageId::NodePostRouting,
+        StageId::NodePostRouting => StageId::NodeQueue,
+        StageId::BridgeForward | StageId::NodeNeighbour | StageId::NodeLinkHeader | StageId::NodeLocalOut => StageId::NodeQueue,
+        StageId::NodeQueue | StageId::NodeQdisc => StageId::NodeXmit,
+        StageId::NodeXmit => StageId::DeviceHandover,
+        StageId::TunnelEncap => StageId::NodeLocalOut,
+        StageId::NodeLocalIn | StageId::TunnelDecap => StageId::NodeReceive,
+        StageId::DeviceHandover | StageId::Metadata | StageId::LinkPulled => StageId::ReceiveStack,
+        StageId::ReceiveStack | StageId::NetworkNoted | StageId::TcIngress | StageId::NetworkPulled | StageId::TransportNoted => {
+            StageId::NfPreRouting
+        }
+        StageId::NfPreRouting | StageId::RouteIn | StageId::Merge => StageId::NfLocalIn,
+        StageId::NfLocalIn => StageId::ReceiveTransport,
+        StageId::ReceiveTransport if protocol == Protocol::Tcp => StageId::SocketLookup,
+        StageId::ReceiveTransport | StageId::SocketLookup | StageId::ReceiveQueue => StageId::ReaderWoken,
+        StageId::ReaderWoken | StageId::ReceiveStackDone => StageId::Dequeued,
+        StageId::Dequeued | StageId::Verdict => StageId::Copied,
+        StageId::Copied | StageId::Released => StageId::Released,
+    }
+}

@@ -1,0 +1,149 @@
+//! From sights to hops: which stage begins at a sight, given where and after what it was.
+
+use sockpath_protocol::packet::{Device, DeviceKind};
+use sockpath_protocol::stage::StageId;
+
+use crate::trace::event::{Hook, Sight};
+
+/// What a namespace is to one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The sender's.
+    Sender,
+    /// The receiver's.
+    Receiver,
+    /// Sender's and receiver's at once (in-pod, over lo).
+    Both,
+    /// Any other: a node's.
+    Node,
+}
+
+/// A sight and what is known about its place.
+#[derive(Debug)]
+pub struct Placed<'a> {
+    /// The sight.
+    pub sight: &'a Sight,
+    /// What its namespace is to this packet.
+    pub role: Role,
+    /// The device, if it names one.
+    pub device: Option<Device>,
+}
+
+impl Placed<'_> {
+    fn is_on(&self, kind: DeviceKind) -> bool {
+        self.device.as_ref().is_some_and(|d| d.kind == kind)
+    }
+
+    fn is_bridge_port(&self) -> bool {
+        self.device.as_ref().is_some_and(|d| d.bridge.is_some())
+    }
+}
+
+/// The stage that begins at the sight with this index; `None` for a sight that is no hop of its own.
+#[must_use]
+pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = sights.get(index)?;
+    match here.role {
+        Role::Sender => sending(here.sight.hook),
+        Role::Receiver => receiving(here.sight.hook),
+        Role::Both => sending(here.sight.hook).or_else(|| receiving(here.sight.hook)),
+        Role::Node => between(sights, index),
+    }
+}
+
+fn sending(hook: Hook) -> Option<StageId> {
+    Some(match hook {
+        Hook::TRACE_TCP_SENDMSG => StageId::SocketWrite,
+        Hook::TRACE_FIB_LOOKUP => StageId::RouteOut,
+        Hook::TRACE_NF_FIRST_LOCAL_OUT => StageId::NfLocalOut,
+        Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::OutputDevice,
+        Hook::TRACE_NF_FIRST_POST_ROUTING => StageId::NfPostRouting,
+        Hook::TRACE_NF_LAST_POST_ROUTING => StageId::LinkHeader,
+        Hook::TRACE_NEIGH_SEND => StageId::NeighbourOut,
+        Hook::TRACE_DEV_QUEUE => StageId::SendStackDone,
+        Hook::TRACE_QDISC_ENQUEUE => StageId::Qdisc,
+        Hook::TRACE_DEV_XMIT => StageId::DeviceXmit,
+        _ => return None,
+    })
+}
+
+fn receiving(hook: Hook) -> Option<StageId> {
+    Some(match hook {
+        Hook::TRACE_NETIF_RX | Hook::TRACE_GRO_RECEIVE => StageId::DeviceHandover,
+        Hook::TRACE_RECEIVE_SKB => StageId::ReceiveStack,
+        Hook::TRACE_NF_FIRST_PRE_ROUTING => StageId::NfPreRouting,
+        Hook::TRACE_NF_LAST_PRE_ROUTING => StageId::RouteIn,
+        Hook::TRACE_NF_FIRST_LOCAL_IN => StageId::NfLocalIn,
+        Hook::TRACE_NF_LAST_LOCAL_IN => StageId::ReceiveTransport,
+        Hook::TRACE_TCP_PROBE => StageId::SocketLookup,
+        Hook::TRACE_DATA_READY => StageId::ReaderWoken,
+        Hook::TRACE_COPY_DATAGRAM => StageId::Dequeued,
+        Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => StageId::Copied,
+        Hook::TRACE_CONSUME_SKB => StageId::Released,
+        _ => return None,
+    })
+}
+
+fn between(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = &sights[index];
+    let in_this_netns = |s: &&Placed<'_>| s.sight.netns == here.sight.netns;
+    Some(match here.sight.hook {
+        Hook::TRACE_NETIF_RX | Hook::TRACE_GRO_RECEIVE if here.is_on(DeviceKind::Tunnel) => StageId::TunnelDecap,
+        Hook::TRACE_NETIF_RX | Hook::TRACE_GRO_RECEIVE => match &here.device {
+            Some(d) if d.kind == DeviceKind::Veth && !comes_from_a_node(sights, index) => StageId::VethCross,
+            _ => StageId::Wire,
+        },
+        // A routed packet reaches the stack a second time, from the bridge's own device.
+        Hook::TRACE_RECEIVE_SKB if here.is_on(DeviceKind::Bridge) => StageId::NodeRoute,
+        Hook::TRACE_RECEIVE_SKB => StageId::NodeReceive,
+        Hook::TRACE_NF_FIRST_PRE_ROUTING => StageId::NodePreRouting,
+        Hook::TRACE_NF_LAST_PRE_ROUTING => {
+            let received = sights[..index].iter().rev().filter(in_this_netns).find(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB);
+            if received.is_some_and(Placed::is_bridge_port) { StageId::BridgeIn } else { StageId::NodeRoute }
+        }
+        Hook::TRACE_NF_FIRST_FORWARD => StageId::NodeForward,
+        Hook::TRACE_NF_FIRST_POST_ROUTING => StageId::NodePostRouting,
+        Hook::TRACE_NF_LAST_POST_ROUTING if is_bridged(sights, index) => StageId::BridgeForward,
+        Hook::TRACE_NF_LAST_POST_ROUTING => StageId::NodeLinkHeader,
+        Hook::TRACE_NF_FIRST_LOCAL_OUT | Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::NodeLocalOut,
+        Hook::TRACE_NF_FIRST_LOCAL_IN => StageId::NodeLocalIn,
+        Hook::TRACE_NF_LAST_LOCAL_IN => StageId::TunnelDecap,
+        Hook::TRACE_FIB_LOOKUP => StageId::NodeRoute,
+        Hook::TRACE_NEIGH_SEND => StageId::NodeNeighbour,
+        Hook::TRACE_DEV_QUEUE => StageId::NodeQueue,
+        Hook::TRACE_QDISC_ENQUEUE => StageId::NodeQdisc,
+        Hook::TRACE_DEV_XMIT if here.is_on(DeviceKind::Tunnel) => StageId::TunnelEncap,
+        Hook::TRACE_DEV_XMIT => StageId::NodeXmit,
+        _ => return None,
+    })
+}
+
+/// Bridge netfilter shows the bridge as device in and device out; a router's two differ (hairpins aside).
+fn is_bridged(sights: &[Placed<'_>], index: usize) -> bool {
+    let here = &sights[index];
+    sights[..index]
+        .iter()
+        .rev()
+        .take_while(|s| s.sight.netns == here.sight.netns)
+        .find(|s| s.sight.hook == Hook::TRACE_NF_FIRST_FORWARD)
+        .is_some_and(|s| s.is_on(DeviceKind::Bridge) && s.sight.arg == s.sight.ifindex && !was_routed(sights, index))
+}
+
+/// A packet that was handed up from the bridge's own device is routed, even if it leaves by the same bridge.
+fn was_routed(sights: &[Placed<'_>], index: usize) -> bool {
+    let here = &sights[index];
+    sights[..index]
+        .iter()
+        .rev()
+        .take_while(|s| s.sight.netns == here.sight.netns)
+        .any(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB && s.is_on(DeviceKind::Bridge))
+}
+
+fn comes_from_a_node(sights: &[Placed<'_>], index: usize) -> bool {
+    let here = &sights[index];
+    match sights[..index].last() {
+        Some(before) => before.role == Role::Node && before.sight.netns != here.sight.netns,
+        // Nothing was seen before: it came from another node.
+        None => true,
+    }
+}

@@ -1,0 +1,80 @@
+//! What a trace costs: run time of the programs as the kernel counts it, and the helper's own use.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::libbpf_sys;
+use nix::sys::resource::{UsageWho, getrusage};
+use sockpath_protocol::message::RunTime;
+
+/// Counts run times while it lives. The kernel then reads the clock twice for every run of every program.
+#[derive(Debug)]
+pub struct RunTimeStats {
+    _fd: OwnedFd,
+}
+
+impl RunTimeStats {
+    /// Switches the kernel's counting on (BPF_ENABLE_STATS, 5.8+).
+    pub fn enable() -> io::Result<Self> {
+        // SAFETY: the call takes an integer and gives a descriptor or an error.
+        let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        Ok(Self { _fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+}
+
+/// What the kernel knows about a program's runs.
+#[derive(Debug, Clone, Copy, Default)]
+struct ProgramInfo {
+    runs: u64,
+    ns: u64,
+    recursion_misses: u64,
+}
+
+/// Run time by hook, and how often a program could not run because it was running already.
+pub fn run_times(programs: &[(String, OwnedFd)]) -> (BTreeMap<String, RunTime>, u64) {
+    let mut times: BTreeMap<String, RunTime> = BTreeMap::new();
+    let mut misses = 0;
+    for (hook, fd) in programs {
+        let info = program_info(fd).unwrap_or_default();
+        let time = times.entry(hook.clone()).or_default();
+        time.runs += info.runs;
+        time.ns += info.ns;
+        misses += info.recursion_misses;
+    }
+    (times, misses)
+}
+
+fn program_info(fd: &OwnedFd) -> Option<ProgramInfo> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut len = u32::try_from(size_of::<libbpf_sys::bpf_prog_info>()).ok()?;
+    // SAFETY: info is writable for len bytes; with all pointers in it 0 the kernel writes nowhere else.
+    let r = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
+    (r == 0).then_some(ProgramInfo { runs: info.run_cnt, ns: info.run_time_ns, recursion_misses: info.recursion_misses })
+}
+
+/// CPU time of this process, in nanoseconds.
+#[must_use]
+pub fn cpu_ns() -> u64 {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return 0 };
+    let ns = |t: nix::sys::time::TimeVal| {
+        u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_usec()).unwrap_or(0) * 1000
+    };
+    ns(usage.user_time()) + ns(usage.system_time())
+}
+
+/// Resident memory of this process, in bytes.
+#[must_use]
+pub fn rss_bytes() -> u64 {
+    let Ok(text) = fs::read_to_string("/proc/self/statm") else { return 0 };
+    let pages: u64 = text.split_ascii_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    // SAFETY: sysconf(3) takes an integer and touches no memory of ours.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages * u64::try_from(page).unwrap_or(4096)
+}

@@ -1,0 +1,154 @@
+//! Which hooks this kernel has, asked of its BTF.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result};
+use libbpf_rs::btf::types::{Enum, FuncProto, Ptr, Typedef};
+use libbpf_rs::btf::{Btf, ReferencesType};
+
+/// One program of the object, and what it needs of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Name in the object.
+    pub name: &'static str,
+    /// What it is attached to.
+    pub hook: HookKind,
+}
+
+/// What a program is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookKind {
+    /// A tracepoint through BTF.
+    Tracepoint(&'static str),
+    /// Netfilter links in each namespace; `first` or last priority.
+    Netfilter {
+        /// Before all rules, or after them.
+        first: bool,
+    },
+}
+
+const fn tp(name: &'static str) -> Program {
+    Program { name, hook: HookKind::Tracepoint(name) }
+}
+
+/// The programs, in the order in which they are attached: what begins a packet comes last.
+pub const PROGRAMS: &[Program] = &[
+    tp("consume_skb"),
+    tp("kfree_skb"),
+    Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb") },
+    tp("sock_recv_length"),
+    tp("tcp_rcv_space_adjust"),
+    tp("skb_copy_datagram_iovec"),
+    tp("sk_data_ready"),
+    tp("tcp_probe"),
+    tp("netif_receive_skb"),
+    tp("napi_gro_receive_entry"),
+    tp("netif_rx"),
+    tp("net_dev_start_xmit"),
+    tp("qdisc_enqueue"),
+    tp("net_dev_queue"),
+    tp("neigh_event_send_done"),
+    tp("neigh_event_send_dead"),
+    tp("neigh_update"),
+    tp("fib_table_lookup"),
+    tp("fib6_table_lookup"),
+    tp("tcp_send_reset"),
+    tp("tcp_receive_reset"),
+    tp("tcp_retransmit_skb"),
+    tp("tcp_retransmit_synack"),
+    tp("inet_sock_set_state"),
+    tp("sock_rcvqueue_full"),
+    tp("tcp_sendmsg_locked"),
+    Program { name: "nf_last", hook: HookKind::Netfilter { first: false } },
+    Program { name: "nf_first", hook: HookKind::Netfilter { first: true } },
+];
+
+/// Hooks that would say more where a kernel lets programs attach to functions.
+const FUNCTIONS: &[&str] = &["fentry", "kprobe"];
+
+/// What this kernel offers.
+#[derive(Debug)]
+pub struct Offer {
+    /// Arguments of each tracepoint, by name.
+    tracepoints: HashMap<&'static str, usize>,
+    /// Netfilter links (6.4+).
+    netfilter: bool,
+    /// Names of the drop reasons, without prefix.
+    pub drop_reasons: HashMap<u32, String>,
+}
+
+impl Offer {
+    /// Reads the kernel's BTF.
+    pub fn read() -> Result<Self> {
+        let btf = Btf::from_vmlinux().context("cannot read the kernel's BTF (/sys/kernel/btf/vmlinux): tracing needs it")?;
+        let mut tracepoints = HashMap::new();
+        for p in PROGRAMS {
+            if let HookKind::Tracepoint(name) = p.hook
+                && let Some(arguments) = arguments(&btf, name)
+            {
+                tracepoints.insert(name, arguments);
+            }
+        }
+        let netfilter =
+            btf.type_by_name::<Enum<'_>>("bpf_attach_type").is_some_and(|e| e.iter().any(|m| m.name.is_some_and(|n| n == "BPF_NETFILTER")));
+        Ok(Self { tracepoints, netfilter, drop_reasons: drop_reasons(&btf) })
+    }
+
+    /// What speaks against using a program here, in words.
+    #[must_use]
+    pub fn objection(&self, program: &Program) -> Option<String> {
+        match (program.hook, program.name) {
+            (HookKind::Netfilter { .. }, _) => (!self.netfilter).then(|| "netfilter links need Linux 6.4".to_owned()),
+            // The socket that a drop is about is an argument since 6.11; one of the two programs fits.
+            (HookKind::Tracepoint(tp), "kfree_skb") if self.tracepoints.get(tp).is_some_and(|n| *n >= 4) => Some(String::new()),
+            (HookKind::Tracepoint(tp), "kfree_skb_rx_sk") if self.tracepoints.get(tp).is_some_and(|n| *n < 4) => Some(String::new()),
+            // sock_recv_length (6.3) sees the end of the call, so it is preferred.
+            (HookKind::Tracepoint(_), "tcp_rcv_space_adjust") if self.tracepoints.contains_key("sock_recv_length") => {
+                Some("not needed: sock_recv_length sees the end of the call".to_owned())
+            }
+            (HookKind::Tracepoint(tp), _) => (!self.tracepoints.contains_key(tp)).then(|| "this kernel does not have it".to_owned()),
+        }
+    }
+
+    /// Whether packets can be seen at netfilter's hooks.
+    #[must_use]
+    pub fn has_netfilter(&self) -> bool {
+        self.netfilter
+    }
+}
+
+/// How the hook is called in `Armed`.
+#[must_use]
+pub fn public_name(program: &Program) -> String {
+    match program.hook {
+        HookKind::Tracepoint(name) => format!("tp_btf/{name}"),
+        HookKind::Netfilter { first } => format!("netfilter/* {}", if first { "first" } else { "last" }),
+    }
+}
+
+/// Arguments of a tracepoint, without the data pointer that comes first in its typedef.
+fn arguments(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
+    let typedef: Typedef<'_> = btf.type_by_name(&format!("btf_trace_{tracepoint}"))?;
+    let pointer = Ptr::try_from(typedef.referenced_type()).ok()?;
+    let function = FuncProto::try_from(pointer.referenced_type()).ok()?;
+    function.len().checked_sub(1)
+}
+
+fn drop_reasons(btf: &Btf<'_>) -> HashMap<u32, String> {
+    let Some(reasons) = btf.type_by_name::<Enum<'_>>("skb_drop_reason") else { return HashMap::new() };
+    reasons
+        .iter()
+        .filter_map(|m| {
+            let name = m.name?.to_str()?;
+            let name = name.strip_prefix("SKB_DROP_REASON_").or_else(|| name.strip_prefix("SKB_"))?;
+            Some((u32::try_from(m.value).ok()?, name.to_owned()))
+        })
+        .collect()
+}
+
+/// Kinds of hook that are not used, and why.
+#[must_use]
+pub fn unused_kinds() -> BTreeMap<String, String> {
+    let why = "not used: tracepoints and netfilter links see the way without them";
+    FUNCTIONS.iter().map(|kind| ((*kind).to_owned(), why.to_owned())).collect()
+}

@@ -1,0 +1,91 @@
+//! Names of the kernel's numbers: drop reasons from its BTF, code addresses from /proc/kallsyms.
+
+use std::collections::HashMap;
+use std::fs;
+
+/// Reads the names when they are first needed: most traces see no drop.
+pub struct Names {
+    reasons: HashMap<u32, String>,
+    symbols: Option<Vec<(u64, String)>>,
+    read_symbols: fn() -> Vec<(u64, String)>,
+}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names").field("reasons", &self.reasons.len()).finish_non_exhaustive()
+    }
+}
+
+impl Names {
+    /// With the drop reasons of this kernel, as `enum skb_drop_reason` numbers them.
+    #[must_use]
+    pub fn new(reasons: HashMap<u32, String>) -> Self {
+        Self { reasons, symbols: None, read_symbols: kallsyms }
+    }
+
+    /// A drop reason without its prefix.
+    #[must_use]
+    pub fn drop_reason(&self, reason: u32) -> String {
+        match self.reasons.get(&reason) {
+            Some(name) => name.clone(),
+            // Subsystems number their own reasons from 1 << 16 on.
+            None => format!("REASON_{reason:#x}"),
+        }
+    }
+
+    /// Whether the reason is that a queue was emptied as a whole, as a closing socket does.
+    #[must_use]
+    pub fn is_purge(&self, reason: u32) -> bool {
+        self.reasons.get(&reason).is_some_and(|name| name == "QUEUE_PURGE" || name == "SOCKET_CLOSE")
+    }
+
+    /// The function an address lies in, with the offset; `None` when symbols cannot be read.
+    pub fn symbol(&mut self, address: u64) -> Option<String> {
+        if address == 0 {
+            return None;
+        }
+        let symbols = self.symbols.get_or_insert_with(self.read_symbols);
+        let after = symbols.partition_point(|(start, _)| *start <= address);
+        let (start, name) = symbols.get(after.checked_sub(1)?)?;
+        Some(format!("{name}+{:#x}", address - start))
+    }
+}
+
+/// The functions of the kernel, by address. Empty when the addresses are hidden (no CAP_SYSLOG, kptr_restrict).
+fn kallsyms() -> Vec<(u64, String)> {
+    let Ok(text) = fs::read_to_string("/proc/kallsyms") else { return Vec::new() };
+    let mut symbols: Vec<(u64, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok().filter(|a| *a != 0)?;
+            let kind = words.next()?;
+            let name = words.next()?;
+            (kind.eq_ignore_ascii_case("t") && !name.starts_with("__pfx_")).then(|| (address, name.to_owned()))
+        })
+        .collect();
+    symbols.sort_unstable_by_key(|(address, _)| *address);
+    symbols.dedup_by_key(|(address, _)| *address);
+    symbols
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_named_by_the_function_before_it() {
+        let mut names = Names { reasons: HashMap::new(), symbols: None, read_symbols: || vec![(100, "a".into()), (200, "b".into())] };
+        assert_eq!(names.symbol(0x96), Some("a+0x32".to_owned()));
+        assert_eq!(names.symbol(200), Some("b+0x0".to_owned()));
+        assert_eq!(names.symbol(99), None);
+        assert_eq!(names.symbol(0), None);
+    }
+
+    #[test]
+    fn an_unknown_reason_keeps_its_number() {
+        let names = Names::new(HashMap::from([(12, "NETFILTER_DROP".to_owned())]));
+        assert_eq!(names.drop_reason(12), "NETFILTER_DROP");
+        assert_eq!(names.drop_reason(0x10002), "REASON_0x10002");
+    }
+}

@@ -1,0 +1,18 @@
+//! Doing something inside a network namespace: on a thread of its own, which ends with it.
+
+use std::fs::File;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` inside the namespace. The rest of the process never leaves its own.
+pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+            setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace (that needs CAP_SYS_ADMIN)")?;
+            work()
+        });
+        thread.context("cannot start a thread")?.join().map_err(|_| anyhow!("a thread in a network namespace panicked"))?
+    })
+}

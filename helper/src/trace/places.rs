@@ -1,0 +1,107 @@
+//! Where things are: network namespaces and their devices, as the plugin shows them.
+
+use std::collections::HashMap;
+
+use sockpath_protocol::packet::{Device, DeviceKind, Place};
+
+/// A network namespace that belongs to the trace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Territory {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// Name of the node.
+    pub node: String,
+    /// `namespace/name` of the pod; absent for the node's own namespace.
+    pub pod: Option<String>,
+    /// Whether the source lives here.
+    pub source: bool,
+    /// Whether a target lives here.
+    pub target: bool,
+}
+
+/// Reads the devices of a namespace by its inode.
+pub type ReadDevices = Box<dyn FnMut(u32) -> Vec<Device>>;
+
+/// Namespaces, their devices and the numbers that hops refer to them by.
+pub struct Places {
+    territories: HashMap<u32, Territory>,
+    devices: HashMap<(u32, u32), Device>,
+    read: ReadDevices,
+    index: HashMap<(u32, u32), u32>,
+    known: Vec<Place>,
+    /// How many of `known` were handed out by `fresh`.
+    told: usize,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("territories", &self.territories).field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
+/// Devices that come and go while a trace runs are bounded by this.
+const MAX_PLACES: usize = 4096;
+
+impl Places {
+    /// The places of a trace. `read` is asked when a device turns up that is not known yet.
+    pub fn new(territories: impl IntoIterator<Item = Territory>, read: ReadDevices) -> Self {
+        let territories = territories.into_iter().map(|t| (t.netns, t)).collect();
+        Self { territories, devices: HashMap::new(), read, index: HashMap::new(), known: Vec::new(), told: 0 }
+    }
+
+    /// What a namespace is in this trace.
+    #[must_use]
+    pub fn territory(&self, netns: u32) -> Option<&Territory> {
+        self.territories.get(&netns)
+    }
+
+    /// Takes note of the devices of a namespace.
+    pub fn learn(&mut self, netns: u32, devices: Vec<Device>) {
+        for device in devices {
+            self.devices.insert((netns, device.ifindex), device);
+        }
+    }
+
+    /// A device of a namespace; `None` when there is no such device.
+    pub fn device(&mut self, netns: u32, ifindex: u32) -> Option<&Device> {
+        if ifindex == 0 {
+            return None;
+        }
+        if !self.devices.contains_key(&(netns, ifindex)) {
+            let read = (self.read)(netns);
+            self.learn(netns, read);
+        }
+        self.devices.get(&(netns, ifindex))
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&mut self, netns: u32, ifindex: u32) -> Option<DeviceKind> {
+        self.device(netns, ifindex).map(|d| d.kind)
+    }
+
+    /// The number of a place.
+    pub fn number(&mut self, netns: u32, ifindex: u32) -> u32 {
+        if let Some(n) = self.index.get(&(netns, ifindex)) {
+            return *n;
+        }
+        if self.known.len() >= MAX_PLACES {
+            return 0;
+        }
+        // A device that is gone before it could be asked about keeps its number as a name.
+        let device = self.device(netns, ifindex).cloned().or_else(|| {
+            (ifindex != 0).then(|| Device { name: format!("if{ifindex}"), ifindex, kind: DeviceKind::Other, peer: None, bridge: None })
+        });
+        let (node, pod) = self.territories.get(&netns).map_or_else(|| (String::new(), None), |t| (t.node.clone(), t.pod.clone()));
+        let number = u32::try_from(self.known.len()).unwrap_or(0);
+        self.known.push(Place { index: number, node, pod, netns, device });
+        self.index.insert((netns, ifindex), number);
+        number
+    }
+
+    /// Places that were numbered since the last call; the plugin has to hear of them before it hears of hops there.
+    pub fn fresh(&mut self) -> Vec<Place> {
+        let fresh = self.known[self.told..].to_vec();
+        self.told = self.known.len();
+        fresh
+    }
+}

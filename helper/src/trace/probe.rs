@@ -1,0 +1,151 @@
+//! A probe from inside the source's network namespace: an idle pair shows nothing by itself.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sockpath_protocol::message::Probed;
+use sockpath_protocol::request::{ProbeRequest, Protocol};
+
+use super::netns::inside;
+
+/// What a datagram of a probe says.
+const GREETING: &[u8] = b"sockpath probe\n";
+/// Longest answer that is read.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Sends one probe and waits for its answer. Blocks, so it runs on a thread.
+#[must_use]
+pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
+    let start = Instant::now();
+    let timeout = Duration::from_millis(request.timeout_ms.clamp(1, 60_000));
+    let result = inside(netns, || match request.protocol {
+        Protocol::Tcp => tcp(request.to, timeout, request.http),
+        Protocol::Udp => udp(request.to, timeout),
+        Protocol::Icmp => icmp(request.to.ip(), timeout),
+    });
+    Probed {
+        protocol: request.protocol,
+        to: if request.protocol == Protocol::Icmp { request.to.ip().to_string() } else { request.to.to_string() },
+        answered: result.is_ok(),
+        took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        error: result.err().map(|e| format!("{e:#}")),
+    }
+}
+
+fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, timeout).with_context(|| format!("cannot connect to {to}"))?;
+    if !http {
+        return Ok(());
+    }
+    stream.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
+    stream.set_write_timeout(Some(timeout)).context("cannot set a timeout")?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {to}\r\nUser-Agent: sockpath-probe\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("cannot send the request")?;
+    let mut answer = vec![0; 4096];
+    let mut total = 0;
+    // A server that speaks no HTTP may close or stay silent; that the connection stands is an answer already.
+    loop {
+        match stream.read(&mut answer) {
+            Ok(0) => return Ok(()),
+            Ok(n) if total + n >= MAX_ANSWER => return Ok(()),
+            Ok(n) => total += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if total > 0 => return Ok(()),
+            Err(e) => return Err(e).context("connected, but nothing came back on the request"),
+        }
+    }
+}
+
+fn udp(to: SocketAddr, timeout: Duration) -> Result<()> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).context("cannot open a UDP socket")?;
+    socket.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
+    socket.connect(to).with_context(|| format!("no way to {to}"))?;
+    socket.send(GREETING).context("cannot send the datagram")?;
+    socket.recv(&mut [0; 2048]).map(drop).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("nothing came back (a server need not answer)"),
+        _ => e.into(),
+    })
+}
+
+/// A raw socket, because what the ping socket asks for (net.ipv4.ping_group_range) is off by default.
+fn icmp(to: IpAddr, timeout: Duration) -> Result<()> {
+    let (family, protocol) = if to.is_ipv4() { (libc::AF_INET, libc::IPPROTO_ICMP) } else { (libc::AF_INET6, libc::IPPROTO_ICMPV6) };
+    // SAFETY: socket(2) takes three integers; its result is checked before it is used.
+    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("cannot open a raw socket (that needs CAP_NET_RAW)");
+    }
+    // SAFETY: fd is a descriptor that socket(2) has just given and nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let id = (std::process::id() & 0xffff) as u16;
+    let packet = echo_request(to.is_ipv4(), id, 1);
+    send_to(&fd, &packet, to).with_context(|| format!("no way to {to}"))?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("no echo reply");
+        }
+        let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&fd), nix::poll::PollFlags::POLLIN)];
+        let wait = nix::poll::PollTimeout::try_from(left).unwrap_or(nix::poll::PollTimeout::MAX);
+        if nix::poll::poll(&mut poll, wait).context("cannot wait for the reply")? == 0 {
+            continue;
+        }
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 1500];
+        // SAFETY: buffer is writable for its whole length, and recv(2) writes at most that much.
+        let n = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let Ok(n) = usize::try_from(n) else { return Err(io::Error::last_os_error()).context("cannot read the reply") };
+        // SAFETY: recv(2) has initialised the first n bytes.
+        let answer: &[u8] = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), n.min(buffer.len())) };
+        // An IPv4 raw socket shows the IP header, an IPv6 one does not.
+        let skip = if to.is_ipv4() { usize::from(answer.first().copied().unwrap_or(0) & 15) * 4 } else { 0 };
+        let reply = if to.is_ipv4() { 0 } else { 129 };
+        if answer.get(skip) == Some(&reply) && answer.get(skip + 4..skip + 6) == Some(&id.to_be_bytes()) {
+            return Ok(());
+        }
+    }
+}
+
+fn send_to(fd: &OwnedFd, packet: &[u8], to: IpAddr) -> io::Result<()> {
+    let addr = nix::sys::socket::SockaddrStorage::from(SocketAddr::new(to, 0));
+    nix::sys::socket::sendto(fd.as_raw_fd(), packet, &addr, nix::sys::socket::MsgFlags::empty())?;
+    Ok(())
+}
+
+/// An ICMP echo request; the kernel fills in the checksum of ICMPv6 itself.
+fn echo_request(v4: bool, id: u16, sequence: u16) -> Vec<u8> {
+    let mut packet = vec![if v4 { 8 } else { 128 }, 0, 0, 0];
+    packet.extend(id.to_be_bytes());
+    packet.extend(sequence.to_be_bytes());
+    packet.extend(GREETING);
+    if v4 {
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
+}
+
+/// RFC 1071.
+fn checksum(data: &[u8]) -> u16 {
+    let mut sum: u32 = data.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c.get(1).copied().unwrap_or(0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_request_sums_to_zero() {
+        assert_eq!(checksum(&echo_request(true, 0x1234, 1)), 0);
+    }
+}

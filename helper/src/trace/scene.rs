@@ -1,0 +1,174 @@
+//! What a trace watches: the namespaces of the pair on this node, its addresses, its devices.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use sockpath_protocol::packet::Device;
+use sockpath_protocol::request::{Pod, TraceRequest};
+
+use super::assemble::conversation::Pair;
+use super::devices::{self, Links};
+use super::places::{Places, ReadDevices, Territory};
+use crate::node::{self, Netns};
+use crate::session::Coded;
+
+/// An address of the pair as the programs compare it; port 0 is any port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
+/// What a trace watches on this node.
+#[derive(Debug)]
+pub struct Scene {
+    /// The namespaces, held open, with what each is.
+    pub netns: Vec<(Netns, Territory)>,
+    /// Namespaces that are a node's.
+    pub nodes: Vec<u32>,
+    /// The source's namespace, when it is on this node.
+    pub source: Option<File>,
+    /// Addresses of the source.
+    pub sources: Vec<Endpoint>,
+    /// Addresses of the targets and of the Services before them.
+    pub targets: Vec<Endpoint>,
+    /// Devices at which packets of the pair come in from elsewhere: namespace and index.
+    pub uplinks: Vec<(u32, u32)>,
+    links: Links,
+}
+
+impl Scene {
+    /// Finds everything that the request names and that is on this node.
+    pub fn find(request: &TraceRequest) -> Result<Self> {
+        let mut scene = Self {
+            netns: Vec::new(),
+            nodes: Vec::new(),
+            source: None,
+            sources: Vec::new(),
+            targets: Vec::new(),
+            uplinks: Vec::new(),
+            links: Links::new(),
+        };
+        for node in &request.nodes {
+            let netns = node::node_netns(node).with_context(|| format!("node {}", node.name))?;
+            scene.nodes.push(netns.inode);
+            scene.add(netns, &node.name, None, false, false);
+        }
+        let here = |pod: &Pod| request.nodes.iter().any(|n| n.name == pod.node);
+        if here(&request.source) {
+            scene.source = Some(scene.add_pod(&request.source, true)?);
+        }
+        for pod in request.targets.iter().filter(|p| here(p)) {
+            scene.add_pod(pod, false)?;
+        }
+        if scene.netns.iter().all(|(_, t)| !t.source && !t.target) {
+            return Err(Coded::new("not-here", "neither the source nor a target of this trace is on this node"));
+        }
+        scene.collect_addresses(request);
+        scene.collect_links()?;
+        let elsewhere = !here(&request.source) || request.targets.is_empty() || request.targets.iter().any(|p| !here(p));
+        if elsewhere {
+            for node in &scene.nodes {
+                let links = scene.links.get(node).map(Vec::as_slice).unwrap_or_default();
+                scene.uplinks.extend(devices::uplinks(links).into_iter().map(|index| (*node, index)));
+            }
+        }
+        Ok(scene)
+    }
+
+    fn add_pod(&mut self, pod: &Pod, source: bool) -> Result<File> {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        let netns = node::find(pod).with_context(|| format!("pod {name}"))?.netns;
+        let file = netns.file.try_clone().context("cannot keep a namespace open")?;
+        let pod_name = (!pod.host_network).then_some(name);
+        self.add(netns, &pod.node, pod_name, source, !source);
+        Ok(file)
+    }
+
+    fn add(&mut self, netns: Netns, node: &str, pod: Option<String>, source: bool, target: bool) {
+        if let Some((_, t)) = self.netns.iter_mut().find(|(n, _)| n.inode == netns.inode) {
+            t.source |= source;
+            t.target |= target;
+            return;
+        }
+        let territory = Territory { netns: netns.inode, node: node.to_owned(), pod, source, target };
+        self.netns.push((netns, territory));
+    }
+
+    /// Whether source and target share a namespace.
+    fn is_in_pod(&self) -> bool {
+        self.netns.iter().any(|(_, t)| t.source && t.target)
+    }
+
+    fn collect_addresses(&mut self, request: &TraceRequest) {
+        let any = |ip: &IpAddr| Endpoint { ip: ip.to_canonical(), port: 0 };
+        let port = request.port.unwrap_or(0);
+        self.sources = request.source.ips.iter().map(any).collect();
+        let pods = request.targets.iter().flat_map(|p| &p.ips);
+        self.targets = pods.chain(&request.addresses).map(|ip| Endpoint { port, ..any(ip) }).collect();
+        if self.is_in_pod() {
+            for lo in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+                self.sources.push(Endpoint { ip: lo, port: 0 });
+                self.targets.push(Endpoint { ip: lo, port });
+            }
+        }
+        for service in &request.services {
+            self.targets.extend(service.frontends.iter().map(|f| Endpoint { ip: f.addr.ip().to_canonical(), port: f.addr.port() }));
+        }
+        self.targets.sort_by_key(|e| (e.ip, e.port));
+        self.targets.dedup();
+    }
+
+    fn collect_links(&mut self) -> Result<()> {
+        let all: Vec<&Netns> = self.netns.iter().map(|(n, _)| n).collect();
+        for netns in &all {
+            self.links.insert(netns.inode, devices::dump(netns, &all)?);
+        }
+        Ok(())
+    }
+
+    /// The two ends, for the assembler.
+    #[must_use]
+    pub fn pair(&self, request: &TraceRequest) -> Pair {
+        Pair {
+            sources: self.sources.iter().map(|e| e.ip).collect(),
+            targets: self.targets.iter().map(|e| e.ip).collect(),
+            port: request.port,
+            services: request.services.clone(),
+        }
+    }
+
+    /// The places, for the assembler.
+    pub fn places(&self) -> Result<Places> {
+        let owners: HashMap<u32, String> =
+            self.netns.iter().map(|(n, t)| (n.inode, t.pod.clone().unwrap_or_else(|| t.node.clone()))).collect();
+        let held: Vec<Netns> = self
+            .netns
+            .iter()
+            .map(|(n, _)| Ok(Netns { file: n.file.try_clone()?, inode: n.inode, path: n.path.clone() }))
+            .collect::<std::io::Result<_>>()
+            .context("cannot keep a namespace open")?;
+        let mut places = Places::new(self.netns.iter().map(|(_, t)| t.clone()), read_again(held, self.links.clone(), owners.clone()));
+        for (netns, _) in &self.netns {
+            places.learn(netns.inode, devices::describe(netns.inode, &self.links, |n| owners.get(&n).cloned()));
+        }
+        Ok(places)
+    }
+}
+
+/// Devices may appear while a trace runs.
+fn read_again(held: Vec<Netns>, mut links: Links, owners: HashMap<u32, String>) -> ReadDevices {
+    Box::new(move |inode| -> Vec<Device> {
+        let all: Vec<&Netns> = held.iter().collect();
+        let Some(netns) = held.iter().find(|n| n.inode == inode) else { return Vec::new() };
+        // A namespace that cannot be asked any more leaves its devices without a name; the trace goes on.
+        if let Ok(fresh) = devices::dump(netns, &all) {
+            links.insert(inode, fresh);
+        }
+        devices::describe(inode, &links, |n| owners.get(&n).cloned())
+    })
+}
