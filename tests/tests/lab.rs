@@ -246,6 +246,23 @@ fn somebody_elses_namespace_is_left_alone() {
 }
 
 #[test]
+fn down_names_who_keeps_a_namespace_alive() {
+    if !root_or_skip("down_names_who_keeps_a_namespace_alive") {
+        return;
+    }
+    let lab = Lab::up();
+    // In the namespace but not in the cgroup, so it is not the lab's to kill.
+    let mut guest = lab.inside("httpbin", || Command::new("sleep").arg("60").spawn().unwrap());
+    let down = lab.down();
+    let alive = guest.try_wait().unwrap().is_none();
+    guest.kill().unwrap();
+    guest.wait().unwrap();
+    let said = String::from_utf8_lossy(&down.stderr);
+    assert!(down.status.success() && alive);
+    assert!(said.contains(&format!("process {} (sleep)", guest.id())) && said.contains("httpbin"), "{said}");
+}
+
+#[test]
 fn instances_do_not_meet() {
     if !root_or_skip("instances_do_not_meet") {
         return;
@@ -319,6 +336,42 @@ fn what_is_missing_is_named() {
     }
     let usage = output(lab.helper().args(["lab", "up", "--overlay", "gre"]));
     assert_eq!(usage.status.code(), Some(2));
+}
+
+#[test]
+fn without_a_cgroup_v2_mount_the_lab_has_its_own() {
+    if !root_or_skip("without_a_cgroup_v2_mount_the_lab_has_its_own") {
+        return;
+    }
+    let lab = Lab::reserve();
+    // All in one mount namespace, where nothing of type cgroup2 is mounted.
+    let script = "umount -a -t cgroup2 && \"$0\" lab up && \"$0\" lab exec curl -- cat /proc/self/cgroup && \"$0\" lab status -o json && \"$0\" lab down";
+    let mut machine = Command::new("unshare");
+    machine.args(["--mount", "sh", "-c", script]).arg(sockpath_tests::programs::helper()).env("SOCKPATH_LAB", lab.instance());
+    let out = succeed(&mut machine);
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.contains("/run/sockpath/cgroup/sockpath-lab-") && said.contains("/kubepods/burstable/pod"), "{said}");
+    assert!(!Path::new("/run/sockpath/cgroup").exists(), "the private mount's directory is left");
+}
+
+#[test]
+fn a_file_that_only_has_the_name_is_not_removed() {
+    if !root_or_skip("a_file_that_only_has_the_name_is_not_removed") {
+        return;
+    }
+    let lab = Lab::reserve();
+    let path = lab.netns("curl");
+    fs::create_dir_all("/run/netns").unwrap();
+    fs::write(&path, "somebody's notes").unwrap();
+    let up = output(lab.helper().args(["lab", "up"]));
+    let down = lab.down();
+    let kept = fs::read_to_string(&path);
+    let _ = fs::remove_file(&path);
+    assert_eq!(up.status.code(), Some(1), "{}", String::from_utf8_lossy(&up.stderr));
+    assert!(down.status.success() && kept.is_ok_and(|k| k == "somebody's notes"));
+    // An empty one is what a crash leaves.
+    fs::write(&path, "").unwrap();
+    succeed(lab.helper().args(["lab", "up"]));
 }
 
 #[test]

@@ -45,10 +45,12 @@ pub async fn up(instance: &Instance, overlay: Overlay) -> Result<ExitCode> {
 
     let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let outcome = tokio::select! {
         built = build(instance, overlay, &restore, &locked) => Some(built),
         _ = term.recv() => None,
         _ = int.recv() => None,
+        _ = hangup.recv() => None,
     };
     match outcome {
         Some(Ok(())) => {
@@ -89,6 +91,7 @@ async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked:
     let mut state = State { phase: Phase::Building, overlay, cgroup_root, servers: Default::default() };
     locked.save(&state)?;
     netns::prepare_dir()?;
+    node::load_bridge_netfilter();
 
     let nodes = [node::create_node(instance, NODES[0]).await?, node::create_node(instance, NODES[1]).await?];
     let mut loading = Vec::new();
@@ -170,7 +173,6 @@ pub fn server_fault(instance: &Instance, state: &State) -> Option<String> {
 async fn remove_all(instance: &Instance, locked: Locked) -> Result<bool> {
     let found = tear_down(instance).await?;
     locked.remove()?;
-    cgroup::release_mount();
     Ok(found)
 }
 
@@ -192,9 +194,14 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
         let path = instance.netns_path(entity);
         match netns::look_up(&path, &instance.mark()).await? {
             netns::Named::Free | netns::Named::Foreign => {}
-            netns::Named::Ours(_) | netns::Named::Stale => {
+            named @ (netns::Named::Ours(_) | netns::Named::Stale) => {
                 netns::remove(&path)?;
                 found = true;
+                if let netns::Named::Ours(netns) = named {
+                    for process in netns::inhabitants(&netns) {
+                        eprintln!("process {process} is still in the network namespace of {entity}, which stays until it ends");
+                    }
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -23,7 +24,7 @@ pub struct Netns {
 pub enum Named {
     /// Nothing of that name.
     Free,
-    /// A file without a namespace: what a crash between making the file and mounting on it leaves.
+    /// An empty file without a namespace: what a crash between making the file and mounting on it leaves.
     Stale,
     /// A namespace that carries the mark.
     Ours(Netns),
@@ -97,7 +98,8 @@ pub async fn look_up(path: &Path, mark: &str) -> Result<Named> {
         Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
     };
     if !is_nsfs(&netns.file)? {
-        return Ok(Named::Stale);
+        let meta = netns.file.metadata().with_context(|| format!("cannot examine {}", path.display()))?;
+        return Ok(if meta.is_file() && meta.len() == 0 { Named::Stale } else { Named::Foreign });
     }
     let links = Links::connect(&netns)?;
     Ok(if links.alias("lo").await?.as_deref() == Some(mark) { Named::Ours(netns) } else { Named::Foreign })
@@ -129,6 +131,19 @@ pub fn prepare_dir() -> Result<()> {
             .with_context(|| format!("cannot make {NETNS_DIR} a shared mount")),
         Err(e) => Err(e).with_context(|| format!("cannot make {NETNS_DIR} a shared mount")),
     }
+}
+
+/// Processes in a network namespace, as `PID (name)`.
+#[must_use]
+pub fn inhabitants(netns: &Netns) -> Vec<String> {
+    let Ok(own) = netns.file.metadata() else { return Vec::new() };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let inside = processes.filter(|p| fs::metadata(p.path().join("ns/net")).is_ok_and(|m| m.dev() == own.dev() && m.ino() == own.ino()));
+    let describe = |p: fs::DirEntry| {
+        let name = fs::read_to_string(p.path().join("comm")).unwrap_or_default();
+        format!("{} ({})", p.file_name().to_string_lossy(), name.trim())
+    };
+    inside.map(describe).collect()
 }
 
 fn is_nsfs(file: &File) -> Result<bool> {

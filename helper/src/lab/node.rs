@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVxlan};
@@ -84,6 +86,16 @@ pub async fn create_node(instance: &Instance, node: &Node) -> Result<Place> {
 /// Makes a pod's namespace.
 pub async fn create_pod(instance: &Instance, pod: &Pod) -> Result<Place> {
     Place::create(instance, pod.name, &COMMON).await
+}
+
+/// Loads `br_netfilter` where it is a module: unlike the other parts of the network stack that the lab needs, the kernel does
+/// not load it by itself. That it is not there is noticed when its sysctls are set.
+pub fn load_bridge_netfilter() {
+    if !Path::new("/proc/sys/net/bridge").exists() {
+        let mut modprobe = Command::new("/sbin/modprobe");
+        modprobe.args(["-q", "br_netfilter"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = modprobe.status();
+    }
 }
 
 /// Writes sysctls of the namespace this thread is in.

@@ -11,7 +11,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sockpath_protocol::lab::Overlay;
 
-use super::plan::Instance;
+use super::cgroup;
+use super::plan::{Instance, RUN_DIR};
 
 /// The state file's content. It is written before the first thing is made, so that a crash leaves a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,14 @@ fn file(dir: &Path) -> PathBuf {
     dir.join("state.json")
 }
 
+/// Whether an instance has its cgroups below that mount point. The directories there cannot tell: every mount of cgroup v2
+/// shows the same.
+fn any_uses(cgroup_root: &Path) -> bool {
+    let labs = fs::read_dir(RUN_DIR).into_iter().flatten().flatten();
+    let mut states = labs.filter_map(|lab| serde_json::from_slice::<State>(&fs::read(file(&lab.path())).ok()?).ok());
+    states.any(|s| s.cgroup_root == cgroup_root)
+}
+
 /// The instance's state directory, held exclusively.
 #[derive(Debug)]
 pub struct Locked {
@@ -107,10 +116,11 @@ impl Locked {
     /// Forgets the instance. Servers watch this directory and take its end for theirs.
     pub fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
-        // Only the last lab's end empties it.
-        if let Some(parent) = self.dir.parent() {
-            let _ = fs::remove_dir(parent);
+        if !any_uses(&cgroup::private_mount()) {
+            cgroup::release_mount();
         }
+        // Only the last lab's end empties it.
+        let _ = fs::remove_dir(RUN_DIR);
         Ok(())
     }
 }
