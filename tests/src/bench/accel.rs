@@ -1,0 +1,226 @@
+//! What acceleration gains, beside plain TCP, loopback TCP and AF_UNIX.
+
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::ground::{Cpus, Ground, Way};
+use super::measure::{Case, Column, Effort};
+use super::peer::{Load, Run};
+use super::stats::Sample;
+use super::table::{Table, reached};
+use crate::torture::accelerator::{Accelerator, Choice};
+
+/// Runs `f` while acceleration is on for `pods` (all when empty); `None` when this helper cannot accelerate.
+///
+/// # Errors
+/// What `f` says, or the end of the acceleration.
+pub fn accelerated<T>(ground: &Ground, cpus: Cpus, pods: &[&str], f: impl FnOnce(&mut Accelerator) -> Result<T>) -> Result<Option<T>> {
+    let choice = Choice { pods: pods.iter().map(|p| (*p).to_owned()).collect(), ..Choice::default() };
+    let mut on = match Accelerator::start_with(&ground.lab, &choice) {
+        Ok(on) => on,
+        Err(e) => {
+            eprintln!("  no acceleration: {e:#}");
+            return Ok(None);
+        }
+    };
+    if cpus == Cpus::One {
+        let mut set = CpuSet::new();
+        set.set(0).context("no CPU 0")?;
+        sched_setaffinity(Pid::from_raw(i32::try_from(on.0.pid())?), &set).context("cannot bind the helper")?;
+    }
+    let result = f(&mut on);
+    on.finish().context("end of an acceleration")?;
+    result.map(Some)
+}
+
+/// A line of a table: the same case by up to four ways.
+#[derive(Debug)]
+struct Line {
+    case: Case,
+    way: Way,
+    plain: Column,
+    accelerated: Column,
+    loopback: Column,
+    unix: Column,
+}
+
+impl Line {
+    fn new(load: Load, size: usize, cpus: Cpus, way: Way) -> Self {
+        let empty = Column::default;
+        Self { case: Case { load, size, cpus }, way, plain: empty(), accelerated: empty(), loopback: empty(), unix: empty() }
+    }
+
+    fn what(&self) -> String {
+        let through = if self.way == Way::Service { ", through the Service" } else { "" };
+        let cpus = if self.case.cpus == Cpus::One { "one CPU" } else { "two CPUs" };
+        format!("{}, {cpus}{through}", size_name(self.case.size))
+    }
+}
+
+/// `64 B`, `16 KiB`, `1 MiB`.
+fn size_name(size: usize) -> String {
+    match size {
+        s if s >= 1 << 20 => format!("{} MiB", s >> 20),
+        s if s >= 1 << 10 => format!("{} KiB", s >> 10),
+        s => format!("{s} B"),
+    }
+}
+
+/// Measures lines of equal CPUs: in each round every line plain, by loopback and AF_UNIX, then every line accelerated.
+fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
+    let Some(cpus) = lines.first().map(|l| l.case.cpus) else { return Ok(()) };
+    for _ in 0..effort.repeats {
+        for line in &mut *lines {
+            let run = |way: Way| line.case.run(ground, way, effort.time);
+            line.plain.0.push(run(line.way)?);
+            if line.way == Way::Direct && line.case.load != Load::Connect {
+                line.loopback.0.push(run(Way::Loopback)?);
+                line.unix.0.push(run(Way::Unix)?);
+            }
+        }
+        accelerated(ground, cpus, &[], |_| {
+            for line in &mut *lines {
+                line.accelerated.0.push(line.case.run(ground, line.way, effort.time)?);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Request-response, with the distribution of turnarounds.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let mut table = Table::new(
+        "Request-response",
+        &["message, CPUs", "plain TCP /s", "accelerated /s", "loopback /s", "AF_UNIX /s", "x plain", "goal", "x AF_UNIX", "goal"],
+    );
+    let mut turnarounds = Table::new(
+        "Turnaround of request-response, microseconds",
+        &[
+            "message, CPUs",
+            "plain p50",
+            "p99",
+            "accelerated p50",
+            "p99",
+            "AF_UNIX p50",
+            "p99",
+            "client CPU plain",
+            "accelerated",
+            "AF_UNIX",
+        ],
+    );
+    for cpus in [Cpus::One, Cpus::Two] {
+        let mut lines: Vec<Line> = [64, 1 << 10, 16 << 10]
+            .into_iter()
+            .flat_map(|size| [Way::Direct, Way::Service].map(|way| Line::new(Load::RequestResponse, size, cpus, way)))
+            .collect();
+        measure(ground, &mut lines, effort)?;
+        for l in &lines {
+            let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
+            let (gain, limit) = (fast.over(&plain), fast.over(&unix));
+            let (least, least_of_unix) = if cpus == Cpus::One || l.way == Way::Service { (2.0, 1.0) } else { (1.0, 0.9) };
+            let goal = if cpus == Cpus::Two && l.way == Way::Service { "-".to_owned() } else { reached(gain.median(), least) };
+            let unix_goal = if l.way == Way::Direct { reached(limit.median(), least_of_unix) } else { "-".to_owned() };
+            table.row(vec![
+                l.what(),
+                format!("{plain:.0}"),
+                format!("{fast:.0}"),
+                format!("{:.0}", l.loopback.rates()),
+                format!("{unix:.0}"),
+                gain.to_string(),
+                goal,
+                limit.to_string(),
+                unix_goal,
+            ]);
+            let us = |s: Sample| format!("{s:.1}");
+            turnarounds.row(vec![
+                l.what(),
+                us(l.plain.p50_us()),
+                us(l.plain.p99_us()),
+                us(l.accelerated.p50_us()),
+                us(l.accelerated.p99_us()),
+                us(l.unix.p50_us()),
+                us(l.unix.p99_us()),
+                us(l.plain.cpu_us()),
+                us(l.accelerated.cpu_us()),
+                us(l.unix.cpu_us()),
+            ]);
+        }
+    }
+    Ok(vec![table, turnarounds])
+}
+
+/// Streams.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let head = ["write, CPUs", "plain TCP Gbit/s", "accelerated", "loopback", "AF_UNIX", "x plain", "goal"];
+    let mut table = Table::new("Streams", &head);
+    for cpus in [Cpus::One, Cpus::Two] {
+        let sizes = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Stream, size, cpus, Way::Direct)).collect();
+        measure(ground, &mut lines, effort)?;
+        for l in &lines {
+            let gain = l.accelerated.rates().over(&l.plain.rates());
+            let least = if cpus == Cpus::One && l.case.size >= 64 << 10 { 2.5 } else { 1.0 };
+            let gbit = |c: &Column| Sample(c.rates().0.iter().map(|r| r * 8.0 / 1e9).collect()).to_string();
+            let goal = reached(gain.median(), least);
+            table.row(vec![l.what(), gbit(&l.plain), gbit(&l.accelerated), gbit(&l.loopback), gbit(&l.unix), gain.to_string(), goal]);
+        }
+    }
+    Ok(vec![table])
+}
+
+/// Connect, request, answer, close.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn connections(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let mut table = Table::new("Connect-request-close", &["message, CPUs", "plain TCP /s", "accelerated /s", "x plain", "goal"]);
+    for cpus in [Cpus::One, Cpus::Two] {
+        let mut lines = vec![Line::new(Load::Connect, 64, cpus, Way::Direct), Line::new(Load::Connect, 64, cpus, Way::Service)];
+        measure(ground, &mut lines, effort)?;
+        for l in &lines {
+            let gain = l.accelerated.rates().over(&l.plain.rates());
+            let goal = reached(gain.median(), 0.97);
+            table.row(vec![l.what(), format!("{:.0}", l.plain.rates()), format!("{:.0}", l.accelerated.rates()), gain.to_string(), goal]);
+        }
+    }
+    Ok(vec![table])
+}
+
+/// Pairs that are left alone while others are accelerated.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn bystanders(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let head = ["pair, CPUs", "without /s", "while others are accelerated /s", "ratio", "goal"];
+    let mut table = Table::new("Connections that are left alone (request-response, 64 B)", &head);
+    let cases: [(&str, Way, &[&str]); 3] = [
+        ("other node", Way::Remote, &[]),
+        ("peer not chosen", Way::Direct, &["curl"]),
+        ("neither chosen, in-pod", Way::OtherLoopback, &["curl"]),
+    ];
+    for cpus in [Cpus::One, Cpus::Two] {
+        for (name, way, pods) in cases {
+            let case = Case { load: Load::RequestResponse, size: 64, cpus };
+            let (mut without, mut with) = (Vec::<Run>::new(), Vec::<Run>::new());
+            for _ in 0..effort.repeats {
+                without.push(case.run(ground, way, effort.time)?);
+                let run = accelerated(ground, cpus, pods, |_| case.run(ground, way, effort.time))?;
+                with.extend(run);
+            }
+            let (without, with) = (Column(without).rates(), Column(with).rates());
+            let ratio = with.over(&without);
+            let cpus = if cpus == Cpus::One { "one CPU" } else { "two CPUs" };
+            let goal = reached(ratio.median(), 0.99);
+            table.row(vec![format!("{name}, {cpus}"), format!("{without:.0}"), format!("{with:.0}"), ratio.to_string(), goal]);
+        }
+    }
+    Ok(vec![table])
+}

@@ -1,0 +1,10 @@
+//! Benchmarks: what acceleration gains and what tracing costs, as ratios of alternating runs.
+
+pub mod accel;
+pub mod ground;
+pub mod measure;
+pub mod peer;
+pub mod programs;
+pub mod stats;
+pub mod suite;
+pub mod table;

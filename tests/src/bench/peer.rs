@@ -1,0 +1,326 @@
+//! The two peers of a benchmark. The client tells the server in 16 bytes what to do, so that one server serves all runs.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::stats::quantile;
+use crate::torture::net::{Kind, Socket};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Load {
+    /// Request and answer of equal size in turn.
+    RequestResponse,
+    /// Writes of one size, as fast as they go.
+    Stream,
+    /// Connect, one request and answer, close.
+    Connect,
+}
+
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// AF_UNIX stream.
+    Unix(PathBuf),
+}
+
+impl FromStr for Place {
+    type Err = anyhow::Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        if s.starts_with('/') {
+            return Ok(Self::Unix(s.into()));
+        }
+        s.parse().map(Self::Tcp).with_context(|| format!("{s:?} is neither a path nor an address with a port"))
+    }
+}
+
+/// What one run of a client found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Exchanges, connections or bytes in a second.
+    pub rate: f64,
+    /// Median turnaround, in nanoseconds.
+    pub p50_ns: u64,
+    /// The 99th percentile.
+    pub p99_ns: u64,
+    /// CPU time of the client per exchange, in nanoseconds, system time included.
+    pub cpu_ns: f64,
+}
+
+/// A byte stream of either family.
+trait Stream: Read + Write + Send {
+    /// Ends the writing direction.
+    fn half_close(&self) -> io::Result<()>;
+}
+
+impl Stream for std::net::TcpStream {
+    fn half_close(&self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+impl Stream for UnixStream {
+    fn half_close(&self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+/// Binds this process to one CPU.
+///
+/// # Errors
+/// What sched_setaffinity(2) says.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).context("no such CPU")?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).context("cannot bind to a CPU")
+}
+
+/// Serves on a TCP port of all addresses (and discards datagrams there) or on a path, until stdin closes.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn serve(port: Option<u16>, path: Option<PathBuf>) -> Result<()> {
+    if let Some(port) = port {
+        let any = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), port);
+        let listener = TcpListener::bind(any).with_context(|| format!("cannot listen on {any}"))?;
+        let sink = UdpSocket::bind(any).with_context(|| format!("cannot take datagrams on {any}"))?;
+        std::thread::spawn(move || while sink.recv(&mut [0; 2048]).is_ok() {});
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let _ = stream.set_nodelay(true);
+                spawn(stream);
+            }
+        });
+    }
+    if let Some(path) = &path {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                spawn(stream);
+            }
+        });
+    }
+    println!("ready");
+    io::stdin().read_to_end(&mut Vec::new())?;
+    if let Some(path) = &path {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn spawn(stream: impl Stream + 'static) {
+    // A connection whose thread cannot start is closed, which the client reports.
+    let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
+        // The end of a run shows as an error here.
+        let _ = answer(stream);
+    });
+}
+
+fn answer(mut stream: impl Stream) -> io::Result<()> {
+    let mut header = [0; 16];
+    stream.read_exact(&mut header)?;
+    let size = usize::try_from(u64::from_le_bytes(header[8..].try_into().unwrap_or_default())).unwrap_or(1).clamp(1, 16 << 20);
+    let mut buf = vec![0; size];
+    if header[0] == b's' {
+        let mut total = 0u64;
+        loop {
+            match stream.read(&mut buf)? {
+                0 => return stream.write_all(&total.to_le_bytes()),
+                n => total += n as u64,
+            }
+        }
+    }
+    loop {
+        stream.read_exact(&mut buf)?;
+        stream.write_all(&buf)?;
+    }
+}
+
+/// One run of a client, `time` long after a short warm-up.
+///
+/// # Errors
+/// When the server cannot be reached or breaks off.
+pub fn run(to: &Place, load: Load, size: usize, time: Duration) -> Result<Run> {
+    match load {
+        Load::RequestResponse => request_response(open(to, b'r', size)?.as_mut(), size, time),
+        Load::Stream => stream(open(to, b's', size)?.as_mut(), size, time),
+        Load::Connect => connect(to, size, time),
+    }
+}
+
+fn open(to: &Place, load: u8, size: usize) -> Result<Box<dyn Stream>> {
+    let mut stream: Box<dyn Stream> = match to {
+        Place::Tcp(to) => {
+            let stream = std::net::TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        }
+        Place::Unix(path) => Box::new(UnixStream::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?),
+    };
+    stream.write_all(&header(load, size))?;
+    Ok(stream)
+}
+
+fn header(load: u8, size: usize) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[0] = load;
+    header[8..].copy_from_slice(&(size as u64).to_le_bytes());
+    header
+}
+
+fn request_response(stream: &mut dyn Stream, size: usize, time: Duration) -> Result<Run> {
+    let mut buf = vec![1; size];
+    let warm = Instant::now() + time / 8;
+    while Instant::now() < warm {
+        stream.write_all(&buf)?;
+        stream.read_exact(&mut buf)?;
+    }
+    let mut turnarounds: Vec<u64> = Vec::with_capacity(1 << 17);
+    let (start, cpu) = (Instant::now(), cpu_ns());
+    let mut now = start;
+    while now - start < time {
+        stream.write_all(&buf)?;
+        stream.read_exact(&mut buf)?;
+        let then = now;
+        now = Instant::now();
+        turnarounds.push(u64::try_from((now - then).as_nanos()).unwrap_or(u64::MAX));
+    }
+    Ok(summary(turnarounds, now - start, cpu_ns() - cpu))
+}
+
+fn summary(mut turnarounds: Vec<u64>, time: Duration, cpu_ns: u64) -> Run {
+    turnarounds.sort_unstable();
+    let n = turnarounds.len() as f64;
+    Run {
+        rate: n / time.as_secs_f64(),
+        p50_ns: quantile(&turnarounds, 0.5),
+        p99_ns: quantile(&turnarounds, 0.99),
+        cpu_ns: cpu_ns as f64 / n,
+    }
+}
+
+fn stream(stream: &mut dyn Stream, size: usize, time: Duration) -> Result<Run> {
+    let buf = vec![1; size];
+    let (start, cpu) = (Instant::now(), cpu_ns());
+    let mut written = 0u64;
+    // The clock is read once for about 64 KiB.
+    let batch = ((64 << 10) / size).max(1);
+    while start.elapsed() < time {
+        for _ in 0..batch {
+            stream.write_all(&buf)?;
+        }
+        written += (batch * size) as u64;
+    }
+    stream.half_close()?;
+    let mut told = [0; 8];
+    stream.read_exact(&mut told)?;
+    if u64::from_le_bytes(told) != written {
+        bail!("{written} bytes were written, the server read {}", u64::from_le_bytes(told));
+    }
+    let messages = written as f64 / size as f64;
+    Ok(Run { rate: written as f64 / start.elapsed().as_secs_f64(), p50_ns: 0, p99_ns: 0, cpu_ns: (cpu_ns() - cpu) as f64 / messages })
+}
+
+fn connect(to: &Place, size: usize, time: Duration) -> Result<Run> {
+    let Place::Tcp(to) = to else { bail!("connections are counted for TCP only") };
+    let mut request = header(b'r', size).to_vec();
+    request.resize(16 + size, 1);
+    let mut turnarounds = Vec::with_capacity(1 << 16);
+    let (start, cpu) = (Instant::now(), cpu_ns());
+    let mut now = start;
+    while now - start < time {
+        let socket = Socket::new(Kind { v6: to.is_ipv6(), mptcp: false })?;
+        // A reset leaves no TIME-WAIT behind, of which the run would use up all ports.
+        socket.linger(Some(0))?;
+        socket.connect(*to)?;
+        socket.send(&request, 0)?;
+        let mut have = 0;
+        while have < size {
+            match socket.recv(&mut request[..size], 0)? {
+                0 => bail!("the server closed"),
+                n => have += n,
+            }
+        }
+        request[..16].copy_from_slice(&header(b'r', size));
+        drop(socket);
+        let then = now;
+        now = Instant::now();
+        turnarounds.push(u64::try_from((now - then).as_nanos()).unwrap_or(u64::MAX));
+    }
+    Ok(summary(turnarounds, now - start, cpu_ns() - cpu))
+}
+
+/// CPU time of this process so far, user and system, in nanoseconds.
+fn cpu_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .map_or(0, |t| u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+}
+
+/// Sends small datagrams at `rate` per second (as many as go when 0); yields how many went per second.
+///
+/// # Errors
+/// When there is no socket.
+pub fn flood(to: SocketAddr, rate: u64, time: Duration) -> Result<f64> {
+    let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    let start = Instant::now();
+    let mut sent = 0u64;
+    while start.elapsed() < time {
+        let due = if rate == 0 { sent + 64 } else { (start.elapsed().as_secs_f64() * rate as f64) as u64 };
+        while sent < due {
+            // A full queue or a refusal is the network's business.
+            let _ = socket.send(&[1; 64]);
+            sent += 1;
+        }
+    }
+    Ok(sent as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Opens `count` connections to `to` and holds them; tells on stdout when all are open, then measures turnarounds over all of them
+/// in turn whenever a line with a number of exchanges comes on stdin, until stdin closes.
+///
+/// # Errors
+/// When a connection fails.
+pub fn many(to: SocketAddr, count: usize) -> Result<()> {
+    let start = Instant::now();
+    let mut sockets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = Socket::new(Kind { v6: to.is_ipv6(), mptcp: false })?;
+        socket.connect(to).with_context(|| format!("connection {}", sockets.len()))?;
+        socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        socket.send(&header(b'r', 64), 0)?;
+        sockets.push(socket);
+    }
+    println!("{}", serde_json::to_string(&Run { rate: count as f64 / start.elapsed().as_secs_f64(), ..Run::default() })?);
+    for line in io::stdin().lines() {
+        let exchanges: usize = line?.trim().parse().context("a number of exchanges was expected")?;
+        let mut turnarounds = Vec::with_capacity(exchanges);
+        let (start, cpu) = (Instant::now(), cpu_ns());
+        for socket in sockets.iter().cycle().take(exchanges) {
+            let then = Instant::now();
+            socket.send(&[1; 64], 0)?;
+            let mut have = 0;
+            while have < 64 {
+                match socket.recv(&mut [0; 64], 0)? {
+                    0 => bail!("the server closed"),
+                    n => have += n,
+                }
+            }
+            turnarounds.push(u64::try_from(then.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
+        println!("{}", serde_json::to_string(&summary(turnarounds, start.elapsed(), cpu_ns() - cpu))?);
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! All benchmarks, one after the other, as one markdown document.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::accel;
+use super::ground::Ground;
+use super::measure::Effort;
+use super::programs;
+use super::table::Table;
+
+/// Runs what `only` names (everything when it is empty) and prints the tables.
+///
+/// # Errors
+/// When the ground cannot be prepared; a section that fails is reported in its place.
+pub fn run(quick: bool, only: &[String]) -> Result<()> {
+    type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
+    let ms = Duration::from_millis;
+    let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
+    let sections: [(&str, Section, Effort); 5] = [
+        ("rr", accel::request_response, Effort { repeats, time: short }),
+        ("streams", accel::streams, Effort { repeats, time: long }),
+        ("connections", accel::connections, Effort { repeats, time: long }),
+        ("programs", programs::programs, Effort { repeats: if quick { 2 } else { 5 }, time: Duration::from_secs(1) }),
+        ("bystanders", accel::bystanders, Effort { repeats, time: short }),
+    ];
+    let start = Instant::now();
+    println!("{}", heading(quick)?);
+    let ground = Ground::new()?;
+    for (name, section, effort) in sections {
+        if !only.is_empty() && !only.iter().any(|o| o == name) {
+            continue;
+        }
+        eprintln!("{name}");
+        match section(&ground, effort) {
+            Ok(tables) => tables.iter().for_each(|t| print!("{}", t.markdown())),
+            Err(e) => println!("\n## {name}\n\nThis section failed: {e:#}"),
+        }
+    }
+    println!("\nMeasured in {:.0} s.", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn heading(quick: bool) -> Result<String> {
+    let uname = nix::sys::utsname::uname()?;
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown CPU", |m| m.trim_start_matches([' ', '\t', ':']));
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    Ok(format!(
+        "Kernel {} on {model}, {} CPUs; load before: {}; command: `bench{}`. Each cell is the median of alternating runs with their range; \
+         ratios are taken run by run.",
+        uname.release().to_string_lossy(),
+        std::thread::available_parallelism()?,
+        load.split(' ').next().unwrap_or("?"),
+        if quick { " --quick" } else { "" }
+    ))
+}
