@@ -246,6 +246,28 @@ fn somebody_elses_namespace_is_left_alone() {
 }
 
 #[test]
+fn what_fails_on_the_way_is_undone() {
+    if !root_or_skip("what_fails_on_the_way_is_undone") {
+        return;
+    }
+    let lab = Lab::reserve();
+    let before = snapshot(&lab);
+    // Programs of the right name that fail, found first.
+    let dir = std::env::temp_dir().join(format!("sockpath-{}", lab.instance()));
+    fs::create_dir(&dir).unwrap();
+    for name in ["iptables-restore", "ip6tables-restore"] {
+        std::os::unix::fs::symlink("/bin/false", dir.join(name)).unwrap();
+    }
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let up = output(lab.helper().args(["lab", "up"]).env("PATH", path));
+    fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(up.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&up.stderr);
+    assert!(said.starts_with("error: iptables-restore failed on node-1"), "{said}");
+    before.assert_nothing_left();
+}
+
+#[test]
 fn down_names_who_keeps_a_namespace_alive() {
     if !root_or_skip("down_names_who_keeps_a_namespace_alive") {
         return;

@@ -111,3 +111,33 @@ fn print(text: &str) -> Result<ExitCode> {
         _ => Ok(ExitCode::SUCCESS),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use sockpath_protocol::lab::Overlay;
+
+    use super::*;
+    use crate::lab::state::Phase;
+
+    #[test]
+    fn the_table_names_everything() {
+        let state = State { phase: Phase::Up, overlay: Overlay::Vxlan, cgroup_root: PathBuf::from("/cg"), servers: Default::default() };
+        let status = describe(&Instance::new("").unwrap(), &state);
+        assert!(status.pods[0].cgroup.starts_with("/cg/sockpath-lab/node-1/kubepods/burstable/pod"));
+        let expected = "\
+the lab is up, overlay vxlan
+KIND     NAME            NODE    ADDRESSES                  PORTS
+node     node-1          -       10.199.0.1,fd00:10:199::1  -
+node     node-2          -       10.199.0.2,fd00:10:199::2  -
+pod      curl            node-1  10.42.1.2,fd00:10:42:1::2  curl:8080,sidecar:8081
+pod      httpbin         node-1  10.42.1.3,fd00:10:42:1::3  httpbin:8080
+pod      httpbin-remote  node-2  10.42.2.2,fd00:10:42:2::2  httpbin:8080
+service  httpbin         -       10.96.0.10,fd00:10:96::a   80->httpbin:8080
+service  httpbin-remote  -       10.96.0.11,fd00:10:96::b   80->httpbin-remote:8080
+service  empty           -       10.96.0.12,fd00:10:96::c   80->nothing
+";
+        assert_eq!(table(&status), expected);
+    }
+}
