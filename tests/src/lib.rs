@@ -6,6 +6,7 @@ pub mod programs;
 pub mod services;
 pub mod snapshot;
 pub mod torture;
+pub mod trace;
 
 use std::io::Write as _;
 
