@@ -27,7 +27,7 @@ pub struct Trace {
 }
 
 /// What the plugin says on stderr once its hooks are attached.
-const ARMED: &str = "watching ";
+const ARMED: &str = "watching";
 
 impl Trace {
     /// Starts a trace and waits until it is armed (or has ended).
