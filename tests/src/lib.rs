@@ -22,8 +22,9 @@ pub fn root_or_skip(test: &str) -> bool {
 
 /// Says that a test or a part of one was skipped, and why.
 pub fn skipped(test: &str, why: &str) {
-    // Not eprintln!, which the test runner keeps to itself when a test passes.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+    // Not eprintln!, which the test runner keeps to itself when a test passes. On a line of its own, which `tests/run-all` counts:
+    // the runner has just printed "test NAME ... ".
+    let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {why}");
 }
 
 /// Whether a program is installed; says that the test is skipped when it is not.
