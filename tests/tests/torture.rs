@@ -23,7 +23,8 @@ fn plain_tcp_passes_the_torture() {
     if !root_or_skip("plain_tcp_passes_the_torture") {
         return;
     }
-    let torture = Torture { seed: seed(), connections: 3_000, accelerate: false, limit: Some(Duration::from_secs(30)) };
+    let torture =
+        Torture { seed: seed(), connections: 3_000, accelerate: false, without_order_gate: false, limit: Some(Duration::from_secs(30)) };
     let verdict = run("plain_tcp_passes_the_torture", torture);
     assert!(verdict.passed(), "{verdict}");
     assert!(verdict.clients.connections > 1_000, "{verdict}");

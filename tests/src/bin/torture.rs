@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use sockpath_tests::torture::agent;
 use sockpath_tests::torture::client::{self, ClientOptions, Route};
 use sockpath_tests::torture::controller::Torture;
 use sockpath_tests::torture::server::{self, ServerOptions};
@@ -25,6 +26,9 @@ struct Args {
     /// Leave acceleration off: what plain TCP does with the same connections
     #[arg(long)]
     plain: bool,
+    /// Use the copy of the programs without the order gate, which has to fail
+    #[arg(long, conflicts_with = "plain")]
+    without_order_gate: bool,
     /// Make no new connections after so many seconds
     #[arg(long)]
     limit: Option<u64>,
@@ -44,6 +48,9 @@ enum Role {
         #[arg(long)]
         doomed: bool,
     },
+    /// Do single socket calls inside a pod, as a test tells on stdin
+    #[command(hide = true)]
+    Agent,
     /// The connecting peer, inside a pod
     Client {
         /// The run's seed
@@ -83,6 +90,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let Some(role) = args.role else { return controller(&args) };
     match role {
+        Role::Agent => agent::run()?,
         Role::Server { seed, port, doomed } => server::run(ServerOptions { port, seed, doomed })?,
         Role::Client { seed, from, count, concurrency, limit_ms, doomed, routes } => {
             client::run(&ClientOptions { seed, from, count, concurrency, limit: limit_ms.map(Duration::from_millis), doomed, routes })?;
@@ -99,7 +107,9 @@ fn controller(args: &Args) -> Result<ExitCode> {
     let how = if args.plain { " --plain" } else { "" };
     println!("to repeat: torture --connections {} --seed {seed}{how}", args.connections);
     let limit = args.limit.map(Duration::from_secs);
-    let verdict = Torture { seed, connections: args.connections, accelerate: !args.plain, limit }.run()?;
+    let verdict =
+        Torture { seed, connections: args.connections, accelerate: !args.plain, without_order_gate: args.without_order_gate, limit }
+            .run()?;
     println!("{verdict}");
     Ok(if verdict.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

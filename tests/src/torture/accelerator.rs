@@ -16,6 +16,9 @@ use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
 
 use crate::lab::Lab;
 
+/// Makes a helper use the programs without the order gate.
+const WITHOUT_ORDER_GATE: &str = "SOCKPATH_TEST_NO_ORDER_GATE";
+
 /// Longest wait for the helper to become ready or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -54,8 +57,16 @@ impl Session {
     /// # Errors
     /// When it does not start or does not say hello.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_with(lab, &[])
+    }
+
+    /// The same with environment variables.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn start_with(lab: &Lab, environment: &[(&str, &str)]) -> Result<Self> {
         let mut command = lab.helper();
-        command.arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.envs(environment.iter().copied()).arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let stdin = Arc::new(Mutex::new(child.stdin.take()));
         let stdout = child.stdout.take().context("no stdout")?;
@@ -193,11 +204,13 @@ pub struct Choice {
     pub lease: Duration,
     /// Leave it running when the session ends.
     pub detach: bool,
+    /// Use the copy of the programs without the order gate, which corrupts data: it shows that a test would see that.
+    pub without_order_gate: bool,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false }
+        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false, without_order_gate: false }
     }
 }
 
@@ -232,7 +245,8 @@ impl Accelerator {
     /// # Errors
     /// What the helper says.
     pub fn start_with(lab: &Lab, choice: &Choice) -> Result<Self> {
-        let mut session = Session::start(lab)?;
+        let environment: &[(&str, &str)] = if choice.without_order_gate { &[(WITHOUT_ORDER_GATE, "1")] } else { &[] };
+        let mut session = Session::start_with(lab, environment)?;
         session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
         session.expect("the sign that it is armed", |m| matches!(m, Message::Armed(_) | Message::Pairs(_)).then_some(()))?;
         Ok(Self(session))

@@ -47,25 +47,25 @@ pub struct Deeds {
 ///
 /// # Errors
 /// When the helper does not do as asked.
-pub fn run(lab: &Lab, seed: u64, over: &AtomicBool) -> Result<Deeds> {
+pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool) -> Result<Deeds> {
     let mut rng = Prng::new(seed, u64::MAX);
     let mut deeds = Deeds::default();
     let ways = [Way::Finish, Way::Finish, Way::Terminate, Way::Interrupt, Way::PluginDies, Way::HelperDies, Way::LeaseRunsOut, Way::Detach];
     while !over.load(Ordering::Acquire) {
         let way = rng.pick(&ways);
-        round(lab, way, &mut rng, &mut deeds, over).with_context(|| format!("acceleration that ends by {way:?}"))?;
+        round(lab, way, without_order_gate, &mut rng, &mut deeds, over).with_context(|| format!("acceleration that ends by {way:?}"))?;
         *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
         doze(Duration::from_millis(rng.log_between(1, 800)), over);
     }
     Ok(deeds)
 }
 
-fn round(lab: &Lab, way: Way, rng: &mut Prng, deeds: &mut Deeds, over: &AtomicBool) -> Result<()> {
+fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &mut Deeds, over: &AtomicBool) -> Result<()> {
     let brief = matches!(way, Way::HelperDies | Way::LeaseRunsOut | Way::Detach);
     let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
     // All pods, mostly; sometimes one end only, which has to be left alone.
     let pods = if rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
-    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach })?;
+    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate })?;
     doze(Duration::from_millis(rng.log_between(50, 4_000)), over);
     let summary = match way {
         Way::Finish => on.finish()?,

@@ -35,6 +35,8 @@ pub struct Torture {
     pub connections: u64,
     /// Switch acceleration on and off meanwhile.
     pub accelerate: bool,
+    /// Accelerate by the copy of the programs without the order gate; this has to fail.
+    pub without_order_gate: bool,
     /// Make no new connections after this time.
     pub limit: Option<Duration>,
 }
@@ -72,7 +74,7 @@ impl Torture {
         forward_service_ports(&lab, &status)?;
         let over = AtomicBool::new(false);
         let mut verdict = std::thread::scope(|scope| {
-            let chaos = self.accelerate.then(|| scope.spawn(|| chaos::run(&lab, self.seed, &over)));
+            let chaos = self.accelerate.then(|| scope.spawn(|| chaos::run(&lab, self.seed, self.without_order_gate, &over)));
             let doomed = scope.spawn(|| self.doomed(&lab, &status, &over));
             let verdict = self.batches(&lab, &status);
             over.store(true, Ordering::Release);

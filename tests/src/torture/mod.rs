@@ -1,6 +1,7 @@
 //! Peers that put connections under every load we can think of, and the controller that runs them over the lab.
 
 pub mod accelerator;
+pub mod agent;
 pub mod chaos;
 pub mod client;
 pub mod content;
@@ -10,10 +11,12 @@ pub mod net;
 pub mod outcome;
 pub mod peers;
 pub mod plan;
+pub mod pods;
 pub mod prng;
 pub mod reader;
 pub mod report;
 pub mod server;
+pub mod sockmap;
 pub mod tally;
 pub mod uring;
 pub mod watch;

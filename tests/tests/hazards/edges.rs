@@ -1,0 +1,155 @@
+//! Rows 13, 14, 16, 17 and 19: what lies around a pair.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sockpath_tests::torture::accelerator::Accelerator;
+use sockpath_tests::torture::agent::Op;
+use sockpath_tests::torture::controller::forward_service_ports;
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{Scene, await_accelerated, exchange};
+
+#[test]
+fn h13_idle_nat_state_expires() {
+    let Some(scene) = Scene::new("h13_idle_nat_state_expires") else { return };
+    let status = scene.lab.status();
+    forward_service_ports(&scene.lab, &status).expect("Service rules");
+    scene.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
+    let service = status.services.iter().find(|s| s.name == "httpbin").expect("no Service httpbin");
+    let ip = service.cluster_ips.iter().copied().find(std::net::IpAddr::is_ipv4).expect("no IPv4 address");
+    let mut on = scene.accelerate();
+    let listener = scene.httpbin.listen(6000, &[]);
+    let client = scene.curl.connect(SocketAddr::new(ip, 6000));
+    let server = listener.accept();
+    await_accelerated(&mut on, &client, &server);
+    let end = Instant::now() + Duration::from_secs(9);
+    while Instant::now() < end {
+        exchange(&client, &server, 5);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // TCP has carried nothing of that. It has to be able to now.
+    on.finish().expect("end");
+    exchange(&client, &server, 20);
+    client.send(b"bye");
+    client.close();
+    assert_eq!(server.recv_exactly(3), b"bye");
+    assert_eq!(server.recv(1), b"");
+}
+
+/// Bytes per second of a stream of writes of `size`, through agents in both pods.
+fn stream(scene: &Scene, port: u16, size: usize) -> f64 {
+    let (client, server) = scene.connect(port);
+    let total = size * 20_000;
+    let start = Instant::now();
+    let kind = ReaderKind::Recv;
+    let reading = server.start_on(1, Op::ReadContent { id: 4, from: 0, to: total as u64, kind, pause_us: 0 });
+    for from in (0..total).step_by(total / 4) {
+        client.send_content(4, from as u64, total / 4);
+    }
+    assert_eq!(reading.number(), i64::try_from(total).expect("a count"));
+    total as f64 / start.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[test]
+fn h16_slower_than_tcp() {
+    // A wide margin: this guards against a pair that is stuck on a slow way. The exact figures are those of `make bench`.
+    const LEAST: f64 = 0.6;
+    let Some(scene) = Scene::new("h16_slower_than_tcp") else { return };
+    for size in [1 << 10, 4 << 10] {
+        let mut ratios = Vec::new();
+        for n in 0..5 {
+            let plain = stream(&scene, 6000 + n * 2, size);
+            let on = scene.accelerate();
+            let fast = stream(&scene, 6001 + n * 2, size);
+            on.finish().expect("end");
+            ratios.push(fast / plain);
+        }
+        let ratio = median(ratios.clone());
+        assert!(ratio > LEAST, "streams in writes of {size} bytes run at {ratio:.2} of TCP: {ratios:.2?}");
+    }
+}
+
+/// Connections per second, one request and answer each.
+fn churn(scene: &Scene, port: u16) -> f64 {
+    let listener = scene.httpbin.listen(port, &[]);
+    let to = scene.httpbin_at(port);
+    let start = Instant::now();
+    const CONNECTIONS: u32 = 150;
+    for _ in 0..CONNECTIONS {
+        let client = scene.curl.connect(to);
+        let server = listener.accept();
+        exchange(&client, &server, 1);
+        client.close();
+        server.close();
+    }
+    listener.close();
+    f64::from(CONNECTIONS) / start.elapsed().as_secs_f64()
+}
+
+#[test]
+fn h17_connection_churn() {
+    // As above: `make bench` has the exact figures.
+    const LEAST: f64 = 0.7;
+    let Some(scene) = Scene::new("h17_connection_churn") else { return };
+    let mut ratios = Vec::new();
+    for n in 0..5 {
+        let plain = churn(&scene, 6000 + n * 2);
+        let on: Accelerator = scene.accelerate();
+        let fast = churn(&scene, 6001 + n * 2);
+        on.finish().expect("end");
+        ratios.push(fast / plain);
+    }
+    let ratio = median(ratios.clone());
+    assert!(ratio > LEAST, "connections come and go at {ratio:.2} of TCP: {ratios:.2?}");
+}
+
+/// Helpers of sk_msg that the advisories of 2026 are about (CVE-2026-74589, -68284, -64548).
+const UNUSED: [&str; 4] = ["bpf_msg_apply_bytes", "bpf_msg_cork_bytes", "bpf_msg_push_data", "bpf_msg_pop_data"];
+
+#[test]
+fn h19_helpers_of_known_advisories_are_unused() {
+    // The programs as they were loaded; their source says what else might be loaded.
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bpf/src");
+    let mut looked_at = 0;
+    let mut dirs = vec![sources];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).expect("no BPF sources").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                looked_at += 1;
+                for helper in UNUSED {
+                    assert!(!text.contains(helper), "{} uses {helper}", path.display());
+                }
+            }
+        }
+    }
+    assert!(looked_at > 2, "only {looked_at} BPF sources were found");
+    let Some(scene) = Scene::new("h19_helpers_of_known_advisories_are_unused (loaded programs)") else { return };
+    if !sockpath_tests::program_or_skip("h19_helpers_of_known_advisories_are_unused (loaded programs)", "bpftool", "bpftool") {
+        return;
+    }
+    let on = scene.accelerate();
+    let list = Command::new("bpftool").args(["-j", "prog", "list"]).output().expect("bpftool");
+    let programs: serde_json::Value = serde_json::from_slice(&list.stdout).expect("no list of programs");
+    let verdicts: Vec<u64> =
+        programs.as_array().into_iter().flatten().filter(|p| p["type"] == "sk_msg").filter_map(|p| p["id"].as_u64()).collect();
+    assert!(!verdicts.is_empty(), "no sk_msg program is loaded: {programs}");
+    for id in verdicts {
+        let dump = Command::new("bpftool").args(["prog", "dump", "xlated", "id", &id.to_string()]).output().expect("bpftool");
+        let text = String::from_utf8_lossy(&dump.stdout);
+        for helper in UNUSED {
+            assert!(!text.contains(helper), "program {id} calls {helper}");
+        }
+    }
+    on.finish().expect("end");
+}

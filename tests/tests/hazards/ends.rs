@@ -1,0 +1,148 @@
+//! Rows 11 and 12: ends of connections, the same as TCP's.
+
+use std::time::{Duration, Instant};
+
+use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::pods::Remote;
+
+use crate::scene::{Scene, exchange};
+
+const RESET: Answer = Answer::Errno(libc::ECONNRESET);
+const BROKEN: Answer = Answer::Errno(libc::EPIPE);
+
+fn recv(socket: &Remote) -> Answer {
+    socket.call(Op::Recv { len: 100, flags: 0 })
+}
+
+fn end_of_stream() -> Answer {
+    Answer::Bytes(Vec::new())
+}
+
+/// Runs a scenario on an accelerated connection in both directions, and on a plain one before, which has to agree.
+fn both_ways(test: &str, scenario: impl Fn(&Remote, &Remote)) {
+    let Some(scene) = Scene::new(test) else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 3);
+    scenario(&client, &server);
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6001);
+    scenario(&client, &server);
+    let (client, server) = scene.connect_accelerated(&mut on, 6002);
+    scenario(&server, &client);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h11_peer_vanishes() {
+    let Some(scene) = Scene::new("h11_peer_vanishes") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    exchange(&client, &server, 1);
+    scene.httpbin.kill();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match client.call(Op::Send { data: b"anybody there?".to_vec(), flags: 0 }) {
+            Answer::Number(14) if Instant::now() < deadline => {}
+            answer if answer == RESET || answer == BROKEN => break,
+            other => panic!("the writer sees {other:?}"),
+        }
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn h11_peer_closes_while_written_to() {
+    both_ways("h11_peer_closes_while_written_to", |a, b| {
+        b.close();
+        assert_eq!(recv(a), end_of_stream());
+        a.send(b"too late");
+        // The reset that answers has to arrive.
+        assert_ne!(a.poll(0, 5_000) & libc::POLLHUP, 0);
+        assert_eq!(a.call(Op::Send { data: b"?".to_vec(), flags: 0 }), BROKEN);
+    });
+}
+
+#[test]
+fn h12_fin_after_redirected_bytes() {
+    both_ways("h12_fin_after_redirected_bytes", |a, b| {
+        a.send(b"last words");
+        a.close();
+        assert_eq!(b.recv_exactly(10), b"last words");
+        assert_eq!(recv(b), end_of_stream());
+        assert_eq!(recv(b), end_of_stream());
+    });
+}
+
+#[test]
+fn h12_half_close() {
+    both_ways("h12_half_close", |a, b| {
+        a.send(b"request");
+        a.done(Op::Shutdown { how: libc::SHUT_WR });
+        assert_eq!(a.call(Op::Send { data: b"?".to_vec(), flags: 0 }), BROKEN);
+        assert_eq!(b.recv_exactly(7), b"request");
+        assert_eq!(recv(b), end_of_stream());
+        for _ in 0..20 {
+            b.send(b"answer");
+            assert_eq!(a.recv_exactly(6), b"answer");
+        }
+        b.close();
+        assert_eq!(recv(a), end_of_stream());
+    });
+}
+
+#[test]
+fn h12_half_close_wakes_a_sleeping_reader() {
+    both_ways("h12_half_close_wakes_a_sleeping_reader", |a, b| {
+        let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
+        assert!(asleep.blocks_for(Duration::from_millis(100)));
+        a.done(Op::Shutdown { how: libc::SHUT_WR });
+        assert_eq!(asleep.wait(), end_of_stream());
+    });
+}
+
+#[test]
+fn h12_reset() {
+    both_ways("h12_reset", |a, b| {
+        a.done(Op::Linger { seconds: Some(0) });
+        a.close();
+        assert_eq!(recv(b), RESET);
+        assert_eq!(recv(b), end_of_stream());
+        assert_eq!(b.call(Op::Send { data: b"?".to_vec(), flags: 0 }), BROKEN);
+    });
+}
+
+#[test]
+fn h12_reset_after_unread_bytes() {
+    both_ways("h12_reset_after_unread_bytes", |a, b| {
+        a.send(b"last words");
+        assert_ne!(b.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
+        a.done(Op::Linger { seconds: Some(0) });
+        a.close();
+        assert_ne!(b.poll(0, 5_000) & libc::POLLHUP, 0);
+        // TCP gives what had arrived before it tells of the reset.
+        assert_eq!(recv(b), Answer::Bytes(b"last words".to_vec()));
+        assert_eq!(recv(b), RESET);
+    });
+}
+
+#[test]
+fn h12_reset_wakes_a_sleeping_reader() {
+    both_ways("h12_reset_wakes_a_sleeping_reader", |a, b| {
+        let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
+        assert!(asleep.blocks_for(Duration::from_millis(100)));
+        a.done(Op::Linger { seconds: Some(0) });
+        a.close();
+        assert_eq!(asleep.wait(), RESET);
+    });
+}
+
+#[test]
+fn h12_close_with_unread_data() {
+    both_ways("h12_close_with_unread_data", |a, b| {
+        a.send(b"nobody reads this");
+        assert_ne!(b.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
+        b.close();
+        // What was thrown away has to be told to the writer.
+        assert_eq!(recv(a), RESET);
+    });
+}

@@ -1,0 +1,229 @@
+//! Rows 5 to 10: readers and sockets for which redirection does not work.
+
+use std::time::Duration;
+
+use sockpath_protocol::accel::Reason;
+use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{SOCKET, Scene, TCP, assert_left_alone, assert_untouched, exchange};
+
+#[test]
+fn h05_splice_from_the_start() {
+    let Some(scene) = Scene::new("h05_splice_from_the_start") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    for i in 0..100 {
+        let message = format!("message {i}").into_bytes();
+        client.send(&message);
+        assert_eq!(server.start_on(0, Op::Splice { len: 4096, flags: 0 }).bytes(), message);
+        server.send(b"!");
+        assert_eq!(client.recv_exactly(1), b"!");
+    }
+    // The other direction may be redirected; this reader's may not.
+    let writing = client.start_on(1, Op::SendContent { id: 5, from: 0, len: 300_000 });
+    let read = server.number(Op::ReadContent { id: 5, from: 0, to: 300_000, kind: ReaderKind::Splice, pause_us: 0 });
+    assert_eq!(read, 300_000);
+    assert_eq!(writing.number(), 300_000);
+    assert_left_alone(&mut on, &client, Reason::Splice);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h05_splice_later() {
+    let Some(scene) = Scene::new("h05_splice_later") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    for round in 0..20 {
+        let from = round * 1_000;
+        client.send_content(5, from, 1_000);
+        let read = server.number(Op::ReadContent { id: 5, from, to: from + 1_000, kind: ReaderKind::Splice, pause_us: 0 });
+        assert_eq!(read, i64::try_from(from + 1_000).expect("a small number"), "round {round}");
+    }
+    exchange(&client, &server, 20);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h05_splice_finds_nothing_without_blocking() {
+    let Some(scene) = Scene::new("h05_splice_finds_nothing_without_blocking") else { return };
+    let on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    client.send(b"hello");
+    assert_ne!(server.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
+    // The busy loop of proxies: readable, and nothing there.
+    let got = server.start_on(0, Op::Splice { len: 4096, flags: libc::SPLICE_F_NONBLOCK }).wait();
+    assert_eq!(got, Answer::Bytes(b"hello".to_vec()));
+    on.finish().expect("end");
+}
+
+#[test]
+fn h06_msg_waitall() {
+    let Some(scene) = Scene::new("h06_msg_waitall") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    for _ in 0..30 {
+        let whole = server.start_on(1, Op::Recv { len: 10, flags: libc::MSG_WAITALL });
+        client.send(b"hello");
+        std::thread::sleep(Duration::from_millis(10));
+        client.send(b"world");
+        assert_eq!(whole.bytes(), b"helloworld");
+    }
+    assert_untouched(&mut on, &client);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h06_msg_waitall_later() {
+    let Some(scene) = Scene::new("h06_msg_waitall_later") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    for round in 0..20 {
+        let whole = server.start_on(1, Op::Recv { len: 10, flags: libc::MSG_WAITALL });
+        client.send(b"hello");
+        std::thread::sleep(Duration::from_millis(10));
+        client.send(b"world");
+        assert_eq!(whole.bytes(), b"helloworld", "round {round}");
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn h07_so_rcvlowat() {
+    let Some(scene) = Scene::new("h07_so_rcvlowat") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    server.set(SOCKET, libc::SO_RCVLOWAT, 100);
+    for _ in 0..5 {
+        client.send(&[1; 5]);
+        assert_eq!(server.poll(libc::POLLIN, 200), 0, "5 of 100 bytes woke the reader");
+        client.send(&[2; 95]);
+        assert_ne!(server.poll(libc::POLLIN, 5_000), 0);
+        assert_eq!(server.recv(200).len(), 100);
+    }
+    assert_untouched(&mut on, &client);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h07_so_rcvlowat_later() {
+    let Some(scene) = Scene::new("h07_so_rcvlowat_later") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    server.set(SOCKET, libc::SO_RCVLOWAT, 100);
+    for _ in 0..5 {
+        client.send(&[1; 5]);
+        assert_eq!(server.poll(libc::POLLIN, 200), 0, "5 of 100 bytes woke the reader");
+        client.send(&[2; 95]);
+        assert_ne!(server.poll(libc::POLLIN, 5_000), 0);
+        assert_eq!(server.recv(200).len(), 100);
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn h08_fionread() {
+    let Some(scene) = Scene::new("h08_fionread") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let told = |what: &str, bytes: usize| {
+        assert_ne!(server.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(server.unread(), i64::try_from(bytes).expect("a small number"), "{what}");
+        assert_eq!(server.recv_exactly(bytes).len(), bytes, "{what}");
+        assert_eq!(server.unread(), 0, "{what}");
+    };
+    // Redirected bytes, several messages of them, then more than the budget takes, so that TCP carries the rest.
+    client.send(&[1; 5]);
+    told("one redirected message", 5);
+    for _ in 0..10 {
+        client.send(&[1; 100]);
+    }
+    told("ten redirected messages", 1_000);
+    on.finish().expect("end");
+    for _ in 0..10 {
+        client.send(&[1; 100]);
+    }
+    told("after the end", 1_000);
+}
+
+#[test]
+fn h08_fionread_of_tcp_bytes_on_an_enrolled_socket() {
+    let Some(scene) = Scene::new("h08_fionread_of_tcp_bytes_on_an_enrolled_socket") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    // The helper stands still until the lease is over: the sockets stay enrolled and TCP carries the bytes.
+    on.0.signal(nix::sys::signal::Signal::SIGSTOP).expect("stop the helper");
+    std::thread::sleep(Duration::from_secs(11));
+    client.send(&[1; 77]);
+    assert_ne!(server.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
+    assert_eq!(server.unread(), 77);
+    assert_eq!(server.recv(100).len(), 77);
+    on.0.signal(nix::sys::signal::Signal::SIGCONT).expect("go on");
+    on.finish().expect("end");
+}
+
+#[test]
+fn h09_ktls() {
+    /// `TCP_ULP` of linux/tcp.h.
+    const TCP_ULP: i32 = 31;
+    let Some(scene) = Scene::new("h09_ktls") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    match client.call(Op::SetBytes { level: TCP, name: TCP_ULP, value: b"tls".to_vec() }) {
+        Answer::Done => {
+            // Until keys are set, a kTLS socket passes bytes as they are.
+            exchange(&client, &server, 20);
+            assert_left_alone(&mut on, &client, Reason::Ulp);
+        }
+        // The kernel refuses a ULP on a socket that a sockmap owns: what must not meet does not meet.
+        Answer::Errno(libc::EBUSY | libc::EEXIST) => exchange(&client, &server, 20),
+        Answer::Errno(libc::ENOENT) => sockpath_tests::skipped("h09_ktls", "this kernel has no ULP named tls"),
+        other => panic!("{other:?}"),
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn h10_mptcp() {
+    let Some(scene) = Scene::new("h10_mptcp") else { return };
+    let mut on = scene.accelerate();
+    let listener = scene.httpbin.listen_mptcp(6000);
+    let client = scene.curl.connect_mptcp(scene.httpbin_at(6000));
+    let server = listener.accept();
+    exchange(&client, &server, 50);
+    assert_untouched(&mut on, &client);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h10_msg_zerocopy() {
+    let Some(scene) = Scene::new("h10_msg_zerocopy") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    client.set(SOCKET, libc::SO_ZEROCOPY, 1);
+    for i in 0..30u8 {
+        let data = vec![i; 5_000];
+        assert_eq!(client.call(Op::Send { data: data.clone(), flags: libc::MSG_ZEROCOPY }), Answer::Number(5_000));
+        assert_eq!(server.recv_exactly(5_000), data);
+    }
+    // Each of them is told to the writer on its error queue, as TCP does.
+    assert_ne!(client.poll(0, 5_000) & libc::POLLERR, 0, "no notification came");
+    on.finish().expect("end");
+}
+
+#[test]
+fn h10_msg_oob() {
+    let Some(scene) = Scene::new("h10_msg_oob") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    for _ in 0..5 {
+        client.send(b"in band");
+        assert_eq!(client.call(Op::Send { data: b"!".to_vec(), flags: libc::MSG_OOB }), Answer::Number(1));
+        assert_ne!(server.poll(libc::POLLPRI, 5_000) & libc::POLLPRI, 0, "no urgent data");
+        assert_eq!(server.start_on(0, Op::Recv { len: 1, flags: libc::MSG_OOB }).bytes(), b"!");
+        assert_eq!(server.recv_exactly(7), b"in band");
+        exchange(&client, &server, 3);
+    }
+    on.finish().expect("end");
+}

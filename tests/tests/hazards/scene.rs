@@ -1,0 +1,109 @@
+//! A lab with an agent in two pods of one node, and acceleration between them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use sockpath_protocol::accel::{Pair, PairState, Reason};
+use sockpath_tests::lab::Lab;
+use sockpath_tests::torture::accelerator::{Accelerator, Choice};
+use sockpath_tests::torture::pods::{Pod, Remote};
+
+/// `SO_*` and `TCP_*` values by name are in libc; these are the levels.
+pub const SOCKET: i32 = libc::SOL_SOCKET;
+pub const TCP: i32 = libc::IPPROTO_TCP;
+
+pub struct Scene {
+    // Agents first: they have to be gone before the lab is.
+    pub curl: Pod,
+    pub httpbin: Pod,
+    pub lab: Lab,
+}
+
+impl Scene {
+    /// `None`, after saying so, where this test cannot run.
+    pub fn new(test: &str) -> Option<Self> {
+        if !sockpath_tests::root_or_skip(test) {
+            return None;
+        }
+        let lab = Lab::up();
+        Some(Self { curl: Pod::new(&lab, "curl"), httpbin: Pod::new(&lab, "httpbin"), lab })
+    }
+
+    pub fn accelerate(&self) -> Accelerator {
+        Accelerator::start(&self.lab).expect("acceleration does not start")
+    }
+
+    pub fn accelerate_with(&self, choice: &Choice) -> Accelerator {
+        Accelerator::start_with(&self.lab, choice).expect("acceleration does not start")
+    }
+
+    /// An address of httpbin.
+    pub fn httpbin_at(&self, port: u16) -> SocketAddr {
+        let ip = self.lab.pod("httpbin").ips.into_iter().find(|ip| ip.is_ipv4()).expect("no IPv4 address");
+        SocketAddr::new(ip, port)
+    }
+
+    /// A connection from curl to httpbin: client's end, server's end.
+    pub fn connect(&self, port: u16) -> (Remote, Remote) {
+        let listener = self.httpbin.listen(port, &[]);
+        let client = self.curl.connect(self.httpbin_at(port));
+        let server = listener.accept();
+        server.set(TCP, libc::TCP_NODELAY, 1);
+        listener.close();
+        (client, server)
+    }
+
+    /// The same, already accelerated.
+    pub fn connect_accelerated(&self, on: &mut Accelerator, port: u16) -> (Remote, Remote) {
+        let (client, server) = self.connect(port);
+        await_accelerated(on, &client, &server);
+        (client, server)
+    }
+}
+
+/// Requests and answers in turn, by one thread on each side.
+pub fn exchange(client: &Remote, server: &Remote, times: usize) {
+    for i in 0..times {
+        let request = format!("request {i}").into_bytes();
+        client.send(&request);
+        assert_eq!(server.recv_exactly(request.len()), request);
+        let answer = format!("answer {i}").into_bytes();
+        server.send(&answer);
+        assert_eq!(client.recv_exactly(answer.len()), answer);
+    }
+}
+
+/// The row of this connection in the next table.
+pub fn pair(on: &mut Accelerator, client: &Remote) -> Option<Pair> {
+    let local = client.local();
+    let unmapped = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let pairs = on.next_pairs().expect("no table of pairs").pairs;
+    pairs.into_iter().find(|p| unmapped(p.client) == unmapped(local))
+}
+
+/// Exchanges messages until this connection's bytes go socket to socket.
+pub fn await_accelerated(on: &mut Accelerator, client: &Remote, server: &Remote) {
+    let end = Instant::now() + Duration::from_secs(15);
+    loop {
+        exchange(client, server, 20);
+        let row = pair(on, client);
+        if row.as_ref().is_some_and(|p| p.state == PairState::Accelerated && p.bypassed_messages >= 10) {
+            return;
+        }
+        assert!(Instant::now() < end, "this connection was not accelerated: {row:#?}, warnings {:?}", on.0.warnings);
+    }
+}
+
+/// Asserts that this connection is not accelerated, for that reason, after it had every chance.
+pub fn assert_left_alone(on: &mut Accelerator, client: &Remote, reason: Reason) {
+    // The second table comes a second after the first.
+    let (_, row) = (pair(on, client), pair(on, client));
+    let row = row.expect("no row for this connection");
+    assert!(row.state != PairState::Accelerated && row.reason == Some(reason), "{row:#?}");
+}
+
+/// Asserts that nothing of this connection went socket to socket; one that is not known at all is fine.
+pub fn assert_untouched(on: &mut Accelerator, client: &Remote) {
+    let (_, row) = (pair(on, client), pair(on, client));
+    assert!(row.as_ref().is_none_or(|r| r.bypassed_messages == 0), "{row:#?}");
+}

@@ -1,0 +1,230 @@
+//! Rows 1 to 4: the start of redirection, its end, its memory, and readers that were asleep before.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use sockpath_protocol::accel::PairState;
+use sockpath_tests::torture::accelerator::{self, Choice};
+use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{Scene, TCP, exchange, pair};
+
+/// Connections whose eight small writes arrive altered in any way.
+fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32, i32)]) -> usize {
+    let listener = scene.httpbin.listen(port, options);
+    let to = scene.httpbin_at(port);
+    let expected: Vec<u8> = (b'A'..=b'H').flat_map(|letter| [letter; 100]).collect();
+    let mut corrupted = 0;
+    for _ in 0..connections {
+        let client = scene.curl.connect(to);
+        for letter in b'A'..=b'H' {
+            client.send(&[letter; 100]);
+        }
+        let server = listener.accept();
+        client.close();
+        let mut got = Vec::new();
+        loop {
+            let more = server.recv(65_536);
+            if more.is_empty() {
+                break;
+            }
+            got.extend(more);
+        }
+        server.close();
+        corrupted += usize::from(got != expected);
+    }
+    listener.close();
+    corrupted
+}
+
+#[test]
+fn h01_reordering_at_start_defer_accept() {
+    let Some(scene) = Scene::new("h01_reordering_at_start_defer_accept") else { return };
+    let on = scene.accelerate();
+    assert_eq!(corrupted(&scene, 6000, 150, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)]), 0);
+    assert_eq!(corrupted(&scene, 6001, 150, &[]), 0);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h01_reordering_at_start_mid_stream() {
+    let Some(scene) = Scene::new("h01_reordering_at_start_mid_stream") else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 5);
+    // Half of it is unread in the TCP queue when acceleration starts; the rest must not overtake it.
+    client.send_content(1, 0, 20_000);
+    let on = scene.accelerate();
+    client.send_content(1, 20_000, 20_000);
+    let read = server.number(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Recv, pause_us: 0 });
+    assert_eq!(read, 40_000);
+    exchange(&client, &server, 20);
+    on.finish().expect("end");
+}
+
+/// How an acceleration is ended under load.
+fn end_under_load(test: &str, end: impl Fn(&Scene, accelerator::Accelerator)) {
+    const TOTAL: u64 = 24 << 20;
+    let Some(scene) = Scene::new(test) else { return };
+    let choice = Choice { lease: Duration::from_millis(1_200), ..Choice::default() };
+    let mut on = scene.accelerate_with(&choice);
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    // The reader is slower than the writer, so redirected bytes are always unread.
+    let reading = server.start_on(1, Op::ReadContent { id: 7, from: 0, to: u64::MAX, kind: ReaderKind::Recv, pause_us: 2_000 });
+    let writing = client.start_on(1, Op::SendContent { id: 7, from: 0, len: usize::try_from(TOTAL).expect("a small number") });
+    std::thread::sleep(Duration::from_millis(100));
+    end(&scene, on);
+    assert_eq!(writing.number(), i64::try_from(TOTAL).expect("a small number"));
+    client.done(Op::Shutdown { how: libc::SHUT_WR });
+    assert_eq!(reading.number(), i64::try_from(TOTAL).expect("a small number"), "bytes were lost");
+    server.send(b"still there");
+    assert_eq!(client.recv_exactly(11), b"still there");
+    accelerator::stop(&scene.lab).expect("stop");
+    assert!(!accelerator::status(&scene.lab).expect("status").active);
+}
+
+#[test]
+fn h02_loss_at_the_end_stop() {
+    end_under_load("h02_loss_at_the_end_stop", |_, on| {
+        let summary = on.finish().expect("end");
+        assert_eq!(summary.left_enrolled, 0);
+    });
+}
+
+#[test]
+fn h02_loss_at_the_end_sigterm() {
+    end_under_load("h02_loss_at_the_end_sigterm", |_, on| {
+        on.terminate(Signal::SIGTERM).expect("end");
+    });
+}
+
+#[test]
+fn h02_loss_at_the_end_helper_killed() {
+    end_under_load("h02_loss_at_the_end_helper_killed", |scene, on| {
+        on.0.kill().expect("kill");
+        std::thread::sleep(Duration::from_millis(300));
+        accelerator::stop(&scene.lab).expect("stop");
+    });
+}
+
+#[test]
+fn h02_loss_at_the_end_lease_runs_out() {
+    end_under_load("h02_loss_at_the_end_lease_runs_out", |_, mut on| {
+        on.0.signal(Signal::SIGSTOP).expect("stop the helper");
+        std::thread::sleep(Duration::from_millis(1_500));
+        on.0.kill().expect("kill");
+    });
+}
+
+#[test]
+fn h02_loss_at_the_end_plugin_dies() {
+    end_under_load("h02_loss_at_the_end_plugin_dies", |_, on| {
+        on.0.hang_up().expect("end");
+    });
+}
+
+#[test]
+fn h02_loss_at_the_end_pod_dies() {
+    let Some(scene) = Scene::new("h02_loss_at_the_end_pod_dies") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    // All of it was taken by the socket when the writer is killed; TCP delivers that, then the end.
+    client.send_content(3, 0, 60_000);
+    scene.curl.kill();
+    let read = server.number(Op::ReadContent { id: 3, from: 0, to: u64::MAX, kind: ReaderKind::Recv, pause_us: 500 });
+    assert_eq!(read, 60_000);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h03_no_backpressure() {
+    /// Above what plain TCP queues with its default buffers; far below what an unbounded writer reaches.
+    const MOST: i64 = 32 << 20;
+    let Some(scene) = Scene::new("h03_no_backpressure") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let queued = client.number(Op::Fill { id: 9, idle_ms: 500, limit: 256 << 20 });
+    assert!(queued < MOST, "{queued} bytes were queued at a reader that does not read");
+    // The writer blocks as it would on TCP.
+    let blocked = client.start_on(1, Op::Send { data: vec![0; 1 << 20], flags: 0 });
+    assert!(blocked.blocks_for(Duration::from_millis(300)), "a full socket took more");
+    let to = u64::try_from(queued).expect("a count");
+    assert_eq!(server.number(Op::ReadContent { id: 9, from: 0, to, kind: ReaderKind::Recv, pause_us: 0 }), queued);
+    on.finish().expect("end");
+}
+
+/// A reader that is asleep when its connection is enrolled, and goes on to read in the same way.
+fn asleep_before(test: &str, kind: ReaderKind) {
+    let Some(scene) = Scene::new(test) else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 3);
+    let asleep = server.start_on(1, Op::Read { kind, len: 100 });
+    assert!(asleep.blocks_for(Duration::from_millis(200)), "there is nothing to read yet");
+    let mut on = scene.accelerate();
+    client.send(b"wake up");
+    assert_eq!(asleep.bytes(), b"wake up");
+    let start = Instant::now();
+    let mut bypassed = 0;
+    while bypassed == 0 && start.elapsed() < Duration::from_secs(10) {
+        for i in 0..50 {
+            let next = server.start_on(1, Op::Read { kind, len: 100 });
+            let message = format!("message {i}").into_bytes();
+            client.send(&message);
+            assert_eq!(next.bytes(), message);
+            server.send(b"!");
+            assert_eq!(client.recv_exactly(1), b"!");
+        }
+        bypassed = pair(&mut on, &client).filter(|p| p.state == PairState::Accelerated).map_or(0, |p| p.bypassed_messages);
+    }
+    assert!(bypassed > 0, "it never got accelerated: {:#?}", pair(&mut on, &client));
+    on.finish().expect("end");
+}
+
+#[test]
+fn h04_reader_blocked_before_enrolment() {
+    asleep_before("h04_reader_blocked_before_enrolment", ReaderKind::Recv);
+}
+
+#[test]
+fn h04_reader_in_poll_before_enrolment() {
+    asleep_before("h04_reader_in_poll_before_enrolment", ReaderKind::Poll);
+}
+
+#[test]
+fn h04_reader_in_epoll_before_enrolment() {
+    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollLevel);
+    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollEdge);
+}
+
+#[test]
+fn h04_reader_in_io_uring_before_enrolment() {
+    asleep_before("h04_reader_in_io_uring_before_enrolment", ReaderKind::Uring);
+}
+
+#[test]
+fn h04_several_readers_before_enrolment() {
+    let Some(scene) = Scene::new("h04_several_readers_before_enrolment") else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 3);
+    let read = |thread| server.start_on(thread, Op::Recv { len: 100, flags: 0 });
+    let mut readers = [read(1), read(2), read(3)];
+    let on = scene.accelerate();
+    for i in 0..200 {
+        let message = format!("{i:03}");
+        client.send(message.as_bytes());
+        // Which of the three gets it is the kernel's choice.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let (thread, answer) = loop {
+            if let Some(found) = readers.iter().enumerate().find_map(|(n, r)| r.ready().map(|a| (n, a))) {
+                break found;
+            }
+            assert!(Instant::now() < deadline, "message {i} reaches none of three readers");
+            std::thread::sleep(Duration::from_micros(200));
+        };
+        assert_eq!(answer, Answer::Bytes(message.into_bytes()));
+        readers[thread] = read(u32::try_from(thread + 1).expect("a small number"));
+        server.send(b"!");
+        assert_eq!(client.recv_exactly(1), b"!");
+    }
+    on.finish().expect("end");
+}
