@@ -237,6 +237,11 @@ struct inet_sock {
 	struct sock sk;
 };
 
+struct udp_sock {
+	struct inet_sock inet;
+	struct sk_buff_head reader_queue;
+};
+
 struct tcp_ulp_ops;
 
 struct inet_connection_sock {
@@ -302,6 +307,7 @@ struct sk_buff {
 struct skb_shared_info {
 	unsigned short gso_size;
 	unsigned short gso_segs;
+	atomic_t dataref;
 };
 
 struct nf_hook_state {

@@ -264,7 +264,8 @@ struct trace_event {
 	unsigned char protocol;
 	/* TCP: the flag byte; ICMP: type */
 	unsigned char kind;
-	unsigned short pad;
+	/* kfree_skb: whether the data is shared with a clone, which may go on. */
+	unsigned short shared;
 	unsigned int pid;
 	char comm[16];
 };
@@ -294,12 +295,6 @@ struct trace_endpoint {
 	unsigned long long addr[2];
 	unsigned short port;
 	unsigned short pad[3];
-};
-
-/* A device at which packets of the pair come in from elsewhere. */
-struct trace_uplink {
-	unsigned int netns;
-	unsigned int ifindex;
 };
 
 /* Counters, one for each CPU. */

@@ -2,9 +2,11 @@
 /* Watches the packets of one pair of pods. One file for each subject; this one joins them. */
 #include "core.h"
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 #include "wire.h"
 
+#include "trace/cast.bpf.h"
 #include "trace/config.bpf.h"
 #include "trace/headers.bpf.h"
 #include "trace/emit.bpf.h"

@@ -15,7 +15,8 @@ const volatile bool origin_at_queue;
 
 /* Filled before the hooks are attached. A hash table: a namespace lies at its inode number or in the places after it. */
 struct trace_net nets[TRACE_NET_SLOTS];
-struct trace_uplink uplinks[TRACE_MAX_UPLINKS];
+/* Devices at which packets of the pair come in from elsewhere: namespace << 32 | index. */
+__u64 uplinks[TRACE_MAX_UPLINKS];
 __u32 uplink_count;
 /* Nothing is recorded before this is set. */
 bool armed;
@@ -58,18 +59,38 @@ static __always_inline bool idle_at_sockets(void)
 	return *(volatile __u32 *)&gate.at_the_socket == 0;
 }
 
-/* Slot + 1 of a namespace of interest, or 0. */
-static __always_inline __u32 find_net(const struct net *net)
+/*
+ * Functions that are not static are looked at once for each program, not on each path that leads to them: without that, the
+ * verifier takes several times as long.
+ */
+__noinline __u32 find_slot(__u32 inum)
 {
-	__u32 inum = net->ns.inum, i, slot;
+	__u32 i, slot;
 
 	for (i = 0; i < TRACE_NET_PROBES; i++) {
 		slot = (inum + i) & (TRACE_NET_SLOTS - 1);
-		if (!nets[slot].inum)
-			return 0;
 		if (nets[slot].inum == inum)
 			return slot + 1;
 	}
+	return 0;
+}
+
+/* Slot + 1 of a namespace of interest, or 0. */
+static __always_inline __u32 find_net(const struct net *net)
+{
+	__u32 inum = net->ns.inum;
+
+	/* Most have no neighbour in the table. */
+	return nets[inum & (TRACE_NET_SLOTS - 1)].inum ? find_slot(inum) : 0;
+}
+
+__noinline int is_uplink(__u64 device)
+{
+	__u32 i;
+
+	for (i = 0; i < TRACE_MAX_UPLINKS && i < uplink_count; i++)
+		if (uplinks[i] == device)
+			return 1;
 	return 0;
 }
 

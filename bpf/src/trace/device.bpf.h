@@ -3,23 +3,13 @@
 #ifndef SOCKPATH_TRACE_DEVICE_H
 #define SOCKPATH_TRACE_DEVICE_H
 
-/* The last packet without payload that reached its socket on this CPU: nothing tells when it is freed. */
+/* The last packet that reached its socket on this CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } last_arrived SEC(".maps");
-
-static __always_inline bool is_uplink(__u32 netns, __u32 ifindex)
-{
-	__u32 i;
-
-	for (i = 0; i < TRACE_MAX_UPLINKS && i < uplink_count; i++)
-		if (uplinks[i].ifindex == ifindex && uplinks[i].netns == netns)
-			return true;
-	return false;
-}
 
 /* Five arguments are all that a BPF function takes. */
 struct sight {
@@ -34,20 +24,22 @@ struct sight {
 };
 
 /* A packet that may have been seen before. Returns its number when it was recorded. */
-static __noinline __u32 hop(const struct sk_buff *skb, const unsigned char *ip, const struct net_device *dev, const struct sight *sight,
+static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct net_device *dev, const struct sight *sight,
 			    void *ctx)
 {
 	struct trace_event *e;
-	struct view v;
+	struct view v = {};
+	__u64 head;
 	__u32 id = 0;
 	bool origin = false;
 
 	if (!skb || !sight || !read_headers(&v, ip, skb->len))
 		return 0;
+	head = head_of(skb);
 	if (!idle() && (!sight->begins || v.flags & TRACE_F_TUNNEL))
-		id = recognise((__u64)skb->head, &v);
+		id = recognise(head, &v);
 	if (!id && sight->may_begin) {
-		id = begin((__u64)skb->head, &v);
+		id = begin(head, &v);
 		origin = id;
 	}
 	if (!id)
@@ -69,7 +61,7 @@ static __noinline __u32 hop(const struct sk_buff *skb, const unsigned char *ip, 
 }
 
 /* On the way out the network header is set, and data begins with the link header. */
-static __always_inline int sending(void *ctx, struct sk_buff *skb, const struct net_device *dev, enum trace_hook hook, __u32 arg)
+static __always_inline int sending(void *ctx, const struct sk_buff *skb, const struct net_device *dev, enum trace_hook hook, __u32 arg)
 {
 	struct sight s = { .hook = hook, .arg = arg };
 
@@ -77,81 +69,89 @@ static __always_inline int sending(void *ctx, struct sk_buff *skb, const struct 
 		return 0;
 	s.net = find_net(dev->nd_net.net);
 	if (s.net)
-		hop(skb, skb->head + skb->network_header, dev, &s, ctx);
+		hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx);
 	return 0;
 }
 
 /* On the way in the link header has been pulled, and the network header may not be set yet. */
 static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum trace_hook hook)
 {
-	const struct net_device *dev = skb->dev;
 	struct sight s = { .hook = hook };
+	const struct net_device *dev;
 
 	if (idle() && !uplink_count)
 		return 0;
+	dev = skb->dev;
 	s.net = find_net(dev->nd_net.net);
 	if (!s.net)
 		return 0;
 	if (uplink_count)
-		s.may_begin = is_uplink(net_at(s.net)->inum, dev->ifindex);
+		s.may_begin = is_uplink((__u64)net_at(s.net)->inum << 32 | dev->ifindex);
 	if (idle() && !s.may_begin)
 		return 0;
-	hop(skb, skb->data, dev, &s, ctx);
+	hop(skb, data_of(skb), dev, &s, ctx);
 	return 0;
 }
 
 SEC("tp_btf/net_dev_queue")
-int BPF_PROG(net_dev_queue, struct sk_buff *skb)
+int BPF_PROG(net_dev_queue, struct sk_buff *arg)
 {
+	const struct sk_buff *skb = AS(sk_buff, arg);
 	struct sight s = { .hook = TRACE_DEV_QUEUE };
-	const struct net_device *dev = skb->dev;
+	const struct net_device *dev;
 
+	if (!origin_at_queue && idle())
+		return 0;
+	dev = skb->dev;
 	if (!origin_at_queue)
 		return sending(ctx, skb, dev, TRACE_DEV_QUEUE, 0);
 	s.net = find_net(dev->nd_net.net);
 	if (!s.net)
 		return 0;
 	s.may_begin = net_at(s.net)->role & (TRACE_ROLE_SOURCE | TRACE_ROLE_TARGET);
-	hop(skb, skb->head + skb->network_header, dev, &s, ctx);
+	hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx);
 	return 0;
 }
 
 SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb, struct net_device *dev)
 {
-	return sending(ctx, skb, dev, TRACE_DEV_XMIT, 0);
+	return sending(ctx, AS(sk_buff, skb), AS(net_device, dev), TRACE_DEV_XMIT, 0);
 }
 
 SEC("tp_btf/qdisc_enqueue")
-int BPF_PROG(qdisc_enqueue, struct Qdisc *qdisc, struct netdev_queue *txq, struct sk_buff *skb)
+int BPF_PROG(qdisc_enqueue, struct Qdisc *qdisc, struct netdev_queue *txq, struct sk_buff *arg)
 {
+	const struct sk_buff *skb = AS(sk_buff, arg);
+
 	if (idle())
 		return 0;
-	return sending(ctx, skb, skb->dev, TRACE_QDISC_ENQUEUE, qdisc->q.qlen);
+	return sending(ctx, skb, skb->dev, TRACE_QDISC_ENQUEUE, AS(Qdisc, qdisc)->q.qlen);
 }
 
 SEC("tp_btf/netif_rx")
 int BPF_PROG(netif_rx, struct sk_buff *skb)
 {
-	return receiving(ctx, skb, TRACE_NETIF_RX);
+	return receiving(ctx, AS(sk_buff, skb), TRACE_NETIF_RX);
 }
 
 SEC("tp_btf/napi_gro_receive_entry")
 int BPF_PROG(napi_gro_receive_entry, struct sk_buff *skb)
 {
-	return receiving(ctx, skb, TRACE_GRO_RECEIVE);
+	return receiving(ctx, AS(sk_buff, skb), TRACE_GRO_RECEIVE);
 }
 
 SEC("tp_btf/netif_receive_skb")
-int BPF_PROG(netif_receive_skb, struct sk_buff *skb)
+int BPF_PROG(netif_receive_skb, struct sk_buff *arg)
 {
+	const struct sk_buff *skb = AS(sk_buff, arg);
 	__u32 zero = 0;
 	__u64 *last;
 
-	/* A CPU takes one packet after another: the one before is done with. */
+	/* A CPU takes one packet after another, so nobody will read the one before if it has no payload. */
 	if (!idle_at_sockets()) {
 		last = bpf_map_lookup_elem(&last_arrived, &zero);
-		if (last && *last && *last != (__u64)skb->head) {
+		if (last && *last && *last != head_of(skb)) {
 			struct trace_packet *p = bpf_map_lookup_elem(&packets, last);
 
 			if (p && p->at_the_socket && !p->has_payload)

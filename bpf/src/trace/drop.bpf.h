@@ -27,15 +27,16 @@ static __always_inline __u32 net_of(const struct sk_buff *skb, const struct sock
 	return sk ? find_net(sk->__sk_common.skc_net.net) : 0;
 }
 
-static __always_inline int dropped(void *ctx, struct sk_buff *skb, __u64 location, __u32 reason, const struct sock *rx_sk)
+static __always_inline int dropped(void *ctx, const struct sk_buff *skb, __u64 location, __u32 reason, const struct sock *rx_sk)
 {
-	__u64 head = (__u64)skb->head;
-	const unsigned char *ip;
+	__u64 head = head_of(skb);
+	struct skb_shared_info *shared = (void *)(head + skb->end);
+	__u64 ip;
 	struct trace_packet *p;
 	struct trace_event *e;
 	bool by_device;
-	struct view v;
-	__u32 net, id = 0;
+	struct view v = {};
+	__u32 net, id = 0, dataref = 0;
 	__u16 network;
 
 	if (!armed)
@@ -45,16 +46,20 @@ static __always_inline int dropped(void *ctx, struct sk_buff *skb, __u64 locatio
 		return 0;
 	network = skb->network_header;
 	/* Not set yet on a packet that has just come from its device. */
-	ip = network && network != UNSET ? skb->head + network : skb->data;
+	ip = network && network != UNSET ? head + network : data_of(skb);
 	if (!read_headers(&v, ip, skb->len))
 		return 0;
 	if (!idle())
 		id = recognise(head, &v);
 	if (!id && !of_the_pair(&v.t) && !error_for_the_pair(&v))
 		return 0;
+	/* The low half counts the skbs that share the data. */
+	bpf_probe_read_kernel(&dataref, 4, &shared->dataref);
+	dataref &= 0xffff;
 	e = reserve(TRACE_KFREE_SKB, ctx);
 	if (e) {
 		e->id = id;
+		e->shared = dataref > 1;
 		e->netns = net_at(net)->inum;
 		if (by_device)
 			e->ifindex = skb->dev->ifindex;
@@ -64,9 +69,9 @@ static __always_inline int dropped(void *ctx, struct sk_buff *skb, __u64 locatio
 		put_view(e, &v);
 		submit(e);
 	}
-	/* A clone may go on under the same head, so the packet stays known until user space is sure. */
+	/* A clone may go on under the same head; then the packet stays known until user space is sure. */
 	p = bpf_map_lookup_elem(&packets, &head);
-	if (p && p->at_the_socket)
+	if (p && p->at_the_socket && dataref <= 1)
 		forget(head, p);
 	return 0;
 }
@@ -74,28 +79,29 @@ static __always_inline int dropped(void *ctx, struct sk_buff *skb, __u64 locatio
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(kfree_skb, struct sk_buff *skb, void *location, int reason)
 {
-	return dropped(ctx, skb, (__u64)location, reason, NULL);
+	return dropped(ctx, AS(sk_buff, skb), (__u64)location, reason, NULL);
 }
 
 /* The fourth argument since 6.11. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(kfree_skb_rx_sk, struct sk_buff *skb, void *location, int reason, struct sock *rx_sk)
 {
-	return dropped(ctx, skb, (__u64)location, reason, rx_sk);
+	return dropped(ctx, AS(sk_buff, skb), (__u64)location, reason, AS(sock, rx_sk));
 }
 
 SEC("tp_btf/consume_skb")
-int BPF_PROG(consume_skb, struct sk_buff *skb)
+int BPF_PROG(consume_skb, struct sk_buff *arg)
 {
+	const struct sk_buff *skb = AS(sk_buff, arg);
 	struct trace_packet *p;
 	struct trace_event *e;
 	__u64 head;
 
 	if (idle_at_sockets())
 		return 0;
-	head = (__u64)skb->head;
-	p = bpf_map_lookup_elem(&packets, &head);
-	if (!p || !p->at_the_socket)
+	head = head_of(skb);
+	p = at_its_socket(skb);
+	if (!p)
 		return 0;
 	e = reserve(TRACE_CONSUME_SKB, ctx);
 	if (e) {

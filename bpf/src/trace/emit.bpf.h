@@ -59,10 +59,10 @@ static __always_inline void put_tuple(struct trace_event *e, const struct tuple 
 
 static __always_inline void put_skb(struct trace_event *e, const struct sk_buff *skb)
 {
-	const unsigned char *head = skb->head;
+	__u64 head = head_of(skb);
 	struct skb_shared_info *shared = (void *)(head + skb->end);
 
-	e->object = (__u64)head;
+	e->object = head;
 	e->len = skb->len;
 	e->mac = skb->mac_header;
 	e->network = skb->network_header;

@@ -82,9 +82,10 @@ static __always_inline bool is_icmp_error(__u8 type, bool v6)
 	return v6 ? type < 128 : type == 3 || type == 5 || type == 11 || type == 12;
 }
 
-/* Reads from the IP header on. Returns the place of an inner IP header when it is a tunnel's packet. */
-static __noinline const unsigned char *read_ip(struct view *v, const unsigned char *ip, __u32 len)
+/* Reads from the IP header at this address on. Returns the address of an inner IP header when it is a tunnel's packet. */
+__noinline __u64 read_ip(struct view *v, __u64 address, __u32 len)
 {
+	const unsigned char *ip = (const unsigned char *)address;
 	union {
 		__u8 b[40];
 		__be16 h[20];
@@ -95,8 +96,10 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 	__u32 proto, rest, id, hlen;
 	bool v6, later_fragment = false;
 
-	if (!v || bpf_probe_read_kernel(&n, 20, ip))
-		return NULL;
+	if (!v)
+		return 0;
+	if (bpf_probe_read_kernel(&n, 20, ip))
+		return 0;
 	v->flags = 0;
 	v->kind = 0;
 	v->seq = 0;
@@ -108,10 +111,10 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 	v->t.pad = 0;
 	v6 = n.b[0] >> 4 == 6;
 	if (!v6 && n.b[0] >> 4 != 4)
-		return NULL;
+		return 0;
 	if (v6) {
 		if (bpf_probe_read_kernel(&n, 40, ip))
-			return NULL;
+			return 0;
 		v->flags |= TRACE_F_IPV6;
 		v->t.src[0] = n.q[1];
 		v->t.src[1] = n.q[2];
@@ -123,7 +126,7 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 		id = 0;
 		if (proto == PROTO_FRAGMENT) {
 			if (bpf_probe_read_kernel(&t, 8, ip + 40))
-				return NULL;
+				return 0;
 			proto = t.b[0];
 			later_fragment = t.h[1] & __builtin_bswap16(0xfff8);
 			if (t.h[1] & __builtin_bswap16(1))
@@ -148,16 +151,16 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 		rest = len - hlen;
 	transport = ip + hlen;
 	if (proto == PROTO_IPIP || proto == PROTO_IPV6)
-		return transport;
+		return (__u64)transport;
 	v->t.protocol = proto == PROTO_ICMPV6 ? PROTO_ICMP : proto;
 	if (later_fragment) {
 		v->seq = id;
 		v->payload = rest;
 		v->t.protocol = 0;
-		return NULL;
+		return 0;
 	}
 	if (bpf_probe_read_kernel(&t, 20, transport))
-		return NULL;
+		return 0;
 	if (proto == PROTO_TCP) {
 		__u32 doff = (t.b[12] >> 4) * 4;
 
@@ -172,9 +175,9 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 		v->t.dport = __builtin_bswap16(t.h[1]);
 		v->payload = rest > 8 ? rest - 8 : 0;
 		if (v->t.dport == PORT_VXLAN || v->t.dport == PORT_VXLAN_LINUX)
-			return transport + 8 + 8 + ETH_HLEN;
+			return (__u64)transport + 8 + 8 + ETH_HLEN;
 		if (v->t.dport == PORT_GENEVE)
-			return transport + 8 + 8 + ETH_HLEN + (t.b[8] & 0x3f) * 4;
+			return (__u64)transport + 8 + 8 + ETH_HLEN + (t.b[8] & 0x3f) * 4;
 		/* What lies behind the end of a short datagram is not the same everywhere. */
 		if (v->payload < 4)
 			t.w[2] = 0;
@@ -188,13 +191,13 @@ static __noinline const unsigned char *read_ip(struct view *v, const unsigned ch
 		if (is_icmp_error(v->kind, v6))
 			read_icmp_subject(v, transport + 8, v6);
 	}
-	return NULL;
+	return 0;
 }
 
 /* Reads the packet that begins at ip; false when it is no packet of a protocol we follow. */
-static __always_inline bool read_headers(struct view *v, const unsigned char *ip, __u32 len)
+static __always_inline bool read_headers(struct view *v, __u64 ip, __u32 len)
 {
-	const unsigned char *inner = read_ip(v, ip, len);
+	__u64 inner = read_ip(v, ip, len);
 
 	if (inner) {
 		read_ip(v, inner, 0);

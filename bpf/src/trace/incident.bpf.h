@@ -19,11 +19,13 @@ static __always_inline int incident(void *ctx, const struct sock *sk, enum trace
 
 /* The packet that is answered by a reset names the conversation; there may be no socket. */
 SEC("tp_btf/tcp_send_reset")
-int BPF_PROG(tcp_send_reset, const struct sock *sk, const struct sk_buff *skb)
+int BPF_PROG(tcp_send_reset, const struct sock *sk_arg, const struct sk_buff *skb_arg)
 {
+	const struct sk_buff *skb = AS(sk_buff, skb_arg);
+	const struct sock *sk = AS(sock, sk_arg);
 	const struct net_device *dev;
 	struct trace_event *e;
-	struct view v;
+	struct view v = {};
 	__u32 net = 0;
 
 	if (!armed)
@@ -35,7 +37,7 @@ int BPF_PROG(tcp_send_reset, const struct sock *sk, const struct sk_buff *skb)
 	dev = skb->dev;
 	if (!net && dev)
 		net = find_net(dev->nd_net.net);
-	if (!net || !read_headers(&v, skb->head + skb->network_header, skb->len) || !of_the_pair(&v.t))
+	if (!net || !read_headers(&v, head_of(skb) + skb->network_header, skb->len) || !of_the_pair(&v.t))
 		return 0;
 	e = reserve(TRACE_SEND_RESET, ctx);
 	if (!e)
@@ -50,18 +52,20 @@ int BPF_PROG(tcp_send_reset, const struct sock *sk, const struct sk_buff *skb)
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(tcp_receive_reset, struct sock *sk)
 {
-	return incident(ctx, sk, TRACE_RECEIVE_RESET, 0);
+	return incident(ctx, AS(sock, sk), TRACE_RECEIVE_RESET, 0);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit_skb, const struct sock *sk)
 {
-	return incident(ctx, sk, TRACE_RETRANSMIT, 0);
+	return incident(ctx, AS(sock, sk), TRACE_RETRANSMIT, 0);
 }
 
 SEC("tp_btf/tcp_retransmit_synack")
-int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
+int BPF_PROG(tcp_retransmit_synack, const struct sock *sk_arg, const struct request_sock *req_arg)
 {
+	const struct request_sock *req = AS(request_sock, req_arg);
+	const struct sock *sk = AS(sock, sk_arg);
 	/* The request carries the tuple; it begins with the same struct sock_common, but is no full socket. */
 	struct tuple t;
 	struct trace_event *e;
@@ -95,15 +99,17 @@ int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, const struct sock *sk, int old, int new)
+int BPF_PROG(inet_sock_set_state, const struct sock *arg, int old, int new)
 {
+	const struct sock *sk = AS(sock, arg);
+
 	return sk->sk_protocol == PROTO_TCP ? incident(ctx, sk, TRACE_SET_STATE, old << 8 | new) : 0;
 }
 
 SEC("tp_btf/sock_rcvqueue_full")
 int BPF_PROG(sock_rcvqueue_full, struct sock *sk, struct sk_buff *skb)
 {
-	return incident(ctx, sk, TRACE_RCVQUEUE_FULL, 0);
+	return incident(ctx, AS(sock, sk), TRACE_RCVQUEUE_FULL, 0);
 }
 
 #endif

@@ -10,8 +10,8 @@
 
 static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook first_hook, bool first)
 {
-	const struct nf_hook_state *state = ctx->state;
-	struct sk_buff *skb = ctx->skb;
+	const struct nf_hook_state *state = AS(nf_hook_state, ctx->state);
+	const struct sk_buff *skb = AS(sk_buff, ctx->skb);
 	const struct net_device *dev;
 	__u8 hook = state->hook;
 	bool begins = first && hook == NF_INET_LOCAL_OUT;
@@ -28,8 +28,8 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 	dev = state->in ? state->in : state->out;
 	if (hook == NF_INET_FORWARD && state->out)
 		s.arg = state->out->ifindex;
-	head = (__u64)skb->head;
-	if (!hop(skb, skb->head + skb->network_header, dev, &s, ctx))
+	head = head_of(skb);
+	if (!hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx))
 		return NF_ACCEPT;
 	if (first || hook != NF_INET_LOCAL_IN)
 		return NF_ACCEPT;
@@ -39,7 +39,7 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 		__u64 *last = bpf_map_lookup_elem(&last_arrived, &zero);
 
 		arrived(p);
-		if (last && !p->has_payload)
+		if (last)
 			*last = head;
 	}
 	return NF_ACCEPT;

@@ -33,8 +33,9 @@ static __always_inline void lookup_event(void *ctx, const struct tuple *t, __u32
 }
 
 SEC("tp_btf/fib_table_lookup")
-int BPF_PROG(fib_table_lookup, __u32 table, const struct flowi4 *flow)
+int BPF_PROG(fib_table_lookup, __u32 table, const struct flowi4 *arg)
 {
+	const struct flowi4 *flow = AS(flowi4, arg);
 	struct tuple t = {};
 
 	map_v4(t.src, flow->saddr);
@@ -49,7 +50,7 @@ int BPF_PROG(fib6_table_lookup, const struct net *net, const struct fib6_result 
 {
 	struct tuple t = {};
 
-	if (!find_net(net))
+	if (!find_net(AS(net, net)))
 		return 0;
 	bpf_probe_read_kernel(t.src, 16, &flow->saddr);
 	bpf_probe_read_kernel(t.dst, 16, &flow->daddr);
@@ -89,19 +90,19 @@ static __always_inline int neighbour_event(void *ctx, const struct neighbour *n,
 SEC("tp_btf/neigh_event_send_done")
 int BPF_PROG(neigh_event_send_done, struct neighbour *n, int rc)
 {
-	return rc ? neighbour_event(ctx, n, TRACE_NEIGH_SEND, n->nud_state) : 0;
+	return rc ? neighbour_event(ctx, AS(neighbour, n), TRACE_NEIGH_SEND, 0) : 0;
 }
 
 SEC("tp_btf/neigh_event_send_dead")
 int BPF_PROG(neigh_event_send_dead, struct neighbour *n, int rc)
 {
-	return neighbour_event(ctx, n, TRACE_NEIGH_DEAD, n->nud_state);
+	return neighbour_event(ctx, AS(neighbour, n), TRACE_NEIGH_DEAD, 0);
 }
 
 SEC("tp_btf/neigh_update")
 int BPF_PROG(neigh_update, struct neighbour *n, const __u8 *lladdr, __u8 new)
 {
-	return neighbour_event(ctx, n, TRACE_NEIGH_UPDATE, new);
+	return neighbour_event(ctx, AS(neighbour, n), TRACE_NEIGH_UPDATE, new);
 }
 
 #endif

@@ -121,7 +121,7 @@ static __always_inline bool within_rate(const struct view *v)
 }
 
 /* First sight of a packet. Returns its number, or 0 when it is not recorded. */
-static __noinline __u32 begin(__u64 head, const struct view *v)
+__noinline __u32 begin(__u64 head, const struct view *v)
 {
 	struct trace_packet *old;
 	__u32 id;
@@ -151,15 +151,31 @@ static __noinline __u32 begin(__u64 head, const struct view *v)
 	return id;
 }
 
-/* A packet seen before, by its head or by what it says; 0 when it is not one that is recorded. */
-static __noinline __u32 recognise(__u64 head, const struct view *v)
+/* The recorded packet that this skb is, at its socket; its memory may serve another packet by now. */
+static __always_inline struct trace_packet *at_its_socket(const struct sk_buff *skb)
 {
+	__u64 head = head_of(skb);
 	struct trace_packet *p = bpf_map_lookup_elem(&packets, &head);
+	struct view v = {};
+
+	if (!p || !p->at_the_socket)
+		return NULL;
+	if (read_headers(&v, head_of(skb) + skb->network_header, skb->len) && v.t.protocol == p->protocol && v.seq == p->seq)
+		return p;
+	forget(head, p);
+	return NULL;
+}
+
+/* A packet seen before, by its head or by what it says; 0 when it is not one that is recorded. */
+__noinline __u32 recognise(__u64 head, const struct view *v)
+{
+	struct trace_packet *p;
 	struct identity key;
 	__u32 *known, id;
 
 	if (!v)
 		return 0;
+	p = bpf_map_lookup_elem(&packets, &head);
 	if (p && p->protocol == v->t.protocol && p->seq == v->seq) {
 		id = p->id;
 	} else {

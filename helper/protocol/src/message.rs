@@ -109,7 +109,8 @@ pub struct Counters {
     pub filter_misses: u64,
     /// Times a program could not run because it was already running on that CPU.
     pub recursion_misses: u64,
-    /// Time spent in our programs, by hook, in nanoseconds, and how often each ran, when the kernel counts it.
+    /// Time spent in our programs, by hook, in nanoseconds, and how often each ran. The kernel counts it at a price, so when
+    /// the programs run often a tenth of the time is counted and the rest extrapolated.
     pub programs: BTreeMap<String, RunTime>,
     /// CPU time of the helper process, in nanoseconds.
     pub helper_cpu_ns: u64,

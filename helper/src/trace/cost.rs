@@ -5,28 +5,84 @@ use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::libbpf_sys;
 use nix::sys::resource::{UsageWho, getrusage};
 use sockpath_protocol::message::RunTime;
 
-/// Counts run times while it lives. The kernel then reads the clock twice for every run of every program.
+/// Runs a second from which on counting itself would be felt.
+const BUSY: u64 = 20_000;
+/// When busy, every so many looks are counted.
+const SHARE: u32 = 10;
+
+/// Counts what the programs cost. The kernel then reads the clock twice for every run of every program, so it counts all
+/// the time only while there is little to count, and a tenth of the time when the programs run often.
 #[derive(Debug)]
-pub struct RunTimeStats {
-    _fd: OwnedFd,
+pub struct Meter {
+    programs: Vec<(String, OwnedFd)>,
+    counting: Option<OwnedFd>,
+    since: Instant,
+    counted: Duration,
+    runs: u64,
+    looks: u32,
+    start: Instant,
 }
 
-impl RunTimeStats {
-    /// Switches the kernel's counting on (BPF_ENABLE_STATS, 5.8+).
-    pub fn enable() -> io::Result<Self> {
-        // SAFETY: the call takes an integer and gives a descriptor or an error.
-        let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd));
-        }
-        // SAFETY: the kernel has just given this descriptor to us alone.
-        Ok(Self { _fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+impl Meter {
+    /// Starts to count. A kernel that refuses (no BPF_ENABLE_STATS before 5.8) leaves all times 0.
+    #[must_use]
+    pub fn start(programs: Vec<(String, OwnedFd)>) -> Self {
+        let now = Instant::now();
+        Self { programs, counting: enable_stats().ok(), since: now, counted: Duration::ZERO, runs: 0, looks: 0, start: now }
     }
+
+    /// To be called about ten times a second: decides whether the time until the next look is counted.
+    pub fn look(&mut self) {
+        self.looks += 1;
+        let Some(counting) = self.counting.take() else {
+            if self.looks.is_multiple_of(SHARE) {
+                self.since = Instant::now();
+                self.counting = enable_stats().ok();
+            }
+            return;
+        };
+        let counted = self.since.elapsed();
+        self.counted += counted;
+        self.since = Instant::now();
+        let runs: u64 = self.programs.iter().filter_map(|(_, fd)| program_info(fd)).map(|i| i.runs).sum();
+        let rate = (runs - self.runs.min(runs)).saturating_mul(1000) / u64::try_from(counted.as_millis().max(1)).unwrap_or(1);
+        self.runs = runs;
+        if rate < BUSY {
+            self.counting = Some(counting);
+        }
+    }
+
+    /// Run time by hook, extrapolated from the share of the time that was counted, and how often a program could not run
+    /// because it was running already.
+    #[must_use]
+    pub fn read(&self) -> (BTreeMap<String, RunTime>, u64) {
+        let (mut times, misses) = run_times(&self.programs);
+        let counted = self.counted + if self.counting.is_some() { self.since.elapsed() } else { Duration::ZERO };
+        let (all, counted) = (self.start.elapsed().as_micros(), counted.as_micros());
+        if counted > 0 && counted < all {
+            let scale = |n: u64| u64::try_from(u128::from(n) * all / counted).unwrap_or(u64::MAX);
+            for t in times.values_mut() {
+                *t = RunTime { runs: scale(t.runs), ns: scale(t.ns) };
+            }
+        }
+        (times, misses)
+    }
+}
+
+fn enable_stats() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes an integer and gives a descriptor or an error.
+    let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What the kernel knows about a program's runs.
@@ -37,8 +93,7 @@ struct ProgramInfo {
     recursion_misses: u64,
 }
 
-/// Run time by hook, and how often a program could not run because it was running already.
-pub fn run_times(programs: &[(String, OwnedFd)]) -> (BTreeMap<String, RunTime>, u64) {
+fn run_times(programs: &[(String, OwnedFd)]) -> (BTreeMap<String, RunTime>, u64) {
     let mut times: BTreeMap<String, RunTime> = BTreeMap::new();
     let mut misses = 0;
     for (hook, fd) in programs {

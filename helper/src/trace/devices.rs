@@ -13,6 +13,7 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use sockpath_protocol::packet::{Device, DeviceKind};
 
 use super::netns::inside;
+use super::places::Equipment;
 use crate::node::Netns;
 
 /// A device as the kernel describes it.
@@ -28,6 +29,8 @@ pub struct Link {
     pub peer: Option<(Option<u32>, u32)>,
     /// Index of the bridge it is a port of.
     pub controller: Option<u32>,
+    /// Name of its root queue discipline.
+    pub qdisc: String,
 }
 
 /// The devices of the namespaces of a trace, by inode of the namespace.
@@ -79,7 +82,14 @@ async fn namespace_ids(handle: &mut Handle, all: &[&Netns]) -> Result<HashMap<i3
 }
 
 fn link(message: &LinkMessage, ids: &HashMap<i32, u32>, here: u32) -> Link {
-    let mut link = Link { name: String::new(), ifindex: message.header.index, kind: DeviceKind::Other, peer: None, controller: None };
+    let mut link = Link {
+        name: String::new(),
+        ifindex: message.header.index,
+        kind: DeviceKind::Other,
+        peer: None,
+        controller: None,
+        qdisc: String::new(),
+    };
     let (mut other, mut netns) = (None, None);
     if message.header.link_layer_type == LinkLayerType::Loopback {
         link.kind = DeviceKind::Loopback;
@@ -87,6 +97,7 @@ fn link(message: &LinkMessage, ids: &HashMap<i32, u32>, here: u32) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Qdisc(qdisc) => link.qdisc.clone_from(qdisc),
             LinkAttribute::Link(index) => other = Some(*index),
             LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
             LinkAttribute::Controller(index) => link.controller = Some(*index),
@@ -128,18 +139,21 @@ fn device_kind(kind: &InfoKind) -> DeviceKind {
 }
 
 /// The devices of one namespace as the plugin shows them. `owner` names a namespace: its pod, or its node.
-pub fn describe(netns: u32, links: &Links, owner: impl Fn(u32) -> Option<String>) -> Vec<Device> {
+pub fn describe(netns: u32, links: &Links, owner: impl Fn(u32) -> Option<String>) -> Vec<Equipment> {
     let name_in = |netns: u32, index: u32| links.get(&netns)?.iter().find(|l| l.ifindex == index).map(|l| l.name.clone());
     links
         .get(&netns)
         .into_iter()
         .flatten()
-        .map(|l| Device {
-            name: l.name.clone(),
-            ifindex: l.ifindex,
-            kind: l.kind,
-            peer: l.peer.and_then(|(there, index)| Some(format!("{}@{}", name_in(there?, index)?, owner(there?)?))),
-            bridge: l.controller.and_then(|index| name_in(netns, index)),
+        .map(|l| Equipment {
+            device: Device {
+                name: l.name.clone(),
+                ifindex: l.ifindex,
+                kind: l.kind,
+                peer: l.peer.and_then(|(there, index)| Some(format!("{}@{}", name_in(there?, index)?, owner(there?)?))),
+                bridge: l.controller.and_then(|index| name_in(netns, index)),
+            },
+            qdisc: l.qdisc.clone(),
         })
         .collect()
 }

@@ -46,6 +46,8 @@ pub struct Sight {
     pub kind: u8,
     /// `trace_flag` bits.
     pub flags: u8,
+    /// For a drop: whether the data is shared with a clone, which may go on.
+    pub shared: bool,
     /// CPU it ran on.
     pub cpu: u16,
     /// GSO segments; 0 when it is not a GSO packet.
@@ -96,6 +98,7 @@ impl Sight {
             },
             kind: e.kind,
             flags: e.flags,
+            shared: e.shared != 0,
             cpu: e.cpu,
             segments: e.segments,
             pid: e.pid,

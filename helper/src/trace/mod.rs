@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::session::{Inbound, Session, clock_ns};
 use assemble::Assembler;
-use cost::RunTimeStats;
+use cost::Meter;
 use hooks::Offer;
 use names::Names;
 use programs::Programs;
@@ -43,6 +43,9 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// How often packets are forgotten whose end the programs did not see.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 
+/// How often it is decided whether the programs' run time is counted.
+const METER_EVERY: Duration = Duration::from_millis(100);
+
 /// Serves a trace until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
     let start = Instant::now();
@@ -55,8 +58,8 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     };
     let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone()));
     let mut storage = MaybeUninit::uninit();
-    let mut trace =
-        Trace { programs: Programs::start(&mut storage, &scene, &offer, rate)?, stats: RunTimeStats::enable().ok(), armed: Instant::now() };
+    let programs = Programs::start(&mut storage, &scene, &offer, rate)?;
+    let mut trace = Trace { meter: Meter::start(programs.fds()), programs, armed: Instant::now() };
     drop(offer);
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.clone(),
@@ -75,7 +78,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
 /// A trace that is armed.
 struct Trace<'a> {
     programs: Programs<'a>,
-    stats: Option<RunTimeStats>,
+    meter: Meter,
     armed: Instant,
 }
 
@@ -91,7 +94,8 @@ impl Trace<'_> {
         let mut consume = interval(CONSUME_EVERY);
         let mut count = interval(COUNTERS_EVERY);
         let mut sweep = interval(SWEEP_EVERY);
-        for ticks in [&mut consume, &mut count, &mut sweep] {
+        let mut meter = interval(METER_EVERY);
+        for ticks in [&mut consume, &mut count, &mut sweep, &mut meter] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -115,6 +119,7 @@ impl Trace<'_> {
                     }
                 }
                 _ = sweep.tick() => self.programs.sweep(|id| assembler.is_done_with(id)),
+                _ = meter.tick() => self.meter.look(),
                 _ = count.tick() => {
                     let counters = self.counters(assembler)?;
                     session.send(&Message::Counters(counters))?;
@@ -133,7 +138,7 @@ impl Trace<'_> {
 
     fn counters(&mut self, assembler: &Assembler) -> Result<Counters> {
         let stats = self.programs.stats()?;
-        let (programs, recursion_misses) = cost::run_times(&self.programs.fds());
+        let (programs, recursion_misses) = self.meter.read();
         Ok(Counters {
             matched: stats.matched,
             recorded: stats.recorded,

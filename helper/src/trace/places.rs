@@ -19,13 +19,22 @@ pub struct Territory {
     pub target: bool,
 }
 
+/// A device, and the queue discipline it transmits through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Equipment {
+    /// The device.
+    pub device: Device,
+    /// Name of its root queue discipline.
+    pub qdisc: String,
+}
+
 /// Reads the devices of a namespace by its inode.
-pub type ReadDevices = Box<dyn FnMut(u32) -> Vec<Device>>;
+pub type ReadDevices = Box<dyn FnMut(u32) -> Vec<Equipment>>;
 
 /// Namespaces, their devices and the numbers that hops refer to them by.
 pub struct Places {
     territories: HashMap<u32, Territory>,
-    devices: HashMap<(u32, u32), Device>,
+    devices: HashMap<(u32, u32), Equipment>,
     read: ReadDevices,
     index: HashMap<(u32, u32), u32>,
     known: Vec<Place>,
@@ -56,14 +65,19 @@ impl Places {
     }
 
     /// Takes note of the devices of a namespace.
-    pub fn learn(&mut self, netns: u32, devices: Vec<Device>) {
-        for device in devices {
-            self.devices.insert((netns, device.ifindex), device);
+    pub fn learn(&mut self, netns: u32, devices: Vec<Equipment>) {
+        for e in devices {
+            self.devices.insert((netns, e.device.ifindex), e);
         }
     }
 
     /// A device of a namespace; `None` when there is no such device.
     pub fn device(&mut self, netns: u32, ifindex: u32) -> Option<&Device> {
+        self.equipment(netns, ifindex).map(|e| &e.device)
+    }
+
+    /// A device of a namespace with its queue discipline.
+    pub fn equipment(&mut self, netns: u32, ifindex: u32) -> Option<&Equipment> {
         if ifindex == 0 {
             return None;
         }
@@ -72,11 +86,6 @@ impl Places {
             self.learn(netns, read);
         }
         self.devices.get(&(netns, ifindex))
-    }
-
-    /// What kind of device it is.
-    pub fn kind(&mut self, netns: u32, ifindex: u32) -> Option<DeviceKind> {
-        self.device(netns, ifindex).map(|d| d.kind)
     }
 
     /// The number of a place.

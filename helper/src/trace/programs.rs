@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, RingBuffer, RingBufferBuilder};
-use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_role, trace_stats, trace_uplink};
+use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_role, trace_stats};
 use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 
 use super::event::Sight;
@@ -130,12 +130,6 @@ impl<'a> Programs<'a> {
         Ok(sum)
     }
 
-    /// Whether traffic is so hot that packets are left out.
-    #[must_use]
-    pub fn is_hot(&self) -> bool {
-        self.skel.maps.bss_data.as_ref().is_some_and(|b| b.sampling_mask != 0)
-    }
-
     /// Forgets packets whose way is over and of which the programs saw no end.
     pub fn sweep(&mut self, is_done_with: impl Fn(u32) -> bool) {
         let packets = &self.skel.maps.packets;
@@ -226,7 +220,7 @@ fn set_namespaces(skel: &mut TraceSkel<'_>, scene: &Scene) -> Result<()> {
         bss.nets[slot] = trace_net { inum: netns.inode, role };
     }
     for (slot, (netns, ifindex)) in bss.uplinks.iter_mut().zip(&scene.uplinks) {
-        *slot = trace_uplink { netns: *netns, ifindex: *ifindex };
+        *slot = u64::from(*netns) << 32 | u64::from(*ifindex);
         bss.uplink_count += 1;
     }
     Ok(())

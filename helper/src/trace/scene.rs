@@ -5,12 +5,11 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use sockpath_protocol::packet::Device;
 use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Links};
-use super::places::{Places, ReadDevices, Territory};
+use super::places::{Equipment, Places, ReadDevices, Territory};
 use crate::node::{self, Netns};
 use crate::session::Coded;
 
@@ -162,7 +161,7 @@ impl Scene {
 
 /// Devices may appear while a trace runs.
 fn read_again(held: Vec<Netns>, mut links: Links, owners: HashMap<u32, String>) -> ReadDevices {
-    Box::new(move |inode| -> Vec<Device> {
+    Box::new(move |inode| -> Vec<Equipment> {
         let all: Vec<&Netns> = held.iter().collect();
         let Some(netns) = held.iter().find(|n| n.inode == inode) else { return Vec::new() };
         // A namespace that cannot be asked any more leaves its devices without a name; the trace goes on.

@@ -34,10 +34,10 @@ pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair) -> Vec<Hop> {
     sights.sort_by_key(|s| s.at);
     let placed: Vec<Placed<'_>> = sights
         .iter()
-        .map(|sight| Placed {
-            sight,
-            role: role(places, open.course.direction, sight),
-            device: places.device(sight.netns, sight.ifindex).cloned(),
+        .map(|sight| {
+            let role = role(places, open.course.direction, sight);
+            let equipment = places.equipment(sight.netns, sight.ifindex);
+            Placed { sight, role, device: equipment.map(|e| e.device.clone()), qdisc: equipment.map(|e| e.qdisc.clone()) }
         })
         .collect();
     let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
@@ -102,7 +102,11 @@ fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<St
             notes.push("cached neighbour".to_owned());
         }
         StageId::SendStackDone | StageId::NodeQueue if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_XMIT) => {
-            notes.push("noqueue".to_owned());
+            // An empty queue may be passed by (TCQ_F_CAN_BYPASS).
+            notes.push(match here.qdisc.as_deref() {
+                None | Some("noqueue" | "") => "noqueue".to_owned(),
+                Some(other) => format!("{other}, not queued"),
+            });
         }
         StageId::Qdisc | StageId::NodeQdisc => notes.push(format!("queue length {}", here.sight.arg)),
         StageId::RouteOut | StageId::NodeRoute if here.sight.hook == Hook::TRACE_FIB_LOOKUP && here.sight.arg != 0 => {

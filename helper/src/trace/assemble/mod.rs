@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use sockpath_protocol::Message;
-use sockpath_protocol::packet::{Direction, Drop, Hop, Incident, IncidentKind, Outcome, Packet};
+use sockpath_protocol::packet::{Direction, Drop, Hop, Incident, IncidentKind, Outcome, Packet, PacketKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -32,6 +32,8 @@ const MAX_SIGHTS: usize = 40_000;
 const MAX_WAITING: usize = 64;
 /// A route lookup belongs to the packet that leaves the same CPU within this time, in nanoseconds.
 const ROUTE_AGE: u64 = 1_000_000;
+/// The tables of one route lookup are searched within this time of each other, in nanoseconds.
+const TABLE_GAP: u64 = 3_000;
 
 /// The last packet that was seen on a CPU, and where.
 #[derive(Debug, Clone, Copy)]
@@ -193,7 +195,9 @@ impl Assembler {
         if let Some(write) = self.take_write(course, sight) {
             self.sights += usize::from(open.add(write));
         }
-        if let Some(mut route) = self.take_route(sight) {
+        // A segment of an established connection goes by the route its socket keeps: a lookup just before was not its own.
+        let looks_up = protocol != Protocol::Tcp || matches!(open.kind, PacketKind::Syn | PacketKind::SynAck | PacketKind::Rst);
+        if let Some(mut route) = self.take_route(sight).filter(|_| looks_up) {
             route.netns = sight.netns;
             self.sights += usize::from(open.add(route));
         }
@@ -215,7 +219,7 @@ impl Assembler {
         Some(write.clone())
     }
 
-    /// The first lookup that this CPU made for these addresses just before.
+    /// The last lookup that this CPU made for these addresses just before; one lookup shows up once for each table.
     fn take_route(&mut self, sight: &Sight) -> Option<Sight> {
         let same = |r: &Sight| {
             r.cpu == sight.cpu
@@ -224,8 +228,13 @@ impl Assembler {
                 && sight.at - r.at <= ROUTE_AGE
                 && r.flow.to.ip() == sight.flow.to.ip()
         };
-        let index = self.routes.iter().position(same)?;
-        let found = self.routes.get(index).cloned();
+        let mut found: Option<&Sight> = None;
+        for route in self.routes.iter().filter(|r| same(r)).rev() {
+            if found.is_none_or(|later| later.at - route.at <= TABLE_GAP) {
+                found = Some(route);
+            }
+        }
+        let found = found.cloned();
         self.routes.retain(|r| !same(r));
         found
     }
@@ -260,7 +269,8 @@ impl Assembler {
     fn resolving(&mut self, sight: Sight) {
         self.incident(&sight);
         if let Some(last) = self.on_cpu.get(&sight.cpu).copied()
-            && last.hook == Hook::TRACE_NF_LAST_POST_ROUTING
+            // A bridge that has rewritten the destination asks for its address before FORWARD.
+            && matches!(last.hook, Hook::TRACE_NF_LAST_POST_ROUTING | Hook::TRACE_NF_LAST_PRE_ROUTING)
             && last.netns == sight.netns
             && let Some(open) = self.open.get_mut(&last.id)
         {
@@ -270,16 +280,15 @@ impl Assembler {
 
     fn woken(&mut self, mut sight: Sight) {
         let Some(protocol) = sight.protocol else { return };
-        let course = match protocol {
-            Protocol::Tcp => self.conversations.find(protocol, sight.flow.reversed()),
-            _ => None,
-        };
+        let course = self.conversations.find(protocol, sight.flow.reversed()).filter(|_| protocol == Protocol::Tcp);
         let Some(course) = course else {
-            // UDP, ICMP, and a listener: the packet that this CPU has just delivered.
-            if let Some(last) = self.on_cpu.get(&sight.cpu).copied()
-                && matches!(last.hook, Hook::TRACE_NF_LAST_LOCAL_IN | Hook::TRACE_TCP_PROBE)
-                && last.netns == sight.netns
-                && let Some(open) = self.open.get_mut(&last.id)
+            // UDP and ICMP know their packet. What wakes a listener is the packet that this CPU has just delivered.
+            let last = self
+                .on_cpu
+                .get(&sight.cpu)
+                .filter(|last| last.netns == sight.netns && matches!(last.hook, Hook::TRACE_NF_LAST_LOCAL_IN | Hook::TRACE_TCP_PROBE));
+            let id = if sight.id == 0 { last.map(|last| last.id) } else { Some(sight.id) };
+            if let Some(open) = id.and_then(|id| self.open.get_mut(&id))
                 && open.protocol == protocol
                 && !open.woken
             {
@@ -344,7 +353,12 @@ impl Assembler {
     fn dropped(&mut self, sight: Sight) {
         if let Some(open) = self.open.get_mut(&sight.id) {
             // A socket that closes frees what it has: that was delivered, unless somebody should have read it.
-            if open.arrived_in.is_none() || open.is_for_a_reader() || !self.names.is_purge(sight.arg) {
+            // ICMP goes to raw sockets as clones, and the original is dropped if nobody else wants it.
+            let purged = open.arrived_in.is_some() && !open.is_for_a_reader() && self.names.is_purge(sight.arg);
+            let cloned = open.protocol == Protocol::Icmp && open.woken;
+            // A bridge floods clones, which others drop.
+            let flooded = sight.shared && open.arrived_in.is_some_and(|netns| netns != sight.netns);
+            if !purged && !cloned && !flooded {
                 open.drop = Some(sight);
             }
             return;

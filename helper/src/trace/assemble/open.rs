@@ -83,7 +83,8 @@ impl Open {
     pub fn is_for_a_reader(&self) -> bool {
         match self.protocol {
             Protocol::Tcp | Protocol::Udp => self.payload() > 0,
-            Protocol::Icmp => false,
+            // The kernel answers echo requests itself; a reader is only where one was woken.
+            Protocol::Icmp => self.woken,
         }
     }
 

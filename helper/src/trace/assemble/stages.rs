@@ -27,6 +27,8 @@ pub struct Placed<'a> {
     pub role: Role,
     /// The device, if it names one.
     pub device: Option<Device>,
+    /// The device's root queue discipline.
+    pub qdisc: Option<String>,
 }
 
 impl Placed<'_> {
