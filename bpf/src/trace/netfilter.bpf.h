@@ -7,6 +7,7 @@
 #define NF_INET_LOCAL_IN 1
 #define NF_INET_FORWARD 2
 #define NF_INET_LOCAL_OUT 3
+#define NF_INET_POST_ROUTING 4
 
 static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook first_hook, bool first)
 {
@@ -25,7 +26,11 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 	s.net = find_net(state->net);
 	if (!s.net)
 		return NF_ACCEPT;
-	dev = state->in ? state->in : state->out;
+	/* What leaves is named by the device it leaves by. */
+	if (hook == NF_INET_LOCAL_OUT || hook == NF_INET_POST_ROUTING)
+		dev = state->out;
+	else
+		dev = state->in;
 	if (hook == NF_INET_FORWARD && state->out)
 		s.arg = state->out->ifindex;
 	head = head_of(skb);

@@ -33,10 +33,18 @@ impl Names {
         }
     }
 
-    /// Whether the reason is that a queue was emptied as a whole, as a closing socket does.
+    /// Whether a packet without payload that has reached its socket may be freed for this reason and nothing is lost: a
+    /// closing socket empties its queue, a reset is obeyed, and what a TIME_WAIT socket takes is freed without a reason.
     #[must_use]
-    pub fn is_purge(&self, reason: u32) -> bool {
-        self.reasons.get(&reason).is_some_and(|name| name == "QUEUE_PURGE" || name == "SOCKET_CLOSE")
+    pub fn is_no_loss(&self, reason: u32) -> bool {
+        let no_loss = ["QUEUE_PURGE", "SOCKET_CLOSE", "TCP_RESET", "NOT_SPECIFIED"];
+        self.reasons.get(&reason).is_some_and(|name| no_loss.contains(&name.as_str()))
+    }
+
+    /// Whether the reason is that the next hop's address could not be had.
+    #[must_use]
+    pub fn is_neighbour(&self, reason: u32) -> bool {
+        self.reasons.get(&reason).is_some_and(|name| name.starts_with("NEIGH_"))
     }
 
     /// The function an address lies in, with the offset; `None` when symbols cannot be read.

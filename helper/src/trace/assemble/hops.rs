@@ -1,14 +1,16 @@
 //! A packet's hops, out of its sights.
 
+use std::collections::VecDeque;
 use std::mem;
 
-use sockpath_protocol::packet::{Direction, Hop, PacketKind};
+use sockpath_bpf::trace::types::trace_flag;
+use sockpath_protocol::packet::{Direction, Flow, Hop, PacketKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
 use super::conversation::Pair;
 use super::open::Open;
-use super::stages::{Placed, Role, stage_at};
+use super::stages::{Placed, Role, is_cut, stage_at};
 use crate::trace::event::{Hook, Sight, hook_name};
 use crate::trace::places::Places;
 
@@ -28,16 +30,40 @@ fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
     }
 }
 
+/// A neighbour's address that became known: packets that waited for it go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Namespace that had asked.
+    pub netns: u32,
+    /// Device it had asked at.
+    pub ifindex: u32,
+    /// When, `CLOCK_MONOTONIC`, in nanoseconds.
+    pub at: u64,
+}
+
 /// Turns the sights of a packet into hops, in the order of time.
-pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair) -> Vec<Hop> {
+pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDeque<Answer>) -> Vec<Hop> {
     let mut sights = mem::take(&mut open.sights);
     sights.sort_by_key(|s| s.at);
+    let waited = |i: usize| {
+        let (here, next) = (&sights[i], sights.get(i + 1));
+        let until = next.map_or(u64::MAX, |n| n.at);
+        let answered = |a: &Answer| a.netns == here.netns && a.ifindex == here.ifindex && here.at < a.at && a.at < until;
+        here.hook == Hook::TRACE_NF_LAST_POST_ROUTING && (answers.iter().any(answered) || next.is_none() && open.unresolved)
+    };
     let placed: Vec<Placed<'_>> = sights
         .iter()
-        .map(|sight| {
+        .enumerate()
+        .map(|(i, sight)| {
             let role = role(places, open.course.direction, sight);
             let equipment = places.equipment(sight.netns, sight.ifindex);
-            Placed { sight, role, device: equipment.map(|e| e.device.clone()), qdisc: equipment.map(|e| e.qdisc.clone()) }
+            Placed {
+                sight,
+                role,
+                device: equipment.map(|e| e.device.clone()),
+                qdisc: equipment.map(|e| e.qdisc.clone()),
+                waited: waited(i),
+            }
         })
         .collect();
     let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
@@ -53,7 +79,7 @@ pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair) -> Vec<Hop> {
         }
         hops.push(Hop {
             stage,
-            hook: hook_of(p.sight, open.protocol),
+            hook: hook_of(p.sight),
             at_ns: p.sight.at,
             place: places.number(p.sight.netns, p.sight.ifindex),
             cpu: p.sight.cpu,
@@ -80,8 +106,8 @@ fn has_addresses(hook: Hook) -> bool {
     )
 }
 
-fn hook_of(sight: &Sight, _protocol: Protocol) -> String {
-    if sight.hook == Hook::TRACE_FIB_LOOKUP && sight.has(sockpath_bpf::trace::types::trace_flag::TRACE_F_IPV6) {
+fn hook_of(sight: &Sight) -> String {
+    if sight.hook == Hook::TRACE_FIB_LOOKUP && sight.has(trace_flag::TRACE_F_IPV6) {
         return "tp_btf/fib6_table_lookup".to_owned();
     }
     hook_name(sight.hook).to_owned()
@@ -119,8 +145,11 @@ fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<St
         && here.sight.offsets.is_some()
     {
         let (was, is) = (before.sight.segments.max(1), here.sight.segments.max(1));
-        if was > 1 && is < was && here.sight.payload < before.sight.payload {
-            notes.push(format!("first of {was} segments"));
+        let fragment = |s: &Sight| s.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
+        if is_cut(before.sight, here.sight) {
+            notes.push(if fragment(here.sight) { "first fragment".to_owned() } else { format!("first of {was} segments") });
+        } else if fragment(before.sight) && !fragment(here.sight) {
+            notes.push("fragments put together".to_owned());
         } else if is > was && here.sight.payload > before.sight.payload {
             notes.push(format!("{is} segments merged"));
         }
@@ -145,7 +174,7 @@ fn rewrite_note(
     pair: &Pair,
     protocol: Protocol,
     destination: bool,
-    (before, after): (sockpath_protocol::packet::Flow, sockpath_protocol::packet::Flow),
+    (before, after): (Flow, Flow),
 ) -> String {
     let hook = placed[..i].iter().rev().find(|p| p.sight.netns == placed[i].sight.netns).map(|p| hook_name(p.sight.hook));
     let by = hook.and_then(|h| h.strip_prefix("netfilter/")).and_then(|h| h.split(' ').next()).unwrap_or("an unknown place");

@@ -29,6 +29,8 @@ pub struct Open {
     pub woken: bool,
     /// As `woken`.
     pub copied: bool,
+    /// Whether it was dropped because the next hop's address could not be had.
+    pub unresolved: bool,
     /// Time of the last sight.
     pub last: u64,
 }
@@ -46,6 +48,7 @@ impl Open {
             arrived_in: None,
             woken: false,
             copied: false,
+            unresolved: false,
             last: sight.at,
         }
     }

@@ -1,6 +1,6 @@
 //! When a packet's way is over, and how it ended.
 
-use sockpath_protocol::packet::{DeviceKind, PacketKind};
+use sockpath_protocol::packet::DeviceKind;
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -38,7 +38,6 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
     let quiet = if at_the_end { u64::MAX } else { now.saturating_sub(open.last) };
     if let Some(drop) = &open.drop
         && drop.at >= open.last
-        && !is_delivery(open, drop.arg)
     {
         return (quiet >= SETTLE).then_some(Verdict::Dropped);
     }
@@ -60,15 +59,10 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
         return (quiet >= LEAVE).then_some(Verdict::Left);
     }
     let patience = match last.hook {
-        Hook::TRACE_QDISC_ENQUEUE | Hook::TRACE_NEIGH_SEND => QUEUE,
+        Hook::TRACE_QDISC_ENQUEUE | Hook::TRACE_NF_LAST_POST_ROUTING => QUEUE,
         _ => MOVE,
     };
     (quiet >= patience).then_some(Verdict::Vanished)
-}
-
-/// A reset is freed as a drop once it has been obeyed (SKB_DROP_REASON_TCP_RESET and its relatives).
-fn is_delivery(open: &Open, _reason: u32) -> bool {
-    open.kind == PacketKind::Rst && open.arrived_in.is_some()
 }
 
 /// The stage that should have come after this one.

@@ -1,5 +1,6 @@
 //! From sights to hops: which stage begins at a sight, given where and after what it was.
 
+use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::packet::{Device, DeviceKind};
 use sockpath_protocol::stage::StageId;
 
@@ -29,6 +30,8 @@ pub struct Placed<'a> {
     pub device: Option<Device>,
     /// The device's root queue discipline.
     pub qdisc: Option<String>,
+    /// Whether it waited here for the next hop's MAC address.
+    pub waited: bool,
 }
 
 impl Placed<'_> {
@@ -45,12 +48,26 @@ impl Placed<'_> {
 #[must_use]
 pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
     let here = sights.get(index)?;
-    match here.role {
+    let stage = match here.role {
         Role::Sender => sending(here.sight.hook),
         Role::Receiver => receiving(here.sight.hook),
         Role::Both => sending(here.sight.hook).or_else(|| receiving(here.sight.hook)),
         Role::Node => between(sights, index),
-    }
+    }?;
+    Some(match stage {
+        StageId::LinkHeader if here.waited => StageId::NeighbourOut,
+        StageId::NodeLinkHeader if here.waited => StageId::NodeNeighbour,
+        StageId::LinkHeader if sights.get(index + 1).is_some_and(|next| is_cut(here.sight, next.sight)) => StageId::Segment,
+        stage => stage,
+    })
+}
+
+/// Whether the packet was cut into fragments or segments between two sights; the later one is of the first piece.
+#[must_use]
+pub fn is_cut(before: &Sight, after: &Sight) -> bool {
+    let fragmented = after.has(trace_flag::TRACE_F_MORE_FRAGMENTS) && !before.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
+    let segmented = before.segments > 1 && after.segments < before.segments && after.payload < before.payload;
+    fragmented || segmented
 }
 
 fn sending(hook: Hook) -> Option<StageId> {
@@ -61,7 +78,6 @@ fn sending(hook: Hook) -> Option<StageId> {
         Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::OutputDevice,
         Hook::TRACE_NF_FIRST_POST_ROUTING => StageId::NfPostRouting,
         Hook::TRACE_NF_LAST_POST_ROUTING => StageId::LinkHeader,
-        Hook::TRACE_NEIGH_SEND => StageId::NeighbourOut,
         Hook::TRACE_DEV_QUEUE => StageId::SendStackDone,
         Hook::TRACE_QDISC_ENQUEUE => StageId::Qdisc,
         Hook::TRACE_DEV_XMIT => StageId::DeviceXmit,
@@ -111,7 +127,6 @@ fn between(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
         Hook::TRACE_NF_FIRST_LOCAL_IN => StageId::NodeLocalIn,
         Hook::TRACE_NF_LAST_LOCAL_IN => StageId::TunnelDecap,
         Hook::TRACE_FIB_LOOKUP => StageId::NodeRoute,
-        Hook::TRACE_NEIGH_SEND => StageId::NodeNeighbour,
         Hook::TRACE_DEV_QUEUE => StageId::NodeQueue,
         Hook::TRACE_QDISC_ENQUEUE => StageId::NodeQdisc,
         Hook::TRACE_DEV_XMIT if here.is_on(DeviceKind::Tunnel) => StageId::TunnelEncap,
