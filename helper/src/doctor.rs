@@ -1,12 +1,33 @@
 //! What this node offers.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use sockpath_protocol::message::EndReason;
+use libbpf_rs::MapType;
+use libbpf_rs::query::MapInfoIter;
+use nix::sys::statfs::{FsType, statfs};
+use sockpath_protocol::Message;
+use sockpath_protocol::message::{Check, CheckState, EndReason};
 
+use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
+
+/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
+const BPF_FS: FsType = FsType(0xcafe_4a11);
+/// Names of socket maps of ours begin with it.
+const OURS: &str = "sockpath";
+
+/// Capabilities by bit (include/uapi/linux/capability.h) and what is missing without each.
+const CAPABILITIES: [(u32, &str, &str); 6] = [
+    (39, "BPF", "nothing can be loaded"),
+    (38, "PERFMON", "no tracepoint or iterator can be loaded"),
+    (12, "NET_ADMIN", "no netfilter hook, no acceleration"),
+    (19, "SYS_PTRACE", "pods' network namespaces cannot be opened"),
+    (21, "SYS_ADMIN", "no netfilter hooks and no probes inside pods' network namespaces"),
+    (34, "SYSLOG", "drops are shown without the kernel function that dropped"),
+];
 
 /// What this kernel offers, by name; cheap checks only, this is part of `hello`.
 #[must_use]
@@ -16,7 +37,132 @@ pub fn features() -> BTreeMap<String, bool> {
     features
 }
 
-/// Answers `doctor`.
-pub fn run(_session: &mut Session) -> Result<EndReason> {
+/// Answers `doctor`: one row for each thing that tracing and acceleration rest on.
+pub fn run(session: &mut Session) -> Result<EndReason> {
+    let rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
+    session.send_all(&rows)?;
     Ok(EndReason::Done)
+}
+
+fn checks() -> Vec<Check> {
+    let mut rows = vec![kernel(), btf(), lockdown(), process_view(), cgroups(), bpffs()];
+    rows.extend(capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
+    rows.push(socket_maps());
+    rows
+}
+
+fn row(name: &str, state: CheckState, found: impl Into<String>, remedy: Option<&str>) -> Check {
+    Check { name: name.to_owned(), state, found: found.into(), remedy: remedy.map(str::to_owned) }
+}
+
+fn kernel() -> Check {
+    let release = nix::sys::utsname::uname().map(|u| format!("{} {}", u.release().to_string_lossy(), u.machine().to_string_lossy()));
+    match release {
+        Ok(release) => row("kernel", CheckState::Ok, release, None),
+        Err(e) => row("kernel", CheckState::Failed, format!("uname: {e}"), None),
+    }
+}
+
+fn btf() -> Check {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        row("BTF", CheckState::Ok, "/sys/kernel/btf/vmlinux", None)
+    } else {
+        let remedy = "the kernel has to be built with CONFIG_DEBUG_INFO_BTF=y, as current distributions' kernels are";
+        row("BTF", CheckState::Failed, "the kernel does not describe its types", Some(remedy))
+    }
+}
+
+/// Lockdown at level confidentiality refuses probe reads (security/lockdown, LOCKDOWN_BPF_READ_KERNEL).
+fn lockdown() -> Check {
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    if text.contains("[confidentiality]") {
+        let remedy = "boot with lockdown=integrity: at this level programs may not read kernel memory";
+        return row("lockdown", CheckState::Failed, "confidentiality", Some(remedy));
+    }
+    let level = text.split(['[', ']']).nth(1).unwrap_or("not known to be on").to_owned();
+    row("lockdown", CheckState::Ok, level, None)
+}
+
+/// Whether processes of pods and of the node can be seen and their namespaces opened.
+fn process_view() -> Check {
+    if std::process::id() == 1 {
+        return row("processes", CheckState::Failed, "only the helper's own are seen", Some("the helper pod needs hostPID: true"));
+    }
+    match Netns::open("/proc/1/ns/net") {
+        Ok(netns) => row("processes", CheckState::Ok, format!("the node's are seen, its network namespace is {}", netns.inode), None),
+        Err(e) => row("processes", CheckState::Failed, format!("{e:#}"), Some("the helper pod needs CAP_SYS_PTRACE")),
+    }
+}
+
+fn cgroups() -> Check {
+    match Hierarchies::mounted(Path::new("/sys/fs/cgroup")) {
+        Ok(h) if h.v2().is_none() => {
+            let remedy = "acceleration of chosen pods needs cgroup v2: boot with systemd.unified_cgroup_hierarchy=1; tracing works";
+            row("cgroups", CheckState::Degraded, h.describe(), Some(remedy))
+        }
+        Ok(h) => row("cgroups", CheckState::Ok, h.describe(), None),
+        Err(e) => row("cgroups", CheckState::Failed, format!("{e:#}"), Some("the helper pod needs the node's /sys/fs/cgroup mounted")),
+    }
+}
+
+fn bpffs() -> Check {
+    match statfs("/sys/fs/bpf") {
+        Ok(s) if s.filesystem_type() == BPF_FS => row("bpffs", CheckState::Ok, "mounted at /sys/fs/bpf", None),
+        _ => {
+            let remedy = "mount -t bpf bpf /sys/fs/bpf on the node (systemd does so at boot); tracing works without";
+            row("bpffs", CheckState::Degraded, "not mounted at /sys/fs/bpf", Some(remedy))
+        }
+    }
+}
+
+fn capabilities(status: &str) -> Vec<Check> {
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
+    let Some(effective) = effective else {
+        return vec![row("capabilities", CheckState::Degraded, "cannot be read", None)];
+    };
+    let missing: Vec<_> = CAPABILITIES.iter().filter(|(bit, ..)| effective & (1 << bit) == 0).collect();
+    if missing.is_empty() {
+        return vec![row("capabilities", CheckState::Ok, CAPABILITIES.map(|(_, name, _)| name).join(" "), None)];
+    }
+    let rows = missing.into_iter().map(|(bit, name, without)| {
+        // SYSLOG is asked for by trace only, and only names of functions depend on it.
+        let state = if matches!(bit, 21 | 34) { CheckState::Degraded } else { CheckState::Failed };
+        row(
+            &format!("capability {name}"),
+            state,
+            format!("missing: {without}"),
+            Some("compare the helper pod with --dry-run=client -o yaml"),
+        )
+    });
+    rows.collect()
+}
+
+/// Socket maps of others (Cilium, Istio ambient, OBI): their sockets are left alone, so the user should know of them.
+fn socket_maps() -> Check {
+    let is_socket_map = |kind: &MapType| matches!(kind, MapType::Sockmap | MapType::Sockhash);
+    let names: Vec<String> =
+        MapInfoIter::default().filter(|m| is_socket_map(&m.ty)).map(|m| m.name.to_string_lossy().into_owned()).collect();
+    let (ours, others): (Vec<String>, Vec<String>) = names.into_iter().partition(|n| n.starts_with(OURS));
+    if others.is_empty() {
+        let found = if ours.is_empty() { "none".to_owned() } else { format!("{} of ours", ours.len()) };
+        return row("socket maps", CheckState::Ok, found, None);
+    }
+    let remedy = "sockets in maps of others are left alone and go by TCP, or as their owner decides";
+    row("socket maps", CheckState::Degraded, format!("others': {}", others.join(", ")), Some(remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capabilities_are_told_with_what_is_lost() {
+        let all: u64 = CAPABILITIES.iter().map(|(bit, ..)| 1 << bit).sum();
+        let rows = capabilities(&format!("Name:\tx\nCapEff:\t{all:016x}\n"));
+        assert_eq!((rows.len(), rows[0].state), (1, CheckState::Ok));
+        let rows = capabilities(&format!("CapEff:\t{:016x}\n", all & !(1 << 39) & !(1 << 34)));
+        let shown: Vec<_> = rows.iter().map(|r| (r.name.as_str(), r.state)).collect();
+        assert_eq!(shown, [("capability BPF", CheckState::Failed), ("capability SYSLOG", CheckState::Degraded)]);
+        assert_eq!(capabilities("").len(), 1);
+    }
 }

@@ -51,7 +51,11 @@ impl Lookup {
         Ok(self.all_facts().await?.into_iter().filter(|f| f.unusable.is_none()).map(|f| f.node).collect())
     }
 
-    async fn all_facts(&self) -> Result<Vec<NodeFacts>, Problem> {
+    /// All nodes, those where no helper can run with the reason.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn all_facts(&self) -> Result<Vec<NodeFacts>, Problem> {
         let api: kube::Api<ApiNode> = kube::Api::all(self.api.client());
         let facts: Vec<NodeFacts> = self.list("list the nodes", &api, ListParams::default()).await?.iter().map(NodeFacts::of).collect();
         let mut known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);

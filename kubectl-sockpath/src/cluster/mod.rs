@@ -2,6 +2,7 @@
 
 mod attach;
 mod client;
+mod examine;
 mod helper_pod;
 mod lookup;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use sockpath_protocol::message::{Check, CheckState};
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::backend::Mode;
@@ -125,6 +127,47 @@ impl Cluster {
             }
         }
         Ok(fleet)
+    }
+
+    /// Deletes the pods of a start that was cancelled.
+    pub async fn abandon(&self) {
+        self.debts.settle_all().await;
+    }
+
+    /// What `doctor` can say without a helper, each row with what it is about.
+    pub async fn examine(&self) -> Vec<(String, Check)> {
+        let api = self.lookup.api();
+        let mut rows = examine::examine(api, &self.settings.namespace).await;
+        if rows.iter().any(|(_, check)| check.state == CheckState::Failed) {
+            return rows;
+        }
+        let cluster = |check| ("cluster".to_owned(), check);
+        match self.lookup.all_facts().await {
+            Ok(facts) => {
+                if let Some(usable) = facts.iter().find(|f| f.unusable.is_none()) {
+                    rows.push(cluster(examine::admission(api, &self.settings.spec(Mode::Trace, &usable.node.name, &self.owner)).await));
+                }
+                rows.extend(facts.into_iter().filter_map(|f| {
+                    let check = Check { name: "node".to_owned(), state: CheckState::Degraded, found: f.unusable?, remedy: None };
+                    Some((format!("node {}", f.node.name), check))
+                }));
+            }
+            Err(p) => rows.push(cluster(Check {
+                name: "nodes".to_owned(),
+                state: CheckState::Degraded,
+                found: p.to_string(),
+                remedy: Some("kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-nodes --user=YOU".to_owned()),
+            })),
+        }
+        rows
+    }
+
+    /// Removes helper pods that nobody uses; tells what was removed and whose were kept.
+    ///
+    /// # Errors
+    /// When pods cannot be listed or deleted.
+    pub async fn remove_leftovers(&self) -> Result<(Vec<String>, Vec<String>)> {
+        Ok(reap::clean(self.lookup.api(), &self.settings.namespace).await?)
     }
 
     /// All nodes where helpers can run.

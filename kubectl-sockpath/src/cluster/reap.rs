@@ -61,6 +61,25 @@ impl Debts {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
+    /// Deletes all that are owed. A request to create one may still be on its way and overtake the first deletion, so pods
+    /// that were not there are asked for once more.
+    pub async fn settle_all(&self) {
+        let pods: Vec<String> = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        if pods.is_empty() {
+            return;
+        }
+        for pause in [Duration::ZERO, PAUSE] {
+            sleep(pause).await;
+            let deletions = pods.iter().map(|name| delete(&self.0.api, &self.0.namespace, name, Manner::Running));
+            for (name, outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
+                match outcome {
+                    Ok(()) => self.forget(name),
+                    Err(p) => eprintln!("warning: {p}"),
+                }
+            }
+        }
+    }
+
     /// Deletes one pod.
     ///
     /// # Errors
@@ -139,13 +158,17 @@ pub struct Leftover {
 /// # Errors
 /// When the pods cannot be listed.
 pub async fn leftovers(api: &Api, namespace: &str) -> Result<Vec<Leftover>, Problem> {
+    Ok(helper_pods(api, namespace).await?.iter().filter_map(|pod| judge(pod, Timestamp::now())).collect())
+}
+
+async fn helper_pods(api: &Api, namespace: &str) -> Result<Vec<Pod>, Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
     let what = format!("look for leftover helper pods in namespace {namespace}");
     let list = match api.ask_opt(&what, pods.list(&ListParams::default().labels(SELECTOR))).await {
         Err(p) if p.kind == Kind::NoNamespace => None,
         other => other?,
     };
-    Ok(list.into_iter().flat_map(|l| l.items).filter_map(|pod| judge(&pod, Timestamp::now())).collect())
+    Ok(list.map(|l| l.items).unwrap_or_default())
 }
 
 /// Removes leftovers quietly, as each command does at its start; what cannot be removed is left to `cleanup` to complain about.
@@ -157,6 +180,32 @@ pub async fn reap_leftovers(api: Api, namespace: String) -> Vec<String> {
         }
     }
     removed
+}
+
+/// Removes leftovers thoroughly: those that have ended just now, too. Returns what was removed, and what is kept because
+/// its plugin may still run, with whose it is.
+///
+/// # Errors
+/// When pods cannot be listed or deleted.
+pub async fn clean(api: &Api, namespace: &str) -> Result<(Vec<String>, Vec<String>), Problem> {
+    let (mut removed, mut kept) = (Vec::new(), Vec::new());
+    for pod in helper_pods(api, namespace).await? {
+        let Some(name) = pod.metadata.name.clone() else { continue };
+        let ended = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+        let leftover = judge(&pod, Timestamp::now())
+            .or_else(|| ended.then(|| Leftover { name: name.clone(), manner: Manner::Ended, why: "it has ended" }));
+        match leftover {
+            Some(leftover) => {
+                delete(api, namespace, &name, leftover.manner).await?;
+                removed.push(format!("pod {namespace}/{name} ({})", leftover.why));
+            }
+            None => {
+                let user = pod.metadata.annotations.as_ref().and_then(Owner::user_of).unwrap_or("somebody");
+                kept.push(format!("pod {namespace}/{name}: {user} uses it"));
+            }
+        }
+    }
+    Ok((removed, kept))
 }
 
 fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {

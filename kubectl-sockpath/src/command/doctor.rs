@@ -1,0 +1,180 @@
+//! `doctor`: one table of what was examined; each row that is not well ends in what to do.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use sockpath_protocol::message::{Check, CheckState};
+use sockpath_protocol::{Message, Request};
+
+use super::print;
+use crate::backend::{Backend, Mode};
+use crate::cli::{self, Global, TableOutput};
+use crate::exit::{Exit, Interrupted};
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+use crate::session::{Event, Fleet};
+use crate::terminal::{Paint, Style, printable};
+
+/// How long a node's checks may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One row of the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// What was examined: `client`, `cluster`, or a node.
+    pub scope: String,
+    /// How it came out.
+    #[serde(flatten)]
+    pub check: Check,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    ok: bool,
+    checks: &'a [Row],
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the output cannot be written, or the user interrupts; what is wrong with client, cluster or nodes are rows.
+pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Result<Exit> {
+    let interrupt = Interrupt::watch()?;
+    let mut rows = Vec::new();
+    let backend = match Backend::connect(global, false).await {
+        Ok(backend) => Some(backend),
+        Err(e) => {
+            rows.push(failed("client", if global.lab { "lab" } else { "kubeconfig" }, &e));
+            None
+        }
+    };
+    if let Some(backend) = &backend {
+        let finished = tokio::select! {
+            biased;
+            () = interrupt.wait() => false,
+            () = examine(backend, progress, &mut rows) => true,
+        };
+        if !finished {
+            backend.abandon().await;
+            return Err(Interrupted.into());
+        }
+    }
+    progress.clear();
+    let ok = !rows.iter().any(|r| r.check.state == CheckState::Failed);
+    match args.output {
+        Some(TableOutput::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&Document { ok, checks: &rows })?))?,
+        None => print(&table(&rows, &Style::of_stdout(global.color)))?,
+    }
+    Ok(if ok { Exit::Done } else { Exit::Failed })
+}
+
+async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
+    progress.phase("", "examining client and cluster");
+    rows.extend(backend.examine().await.into_iter().map(|(scope, check)| Row { scope, check }));
+    if rows.iter().any(|r| r.check.state == CheckState::Failed) && matches!(backend, Backend::Cluster(_)) {
+        // Without rights or namespace every node would only repeat the refusal.
+        return;
+    }
+    let nodes = match backend.all_nodes().await {
+        Ok(nodes) => nodes,
+        Err(e) => return rows.push(failed("cluster", "nodes", &e)),
+    };
+    // One by one in a cluster: a node that cannot run a helper must not hide what the others say.
+    let groups: Vec<_> = match backend {
+        Backend::Lab(_) => vec![nodes],
+        Backend::Cluster(_) => nodes.into_iter().map(|n| vec![n]).collect(),
+    };
+    for group in groups {
+        let name = group.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", ");
+        match backend.helpers(&group, &[], Mode::Doctor, progress).await {
+            Ok(fleet) => rows.extend(ask(fleet, &name).await),
+            Err(e) => rows.push(failed(&format!("node {name}"), "helper", &e)),
+        }
+    }
+}
+
+async fn ask(mut fleet: Fleet, node: &str) -> Vec<Row> {
+    let scope = format!("node {node}");
+    let mut rows = Vec::new();
+    fleet.send_all(&Request::Doctor).await;
+    fleet
+        .finish(PATIENCE, |_, event| match event {
+            Event::Said(message) => match *message {
+                Message::Check(check) => rows.push(Row { scope: scope.clone(), check }),
+                Message::Canary(c) => rows.push(Row { scope: scope.clone(), check: canary_row(&c) }),
+                Message::Error { text, .. } => rows.push(failed(&scope, "helper", &anyhow::anyhow!(text))),
+                _ => {}
+            },
+            Event::Lost(e) => rows.push(failed(&scope, "helper", &e.into())),
+            Event::Ended(_) => {}
+        })
+        .await;
+    rows
+}
+
+fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
+    let state = match (canary.passed, canary.corruption_risk) {
+        (true, _) => CheckState::Ok,
+        (false, false) => CheckState::Degraded,
+        (false, true) => CheckState::Failed,
+    };
+    let remedy = (!canary.passed).then(|| "this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned());
+    Check { name: format!("canary {}", canary.name), state, found: canary.detail.clone(), remedy }
+}
+
+fn failed(scope: &str, name: &str, error: &anyhow::Error) -> Row {
+    let text = format!("{error:#}");
+    let (found, remedy) = text.split_once('\n').map_or((text.clone(), None), |(found, rest)| (found.to_owned(), Some(rest.to_owned())));
+    Row { scope: scope.to_owned(), check: Check { name: name.to_owned(), state: CheckState::Failed, found, remedy } }
+}
+
+fn table(rows: &[Row], style: &Style) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+    table.set_header(["WHERE", "WHAT", "STATE", "FOUND"]);
+    for row in rows {
+        let state = match row.check.state {
+            CheckState::Ok => "ok",
+            CheckState::Degraded => "less",
+            CheckState::Failed => "FAILED",
+        };
+        table.add_row([&row.scope, &row.check.name, state, &printable(&row.check.found)]);
+    }
+    let mut out = String::new();
+    for line in table.lines() {
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    let unwell: Vec<&Row> = rows.iter().filter(|r| r.check.remedy.is_some()).collect();
+    if !unwell.is_empty() {
+        out.push('\n');
+        out.push_str(&style.paint(Paint::Heading, "What to do"));
+        out.push('\n');
+        for row in unwell {
+            let remedy = row.check.remedy.as_deref().unwrap_or_default().lines().map(printable).collect::<Vec<_>>().join("\n    ");
+            out.push_str(&format!("  {}, {}:\n    {remedy}\n", row.scope, row.check.name));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ColorChoice;
+
+    #[test]
+    fn rows_that_are_not_well_end_in_what_to_do() {
+        let row = |state, remedy: Option<&str>| Row {
+            scope: "node n1".into(),
+            check: Check { name: "BTF".into(), state, found: "f".into(), remedy: remedy.map(str::to_owned) },
+        };
+        let style = Style::of_stdout(ColorChoice::Never);
+        let text = table(&[row(CheckState::Ok, None), row(CheckState::Failed, Some("do\nthis"))], &style);
+        assert!(text.contains("FAILED") && text.ends_with("  node n1, BTF:\n    do\n    this\n"), "{text}");
+        assert!(!table(&[row(CheckState::Ok, None)], &style).contains("What to do"));
+        assert_eq!(failed("client", "kubeconfig", &anyhow::anyhow!("a\nb")).check.remedy.as_deref(), Some("b"));
+    }
+}
