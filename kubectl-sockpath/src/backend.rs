@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
+use sockpath_protocol::message::Check;
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::cli::Global;
@@ -54,6 +55,14 @@ impl Backend {
         match self {
             Self::Lab(lab) => lab.helpers(nodes, progress).await,
             Self::Cluster(cluster) => cluster.helpers(nodes, pods, mode, progress).await,
+        }
+    }
+
+    /// What `doctor` can say without a helper: each row with what it is about.
+    pub async fn examine(&self) -> Vec<(String, Check)> {
+        match self {
+            Self::Lab(_) => Vec::new(),
+            Self::Cluster(cluster) => cluster.examine().await,
         }
     }
 

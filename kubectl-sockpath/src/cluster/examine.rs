@@ -182,15 +182,20 @@ async fn namespace(api: &Api, name: &str) -> Check {
     let namespaces: kube::Api<Namespace> = kube::Api::all(api.client());
     match api.ask_opt(&format!("read namespace {name}"), namespaces.get(name)).await {
         Ok(Some(object)) => namespace_row(name, &object),
-        Ok(None) => Check {
-            name: "namespace".to_owned(),
-            state: CheckState::Failed,
-            found: format!("namespace {name} does not exist"),
-            remedy: Some("kubectl apply -f manifests/".to_owned()),
-        },
+        Ok(None) => no_namespace(name),
+        Err(p) if p.kind == Kind::NoNamespace => no_namespace(name),
         // Who may not read it still learns from the dry run whether it admits helpers.
         Err(p) if p.kind == Kind::Forbidden => ok("namespace", format!("{name} (its labels may not be read)")),
         Err(p) => problem_row("namespace", &p),
+    }
+}
+
+fn no_namespace(name: &str) -> Check {
+    Check {
+        name: "namespace".to_owned(),
+        state: CheckState::Failed,
+        found: format!("namespace {name} does not exist"),
+        remedy: Some("kubectl apply -f manifests/namespace.yaml, then the rest of manifests/".to_owned()),
     }
 }
 
@@ -240,6 +245,16 @@ mod tests {
         assert_eq!(bad.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["may create pods", "namespace"]);
         assert_eq!(bad[0].remedy.as_deref(), Some("kubectl create rolebinding -n tools sockpath-YOU --role=sockpath-user --user=YOU"));
         assert!(bad[1].remedy.as_deref().unwrap().contains("enforce=privileged --overwrite"));
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_is_not_there_is_told() {
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound",
+            "message": "namespaces \"tools\" not found", "details": {"kind": "namespaces", "name": "tools"}});
+        let mock = Mock::default().on("GET /api/v1/namespaces/tools", 404, gone);
+        let row = namespace(&mock.api("shop"), "tools").await;
+        assert_eq!((row.state, row.found.as_str()), (CheckState::Failed, "namespace tools does not exist"));
+        assert!(row.remedy.unwrap().contains("kubectl apply"));
     }
 
     #[tokio::test]

@@ -43,10 +43,7 @@ pub async fn run(args: &cli::Cleanup, global: &Global, progress: &Progress) -> R
     progress.clear();
     match finished {
         Some(result) => result?,
-        None => {
-            backend.abandon().await;
-            return Err(Interrupted.into());
-        }
+        None => return Err(Interrupted.into()),
     }
     if args.output == Some(TableOutput::Json) {
         print(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;

@@ -57,7 +57,6 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
             () = examine(backend, progress, &mut rows) => true,
         };
         if !finished {
-            backend.abandon().await;
             return Err(Interrupted.into());
         }
     }
@@ -120,7 +119,8 @@ fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
         (false, false) => CheckState::Degraded,
         (false, true) => CheckState::Failed,
     };
-    let remedy = (!canary.passed).then(|| "this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned());
+    let remedy =
+        (!canary.passed).then(|| "this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned());
     Check { name: format!("canary {}", canary.name), state, found: canary.detail.clone(), remedy }
 }
 

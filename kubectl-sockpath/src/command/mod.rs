@@ -1,5 +1,7 @@
 //! The commands, one file each, and what they share.
 
+mod cleanup;
+mod doctor;
 mod trace;
 mod version;
 
@@ -78,6 +80,8 @@ async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
         Command::Lab(lab) => match lab::forward(lab.command)? {},
         Command::Version(args) => version::run(&args),
         Command::Trace(args) => trace::run(&args, global, progress).await,
+        Command::Doctor(args) => doctor::run(&args, global, progress).await,
+        Command::Cleanup(args) => cleanup::run(&args, global, progress).await,
         _ => bail!("not yet"),
     }
 }
