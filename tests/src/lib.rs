@@ -1,6 +1,7 @@
 //! What the tests on real kernels share: the programs under test, a lab of one's own, and what exists in the kernel.
 
 pub mod bench;
+pub mod cluster;
 pub mod lab;
 pub mod programs;
 pub mod services;

@@ -15,7 +15,7 @@ use sockpath_protocol::request::Node;
 use super::client::Api;
 use super::pod_info::{self, NodeFacts, pod_info};
 use super::problem::{Kind as ProblemKind, Problem};
-use super::service_info;
+use super::{remedy, service_info};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 
 /// A large cluster answers lists in pieces of this many objects.
@@ -139,7 +139,7 @@ impl Lookup {
 
     async fn pods_with(&self, namespace: Option<&str>, params: ListParams) -> Result<Vec<PodInfo>, Problem> {
         let what = namespace.map_or_else(|| "list the pods of all namespaces".to_owned(), |ns| format!("list the pods of namespace {ns}"));
-        let pods = self.list(&what, &self.pods_api(namespace), params).await?;
+        let pods = self.list(&what, &self.pods_api(namespace), params).await.map_err(|p| remedy::for_lookup(p, namespace))?;
         self.infos(pods).await
     }
 
@@ -172,7 +172,8 @@ impl Lookup {
 
     async fn pod_by_name(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>, Problem> {
         let what = format!("read pod {namespace}/{name}");
-        match self.api.ask_opt(&what, self.pods_api(Some(namespace)).get(name)).await? {
+        let pod = self.api.ask_opt(&what, self.pods_api(Some(namespace)).get(name)).await;
+        match pod.map_err(|p| remedy::for_lookup(p, Some(namespace)))? {
             Some(pod) => Ok(self.infos(vec![pod]).await?.pop()),
             None => Ok(None),
         }
@@ -229,6 +230,29 @@ impl Lookup {
         Ok(found)
     }
 
+    /// Services that can be dialled at every node, as far as the user may see them.
+    async fn services_with_node_ports(&self) -> Result<Vec<ServiceInfo>, Problem> {
+        let mut found = Vec::new();
+        for kind in ["NodePort", "LoadBalancer"] {
+            let params = ListParams::default().fields(&format!("spec.type={kind}"));
+            let all: kube::Api<ApiService> = kube::Api::all(self.api.client());
+            let objects = match self.list("list the Services of all namespaces", &all, params.clone()).await {
+                Err(p) if p.kind == ProblemKind::Forbidden => {
+                    let own: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), self.api.namespace());
+                    self.list("list the Services", &own, params).await?
+                }
+                other => other?,
+            };
+            for object in objects.iter().filter(|o| service_info::has_node_port(o)) {
+                let (namespace, name) =
+                    (object.metadata.namespace.clone().unwrap_or_default(), object.metadata.name.clone().unwrap_or_default());
+                let slices = self.slices(&namespace, Some(&name)).await?;
+                found.push(self.service_info(object, &slices).await?);
+            }
+        }
+        Ok(found)
+    }
+
     async fn names_of<K>(&self, kind: Kind, api: &kube::Api<K>) -> Result<Vec<String>, Problem>
     where
         K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
@@ -277,8 +301,9 @@ impl Inventory for Lookup {
 
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
         let api: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), namespace);
-        let Some(object) = self.api.ask_opt(&format!("read Service {namespace}/{name}"), api.get(name)).await? else { return Ok(None) };
-        let slices = self.slices(namespace, Some(name)).await?;
+        let found = self.api.ask_opt(&format!("read Service {namespace}/{name}"), api.get(name)).await;
+        let Some(object) = found.map_err(|p| remedy::for_lookup(p, Some(namespace)))? else { return Ok(None) };
+        let slices = self.slices(namespace, Some(name)).await.map_err(|p| remedy::for_lookup(p, Some(namespace)))?;
         Ok(Some(self.service_info(&object, &slices).await?))
     }
 
@@ -302,8 +327,18 @@ impl Inventory for Lookup {
                 Err(p) => return Err(p.into()),
             }
         }
-        for ip in strangers {
-            found.extend(self.services_dialled_at(ip).await?);
+        for ip in &strangers {
+            found.extend(self.services_dialled_at(*ip).await?);
+        }
+        // A node's address is dialled with a node port. hostNetwork pods have it, too, so it need not be a stranger.
+        let of_known_node =
+            |known: &BTreeMap<String, NodeFacts>| known.values().any(|f| addresses.iter().any(|ip| f.node.ips.contains(ip)));
+        let mut of_node = of_known_node(&self.nodes.lock().unwrap_or_else(PoisonError::into_inner));
+        if !of_node && !strangers.is_empty() && found.is_empty() {
+            of_node = self.node_ips().await?.iter().any(|ip| addresses.contains(ip));
+        }
+        if of_node {
+            found.extend(self.services_with_node_ports().await?);
         }
         Ok(found)
     }

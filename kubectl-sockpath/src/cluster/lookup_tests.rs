@@ -92,13 +92,32 @@ async fn services_of_a_pod_are_looked_for_in_its_namespace_only() {
 
 #[tokio::test]
 async fn an_address_that_is_dialled_is_found_in_all_namespaces_or_in_ones_own() {
-    let open = Mock::default().list("/api/v1/services", json!([service("web", json!({}))]));
-    let found = Lookup::new(open.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await;
-    assert!(found.is_err() || found.unwrap().len() == 1);
-    let asked = open.asked();
-    assert!(asked[0].contains("spec.clusterIP%3D10.96.0.9"), "{asked:?}");
-    let closed = Mock::default().forbid("GET /api/v1/services").list("/api/v1/namespaces/default/services", json!([]));
+    let open = Mock::default()
+        .list("/api/v1/services", json!([service("web", json!({}))]))
+        .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]))
+        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
+    let found = Lookup::new(open.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap();
+    assert_eq!(found.iter().map(|s| s.service.name.as_str()).collect::<Vec<_>>(), ["web"]);
+    assert!(open.asked()[0].contains("spec.clusterIP%3D10.96.0.9"), "{:?}", open.asked());
+    let closed = Mock::default()
+        .forbid("GET /api/v1/services")
+        .list("/api/v1/namespaces/default/services", json!([]))
+        .forbid("GET /api/v1/nodes");
     assert_eq!(Lookup::new(closed.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_nodes_address_is_dialled_with_the_node_port_of_a_service() {
+    let mock = Mock::default()
+        .on("GET /api/v1/services", 200, json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []}))
+        .list("/api/v1/services", json!([service("web", json!({"nodePort": 30080}))]))
+        .list("/api/v1/nodes", json!([node("n1", "192.0.2.1")]))
+        .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]));
+    let found = Lookup::new(mock.api("prod")).services_with(&["192.0.2.1".parse().unwrap()]).await.unwrap();
+    assert!(found[0].service.frontends.iter().any(|f| f.addr.to_string() == "192.0.2.1:30080"), "{found:?}");
+    assert!(mock.asked().iter().any(|a| a.contains("spec.type%3DNodePort")), "{:?}", mock.asked());
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ mod examine;
 mod helper_pod;
 mod lookup;
 #[cfg(test)]
+mod manifests_tests;
+#[cfg(test)]
 mod mock;
 mod owner;
 mod pod_info;
@@ -185,7 +187,7 @@ impl Cluster {
 /// When the pod cannot be represented, which its types rule out.
 pub fn helper_pod_manifest(global: &Global, mode: Mode, json: bool) -> Result<String> {
     // Which node it is depends on where the pods are, and a dry run of the client asks no server.
-    let pod = Settings::of(global).spec(mode, "NODE", &owner::Owner::this_process()).build();
+    let pod = Settings::of(global).spec(mode, "node", &owner::Owner::this_process()).build();
     Ok(if json { format!("{}\n", serde_json::to_string_pretty(&pod)?) } else { helper_pod::to_yaml(&pod)? })
 }
 

@@ -41,6 +41,21 @@ pub fn for_attach(problem: Problem, namespace: &str) -> Problem {
     }
 }
 
+/// Adds the next step to a refused look at the pods and Services of a namespace.
+#[must_use]
+pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
+    match (problem.kind, namespace) {
+        (Kind::Forbidden, Some(ns)) => problem.with_remedy(&format!(
+            "an administrator can allow it: kubectl create rolebinding -n {ns} sockpath-YOU --clusterrole=sockpath-lookup --user=YOU"
+        )),
+        (Kind::Forbidden, None) => problem.with_remedy(
+            "name a namespace with -n, or have an administrator allow it:\n\
+             kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-lookup --user=YOU",
+        ),
+        _ => problem,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +72,9 @@ mod tests {
             let text = for_create(Problem::new(kind, "cannot create the helper pod: no"), "tools").to_string();
             assert!(text.contains(expected), "{text}");
         }
+        let unread = |ns| for_lookup(Problem::new(Kind::Forbidden, "no"), ns).to_string();
+        assert!(unread(Some("shop")).contains("rolebinding -n shop sockpath-YOU --clusterrole=sockpath-lookup"));
+        assert!(unread(None).contains("clusterrolebinding"));
         assert!(for_attach(Problem::new(Kind::Forbidden, "no"), "tools").to_string().contains("pods/attach"));
     }
 }

@@ -64,7 +64,7 @@ pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, contai
     }
     let source_pod = find_source(inventory, &from.name).await?;
     usable(&source_pod)?;
-    let found = find_target(inventory, &to.name, &source_pod, &from.name).await?;
+    let found = find_target(inventory, &to, &source_pod, &from.name).await?;
     let same_pod = found.same || (found.service.is_none() && found.pods.iter().any(|p| p.pod.uid == source_pod.pod.uid));
     let container_port = match container {
         Some(name) => Some(port_of_container(&found.pods, name)?),
@@ -138,9 +138,9 @@ async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo>
     }
 }
 
-async fn find_target(inventory: &impl Inventory, name: &Name, source: &PodInfo, source_name: &Name) -> Result<Found> {
+async fn find_target(inventory: &impl Inventory, to: &Endpoint, source: &PodInfo, source_name: &Name) -> Result<Found> {
     let nothing = Found { pods: Vec::new(), addresses: Vec::new(), service: None, same: false };
-    match name {
+    match &to.name {
         Name::Pod { namespace, name } => {
             // A plain name is looked for where the source is when the source's namespace was written out.
             let fallback = match source_name {
@@ -169,11 +169,18 @@ async fn find_target(inventory: &impl Inventory, name: &Name, source: &PodInfo, 
         Name::Ip(ip) if ip.is_loopback() => Ok(Found { pods: vec![source.clone()], addresses: vec![*ip], same: true, ..nothing }),
         Name::Ip(ip) => {
             let pods = inventory.pods_at(*ip).await?;
-            if !pods.is_empty() {
+            // A node's address belongs to hostNetwork pods and, by its port, to Services with node ports; the port decides.
+            let dialled =
+                |s: &ServiceInfo| s.service.frontends.iter().any(|f| f.addr.ip() == *ip && to.port.is_none_or(|p| p == f.addr.port()));
+            let service = if pods.is_empty() || (to.port.is_some() && pods.iter().any(|p| p.pod.host_network)) {
+                inventory.services_with(&[*ip]).await?.into_iter().find(dialled)
+            } else {
+                None
+            };
+            if service.is_none() && !pods.is_empty() {
                 return Ok(Found { pods, addresses: vec![*ip], ..nothing });
             }
-            let dialled = |s: &ServiceInfo| s.service.frontends.iter().any(|f| f.addr.ip() == *ip);
-            match inventory.services_with(&[*ip]).await?.into_iter().find(dialled) {
+            match service {
                 Some(service) => Ok(Found { pods: service.backends.clone(), service: Some(service), ..nothing }),
                 None => Ok(Found { addresses: vec![*ip], ..nothing }),
             }

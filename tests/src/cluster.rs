@@ -1,0 +1,285 @@
+//! A cluster to test on: the one `KUBECONFIG` names, or two nodes on this machine from the binaries in `K8S_BIN`.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{programs, skipped};
+
+/// Namespace of the workloads; deleted with the cluster, or by [`Cluster::forget`] on a cluster that is not ours.
+pub const NAMESPACE: &str = "sockpath-e2e";
+/// Namespace of helper pods, as in manifests/.
+pub const HELPERS: &str = "sockpath";
+
+/// How the nodes of a cluster of our own are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// Routes between nodes, kube-proxy with nftables.
+    RoutesNftables,
+    /// VXLAN between nodes, kube-proxy with iptables.
+    VxlanIptables,
+}
+
+/// A cluster with namespace, policies, helper image and workloads in place.
+#[derive(Debug)]
+pub struct Cluster {
+    kubeconfig: PathBuf,
+    /// Set when the cluster is ours, so that its daemons may be stopped and killed.
+    setup: Option<Setup>,
+    image: String,
+}
+
+static CURRENT: Mutex<Option<Cluster>> = Mutex::new(None);
+
+/// The cluster in this setup for one test at a time; `None`, said as a skip, where there is none. A cluster that is not ours
+/// is taken as it is, whatever the setup.
+///
+/// # Panics
+/// When the cluster of our own does not come up.
+#[must_use]
+pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
+    let mut held = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let foreign = env::var_os("KUBECONFIG").filter(|k| !k.is_empty());
+    let own = env::var_os("K8S_BIN").filter(|k| !k.is_empty());
+    let fits = held.as_ref().is_some_and(|c| c.setup.is_none_or(|s| s == setup));
+    if !fits {
+        *held = match (own, foreign) {
+            (Some(_), _) if nix::unistd::geteuid().is_root() => Some(Cluster::start(setup)),
+            (_, Some(path)) => Some(Cluster::foreign(PathBuf::from(path))),
+            _ => {
+                skipped(test, "there is no cluster: set KUBECONFIG to any, or (as root) K8S_BIN to the binaries of one");
+                return None;
+            }
+        };
+    }
+    Some(Held(held))
+}
+
+/// As [`cluster_or_skip`], for tests that stop and kill daemons of nodes, which is done only to a cluster of our own.
+///
+/// # Panics
+/// When the cluster of our own does not come up.
+#[must_use]
+pub fn own_cluster_or_skip(test: &str) -> Option<Held> {
+    let held = cluster_or_skip(test, Setup::RoutesNftables)?;
+    if held.setup.is_none() {
+        skipped(test, "it stops daemons of nodes, which is done only to a cluster of our own: set K8S_BIN");
+        return None;
+    }
+    Some(held)
+}
+
+/// The cluster, for as long as one test uses it.
+#[derive(Debug)]
+pub struct Held(MutexGuard<'static, Option<Cluster>>);
+
+impl std::ops::Deref for Held {
+    type Target = Cluster;
+
+    #[expect(clippy::unwrap_used, reason = "it is only made where there is a cluster")]
+    fn deref(&self) -> &Cluster {
+        self.0.as_ref().unwrap()
+    }
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+extern "C" fn take_down() {
+    let _ = Command::new(scripts().join("down")).stdin(Stdio::null()).status();
+}
+
+impl Cluster {
+    fn start(setup: Setup) -> Self {
+        static ONCE: OnceLock<()> = OnceLock::new();
+        ONCE.get_or_init(|| {
+            // SAFETY: the function is `extern "C"`, takes nothing and stays valid; the test harness ends with exit(3), which calls it.
+            unsafe { libc::atexit(take_down) };
+        });
+        let (mode, proxy) = match setup {
+            Setup::RoutesNftables => ("hostgw", "nftables"),
+            Setup::VxlanIptables => ("vxlan", "iptables"),
+        };
+        let mut up = Command::new(scripts().join("up"));
+        // The log goes to stderr; daemons must not hold a pipe of ours open.
+        let out = up.env("MODE", mode).env("PROXYMODE", proxy).env_remove("KUBECONFIG").stdin(Stdio::null()).stderr(Stdio::inherit());
+        let out = out.output().unwrap_or_else(|e| panic!("cannot run tests/cluster/up: {e}"));
+        assert!(out.status.success(), "tests/cluster/up failed; its log is above");
+        let kubeconfig = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
+        let archive = env::temp_dir().join(format!("sockpath-helper-{}.tar", std::process::id()));
+        let pinned = build_image(&archive);
+        run(Command::new(scripts().join("load-image")).arg(&archive));
+        let _ = fs::remove_file(archive);
+        // The runtime knows images it did not pull by name only, so the policy is told the name instead of the digest.
+        let image = pinned.split('@').next().unwrap_or_default().to_owned();
+        let cluster = Self { kubeconfig, setup: Some(setup), image };
+        cluster.prepare();
+        cluster
+    }
+
+    fn foreign(kubeconfig: PathBuf) -> Self {
+        let image = env::var("SOCKPATH_HELPER_IMAGE")
+            .unwrap_or_else(|_| panic!("on a cluster that is not ours, SOCKPATH_HELPER_IMAGE has to name the helper's image"));
+        let cluster = Self { kubeconfig, setup: None, image };
+        cluster.prepare();
+        cluster
+    }
+
+    /// Manifests, workloads, and users.
+    fn prepare(&self) {
+        let manifests = repository().join("manifests");
+        for file in ["namespace.yaml", "rbac.yaml", "network-policy.yaml", "policy.yaml"] {
+            run(self.kubectl().arg("apply").arg("-f").arg(manifests.join(file)));
+        }
+        run(self.kubectl().args(["-n", HELPERS, "create", "configmap", "helper-image", "--dry-run=client", "-o", "yaml"]));
+        let images = format!("{{\"data\":{{\"images\":\"{}\"}}}}", self.image);
+        run(self.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &images]));
+        let nodes = self.nodes();
+        assert!(nodes.len() >= 2, "two nodes are needed, there are {nodes:?}");
+        let image = env::var("SOCKPATH_TEST_IMAGE")
+            .unwrap_or_else(|_| if self.setup.is_some() { "registry.local/busybox:test".to_owned() } else { "busybox:1.37".to_owned() });
+        let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
+        let text = text.replace("NODE1", &nodes[0]).replace("NODE2", &nodes[1]).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
+        let file = env::temp_dir().join(format!("sockpath-workloads-{}.yaml", std::process::id()));
+        fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        run(self.kubectl().arg("apply").arg("-f").arg(&file));
+        let _ = fs::remove_file(file);
+        run(self.kubectl().args(["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]));
+    }
+
+    /// Removes what tests made on a cluster that is not ours.
+    pub fn forget(&self) {
+        let _ = self.kubectl().args(["delete", "namespace", NAMESPACE, "--wait=false"]).output();
+    }
+
+    /// Names of the nodes, in order.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<String> {
+        let out = run(self.kubectl().args(["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]));
+        let mut nodes: Vec<String> = out.split_whitespace().map(str::to_owned).collect();
+        nodes.sort();
+        nodes
+    }
+
+    /// kubectl as administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> Command {
+        let beside = env::var_os("K8S_BIN").map(|dir| PathBuf::from(dir).join("kubectl")).filter(|p| p.is_file());
+        let mut command = Command::new(beside.unwrap_or_else(|| PathBuf::from("kubectl")));
+        command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        command
+    }
+
+    /// The plugin as administrator, in the workloads' namespace.
+    #[must_use]
+    pub fn plugin(&self) -> Command {
+        let mut command = Command::new(programs::plugin());
+        command.env("KUBECONFIG", &self.kubeconfig).env("SOCKPATH_HELPER_IMAGE", &self.image).env("NO_COLOR", "1").stdin(Stdio::null());
+        command.args(["-n", NAMESPACE]);
+        command
+    }
+
+    /// Runs a command in a workload's first container.
+    #[must_use]
+    pub fn exec(&self, pod: &str, args: &[&str]) -> Command {
+        let mut command = self.kubectl();
+        command.args(["-n", NAMESPACE, "exec", pod, "-c", "app", "--"]).args(args);
+        command
+    }
+
+    /// Helper pods there are, as JSON objects.
+    #[must_use]
+    pub fn helper_pods(&self) -> Vec<Value> {
+        let out = run(self.kubectl().args(["-n", HELPERS, "get", "pods", "-l", "app.kubernetes.io/name=sockpath-helper", "-o", "json"]));
+        let list: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"));
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until a condition holds.
+    ///
+    /// # Panics
+    /// When it does not within `patience`.
+    pub fn eventually(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
+        let began = Instant::now();
+        while !holds(self) {
+            assert!(began.elapsed() < patience, "{what}: not within {patience:?}");
+            // The API server has no event for "no object of that kind"; asking again is all there is.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Asserts that no helper pod is left, soon.
+    ///
+    /// # Panics
+    /// When one is.
+    pub fn assert_no_helpers(&self) {
+        self.eventually("no helper pod is left", Duration::from_secs(20), |c| c.helper_pods().is_empty());
+    }
+
+    /// What happens to a daemon of a node of our own cluster: `stop`, `cont`, `kill` or `restart`.
+    pub fn daemon(&self, action: &str, node: &str, name: &str) {
+        assert!(self.setup.is_some(), "only daemons of our own cluster are touched");
+        run(Command::new(scripts().join("daemon")).args([action, node, name]));
+    }
+
+    /// Waits until the API server answers again.
+    pub fn wait_api(&self) {
+        self.eventually("the API server answers", Duration::from_secs(60), |c| {
+            c.kubectl().args(["get", "--raw", "/readyz"]).output().is_ok_and(|o| o.status.success() && o.stdout.starts_with(b"ok"))
+        });
+    }
+}
+
+/// Builds the image out of the static helper; gives its name with the digest.
+fn build_image(archive: &Path) -> String {
+    let helper = programs::helper();
+    let stripped = archive.with_extension("helper");
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(&helper));
+    let tool = repository().join("target/release/oci-image");
+    assert!(tool.is_file(), "{} is not there: cargo build --release -p sockpath-tests --bins", tool.display());
+    let out = run(Command::new(tool).arg(&stripped).arg(archive));
+    let _ = fs::remove_file(stripped);
+    out.trim().to_owned()
+}
+
+/// Runs a command that has to succeed; gives its stdout.
+///
+/// # Panics
+/// When it fails, with what it said.
+pub fn run(command: &mut Command) -> String {
+    let out = output(command);
+    assert!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn output(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|e| panic!("cannot run {}: {e}", Path::new(command.get_program()).display()))
+}
+
+/// Bytes as text.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Arguments as the plugin's, for messages.
+#[must_use]
+pub fn shown(args: &[impl AsRef<OsStr>]) -> String {
+    args.iter().map(|a| a.as_ref().to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,220 @@
+//! End to end on a real cluster: traces in every scenario, and who may do what.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sockpath_tests::cluster::{Cluster, HELPERS, NAMESPACE, Setup, cluster_or_skip, output, run, text};
+
+/// Traces one probe and gives the document.
+fn trace(cluster: &Cluster, args: &[&str]) -> Value {
+    let out = output(cluster.plugin().arg("trace").args(args).args(["--probe", "-o", "json"]));
+    assert!(out.status.success(), "trace {}: {}\n{}", args.join(" "), out.status, text(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("trace {}: {e}", args.join(" ")))
+}
+
+fn stages(report: &Value) -> Vec<&str> {
+    report["stages"].as_array().unwrap().iter().filter(|s| s["count"].as_u64().unwrap_or(0) > 0).filter_map(|s| s["id"].as_str()).collect()
+}
+
+#[track_caller]
+fn assert_sees(report: &Value, wanted: &[&str]) {
+    let seen = stages(report);
+    for stage in wanted {
+        assert!(seen.contains(stage), "{stage} is not among {seen:?}");
+    }
+}
+
+/// Every scenario of the article, through every kind of Service.
+fn every_scenario(cluster: &Cluster) {
+    let in_pod = trace(cluster, &["client", ":8081"]);
+    assert_eq!(in_pod["scenario"], "in-pod");
+    assert_sees(&in_pod, &["nf-local-out", "nf-local-in"]);
+
+    let same_node = trace(cluster, &["client", "web:8080"]);
+    assert_eq!((&same_node["scenario"], &same_node["via_service"]), (&"same-node".into(), &Value::Null));
+    assert_sees(&same_node, &["nf-local-out", "veth-cross", "nf-local-in"]);
+    assert!(same_node["end_to_end"]["p50_ns"].as_u64().unwrap() > 0);
+    assert_eq!(same_node["nodes"].as_array().unwrap().len(), 1);
+
+    let cluster_ip = trace(cluster, &["client", "svc/web"]);
+    assert_eq!(cluster_ip["via_service"], format!("{NAMESPACE}/web"));
+    let dnat = cluster_ip["rewrites"].as_array().unwrap().iter().any(|r| r["kind"] == "dnat");
+    assert!(dnat, "the translation of the Service is shown: {}", cluster_ip["rewrites"]);
+
+    let cross_node = trace(cluster, &["client", "web-1:8080"]);
+    assert_eq!(cross_node["scenario"], "cross-node");
+    assert_eq!(cross_node["nodes"].as_array().unwrap().len(), 2, "a helper on each node");
+    assert_sees(&cross_node, &["nf-local-out", "node-xmit", "nf-local-in"]);
+
+    let node_port = run(cluster.kubectl().args(["-n", NAMESPACE, "get", "service", "web-1", "-o", "jsonpath={.spec.ports[0].nodePort}"]));
+    let first = cluster.nodes().remove(0);
+    let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
+    let node_ip = run(cluster.kubectl().args(["get", "node", &first, "-o", path]));
+    let through_cluster_ip = trace(cluster, &["client", "svc/web-1:80"]);
+    assert_eq!(through_cluster_ip["scenario"], "cross-node");
+    let through_node_port = trace(cluster, &["client", &format!("{node_ip}:{node_port}")]);
+    assert_eq!(through_node_port["via_service"], format!("{NAMESPACE}/web-1"), "a node port belongs to its Service");
+    let headless = trace(cluster, &["client", "svc/headless:8080"]);
+    assert_eq!(headless["scenario"], "cross-node");
+    assert!(headless["rewrites"].as_array().unwrap().is_empty(), "nothing is translated: {}", headless["rewrites"]);
+    cluster.assert_no_helpers();
+}
+
+#[test]
+fn every_scenario_with_routes_and_nftables() {
+    let Some(cluster) = cluster_or_skip("every_scenario_with_routes_and_nftables", Setup::RoutesNftables) else { return };
+    every_scenario(&cluster);
+}
+
+/// Named so that it runs last: it needs the cluster in another shape.
+#[test]
+fn z_every_scenario_with_vxlan_and_iptables() {
+    let Some(cluster) = cluster_or_skip("z_every_scenario_with_vxlan_and_iptables", Setup::VxlanIptables) else { return };
+    every_scenario(&cluster);
+}
+
+#[test]
+fn names_that_begin_alike_are_told_apart() {
+    let Some(cluster) = cluster_or_skip("names_that_begin_alike_are_told_apart", Setup::RoutesNftables) else { return };
+    let report = trace(&cluster, &["client", "web:8080"]);
+    assert_eq!(report["target"]["name"], "web");
+    let missing = output(cluster.plugin().args(["trace", "client", "we:8080"]));
+    let said = text(&missing.stderr);
+    assert!(!missing.status.success() && said.contains("`we` is not in namespace"), "{said}");
+}
+
+#[test]
+fn the_first_packet_is_shown_within_two_seconds() {
+    let Some(cluster) = cluster_or_skip("the_first_packet_is_shown_within_two_seconds", Setup::RoutesNftables) else { return };
+    let began = Instant::now();
+    let out = output(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "--count", "1", "-o", "jsonl"]));
+    assert!(out.status.success() && !out.stdout.is_empty(), "{}", text(&out.stderr));
+    eprintln!("command to end of a one-packet trace: {:.2} s", began.elapsed().as_secs_f64());
+    assert!(began.elapsed() < Duration::from_secs(4), "the goal is 2.0 s on a quiet machine, this took {:?}", began.elapsed());
+}
+
+#[test]
+fn a_user_with_our_roles_may_trace_and_nobody_else() {
+    let Some(cluster) = cluster_or_skip("a_user_with_our_roles_may_trace_and_nobody_else", Setup::RoutesNftables) else { return };
+    let bind = |namespace: &str, role: &str| {
+        let args = ["-n", namespace, "create", "rolebinding", "e2e-alice", role, "--user=alice"];
+        let _ = output(cluster.kubectl().args(args));
+    };
+    bind(HELPERS, "--role=sockpath-user");
+    bind(NAMESPACE, "--clusterrole=sockpath-lookup");
+    let alice = output(cluster.plugin().args(["--as", "alice", "trace", "client", "web:8080", "--probe", "-o", "json"]));
+    assert!(alice.status.success(), "{}", text(&alice.stderr));
+    let across = output(cluster.plugin().args(["--as", "alice", "trace", "client", "web-1:8080", "--probe", "-o", "json"]));
+    assert!(across.status.success(), "{}", text(&across.stderr));
+
+    let eve = output(cluster.plugin().args(["--as", "eve", "trace", "client", "web:8080"]));
+    let said = text(&eve.stderr);
+    assert!(!eve.status.success() && said.contains("cannot read pod") && said.contains("eve"), "{said}");
+    // Who may read pods but start no helpers is told whom to ask for what.
+    let args = ["-n", NAMESPACE, "create", "rolebinding", "e2e-bob", "--clusterrole=sockpath-lookup", "--user=bob"];
+    let _ = output(cluster.kubectl().args(args));
+    let bob = output(cluster.plugin().args(["--as", "bob", "trace", "client", "web:8080"]));
+    let said = text(&bob.stderr);
+    assert!(said.contains("kubectl create rolebinding -n sockpath") && said.contains("--role=sockpath-user"), "{said}");
+    cluster.assert_no_helpers();
+}
+
+#[test]
+fn a_namespace_that_refuses_the_helper_is_told_with_the_remedy() {
+    let Some(cluster) = cluster_or_skip("a_namespace_that_refuses_the_helper_is_told_with_the_remedy", Setup::RoutesNftables) else {
+        return;
+    };
+    // The workloads' namespace enforces baseline, as a cluster's default may.
+    let refused = output(cluster.plugin().args(["--helper-namespace", NAMESPACE, "trace", "client", "web:8080"]));
+    let said = text(&refused.stderr);
+    let remedy = format!("kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=privileged");
+    assert!(!refused.status.success() && said.contains("violates PodSecurity") && said.contains(&remedy), "{said}");
+    let absent = output(cluster.plugin().args(["--helper-namespace", "no-such-namespace", "trace", "client", "web:8080"]));
+    let said = text(&absent.stderr);
+    assert!(said.contains("kubectl create namespace no-such-namespace"), "{said}");
+}
+
+#[test]
+fn the_policy_admits_our_helper_and_nothing_else() {
+    let Some(cluster) = cluster_or_skip("the_policy_admits_our_helper_and_nothing_else", Setup::RoutesNftables) else { return };
+    let pod = run(cluster.plugin().args(["trace", "a", "b", "--dry-run=client", "-o", "json"]));
+    let pod: Value = serde_json::from_str(&pod).unwrap();
+    let apply = |change: &dyn Fn(&mut Value)| {
+        let mut pod = pod.clone();
+        change(&mut pod);
+        let file = std::env::temp_dir().join(format!("sockpath-policy-{}.json", std::process::id()));
+        std::fs::write(&file, pod.to_string()).unwrap();
+        let out = output(cluster.kubectl().args(["create", "--dry-run=server", "-f"]).arg(&file));
+        let _ = std::fs::remove_file(file);
+        (out.status.success(), text(&out.stderr))
+    };
+    // The policy is compiled a moment after it was applied.
+    cluster.eventually("the policy is in force", Duration::from_secs(20), |_| {
+        !apply(&|p| p["spec"]["containers"][0]["image"] = "registry.local/busybox:test".into()).0
+    });
+    let (admitted, said) = apply(&|_| {});
+    assert!(admitted, "{said}");
+    type Change = (&'static str, &'static str, Value);
+    let changes: [Change; 12] = [
+        ("image", "/spec/containers/0/image", "registry.local/busybox:test".into()),
+        ("command", "/spec/containers/0/command", serde_json::json!(["/bin/sh"])),
+        ("args", "/spec/containers/0/args", serde_json::json!(["lab", "up"])),
+        ("privileged", "/spec/containers/0/securityContext/privileged", true.into()),
+        ("writable root", "/spec/containers/0/securityContext/readOnlyRootFilesystem", false.into()),
+        ("capability", "/spec/containers/0/securityContext/capabilities/add/0", "SYS_MODULE".into()),
+        ("host directory", "/spec/volumes/0/hostPath/path", "/".into()),
+        ("writable cgroups", "/spec/containers/0/volumeMounts/0/readOnly", false.into()),
+        ("token", "/spec/automountServiceAccountToken", true.into()),
+        ("restart", "/spec/restartPolicy", "Always".into()),
+        ("deadline", "/spec/activeDeadlineSeconds", 1_000_000.into()),
+        ("drop", "/spec/containers/0/securityContext/capabilities/drop/0", "NET_RAW".into()),
+    ];
+    for (what, path, value) in changes {
+        let (admitted, said) = apply(&|p| *p.pointer_mut(path).unwrap_or_else(|| panic!("{path}")) = value.clone());
+        assert!(!admitted && said.contains("ValidatingAdmissionPolicy"), "{what} was let through: {said}");
+    }
+    for (what, path, value) in [
+        ("host network", "hostNetwork", Value::from(true)),
+        ("host IPC", "hostIPC", true.into()),
+        ("init container", "initContainers", serde_json::json!([{"name": "x", "image": "x"}])),
+    ] {
+        let (admitted, said) = apply(&|p| p["spec"][path] = value.clone());
+        assert!(!admitted && said.contains("ValidatingAdmissionPolicy"), "{what} was let through: {said}");
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_told() {
+    let Some(cluster) = cluster_or_skip("an_image_that_cannot_be_had_is_told", Setup::RoutesNftables) else { return };
+    let file = "jsonpath={.data.images}";
+    let images = run(cluster.kubectl().args(["-n", HELPERS, "get", "configmap", "helper-image", "-o", file]));
+    let set = |images: &str| {
+        let patch = serde_json::json!({"data": {"images": images}}).to_string();
+        run(cluster.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &patch]));
+    };
+    set(&format!("{images}\n127.0.0.1:1/none:v1"));
+    cluster.eventually("the list of images is in force", Duration::from_secs(20), |c| {
+        let out = output(c.plugin().args(["--helper-image", "127.0.0.1:1/none:v1", "trace", "client", "web:8080"]));
+        let said = text(&out.stderr);
+        let told = said.contains("cannot be pulled on node") && said.contains("--helper-image");
+        assert!(told || said.contains("ValidatingAdmissionPolicy"), "{said}");
+        told
+    });
+    set(&images);
+    cluster.assert_no_helpers();
+}
+
+#[test]
+fn doctor_finds_nothing_wrong_and_says_so_of_every_node() {
+    let Some(cluster) = cluster_or_skip("doctor_finds_nothing_wrong_and_says_so_of_every_node", Setup::RoutesNftables) else { return };
+    let out = output(cluster.plugin().args(["doctor", "-o", "json"]));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&out.stderr)));
+    let checks = report["checks"].as_array().unwrap();
+    for node in cluster.nodes() {
+        let scope = format!("node {node}");
+        assert!(checks.iter().any(|c| c["scope"] == scope && c["name"] == "BTF" && c["state"] == "ok"), "{report:#}");
+    }
+    assert_eq!(report["ok"], true, "{report:#}");
+    cluster.assert_no_helpers();
+}
