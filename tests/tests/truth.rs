@@ -61,7 +61,9 @@ fn an_nft_drop_in_forward_of_node_1() {
 
 #[test]
 fn a_tbf_qdisc_carries_the_delay_it_makes() {
-    if !root_or_skip("a_tbf_qdisc_carries_the_delay_it_makes") || !program_or_skip("a_tbf_qdisc_carries_the_delay_it_makes", "tc", "iproute2") {
+    if !root_or_skip("a_tbf_qdisc_carries_the_delay_it_makes")
+        || !program_or_skip("a_tbf_qdisc_carries_the_delay_it_makes", "tc", "iproute2")
+    {
         return;
     }
     let lab = Lab::up();
@@ -110,7 +112,8 @@ fn a_neighbour_that_answers_late_holds_the_packet() {
     lab.run("httpbin", ["ip", "link", "set", "eth0", "arp", "off"]);
     lab.run("curl", ["ip", "neigh", "flush", "all"]);
     let running = Trace::start(&lab, &["curl", "httpbin:8080", "--no-probe", "--duration", "8s"]);
-    let request = lab.exec("curl", ["curl", "-s", "-m", "7", "http://10.42.1.3:8080/"]).stdout(Stdio::null()).spawn().expect("cannot start curl");
+    let request =
+        lab.exec("curl", ["curl", "-s", "-m", "7", "http://10.42.1.3:8080/"]).stdout(Stdio::null()).spawn().expect("cannot start curl");
     // The first ARP request goes out at once and is not answered; the next comes a second later.
     while !lab.run("curl", ["ip", "neigh", "show", "10.42.1.3"]).contains("INCOMPLETE") {
         std::thread::yield_now();
@@ -170,7 +173,9 @@ fn a_full_backlog_is_named() {
 
 #[test]
 fn a_rule_that_translates_elsewhere_is_shown() {
-    if !root_or_skip("a_rule_that_translates_elsewhere_is_shown") || !program_or_skip("a_rule_that_translates_elsewhere_is_shown", "nft", "nftables") {
+    if !root_or_skip("a_rule_that_translates_elsewhere_is_shown")
+        || !program_or_skip("a_rule_that_translates_elsewhere_is_shown", "nft", "nftables")
+    {
         return;
     }
     let lab = Lab::up();

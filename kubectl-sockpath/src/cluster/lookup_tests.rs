@@ -100,10 +100,8 @@ async fn an_address_that_is_dialled_is_found_in_all_namespaces_or_in_ones_own() 
     let found = Lookup::new(open.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap();
     assert_eq!(found.iter().map(|s| s.service.name.as_str()).collect::<Vec<_>>(), ["web"]);
     assert!(open.asked()[0].contains("spec.clusterIP%3D10.96.0.9"), "{:?}", open.asked());
-    let closed = Mock::default()
-        .forbid("GET /api/v1/services")
-        .list("/api/v1/namespaces/default/services", json!([]))
-        .forbid("GET /api/v1/nodes");
+    let closed =
+        Mock::default().forbid("GET /api/v1/services").list("/api/v1/namespaces/default/services", json!([])).forbid("GET /api/v1/nodes");
     assert_eq!(Lookup::new(closed.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap(), []);
 }
 

@@ -20,7 +20,8 @@ fn documents(text: &str) -> Vec<Value> {
 /// The example is what `accelerate --dry-run=client -o yaml` prints, the mode that asks for most.
 #[test]
 fn the_example_pod_is_what_a_dry_run_prints() {
-    let owner = Owner { session: "example".into(), client: "0000000000000000".into(), process: "1-1".into(), user: "you@your-machine".into() };
+    let owner =
+        Owner { session: "example".into(), client: "0000000000000000".into(), process: "1-1".into(), user: "you@your-machine".into() };
     let spec = HelperSpec {
         mode: Mode::Accelerate,
         node: "node".into(),
@@ -71,7 +72,10 @@ fn every_manifest_is_yaml_with_kind_and_name() {
 #[test]
 fn the_krew_manifest_is_valid() {
     let manifest = documents(KREW).remove(0);
-    assert_eq!((manifest["apiVersion"].as_str(), manifest["kind"].as_str()), (Some("krew.googlecontainertools.github.com/v1alpha2"), Some("Plugin")));
+    assert_eq!(
+        (manifest["apiVersion"].as_str(), manifest["kind"].as_str()),
+        (Some("krew.googlecontainertools.github.com/v1alpha2"), Some("Plugin"))
+    );
     assert_eq!(manifest["metadata"]["name"], "sockpath");
     let spec = &manifest["spec"];
     let short = spec["shortDescription"].as_str().unwrap();
