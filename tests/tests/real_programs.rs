@@ -1,0 +1,261 @@
+//! Programs that people run, between lab pods and through a Service, while acceleration goes on and off in the middle.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sockpath_tests::lab::Lab;
+use sockpath_tests::services::{Program, Service};
+use sockpath_tests::torture::accelerator::Accelerator;
+use sockpath_tests::torture::content::{Content, Direction};
+use sockpath_tests::torture::controller::forward_service_ports;
+use sockpath_tests::torture::prng::Prng;
+
+/// A server in httpbin, clients in curl.
+struct Stage {
+    // The server first: it has to be gone before the lab is.
+    server: Service,
+    lab: Lab,
+    service: IpAddr,
+    pod: IpAddr,
+}
+
+fn stage(test: &str, program: Program) -> Option<Stage> {
+    if !sockpath_tests::root_or_skip(test) {
+        return None;
+    }
+    if let Some(why) = program.missing() {
+        sockpath_tests::skipped(test, &why);
+        return None;
+    }
+    let lab = Lab::up();
+    let status = lab.status();
+    forward_service_ports(&lab, &status).expect("Service rules");
+    let v4 = |ips: &[IpAddr]| ips.iter().copied().find(IpAddr::is_ipv4).expect("no IPv4 address");
+    let service = v4(&status.services.iter().find(|s| s.name == "httpbin").expect("no Service httpbin").cluster_ips);
+    let pod = v4(&lab.pod("httpbin").ips);
+    let server = Service::start(&lab, "httpbin", program).expect("the server does not start");
+    Some(Stage { server, lab, service, pod })
+}
+
+impl Stage {
+    /// Runs `work` while acceleration goes on and off; it has to have carried something.
+    fn toggled<T>(&self, work: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let toggler = scope.spawn(|| {
+                let (mut rng, mut messages, mut times) = (Prng::new(1, 1), 0, 0);
+                while !over.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(rng.between(20, 300)));
+                    let on = Accelerator::start(&self.lab).expect("acceleration does not start");
+                    std::thread::sleep(Duration::from_millis(rng.between(200, 1_200)));
+                    messages += on.finish().expect("acceleration does not end").totals.bypassed_messages;
+                    times += 1;
+                }
+                (times, messages)
+            });
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            over.store(true, Ordering::Release);
+            let toggled = toggler.join();
+            let result = result.unwrap_or_else(|e| std::panic::resume_unwind(e));
+            let (times, messages) = toggled.unwrap_or_else(|e| std::panic::resume_unwind(e));
+            eprintln!("acceleration was on {times} times and carried {messages} messages");
+            assert!(times > 0 && messages > 0, "nothing was accelerated");
+            result
+        })
+    }
+
+    /// Runs a client in curl; it has to succeed within a generous time.
+    fn client(&self, command: &str) -> String {
+        let words = ["timeout", "60"].into_iter().chain(command.split_whitespace());
+        let out = self.lab.exec("curl", words).output().expect("cannot run a client");
+        text_of(command, &out)
+    }
+
+    fn connect(&self, to: SocketAddr) -> TcpStream {
+        let stream = self.lab.inside("curl", || TcpStream::connect(to)).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("time-out");
+        stream
+    }
+}
+
+fn text_of(command: &str, out: &Output) -> String {
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{command} failed with {}: {text}{}", out.status, String::from_utf8_lossy(&out.stderr));
+    text
+}
+
+#[test]
+fn redis() {
+    let Some(stage) = stage("redis", Program::Redis) else { return };
+    stage.toggled(|| {
+        for (clients, size, pipeline) in [(1, 64, 1), (50, 1_000, 1), (20, 100_000, 1), (20, 100, 16)] {
+            let n = if size > 10_000 || clients == 1 { 4_000 } else { 40_000 };
+            let text = stage.client(&format!(
+                "redis-benchmark -h {} -p 6379 -t set,get,lpush,lrange_100,mset -c {clients} -d {size} -P {pipeline} -n {n} -e --csv",
+                stage.service
+            ));
+            assert!(!text.to_lowercase().contains("error"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn postgresql() {
+    let Some(stage) = stage("postgresql", Program::Postgres) else { return };
+    stage.toggled(|| {
+        for how in ["-S", "-N", "-S -C", "-S -M prepared"] {
+            let text = stage.client(&format!("pgbench -h {} -p 5432 -U postgres {how} -n -c 8 -T 3 postgres", stage.service));
+            assert!(text.contains("number of failed transactions: 0 "), "{text}");
+        }
+        let sql = "SELECT count(*) FROM (SELECT generate_series(1,200000) AS n, repeat('x',40)) AS t WHERE n > 0";
+        let words = ["timeout", "60", "psql", "-h", &stage.pod.to_string(), "-U", "postgres", "-At", "-c", sql].map(str::to_owned);
+        assert_eq!(text_of("psql", &stage.lab.exec("curl", &words).output().expect("psql")).trim(), "200000");
+    });
+}
+
+#[test]
+fn nginx() {
+    let Some(stage) = stage("nginx", Program::Nginx) else { return };
+    let large = Content::new(1, 1, Direction::ToClient);
+    stage.toggled(|| {
+        for url in [format!("http://{}:5080/small", stage.service), format!("http://{}:5080/large", stage.pod)] {
+            let text = stage.client(&format!("wrk -t 1 -c 16 -d 3 {url}"));
+            assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
+        }
+        let text = stage.client(&format!("wrk -t 1 -c 8 -d 2 -H Connection:close http://{}:5080/small", stage.service));
+        assert!(!text.contains("connect [1-9]") && !text.contains("Non-2xx"), "{text}");
+        // Every byte of files sent by sendfile(2), several on one connection.
+        for _ in 0..3 {
+            let url = format!("http://{}:5080/large", stage.service);
+            let words = ["curl", "-sS", "--max-time", "60", &url, &url, &url].map(str::to_owned);
+            let out = stage.lab.exec("curl", &words).output().expect("curl");
+            assert!(out.status.success(), "curl: {}", String::from_utf8_lossy(&out.stderr));
+            assert_eq!(out.stdout.len(), 3 * (8 << 20));
+            for file in out.stdout.chunks(8 << 20) {
+                large.check(0, file).expect("a file arrived altered");
+            }
+        }
+    });
+}
+
+#[test]
+fn memcached() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let Some(stage) = stage("memcached", Program::Memcached) else { return };
+    stage.toggled(|| {
+        let to = SocketAddr::new(stage.service, Program::Memcached.port());
+        std::thread::scope(|scope| {
+            for connection in 0..4u64 {
+                let stage = &stage;
+                scope.spawn(move || {
+                    let mut stream = BufReader::new(stage.connect(to));
+                    let mut rng = Prng::new(2, connection);
+                    let mut line = String::new();
+                    for n in 0..1_500u64 {
+                        let content = Content::new(connection, n, Direction::ToServer);
+                        let value = content.bytes(0, usize::try_from(rng.log_between(1, 200_000)).expect("a small number"));
+                        let key = format!("k{connection}-{}", n % 10);
+                        let mut set = format!("set {key} 0 0 {}\r\n", value.len()).into_bytes();
+                        set.extend(&value);
+                        set.extend(b"\r\n");
+                        stream.get_mut().write_all(&set).expect("set");
+                        line.clear();
+                        stream.read_line(&mut line).expect("set");
+                        assert_eq!(line, "STORED\r\n");
+                        stream.get_mut().write_all(format!("get {key}\r\n").as_bytes()).expect("get");
+                        line.clear();
+                        stream.read_line(&mut line).expect("get");
+                        assert_eq!(line, format!("VALUE {key} 0 {}\r\n", value.len()));
+                        let mut got = vec![0; value.len() + 7];
+                        stream.read_exact(&mut got).expect("get");
+                        content.check(0, &got[..value.len()]).expect("a value came back altered");
+                        assert_eq!(&got[value.len()..], b"\r\nEND\r\n");
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn ssh() {
+    use std::io::Write;
+    let Some(stage) = stage("ssh", Program::Sshd) else { return };
+    let dir = stage.server.dir.clone();
+    let options = format!(
+        "-i {} -p 5022 -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentityAgent=none",
+        dir.join("user").display()
+    );
+    stage.toggled(|| {
+        let host = format!("root@{}", stage.service);
+        // Bulk both ways through one session, then many small round trips through another.
+        let data = Content::new(3, 3, Direction::ToServer);
+        let command = format!("ssh {options} {host} cat");
+        let words = ["timeout", "90"].into_iter().chain(command.split(' '));
+        let mut bulk = stage.lab.exec("curl", words);
+        let mut child = bulk.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().expect("ssh");
+        let mut stdin = child.stdin.take().expect("stdin");
+        let writer = std::thread::spawn(move || {
+            for n in 0..64u64 {
+                stdin.write_all(&data.bytes(n << 19, 1 << 19)).expect("ssh does not read");
+            }
+        });
+        let out = child.wait_with_output().expect("ssh");
+        writer.join().expect("the writing thread");
+        assert!(out.status.success(), "{out:?}");
+        assert_eq!(out.stdout.len(), 32 << 20);
+        data.check(0, &out.stdout).expect("bytes came back altered");
+        for n in 0..10 {
+            assert_eq!(stage.client(&format!("ssh {options} {host} echo {n}")).trim(), n.to_string());
+        }
+    });
+}
+
+#[test]
+fn iperf3() {
+    let Some(stage) = stage("iperf3", Program::Iperf) else { return };
+    stage.toggled(|| {
+        for how in ["", "-R", "--bidir", "-P 4", "-l 1000", "-Z"] {
+            let text = stage.client(&format!("iperf3 -c {} -p 5201 -t 2 -J {how}", stage.pod));
+            let json: serde_json::Value = serde_json::from_str(&text).expect("iperf3 -J");
+            assert!(json.get("error").is_none(), "{text}");
+            assert!(json["end"]["sum_received"]["bytes"].as_u64().is_some_and(|b| b > 0), "{text}");
+        }
+    });
+}
+
+#[test]
+fn python_asyncio() {
+    use std::io::{Read, Write};
+    let Some(stage) = stage("python_asyncio", Program::Asyncio) else { return };
+    stage.toggled(|| {
+        let to = SocketAddr::new(stage.service, Program::Asyncio.port());
+        std::thread::scope(|scope| {
+            for connection in 0..6u64 {
+                let stage = &stage;
+                scope.spawn(move || {
+                    let stream = stage.connect(to);
+                    let content = Content::new(connection, 5, Direction::ToServer);
+                    let mut rng = Prng::new(5, connection);
+                    let mut at = 0;
+                    for _ in 0..2_000 {
+                        let n = rng.log_between(1, 50_000);
+                        let data = content.bytes(at, usize::try_from(n).expect("a small number"));
+                        let (mut reader, mut writer) = (&stream, &stream);
+                        let mut got = vec![0; data.len()];
+                        std::thread::scope(|inner| {
+                            inner.spawn(|| writer.write_all(&data).expect("write"));
+                            reader.read_exact(&mut got).expect("read");
+                        });
+                        content.check(at, &got).expect("bytes came back altered");
+                        at += n;
+                    }
+                    stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+                    assert_eq!((&stream).read(&mut [0; 1]).expect("end of stream"), 0);
+                });
+            }
+        });
+    });
+}
