@@ -216,18 +216,19 @@ impl Default for Choice {
 
 impl Choice {
     /// The request for one node's pods (a helper serves one node).
+    ///
+    /// # Panics
+    /// When the protocol demands what is not set here.
     #[must_use]
     pub fn request(&self, lab: &Lab) -> AccelerateRequest {
         let status = lab.status();
         let chosen = |name: &str| self.pods.is_empty() || self.pods.iter().any(|p| p == name);
         let pods: Vec<Pod> = status.pods.iter().filter(|p| p.node == "node-1" && chosen(&p.name)).map(Pod::from).collect();
-        AccelerateRequest {
-            pods,
-            lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
-            detach: self.detach,
-            dry_run_ms: None,
-            owner: format!("torture-{}", std::process::id()),
-        }
+        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        let owner = format!("torture-{}", std::process::id());
+        // As JSON: options that the protocol gains later keep their defaults.
+        let request = serde_json::json!({ "pods": pods, "lease_ms": lease_ms, "detach": self.detach, "owner": owner });
+        serde_json::from_value(request).unwrap_or_else(|e| panic!("the protocol has changed: {e}"))
     }
 }
 
