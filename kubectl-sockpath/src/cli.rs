@@ -212,9 +212,6 @@ pub struct Accelerate {
     /// Watch for a few seconds and print what would be done; =client prints the helper pod
     #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
     pub dry_run: Option<String>,
-    /// Go on although a check of the kernel failed (refused where data is at risk)
-    #[arg(long)]
-    pub force: bool,
     /// Form of the output [default: a table]
     #[arg(short, long, value_enum)]
     pub output: Option<ObjectOutput>,

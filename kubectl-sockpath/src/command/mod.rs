@@ -1,7 +1,10 @@
 //! The commands, one file each, and what they share.
 
+mod accelerate;
 mod cleanup;
+mod complete;
 mod doctor;
+mod status;
 mod trace;
 mod version;
 
@@ -10,7 +13,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, Command, Global};
@@ -22,6 +25,16 @@ use crate::progress::Progress;
 #[must_use]
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(words) = complete::words(&args) {
+        return match event_loop() {
+            Ok(runtime) => {
+                let exit = runtime.block_on(complete::run(&words));
+                runtime.shutdown_background();
+                exit.into()
+            }
+            Err(exit) => exit,
+        };
+    }
     let parsed = command().try_get_matches_from(&args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -31,12 +44,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { Exit::Usage.code() } else { Exit::Done.code() });
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(r) => r,
-        Err(e) => {
-            eprintln!("error: cannot start the event loop: {e}");
-            return Exit::Failed.into();
-        }
+    let runtime = match event_loop() {
+        Ok(runtime) => runtime,
+        Err(exit) => return exit,
     };
     let progress = Progress::new(cli.global.verbose);
     let result = runtime.block_on(run(cli, &progress));
@@ -54,6 +64,13 @@ pub fn main() -> ExitCode {
             exit.into()
         }
     }
+}
+
+fn event_loop() -> Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
+        eprintln!("error: cannot start the event loop: {e}");
+        ExitCode::from(Exit::Failed)
+    })
 }
 
 /// The command line; called as a kubectl plugin, usage says `kubectl sockpath`.
@@ -78,11 +95,14 @@ async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
     let global: &Global = &cli.global;
     match cli.command {
         Command::Lab(lab) => match lab::forward(lab.command)? {},
+        Command::Accelerate(args) => accelerate::run(&args, global, progress).await,
+        Command::Status(args) => status::status(&args, global, progress).await,
+        Command::Stop(args) => status::stop(&args, global, progress).await,
+        Command::Completion(args) => complete::script(&args),
         Command::Version(args) => version::run(&args),
         Command::Trace(args) => trace::run(&args, global, progress).await,
         Command::Doctor(args) => doctor::run(&args, global, progress).await,
         Command::Cleanup(args) => cleanup::run(&args, global, progress).await,
-        _ => bail!("not yet"),
     }
 }
 

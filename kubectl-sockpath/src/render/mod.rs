@@ -3,5 +3,6 @@
 pub mod html;
 pub mod json;
 mod line;
+pub mod pairs;
 pub mod waterfall;
 pub mod wide;

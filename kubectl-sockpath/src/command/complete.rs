@@ -1,0 +1,331 @@
+//! Completion: `kubectl_complete-sockpath` as kubectl calls it (one choice per line, a tab, its description, and at the end
+//! `:` with cobra's directive), and scripts for shells that ask `kubectl-sockpath` itself in the same way.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::builder::ValueHint;
+use clap::{Arg, ArgAction, FromArgMatches};
+
+use super::print;
+use crate::backend::Backend;
+use crate::cli::{self, Global, Shell};
+use crate::exit::Exit;
+use crate::inventory::{Inventory, Kind};
+
+/// First argument that asks for completion; what kubectl's completer name means to us, for shells.
+const ASK: &str = "__complete";
+
+/// How long names may take: a shell waits for them at every tab.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// cobra's directives: complete file names, or do not.
+const FILES: u8 = 0;
+const NO_FILES: u8 = 4;
+
+/// The words to complete, when this process was started as a completer.
+#[must_use]
+pub fn words(args: &[OsString]) -> Option<Vec<String>> {
+    let text = |words: &[OsString]| words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    let stem = args.first().and_then(|a| Path::new(a).file_stem()).and_then(OsStr::to_str).unwrap_or_default();
+    if stem.starts_with("kubectl_complete-") {
+        return args.get(1..).map(text);
+    }
+    (args.get(1).and_then(|a| a.to_str()) == Some(ASK)).then(|| args.get(2..).map(text)).flatten()
+}
+
+/// What may stand at the place of the last word.
+enum Wanted {
+    /// One of these, with descriptions.
+    Choices(Vec<(String, String)>),
+    /// Names of these kinds, each with its prefix.
+    Names(Vec<(Kind, &'static str)>),
+    /// A file.
+    File,
+    /// Nothing that can be known.
+    Unknown,
+}
+
+/// Prints what may stand at the place of the last word. Errors are no output: a shell has nowhere to show them.
+pub async fn run(words: &[String]) -> Exit {
+    let (done, current) = match words.split_last() {
+        Some((last, done)) => (done, last.as_str()),
+        None => (words, ""),
+    };
+    let command = super::command();
+    let (choices, directive) = match wanted(&command, done, current) {
+        Wanted::Choices(choices) => (choices, NO_FILES),
+        Wanted::File => (Vec::new(), FILES),
+        Wanted::Unknown => (Vec::new(), NO_FILES),
+        Wanted::Names(kinds) => {
+            let names = tokio::time::timeout(PATIENCE, names(global(&command, done), &kinds)).await;
+            (names.ok().and_then(Result::ok).unwrap_or_default(), NO_FILES)
+        }
+    };
+    let mut out = String::new();
+    for (value, about) in choices.iter().filter(|(value, _)| value.starts_with(current)) {
+        out.push_str(value);
+        if !about.is_empty() {
+            out.push('\t');
+            out.push_str(about);
+        }
+        out.push('\n');
+    }
+    out.push_str(&format!(":{directive}\n"));
+    let _ = print(&out);
+    Exit::Done
+}
+
+/// Finds out from the command line's own definition.
+fn wanted(root: &clap::Command, done: &[String], current: &str) -> Wanted {
+    let mut command = root;
+    let mut path: Vec<&str> = Vec::new();
+    let mut positionals = 0;
+    let mut pending: Option<&Arg> = None;
+    for word in done {
+        if word == "--" {
+            return Wanted::File;
+        }
+        if pending.take().is_some() {
+            continue;
+        }
+        if let Some(flag) = word.strip_prefix('-').filter(|f| !f.is_empty()) {
+            pending = if word.contains('=') { None } else { find(root, command, flag).filter(|a| takes_value(a)) };
+        } else if let Some(sub) = command.get_subcommands().find(|c| c.get_name() == word) {
+            path.push(sub.get_name());
+            command = sub;
+            positionals = 0;
+        } else {
+            positionals += 1;
+        }
+    }
+    if let Some(arg) = pending {
+        return value_of(arg);
+    }
+    if current.starts_with('-') {
+        return Wanted::Choices(flags(root, command));
+    }
+    if command.get_subcommands().next().is_some() {
+        let about = |c: &clap::Command| c.get_about().map(ToString::to_string).unwrap_or_default();
+        return Wanted::Choices(
+            command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| (c.get_name().to_owned(), about(c))).collect(),
+        );
+    }
+    match (&path[..], positionals) {
+        (["trace"], 0) => Wanted::Names(vec![(Kind::Pod, ""), (Kind::Deployment, "deploy/")]),
+        (["trace"], 1) => Wanted::Names(vec![(Kind::Pod, ""), (Kind::Service, "svc/"), (Kind::Deployment, "deploy/")]),
+        (["accelerate"], _) | (["lab", "exec"], 0) => Wanted::Names(vec![(Kind::Pod, "")]),
+        _ => command.get_positionals().nth(positionals).map_or(Wanted::Unknown, value_of),
+    }
+}
+
+/// The option a word like `-n` or `--namespace` names.
+fn find<'c>(root: &'c clap::Command, command: &'c clap::Command, flag: &str) -> Option<&'c Arg> {
+    let is = |a: &&Arg| match flag.strip_prefix('-') {
+        Some(long) => a.get_long() == Some(long),
+        None => flag.len() == 1 && a.get_short() == flag.chars().next(),
+    };
+    command.get_arguments().find(is).or_else(|| root.get_arguments().filter(|a| a.is_global_set()).find(is))
+}
+
+fn takes_value(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Set | ArgAction::Append) && !arg.is_require_equals_set()
+}
+
+fn value_of(arg: &Arg) -> Wanted {
+    if arg.get_id() == "namespace" || arg.get_id() == "helper_namespace" {
+        return Wanted::Names(vec![(Kind::Namespace, "")]);
+    }
+    let possible = arg.get_possible_values();
+    if !possible.is_empty() {
+        let about = |v: &clap::builder::PossibleValue| v.get_help().map(ToString::to_string).unwrap_or_default();
+        return Wanted::Choices(possible.iter().map(|v| (v.get_name().to_owned(), about(v))).collect());
+    }
+    if matches!(arg.get_value_hint(), ValueHint::FilePath | ValueHint::AnyPath) { Wanted::File } else { Wanted::Unknown }
+}
+
+fn flags(root: &clap::Command, command: &clap::Command) -> Vec<(String, String)> {
+    let all = command.get_arguments().chain(root.get_arguments().filter(|a| a.is_global_set()));
+    let mut flags: Vec<(String, String)> =
+        all.filter_map(|a| a.get_long().map(|l| (format!("--{l}"), a.get_help().map(ToString::to_string).unwrap_or_default()))).collect();
+    flags.push(("--help".to_owned(), "Print help".to_owned()));
+    flags.sort();
+    flags.dedup_by(|a, b| a.0 == b.0);
+    flags
+}
+
+/// The global options among the words; what does not parse (the line is not finished) is ignored.
+fn global(command: &clap::Command, done: &[String]) -> Global {
+    let parse = |words: &[String]| {
+        let line = std::iter::once("kubectl-sockpath".to_owned()).chain(words.iter().cloned());
+        let matches = command.clone().ignore_errors(true).try_get_matches_from(line).ok()?;
+        Global::from_arg_matches(&matches).ok()
+    };
+    // `status` takes nothing and so never fails for what is missing; only the options are of interest.
+    let options: Vec<String> = std::iter::once("status".to_owned()).chain(only_options(command, done)).collect();
+    parse(&options).unwrap_or_else(|| Global {
+        lab: done.iter().any(|w| w == "--lab"),
+        namespace: None,
+        kubeconfig: None,
+        context: None,
+        cluster: None,
+        user: None,
+        as_user: None,
+        as_group: Vec::new(),
+        helper_image: None,
+        helper_namespace: String::new(),
+        request_timeout: PATIENCE,
+        verbose: 0,
+        color: cli::ColorChoice::Never,
+    })
+}
+
+/// The global options of a line with their values.
+fn only_options(root: &clap::Command, done: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut words = done.iter().peekable();
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix('-') else { continue };
+        let name = flag.split('=').next().unwrap_or(flag);
+        let Some(arg) = find(root, root, name).filter(|a| a.is_global_set()) else { continue };
+        kept.push(word.clone());
+        if takes_value(arg) && !word.contains('=') {
+            kept.extend(words.next().cloned());
+        }
+    }
+    kept
+}
+
+async fn names(global: Global, kinds: &[(Kind, &str)]) -> Result<Vec<(String, String)>> {
+    let backend = Backend::connect(&global, true).await?;
+    let mut all = Vec::new();
+    for (kind, prefix) in kinds {
+        for name in backend.names(*kind, backend.namespace()).await? {
+            all.push((format!("{prefix}{name}"), kind.word().to_owned()));
+        }
+    }
+    Ok(all)
+}
+
+/// `completion SHELL`.
+pub fn script(args: &cli::Completion) -> Result<Exit> {
+    print(match args.shell {
+        Shell::Bash => BASH,
+        Shell::Zsh => ZSH,
+        Shell::Fish => FISH,
+    })?;
+    Ok(Exit::Done)
+}
+
+const BASH: &str = r#"# bash completion for kubectl-sockpath:  source <(kubectl sockpath completion bash)
+# For `kubectl sockpath <TAB>` kubectl asks a program of this name on PATH:
+#   ln -s "$(command -v kubectl-sockpath)" /usr/local/bin/kubectl_complete-sockpath
+_kubectl_sockpath() {
+    local cur words=() line directive= choices=()
+    if declare -F _get_comp_words_by_ref >/dev/null; then
+        local cword
+        _get_comp_words_by_ref -n =: cur words cword
+        words=("${words[@]:1:cword}")
+    else
+        cur="${COMP_WORDS[COMP_CWORD]}"
+        words=("${COMP_WORDS[@]:1:COMP_CWORD}")
+    fi
+    while IFS= read -r line; do
+        case "$line" in
+            :*) directive="${line#:}" ;;
+            *) choices+=("${line%%$'\t'*}") ;;
+        esac
+    done < <(kubectl-sockpath __complete "${words[@]}" 2>/dev/null)
+    COMPREPLY=("${choices[@]}")
+    if [ "$directive" = 0 ]; then
+        COMPREPLY+=($(compgen -f -- "$cur"))
+    fi
+    declare -F __ltrim_colon_completions >/dev/null && __ltrim_colon_completions "$cur"
+}
+complete -F _kubectl_sockpath kubectl-sockpath
+"#;
+
+const ZSH: &str = r#"#compdef kubectl-sockpath
+# zsh completion for kubectl-sockpath:  source <(kubectl sockpath completion zsh)
+# For `kubectl sockpath <TAB>` kubectl asks a program of this name on PATH:
+#   ln -s "$(command -v kubectl-sockpath)" /usr/local/bin/kubectl_complete-sockpath
+_kubectl_sockpath() {
+    local line directive= value about
+    local -a choices
+    while IFS= read -r line; do
+        case "$line" in
+            :*) directive="${line#:}" ;;
+            *)
+                value="${line%%$'\t'*}"
+                about="${line#*$'\t'}"
+                choices+=("${value//:/\\:}:$about")
+                ;;
+        esac
+    done < <(kubectl-sockpath __complete "${(@)words[2,CURRENT]}" 2>/dev/null)
+    [ "$directive" = 0 ] && _files
+    _describe 'choice' choices
+}
+compdef _kubectl_sockpath kubectl-sockpath
+"#;
+
+const FISH: &str = r#"# fish completion for kubectl-sockpath:  kubectl sockpath completion fish | source
+# For `kubectl sockpath <TAB>` kubectl asks a program of this name on PATH:
+#   ln -s (command -v kubectl-sockpath) /usr/local/bin/kubectl_complete-sockpath
+function __kubectl_sockpath
+    set -l words (commandline -opc) (commandline -ct)
+    kubectl-sockpath __complete $words[2..-1] 2>/dev/null | string match -v -r '^:'
+end
+complete -c kubectl-sockpath -f -a '(__kubectl_sockpath)'
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::CommandFactory;
+
+    fn choices(line: &[&str], current: &str) -> Vec<String> {
+        let done: Vec<String> = line.iter().map(|s| (*s).to_owned()).collect();
+        match wanted(&Cli::command(), &done, current) {
+            Wanted::Choices(c) => c.into_iter().map(|(v, _)| v).filter(|v| v.starts_with(current)).collect(),
+            Wanted::Names(kinds) => kinds.iter().map(|(k, p)| format!("<{p}{}>", k.word())).collect(),
+            Wanted::File => vec!["<file>".to_owned()],
+            Wanted::Unknown => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn follows_the_command_line() {
+        assert!(choices(&[], "").contains(&"trace".to_owned()));
+        assert_eq!(choices(&[], "acc"), ["accelerate"]);
+        assert_eq!(choices(&["lab"], "e"), ["exec"]);
+        assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish"]);
+        assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
+        assert_eq!(choices(&["trace"], "--no"), ["--no-probe"]);
+        assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));
+        assert_eq!(choices(&["trace"], ""), ["<pod>", "<deploy/Deployment>"]);
+        assert_eq!(choices(&["--lab", "trace", "curl"], ""), ["<pod>", "<svc/Service>", "<deploy/Deployment>"]);
+        assert_eq!(choices(&["trace", "-n"], ""), ["<namespace>"]);
+        assert_eq!(choices(&["trace", "--record"], ""), ["<file>"]);
+        assert_eq!(choices(&["lab", "exec"], ""), ["<pod>"]);
+        assert_eq!(choices(&["lab", "exec", "curl", "--"], ""), ["<file>"]);
+    }
+
+    #[test]
+    fn knows_when_it_is_asked() {
+        let os = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(words(&os(&["/usr/bin/kubectl_complete-sockpath", "trace", ""])), Some(vec!["trace".to_owned(), String::new()]));
+        assert_eq!(words(&os(&["kubectl-sockpath", "__complete", "tr"])), Some(vec!["tr".to_owned()]));
+        assert_eq!(words(&os(&["kubectl-sockpath", "trace"])), None);
+    }
+
+    #[test]
+    fn global_options_are_found_anywhere() {
+        let done: Vec<String> = ["trace", "--lab", "curl", "-n", "prod", "-o", "json"].map(str::to_owned).to_vec();
+        let global = global(&Cli::command(), &done);
+        assert!(global.lab);
+        assert_eq!(global.namespace.as_deref(), Some("prod"));
+    }
+}

@@ -1,0 +1,179 @@
+//! `status` and `stop`: one question to every node.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
+use sockpath_protocol::{Message, Request};
+
+use super::print;
+use crate::backend::{Backend, Mode};
+use crate::cli::{self, Global};
+use crate::duration::human;
+use crate::exit::{Exit, Interrupted};
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+use crate::render::json;
+use crate::render::pairs::{self, NodePairs};
+use crate::session::Event;
+use crate::terminal::{Paint, Style};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What one node answered.
+#[derive(Debug, Default)]
+struct Answer {
+    node: String,
+    messages: Vec<Message>,
+    lost: Option<String>,
+}
+
+/// Asks every node and waits until all have answered and ended.
+async fn ask(global: &Global, progress: &Progress, request: &Request, patience: Duration) -> Result<Vec<Answer>> {
+    let interrupt = Interrupt::watch()?;
+    let asking = async {
+        progress.phase("", "asking the nodes");
+        let backend = Backend::connect(global, false).await?;
+        let nodes = backend.all_nodes().await?;
+        if nodes.is_empty() {
+            // A lab that is not up may have left something in the kernel all the same.
+            if !global.lab {
+                bail!("no node can run a helper");
+            }
+        }
+        let mut fleet = backend.helpers(&nodes, &[], Mode::Accelerate, progress).await?;
+        let mut answers: Vec<Answer> = fleet.members().iter().map(|m| Answer { node: m.name(), ..Answer::default() }).collect();
+        fleet.send_all(request).await;
+        fleet
+            .finish(patience, |helper, event| {
+                let Some(answer) = answers.get_mut(helper) else { return };
+                match event {
+                    Event::Said(message) => answer.messages.push(*message),
+                    Event::Ended(_) => {}
+                    Event::Lost(e) => answer.lost = Some(e.to_string()),
+                }
+            })
+            .await;
+        Ok(answers)
+    };
+    let answers = tokio::select! {
+        biased;
+        () = interrupt.wait() => Err(Interrupted.into()),
+        answers = asking => answers,
+    };
+    progress.clear();
+    answers
+}
+
+/// Warnings to stderr, errors to the caller.
+fn complaints(answers: &[Answer]) -> Result<()> {
+    let mut errors = Vec::new();
+    for answer in answers {
+        for message in &answer.messages {
+            match message {
+                Message::Warning { text } => {
+                    let _ = writeln!(std::io::stderr(), "warning: {}: {text}", answer.node);
+                }
+                Message::Error { text, .. } => errors.push(format!("{}: {text}", answer.node)),
+                _ => {}
+            }
+        }
+        if let Some(text) = &answer.lost {
+            errors.push(format!("the helper on {}: {text}", answer.node));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { bail!("{}", errors.join("; ")) }
+}
+
+#[derive(Serialize)]
+struct NodeStatus<'a> {
+    node: &'a str,
+    #[serde(flatten)]
+    status: &'a AccelStatus,
+}
+
+/// `status`.
+pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) -> Result<Exit> {
+    let style = Style::of_stdout(global.color);
+    let answers = ask(global, progress, &Request::Status, PATIENCE).await?;
+    let statuses: Vec<NodeStatus<'_>> = answers
+        .iter()
+        .flat_map(|a| {
+            a.messages.iter().filter_map(|m| match m {
+                Message::Status(status) => Some(NodeStatus { node: &a.node, status }),
+                _ => None,
+            })
+        })
+        .collect();
+    if args.output.is_some() {
+        let active = statuses.iter().any(|s| s.status.active);
+        print(&json::document(&serde_json::json!({ "active": active, "nodes": statuses }))?)?;
+    } else {
+        for s in &statuses {
+            print(&status_text(s.node, s.status, &style))?;
+        }
+    }
+    complaints(&answers)?;
+    Ok(Exit::Done)
+}
+
+/// One node's state as text.
+fn status_text(node: &str, status: &AccelStatus, style: &Style) -> String {
+    let head = match (status.active, status.owner.as_deref(), status.lease_left_ms) {
+        (false, ..) => return format!("{node}: nothing is accelerated\n"),
+        (true, Some(owner), 0) => {
+            format!("{node}: left behind by {owner}, the lease has run out: connections go by TCP, `stop` removes the rest")
+        }
+        (true, Some(owner), left) => format!("{node}: accelerated by {owner}, lease {}", human(Duration::from_secs(left.div_ceil(1000)))),
+        (true, None, _) => format!("{node}: leftovers nobody owns, `stop` or `cleanup` removes them"),
+    };
+    let pairs = [NodePairs { node: node.to_owned(), snapshot: status.pairs.clone() }];
+    format!("{}\n{}", style.paint(Paint::Heading, &head), pairs::table(&pairs, style, usize::MAX))
+}
+
+#[derive(Serialize)]
+struct NodeStop<'a> {
+    node: &'a str,
+    summary: Option<&'a AccelSummary>,
+    removed: Vec<&'a str>,
+}
+
+/// `stop`.
+pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Result<Exit> {
+    let style = Style::of_stdout(global.color);
+    let request = Request::Stop(StopRequest { drain_ms: u64::try_from(args.drain.as_millis()).unwrap_or(u64::MAX) });
+    let answers = ask(global, progress, &request, args.drain + PATIENCE).await?;
+    let mut stops = Vec::new();
+    for answer in &answers {
+        let mut stop = NodeStop { node: &answer.node, summary: None, removed: Vec::new() };
+        for message in &answer.messages {
+            match message {
+                Message::Summary(summary) => stop.summary = Some(summary),
+                Message::Removed { what } => stop.removed.push(what),
+                _ => {}
+            }
+        }
+        stops.push(stop);
+    }
+    if args.output.is_some() {
+        print(&json::document(&serde_json::json!({ "nodes": stops }))?)?;
+    } else {
+        let summaries: Vec<AccelSummary> = stops.iter().filter_map(|s| s.summary.cloned()).collect();
+        if !summaries.is_empty() {
+            print(&pairs::summary(&summaries, &style))?;
+        }
+        for stop in &stops {
+            for what in &stop.removed {
+                print(&format!("{}: removed {what}\n", stop.node))?;
+            }
+        }
+        if summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answers.iter().all(|a| a.lost.is_none()) {
+            print("nothing was accelerated\n")?;
+        }
+    }
+    complaints(&answers)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,257 @@
+//! Accelerated connections as a table, as lines of change, and as a summary.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, Table, presets};
+use serde::Serialize;
+use sockpath_protocol::accel::{AccelSummary, Pair, PairState, PairsSnapshot, Reason, Totals};
+
+use super::line::Line;
+use crate::duration::{human, nanos};
+use crate::terminal::{Paint, Style, fit, printable};
+
+/// The pairs of one node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct NodePairs {
+    /// The node (or nodes, in the lab).
+    pub node: String,
+    /// Its pairs.
+    #[serde(flatten)]
+    pub snapshot: PairsSnapshot,
+}
+
+/// A state in a word or two.
+#[must_use]
+pub fn state_word(state: PairState) -> &'static str {
+    match state {
+        PairState::Waiting => "waiting",
+        PairState::Accelerated => "accelerated",
+        PairState::Paused => "paused",
+        PairState::Returned => "returned",
+        PairState::LeftAlone => "left alone",
+        PairState::Draining => "draining",
+    }
+}
+
+/// Bytes in at most four digits and a binary unit.
+#[must_use]
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS[unit];
+    if value < 9.995 {
+        format!("{value:.2} {name}")
+    } else if value < 99.95 {
+        format!("{value:.1} {name}")
+    } else {
+        format!("{value:.0} {name}")
+    }
+}
+
+/// Sums over nodes.
+#[must_use]
+pub fn totals<'a>(all: impl IntoIterator<Item = &'a Totals>) -> Totals {
+    let mut sum = Totals::default();
+    for t in all {
+        sum.open += t.open;
+        sum.accelerated += t.accelerated;
+        sum.closed += t.closed;
+        sum.bypassed_bytes += t.bypassed_bytes;
+        sum.bypassed_messages += t.bypassed_messages;
+        for (reason, n) in &t.passes {
+            *sum.passes.entry(*reason).or_default() += n;
+        }
+    }
+    sum
+}
+
+/// An end of a pair: the pod where it is known, and the port that tells connections apart.
+fn end(pod: Option<&str>, addr: SocketAddr) -> String {
+    match pod {
+        Some(pod) => format!("{}:{}", printable(pod), addr.port()),
+        None => addr.to_string(),
+    }
+}
+
+/// `default/curl:41000`.
+#[must_use]
+pub fn client(pair: &Pair) -> String {
+    end(pair.client_pod.as_deref(), pair.client)
+}
+
+/// `default/httpbin:8080`, with a star when it was dialled through a Service.
+#[must_use]
+pub fn server(pair: &Pair) -> String {
+    let text = end(pair.server_pod.as_deref(), pair.server.unwrap_or(pair.dialled));
+    if pair.via_service { format!("{text} via {}", pair.dialled) } else { text }
+}
+
+/// Why it is not (always) accelerated.
+#[must_use]
+pub fn why(pair: &Pair) -> String {
+    let most = || pair.passes.iter().max_by_key(|(_, n)| **n).map(|(reason, n)| format!("{} ({n})", reason.text()));
+    match pair.reason {
+        Some(reason) => reason.text().to_owned(),
+        None if pair.state == PairState::Accelerated => String::new(),
+        None => most().unwrap_or_default(),
+    }
+}
+
+fn turnaround(pair: &Pair) -> String {
+    match (pair.turnaround_before_ns, pair.turnaround_after_ns) {
+        (Some(before), Some(after)) => format!("{} > {}", nanos(before), nanos(after)),
+        (Some(before), None) => nanos(before),
+        (None, Some(after)) => format!("? > {}", nanos(after)),
+        (None, None) => String::new(),
+    }
+}
+
+/// The table, of at most `rows` pairs: those that moved the most bytes first, accelerated ones before others.
+#[must_use]
+pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
+    let mut pairs: Vec<(&str, &Pair)> = nodes.iter().flat_map(|n| n.snapshot.pairs.iter().map(|p| (n.node.as_str(), p))).collect();
+    let mut out = headline(nodes, style);
+    if pairs.is_empty() {
+        return out;
+    }
+    pairs.sort_by_key(|(_, p)| (p.state != PairState::Accelerated, std::cmp::Reverse(p.bypassed_bytes)));
+    let several = nodes.len() > 1;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
+    table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX)).set_truncation_indicator(if style.unicode { "…" } else { "~" });
+    let mut heads = vec!["CLIENT", "SERVER", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
+    if several {
+        heads.insert(0, "NODE");
+    }
+    table.set_header(heads);
+    let shown = pairs.len().min(rows.max(1));
+    for (node, pair) in &pairs[..shown] {
+        let mut row = Row::new();
+        if several {
+            row.add_cell(Cell::new(printable(node)));
+        }
+        row.add_cell(Cell::new(client(pair))).add_cell(Cell::new(server(pair))).add_cell(Cell::new(state_word(pair.state)));
+        row.add_cell(Cell::new(bytes(pair.bypassed_bytes)).set_alignment(CellAlignment::Right));
+        row.add_cell(Cell::new(pair.bypassed_messages).set_alignment(CellAlignment::Right));
+        row.add_cell(Cell::new(turnaround(pair))).add_cell(Cell::new(why(pair)));
+        row.max_height(1);
+        table.add_row(row);
+    }
+    for (i, line) in table.lines().enumerate() {
+        let line = fit(line.trim_end(), style.width, style.unicode);
+        let paint = match i.checked_sub(1).and_then(|i| pairs.get(i)).map(|(_, p)| p.state) {
+            None => Some(Paint::Dim),
+            Some(PairState::Accelerated) => Some(Paint::Good),
+            Some(_) => None,
+        };
+        out.push_str(&paint.map_or_else(|| line.clone(), |p| style.paint(p, &line)));
+        out.push('\n');
+    }
+    if pairs.len() > shown {
+        Line::new(style).paint(Paint::Dim, &format!(" and {} more, -o json lists all", pairs.len() - shown)).end(&mut out);
+    }
+    out
+}
+
+/// One line of sums.
+#[must_use]
+pub fn headline(nodes: &[NodePairs], style: &Style) -> String {
+    let t = totals(nodes.iter().map(|n| &n.snapshot.totals));
+    let mut out = String::new();
+    let text = format!(
+        "{} of {} connections accelerated, {} in {} messages bypassed the network",
+        t.accelerated,
+        t.open,
+        bytes(t.bypassed_bytes),
+        t.bypassed_messages
+    );
+    Line::new(style).paint(Paint::Heading, &text).end(&mut out);
+    out
+}
+
+/// What changed since the last snapshot, one line per pair: for output that cannot be redrawn.
+#[derive(Debug, Default)]
+pub struct Changes {
+    known: HashMap<(String, SocketAddr, SocketAddr), (PairState, Option<Reason>)>,
+}
+
+impl Changes {
+    /// The lines that say what changed.
+    pub fn lines(&mut self, nodes: &[NodePairs]) -> String {
+        let mut out = String::new();
+        let mut now = HashMap::new();
+        for node in nodes {
+            for pair in &node.snapshot.pairs {
+                let key = (node.node.clone(), pair.client, pair.dialled);
+                let state = (pair.state, pair.reason);
+                if self.known.get(&key) != Some(&state) {
+                    let why = why(pair);
+                    let why = if why.is_empty() { why } else { format!(": {why}") };
+                    let _ = writeln!(out, "{} -> {}  {}{why}", client(pair), server(pair), state_word(pair.state));
+                }
+                now.insert(key, state);
+            }
+        }
+        self.known = now;
+        out
+    }
+}
+
+/// What was achieved, in a few lines.
+#[must_use]
+pub fn summary(summaries: &[AccelSummary], style: &Style) -> String {
+    let t = totals(summaries.iter().map(|s| &s.totals));
+    let ran = Duration::from_millis(summaries.iter().map(|s| s.ran_ms).max().unwrap_or(0));
+    let mut out = String::new();
+    let detached = summaries.iter().any(|s| s.detached);
+    let end = if detached { "goes on without this command" } else { "everything is back on its normal path" };
+    let ran = if ran.as_secs() > 0 { Duration::from_secs(ran.as_secs()) } else { ran };
+    Line::new(style).paint(Paint::Heading, &format!("after {}: {end}", human(ran))).end(&mut out);
+    let connections = t.open + t.closed;
+    Line::new(style)
+        .text(&format!("{connections} connections, {} in {} messages went socket to socket", bytes(t.bypassed_bytes), t.bypassed_messages))
+        .end(&mut out);
+    let mut passes: Vec<(&Reason, &u64)> = t.passes.iter().filter(|(_, n)| **n > 0).collect();
+    passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+    if !passes.is_empty() {
+        let list: Vec<String> = passes.iter().take(6).map(|(reason, n)| format!("{n} {}", reason.text())).collect();
+        for line in crate::terminal::wrap(&format!("by TCP: {}", list.join(", ")), style.width) {
+            Line::new(style).text(&line).end(&mut out);
+        }
+    }
+    let left: u64 = summaries.iter().map(|s| s.left_enrolled).sum();
+    if left > 0 {
+        let text = format!("{left} sockets still hold unread bytes; they go by TCP, `kubectl sockpath stop` removes the rest later");
+        for line in crate::terminal::wrap(&text, style.width) {
+            Line::new(style).paint(Paint::Warn, &line).end(&mut out);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (n, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1 << 20, "1.00 MiB"), (10 << 30, "10.0 GiB"), (1_048_000, "1.00 MiB")]
+        {
+            assert_eq!(bytes(n), text);
+        }
+        assert!(bytes(u64::MAX).ends_with("EiB"));
+    }
+}

@@ -1,0 +1,225 @@
+//! Recorded traces and what becomes of them on screen and in files. `UPDATE_GOLDEN=1 cargo test` writes what is there now.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kubectl_sockpath::recording;
+use kubectl_sockpath::render::{html, json, waterfall, wide};
+use kubectl_sockpath::report::{self, Report};
+use kubectl_sockpath::terminal::Style;
+
+fn dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
+
+fn recordings() -> Vec<(String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = fs::read_dir(dir("recordings"))
+        .expect("recordings")
+        .map(|e| e.expect("entry").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "jsonl"))
+        .map(|p| (p.file_stem().expect("stem").to_string_lossy().into_owned(), p))
+        .collect();
+    found.sort();
+    assert!(found.len() >= 9, "recordings are missing");
+    found
+}
+
+fn report_of(path: &Path) -> Report {
+    report::report(&recording::replay(path).unwrap_or_else(|e| panic!("{}: {e:#}", path.display())))
+}
+
+fn check(name: &str, rendered: &str) {
+    let path = dir("golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, rendered).expect("golden file is written");
+        return;
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; UPDATE_GOLDEN=1 writes it", path.display()));
+    if expected != rendered {
+        let line = expected.lines().zip(rendered.lines()).position(|(a, b)| a != b).unwrap_or(0);
+        panic!(
+            "{name} differs from line {}:\n  golden:   {:?}\n  rendered: {:?}\nUPDATE_GOLDEN=1 accepts what is rendered",
+            line + 1,
+            expected.lines().nth(line),
+            rendered.lines().nth(line)
+        );
+    }
+}
+
+#[test]
+fn waterfalls() {
+    for (name, path) in recordings() {
+        check(&format!("{name}.txt"), &waterfall::render(&report_of(&path), &Style::plain(80)));
+    }
+}
+
+#[test]
+fn waterfall_on_other_terminals() {
+    let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
+    check("same-node-service.wide-terminal.txt", &waterfall::render(&report, &Style::plain(130)));
+    check("same-node-service.narrow-terminal.txt", &waterfall::render(&report, &Style::plain(46)));
+    check("same-node-service.ascii.txt", &waterfall::render(&report, &Style { width: 80, color: false, unicode: false }));
+    check("same-node-service.color.txt", &waterfall::render(&report, &Style { width: 80, color: true, unicode: true }));
+}
+
+#[test]
+fn wide_tables() {
+    for name in ["same-node-service", "cross-node-vxlan"] {
+        let report = report_of(&dir("recordings").join(format!("{name}.jsonl")));
+        check(&format!("{name}.wide.txt"), &wide::render(&report, &Style::plain(80)));
+    }
+}
+
+#[test]
+fn documents() {
+    for name in ["same-node-drop", "in-pod", "no-endpoints", "unexpected-dnat-lost"] {
+        let report = report_of(&dir("recordings").join(format!("{name}.jsonl")));
+        check(&format!("{name}.json"), &json::document(&report).expect("JSON"));
+    }
+}
+
+#[test]
+fn pages_are_whole_and_need_nothing_else() {
+    for (name, path) in recordings() {
+        let page = html::render(&report_of(&path)).expect("HTML");
+        assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"), "{name}");
+        for outside in ["http://", "https://", "src=", "<link", "@import", "url("] {
+            assert!(!page.contains(outside), "{name} holds {outside}");
+        }
+    }
+}
+
+/// Columns of a line as a terminal counts them: colour sequences take none.
+fn columns(line: &str) -> usize {
+    let mut columns = 0;
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            for c in chars.by_ref() {
+                if c == 'm' {
+                    break;
+                }
+            }
+        } else {
+            columns += 1;
+        }
+    }
+    columns
+}
+
+#[test]
+fn every_width_fits() {
+    for (name, path) in recordings() {
+        let report = report_of(&path);
+        for width in 40..=200 {
+            for (color, unicode) in [(false, true), (true, true), (false, false)] {
+                let text = waterfall::render(&report, &Style { width, color, unicode });
+                for line in text.lines() {
+                    assert!(columns(line) <= width, "{name} at {width}: {line}");
+                    assert!(color || line.trim_end() == line, "{name} at {width}: trailing space in {line:?}");
+                    assert!(unicode || line.is_ascii(), "{name} at {width}: {line}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn stages_add_up_to_the_whole() {
+    for (name, path) in recordings() {
+        let report = report_of(&path);
+        let legs = report.reply.iter().map(|r| (&r.stages, r.end_to_end)).chain([(&report.stages, report.end_to_end)]);
+        for (stages, whole) in legs {
+            let Some(whole) = whole.p50_ns else { continue };
+            let sum: u64 = stages.iter().filter_map(|s| s.times.p50_ns).sum();
+            assert_eq!(sum, whole, "{name}");
+            let shares: f64 = stages.iter().filter_map(|s| s.share).sum();
+            assert!((shares - 1.0).abs() < 0.01, "{name}: shares add up to {shares}");
+        }
+    }
+}
+
+#[test]
+fn what_was_not_observed_has_no_time() {
+    for (name, path) in recordings() {
+        for stage in report_of(&path).stages {
+            assert_eq!(stage.observed_by.is_none(), stage.count == 0, "{name} {:?}", stage.id);
+            assert!(stage.observed_by.is_some() || stage.times.p50_ns.is_none(), "{name} {:?}", stage.id);
+        }
+    }
+}
+
+#[test]
+fn the_article_is_complete_on_a_delivered_way() {
+    let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
+    let mut steps: Vec<&str> = report.stages.iter().filter_map(|s| s.step).collect();
+    let expected: Vec<String> = (1..=16).map(|n| format!("S{n}")).chain((1..=20).map(|n| format!("R{n}"))).collect();
+    assert_eq!(steps.len(), expected.len());
+    steps.dedup();
+    assert_eq!(steps, expected);
+    assert_eq!(report.stack_traversals, 3);
+    assert_eq!(report.via_service.as_deref(), Some("default/httpbin"));
+    assert_eq!(report.rewrites.len(), 2);
+}
+
+/// A recording with `packets` copies of the packets of another.
+fn repeated(name: &str, packets: usize) -> Vec<u8> {
+    let text = fs::read_to_string(dir("recordings").join(format!("{name}.jsonl"))).expect("recording");
+    let (packet_lines, others): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|l| l.contains(r#""type": "packet""#) || l.contains(r#""type":"packet""#));
+    let mut out = others[..others.len() - 2].join("\n").into_bytes();
+    for line in packet_lines.iter().cycle().take(packets) {
+        out.push(b'\n');
+        out.extend_from_slice(line.as_bytes());
+    }
+    out
+}
+
+#[test]
+fn many_packets_stay_bounded() {
+    for count in [10_000, 30_000] {
+        let capture = recording::read(&repeated("in-pod", count)[..], "many").expect("capture");
+        assert_eq!(capture.packets.len(), count.min(report::PACKETS_KEPT));
+        assert_eq!(capture.not_kept, (count - capture.packets.len()) as u64);
+        let report = report::report(&capture);
+        let sum: u64 = report.stages.iter().filter_map(|s| s.times.p50_ns).sum();
+        assert_eq!(Some(sum), report.end_to_end.p50_ns);
+        assert!(waterfall::render(&report, &Style::plain(80)).len() < 20_000);
+    }
+}
+
+#[test]
+fn few_hops() {
+    let text = fs::read_to_string(dir("recordings").join("in-pod.jsonl")).expect("recording");
+    let first = text.lines().find(|l| l.contains(r#""packet""#)).expect("packet");
+    let mut entry: serde_json::Value = serde_json::from_str(first).expect("JSON");
+    let hops = entry["message"]["hops"].as_array().expect("hops").clone();
+    for keep in [0, 1, 2] {
+        entry["message"]["hops"] = hops[..keep].to_vec().into();
+        // Places are left out on purpose: a hop may refer to one that was never told.
+        let recording = format!("{}\n{entry}\n", text.lines().next().expect("head"));
+        let report = report::report(&recording::read(recording.as_bytes(), "few").expect("capture"));
+        for width in [40, 80, 200] {
+            let rendered = waterfall::render(&report, &Style::plain(width));
+            assert!(!rendered.is_empty());
+        }
+        assert!(!wide::render(&report, &Style::plain(80)).is_empty());
+        assert!(json::document(&report).is_ok() && html::render(&report).is_ok());
+    }
+}
+
+#[test]
+fn damaged_recordings_are_told() {
+    let text = fs::read_to_string(dir("recordings").join("in-pod.jsonl")).expect("recording");
+    let cut = &text[..text.len() - 40];
+    assert!(recording::read(cut.as_bytes(), "cut").is_ok(), "a last line cut short is the end of it");
+    for (input, words) in
+        [("", "no recording"), ("hello\n", "no recording"), ("{\"recording\":99}\n", "format 99"), ("{\"recording\":1}\n", "damaged")]
+    {
+        let error = format!("{:#}", recording::read(input.as_bytes(), "x").expect_err(input));
+        assert!(error.contains(words), "{input}: {error}");
+    }
+    let damaged = text.replacen("{\"helper\"", "{\"helpless\"", 1);
+    let error = format!("{:#}", recording::read(damaged.as_bytes(), "x").expect_err("damaged"));
+    assert!(error.contains("line 2"), "{error}");
+}
