@@ -1,6 +1,7 @@
 //! What is going on, on stderr: a spinner on a terminal, silence elsewhere unless `-v` was given.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,15 @@ impl Progress {
         }
     }
 
+    /// The command has come to its main part: shown by the spinner, or as a line where there is none, so that scripts can wait for it.
+    pub fn announce(&self, text: &str) {
+        if self.bar.is_hidden() {
+            self.note(text);
+        } else {
+            self.phase("", text);
+        }
+    }
+
     /// `who` has nothing more to wait for.
     pub fn done(&self, who: &str) {
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +72,10 @@ impl Progress {
 
     /// A line for the user that stays on the screen.
     pub fn note(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| {
+            // stderr may be a pipe whose reader went away; there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
     }
 
     /// A line for the user who asked for more (`-v`).

@@ -10,7 +10,7 @@ use sockpath_protocol::Message;
 use sockpath_protocol::message::{End, EndReason};
 
 use crate::report::{Capture, Origin};
-use crate::session::{Event, SessionError};
+use crate::session::Event;
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -139,7 +139,7 @@ pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
         match (entry.message, entry.lost) {
             (Some(Message::End(end)), _) => capture.take(entry.helper, Event::Ended(end.reason)),
             (Some(message), _) => capture.take(entry.helper, Event::Said(Box::new(message))),
-            (None, Some(detail)) => capture.take(entry.helper, Event::Lost(SessionError::CutOff { detail })),
+            (None, Some(text)) => capture.lose(entry.helper, text),
             (None, None) => {}
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kubectl_sockpath::recording;
-use kubectl_sockpath::render::{html, json, waterfall, wide};
+use kubectl_sockpath::render::{html, json, pcapng, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 
@@ -86,6 +86,30 @@ fn pages_are_whole_and_need_nothing_else() {
         for outside in ["http://", "https://", "src=", "<link", "@import", "url("] {
             assert!(!page.contains(outside), "{name} holds {outside}");
         }
+    }
+}
+
+#[test]
+fn capture_files_are_well_formed() {
+    for (name, path) in recordings() {
+        let bytes = pcapng::render(&report_of(&path));
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (mut at, mut interfaces, mut frames) = (0, 0, 0);
+        while at < bytes.len() {
+            let (kind, length) = (word(at), word(at + 4));
+            assert!(length.is_multiple_of(4) && word(at + length - 4) == length, "{name} at {at}");
+            match kind {
+                1 => interfaces += 1,
+                6 => {
+                    frames += 1;
+                    assert!(word(at + 8) < interfaces, "{name}: a frame of an interface nobody declared");
+                    assert!(word(at + 20) <= word(at + 24), "{name}: more captured than there was");
+                }
+                _ => assert_eq!(at, 0, "{name}: a block of kind {kind:#x}"),
+            }
+            at += length;
+        }
+        assert_eq!(frames > 0, name != "nothing-seen", "{name}");
     }
 }
 

@@ -304,6 +304,12 @@ impl Session<'_> {
     }
 }
 
+/// What `trace --compare` asks: accelerate these pods while the session lasts.
+pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
+    let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
+    AccelerateRequest { pods, lease_ms, detach: false, dry_run_ms: None, owner: owner() }
+}
+
 /// Who asks, for a second user to be told.
 fn owner() -> String {
     let user = std::env::var("SUDO_USER")

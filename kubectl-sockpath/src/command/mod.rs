@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
 
 fn event_loop() -> Result<tokio::runtime::Runtime, ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
-        eprintln!("error: cannot start the event loop: {e}");
+        let _ = writeln!(std::io::stderr(), "error: cannot start the event loop: {e}");
         ExitCode::from(Exit::Failed)
     })
 }

@@ -13,13 +13,13 @@ use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
 use crate::cluster;
-use crate::duration::human;
+use crate::duration::{human, nanos};
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::output::Stream;
 use crate::progress::Progress;
 use crate::recording::{self, Recorder};
-use crate::render::{html, json, waterfall, wide};
+use crate::render::{html, json, pcapng, waterfall, wide};
 use crate::report::{self, Capture, HelperOrigin, Origin};
 use crate::session::{Event, Fleet};
 use crate::target::{self, Plan};
@@ -93,7 +93,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
         () = interrupt.wait() => return Err(Interrupted.into()),
         fleet = backend.helpers(&plan.request.nodes, &pods, Mode::Trace, progress) => fleet?,
     };
-    let session = Session::new(args, plan, fleet, recorder, interrupt, progress)?;
+    let session = Session::new(args, plan, fleet, recorder, interrupt, progress, &backend)?;
     session.run(&style).await
 }
 
@@ -128,6 +128,7 @@ struct Session<'a> {
     stream: Option<Stream>,
     interrupt: Interrupt,
     progress: &'a Progress,
+    backend: &'a Backend,
     count: Option<u64>,
     duration: Option<Duration>,
 }
@@ -140,6 +141,7 @@ impl<'a> Session<'a> {
         recorder: Option<Recorder>,
         interrupt: Interrupt,
         progress: &'a Progress,
+        backend: &'a Backend,
     ) -> Result<Self> {
         let streaming = args.output == Some(TraceOutput::Jsonl);
         let helpers = fleet.members().iter().map(|m| HelperOrigin { nodes: m.nodes.clone(), hello: m.hello.clone() }).collect();
@@ -155,19 +157,34 @@ impl<'a> Session<'a> {
             stream: if streaming { Some(Stream::stdout()?) } else { None },
             interrupt,
             progress,
+            backend,
             count: args.count.or((!open).then_some(COUNT)),
             duration: args.duration.or((!open).then_some(DURATION)),
         })
     }
 
     async fn run(mut self, style: &Style) -> Result<Exit> {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.begin(&self.capture.origin)?;
-        }
-        let stop = match self.arm().await {
-            Ok(()) => self.listen().await,
-            Err(stop) => stop,
+        let begun = match &mut self.recorder {
+            Some(recorder) => recorder.begin(&self.capture.origin),
+            None => Ok(()),
         };
+        let mut stop = match begun {
+            Ok(()) => match self.arm().await {
+                Ok(()) => self.listen().await,
+                Err(stop) => stop,
+            },
+            Err(e) => Stop::Failed(e),
+        };
+        let mut shortcut = None;
+        if self.args.compare && matches!(stop, Stop::Enough) {
+            stop = match self.accelerate().await {
+                Ok(fleet) => {
+                    shortcut = Some(fleet);
+                    self.listen().await
+                }
+                Err(stop) => stop,
+            };
+        }
         self.progress.clear();
         let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
         let (capture, recorder, failed) = (&mut self.capture, &mut self.recorder, &mut self.recording_failed);
@@ -183,7 +200,16 @@ impl<'a> Session<'a> {
                 capture.take(helper, event);
             })
             .await;
-        let mut stop = stop;
+        if let Some(mut fleet) = shortcut {
+            // The normal path is restored after the trace has ended, so that the restoring is not part of it.
+            fleet
+                .finish(patience, |_, event| {
+                    if let Event::Lost(error) = event {
+                        self.progress.note(&format!("warning: the helper that accelerated: {error}"));
+                    }
+                })
+                .await;
+        }
         if let Some(mut stream) = self.stream.take() {
             let outcome = async {
                 for (helper, packet) in late {
@@ -236,8 +262,44 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Accelerates the two pods for the second half of `--compare`.
+    async fn accelerate(&mut self) -> Result<Fleet, Stop> {
+        self.progress.clear();
+        let request = &self.capture.origin.plan.request;
+        let pods: Vec<_> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
+        let starting = async {
+            let mut fleet = self.backend.helpers(&request.nodes, &pods, Mode::Accelerate, self.progress).await?;
+            for (index, member) in fleet.members().iter().enumerate() {
+                let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
+                fleet.send(index, Request::Accelerate(Box::new(super::accelerate::foreground_request(pods)))).await;
+            }
+            let mut waiting = fleet.members().len();
+            while waiting > 0 {
+                match fleet.next().await {
+                    Some((_, Event::Said(message))) => match *message {
+                        Message::Pairs(_) => waiting -= 1,
+                        Message::Error { text, .. } => bail!("cannot accelerate for the comparison: {text}"),
+                        _ => {}
+                    },
+                    Some((_, Event::Lost(error))) => bail!("cannot accelerate for the comparison: {error}"),
+                    Some((_, Event::Ended(_))) => {}
+                    None => bail!("cannot accelerate for the comparison: the helper ended"),
+                }
+            }
+            Ok(fleet)
+        };
+        tokio::select! {
+            biased;
+            () = self.interrupt.wait() => Err(Stop::Interrupted),
+            fleet = starting => fleet.map_err(Stop::Failed),
+        }
+    }
+
     async fn listen(&mut self) -> Stop {
         let start = Instant::now();
+        // A second round (`--compare`) counts from where the first one ended.
+        let (delivered_before, probed_before) = (self.capture.requests_delivered, self.capture.probes.len());
+        let seen_before = self.capture.seen.values().sum::<u64>();
         let never = start + Duration::from_secs(365 * 86_400);
         let end = self.duration.map_or(never, |d| start + d);
         let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some();
@@ -246,20 +308,20 @@ impl<'a> Session<'a> {
         // After a single probe nobody wants to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
         let mut probes_sent: usize = 0;
-        self.progress.phase("", "watching, Ctrl-C ends");
+        self.announce();
         loop {
-            if self.count.is_some_and(|n| self.capture.requests_delivered >= n) {
+            if self.count.is_some_and(|n| self.capture.requests_delivered - delivered_before >= n) {
                 return Stop::Enough;
             }
             let probing_only = probes_sent > 0 && self.args.count.is_none() && self.args.duration.is_none();
-            if probing_only && after_probe.is_none() && self.capture.probes.len() >= probes_sent {
+            if probing_only && after_probe.is_none() && self.capture.probes.len() - probed_before >= probes_sent {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }
-            let repeat = probes_sent > 0 && self.args.count.is_some() && self.capture.probes.len() >= probes_sent;
+            let repeat = probes_sent > 0 && self.args.count.is_some() && self.capture.probes.len() - probed_before >= probes_sent;
             if repeat && probe_at.is_none() && self.answers_come() {
                 probe_at = Some(Instant::now() + BETWEEN_PROBES);
             }
-            if self.capture.saw_something() {
+            if self.capture.seen.values().sum::<u64>() > seen_before {
                 quiet = None;
             }
             tokio::select! {
@@ -289,6 +351,19 @@ impl<'a> Session<'a> {
                 },
             }
         }
+    }
+
+    fn announce(&self) {
+        let plan = &self.capture.origin.plan;
+        let took = self.capture.helpers.iter().filter_map(|h| h.armed.as_ref()).map(|a| a.took_ns).max().unwrap_or(0);
+        let until = match (self.count, self.duration) {
+            (Some(n), Some(d)) => format!("{n} requests or {}", human(d)),
+            (Some(n), None) => format!("{n} requests"),
+            (None, Some(d)) => human(d),
+            (None, None) => "Ctrl-C".to_owned(),
+        };
+        let text = format!("watching {} to {} until {until} (armed in {})", plan.request.source.name, plan.target, nanos(took));
+        self.progress.announce(&text);
     }
 
     /// Whether repeated probes make sense: the last one was answered.
@@ -440,6 +515,9 @@ fn rendered(args: &cli::Trace, report: &report::Report, style: &Style) -> Result
 fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
     if let Some(path) = &args.html {
         std::fs::write(path, html::render(report)?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.pcapng {
+        std::fs::write(path, pcapng::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

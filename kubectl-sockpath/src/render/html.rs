@@ -42,7 +42,7 @@ pub fn render(report: &Report) -> Result<String> {
         if let Some(p99) = report.end_to_end.p99_ns {
             write!(page, ", {} p99", nanos(p99))?;
         }
-        writeln!(page, ", {} network stacks passed</p>", report.stack_traversals)?;
+        writeln!(page, ", {} network stacks</p>", report.stack_traversals)?;
     }
     findings(&mut page, &report.findings)?;
     let request: Vec<&RewriteRow> = report.rewrites.iter().filter(|r| matches!(r.kind, RewriteKind::Dnat | RewriteKind::Snat)).collect();

@@ -4,5 +4,6 @@ pub mod html;
 pub mod json;
 mod line;
 pub mod pairs;
+pub mod pcapng;
 pub mod waterfall;
 pub mod wide;

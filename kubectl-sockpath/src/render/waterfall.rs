@@ -35,13 +35,13 @@ pub fn render(report: &Report, style: &Style) -> String {
         return out;
     };
     let layout = Layout::new(style);
-    let scale = scale(&report.stages);
+    let axis = Axis::of(&known_times(&report.stages));
     out.push('\n');
-    axis(&layout, scale, &mut out);
+    axis_line(&layout, &axis, &mut out);
     let groups = groups(&report.stages);
     let mut start = 0;
     for group in &groups {
-        start = draw_group(group, Direction::Request, report, &layout, scale, start, &mut out);
+        start = draw_group(group, report, &layout, &axis, start, &mut out);
     }
     if !request.complete {
         path_end(report, style, &mut out);
@@ -62,7 +62,9 @@ pub fn render(report: &Report, style: &Style) -> String {
 pub fn heading(report: &Report, style: &Style) -> String {
     let mut out = String::new();
     let arrow = if style.unicode { " → " } else { " -> " };
-    let target = format!("{}{}", party(&report.target), report.target.port.map_or_else(String::new, |p| format!(":{p}")));
+    let port = report.target.port.map_or_else(String::new, |p| format!(":{p}"));
+    let nobody = report.via_service.is_some() && report.target.ips.is_empty();
+    let target = if nobody { "nobody".to_owned() } else { format!("{}{port}", party(&report.target)) };
     let service = match (&report.via_service, report.dialled) {
         (Some(service), Some(dialled)) => format!("Service {service} {dialled}{arrow}"),
         _ => String::new(),
@@ -104,6 +106,7 @@ fn place_words(report: &Report) -> String {
         Scenario::InPod => format!("inside one pod on {}", node(&report.source)),
         Scenario::SameNode => format!("same node ({})", node(&report.source)),
         Scenario::CrossNode => format!("cross-node ({} to {})", node(&report.source), node(&report.target)),
+        Scenario::External if report.via_service.is_some() => format!("from {}", node(&report.source)),
         Scenario::External => format!("from {} to outside the pods", node(&report.source)),
     }
 }
@@ -146,10 +149,16 @@ impl<'s> Layout<'s> {
         if self.p99 { put(line, self.time_end() + 1 + TIME, &show(times.p99_ns)) } else { line }
     }
 
-    fn bar<'a>(&self, line: Line<'a>, waits: bool, start: u64, took: u64, scale: u64) -> Line<'a> {
-        let (offset, text) = bar(self.style.unicode, waits, self.width, start, took, scale);
+    /// Adds a bar that begins at `start` of the drawn axis.
+    fn bar<'a>(&self, line: Line<'a>, waits: bool, start: u64, took: u64, axis: &Axis) -> Line<'a> {
+        let (offset, text) = bar(self.style.unicode, waits, self.width, start, axis.drawn(took), axis.length());
         let line = line.to(self.bars + offset);
-        let text: String = text.chars().take(line.room()).collect();
+        let mut text: String = text.chars().take(line.room()).collect();
+        if axis.is_broken() && took >= axis.limit {
+            let middle = text.chars().count() / 2;
+            let mark = if self.style.unicode { '≈' } else { '~' };
+            text = text.chars().enumerate().map(|(i, c)| if i == middle { mark } else { c }).collect();
+        }
         line.paint(if waits { Paint::Wait } else { Paint::Work }, &text)
     }
 }
@@ -175,24 +184,67 @@ fn bar(unicode: bool, waits: bool, width: usize, start: u64, took: u64, scale: u
     (offset, text)
 }
 
-/// Length of the time axis: all known times.
-fn scale(stages: &[StageRow]) -> u64 {
-    stages.iter().filter_map(|s| s.times.p50_ns).sum::<u64>().max(1)
+/// The time axis: as long as all known times. Where one stage takes most of it (a reader that sleeps), that one is drawn shortened
+/// and marked, so that the others can still be told apart.
+#[derive(Debug, Clone, Copy)]
+struct Axis {
+    total: u64,
+    /// From this length on a stage is shortened to [`Axis::short`].
+    limit: u64,
+    short: u64,
 }
 
-fn axis(layout: &Layout<'_>, scale: u64, out: &mut String) {
+impl Axis {
+    /// Of these stages' times.
+    fn of(times: &[u64]) -> Self {
+        let total = times.iter().sum::<u64>().max(1);
+        let longest = times.iter().copied().max().unwrap_or(0);
+        let others = total - longest.min(total);
+        // More than two thirds for one stage: it gets two fifths of the axis.
+        if longest > total / 3 * 2 && others > 0 {
+            Self { total, limit: longest, short: (others / 3 * 2).max(1) }
+        } else {
+            Self { total, limit: u64::MAX, short: 0 }
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.limit != u64::MAX
+    }
+
+    /// How long a stage is drawn.
+    fn drawn(&self, took: u64) -> u64 {
+        if took >= self.limit { self.short } else { took }
+    }
+
+    /// How long the whole is drawn.
+    fn length(&self) -> u64 {
+        if self.is_broken() { self.total - self.limit + self.short } else { self.total }
+    }
+}
+
+fn known_times(stages: &[StageRow]) -> Vec<u64> {
+    stages.iter().filter_map(|s| s.times.p50_ns).collect()
+}
+
+fn axis_line(layout: &Layout<'_>, axis: &Axis, out: &mut String) {
     let style = layout.style;
-    let legend = if style.unicode { "█ works ░ waits" } else { "# works - waits" };
-    let mut line = Line::new(style).to(STEP + 1).paint(Paint::Dim, legend);
+    let legend = match (style.unicode, axis.is_broken()) {
+        (true, false) => "█ works ░ waits",
+        (true, true) => "█ works ░ waits ≈ cut",
+        (false, false) => "# works - waits",
+        (false, true) => "# works - waits ~ cut",
+    };
+    let mut line = Line::new(style).to(STEP + 1).paint(Paint::Dim, &crate::terminal::fit(legend, layout.name, style.unicode));
     line = line.to(layout.time_end() - 3).paint(Paint::Dim, "p50");
     if layout.p99 {
         line = line.to(layout.time_end() + 1 + TIME - 3).paint(Paint::Dim, "p99");
     }
-    let end = nanos(scale);
+    let end = nanos(axis.total);
     let mut ticks = vec![(0, "0".to_owned())];
     let last = layout.width.saturating_sub(end.chars().count());
-    if layout.width >= 24 {
-        let half = nanos(scale / 2);
+    if layout.width >= 24 && !axis.is_broken() {
+        let half = nanos(axis.total / 2);
         let at = layout.width / 2;
         if at + half.chars().count() < last {
             ticks.push((at, half));
@@ -249,15 +301,8 @@ impl Group<'_> {
 }
 
 /// Draws a group; returns where the time axis stands after it.
-fn draw_group(
-    group: &Group<'_>,
-    direction: Direction,
-    report: &Report,
-    layout: &Layout<'_>,
-    scale: u64,
-    start: u64,
-    out: &mut String,
-) -> u64 {
+fn draw_group(group: &Group<'_>, report: &Report, layout: &Layout<'_>, axis: &Axis, start: u64, out: &mut String) -> u64 {
+    let direction = Direction::Request;
     let style = layout.style;
     let arrow = if style.unicode { " → " } else { " > " };
     let title = group.title(arrow);
@@ -275,12 +320,12 @@ fn draw_group(
             line = layout.times(line, None, &stage.times);
         }
         if stage.times.p50_ns.is_some() && !is_end(stage, report) {
-            line = layout.bar(line, stage.waits, now, took, scale);
+            line = layout.bar(line, stage.waits, now, took, axis);
         } else if stage.times.p50_ns.is_none() {
             line = line.to(layout.bars).paint(Paint::Dim, "time unknown");
         }
         line.end(out);
-        now += took;
+        now += axis.drawn(took);
         for rewrite in report.rewrites.iter().filter(|r| r.direction == direction && at(r, stage)) {
             draw_rewrite(rewrite, style, out);
         }
@@ -420,7 +465,7 @@ fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout:
         line = layout.times(line, Some(Paint::Heading), &leg.end_to_end);
     }
     line.end(out);
-    let scale = scale(&leg.stages);
+    let axis = Axis::of(&known_times(&leg.stages));
     let arrow = if style.unicode { " → " } else { " > " };
     let mut now = 0;
     for group in groups(&leg.stages) {
@@ -430,10 +475,20 @@ fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout:
         let line = Line::new(style).to(1).text(&title);
         let line = layout.times(line, None, &Times { p50_ns: Some(took), ..Times::default() });
         // Working first, then waiting: the parts of a place, not their order.
-        let line = if took > waits { layout.bar(line, false, now, took - waits, scale) } else { line };
-        let line = if waits > 0 { layout.bar(line, true, now + took - waits, waits, scale) } else { line };
+        let mut line = if took > waits { layout.bar(line, false, now, took - waits, &axis) } else { line };
+        now += axis.drawn(took - waits);
+        for wait in group.stages.iter().filter(|s| s.waits).filter_map(|s| s.times.p50_ns).filter(|t| *t > 0) {
+            if axis.is_broken() && wait >= axis.limit {
+                line = layout.bar(line, true, now, wait, &axis);
+                now += axis.drawn(wait);
+            }
+        }
+        let rest: u64 = group.stages.iter().filter(|s| s.waits).filter_map(|s| s.times.p50_ns).filter(|t| *t < axis.limit).sum();
+        if rest > 0 {
+            line = layout.bar(line, true, now, rest, &axis);
+            now += rest;
+        }
         line.end(out);
-        now += took;
         for stage in &group.stages {
             for rewrite in report.rewrites.iter().filter(|r| r.direction == direction && at(r, stage)) {
                 draw_rewrite(rewrite, style, out);
@@ -453,14 +508,14 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Strin
     let Some(total) = report.end_to_end.p50_ns else { return };
     out.push('\n');
     let mut parts = vec![format!("{} end to end (p50)", nanos(total))];
-    if let Some(p99) = report.end_to_end.p99_ns {
+    if let Some(p99) = report.end_to_end.p99_ns.filter(|_| request.count > 1) {
         parts.push(format!("{} p99", nanos(p99)));
     }
     if let Some(waiting) = request.waiting_ns {
         parts.push(format!("{} % of it waiting", percent(waiting, total)));
     }
     let stacks = if report.stack_traversals == 1 { "network stack" } else { "network stacks" };
-    parts.push(format!("{} {stacks} passed", report.stack_traversals));
+    parts.push(format!("{} {stacks}", report.stack_traversals));
     for line in wrap(&parts.join(", "), style.width) {
         Line::new(style).paint(Paint::Heading, &line).end(out);
     }

@@ -119,11 +119,14 @@ impl Capture {
                     log.ended = Some(reason);
                 }
             }
-            Event::Lost(error) => {
-                if let Some(log) = self.helpers.get_mut(helper) {
-                    log.lost = Some(error.to_string());
-                }
-            }
+            Event::Lost(error) => self.lose(helper, error.to_string()),
+        }
+    }
+
+    /// Notes that a helper's session was lost, and why.
+    pub fn lose(&mut self, helper: usize, why: String) {
+        if let Some(log) = self.helpers.get_mut(helper) {
+            log.lost = Some(why);
         }
     }
 

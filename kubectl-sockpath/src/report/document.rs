@@ -106,6 +106,8 @@ pub struct NodeRow {
     pub unavailable: BTreeMap<String, String>,
     /// Time from request to armed, in nanoseconds.
     pub armed_ns: Option<u64>,
+    /// Add this to `at_ns` of a hop for nanoseconds since 1970; by the node's own clocks.
+    pub clock_offset_ns: i64,
 }
 
 /// What the request's figures are made of.
@@ -368,6 +370,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
     };
     report.findings = findings::findings(capture, journeys, &report).iter().map(Hint::finding).collect();
     report.findings.sort_by_key(|f| f.severity);
+    report.findings.dedup();
     report
 }
 
@@ -453,6 +456,7 @@ fn nodes(capture: &Capture) -> Vec<NodeRow> {
                 hooks: hooks.clone(),
                 unavailable: unavailable.clone(),
                 armed_ns,
+                clock_offset_ns: i64::try_from(i128::from(origin.hello.realtime_ns) - i128::from(origin.hello.monotonic_ns)).unwrap_or(0),
             });
         }
     }

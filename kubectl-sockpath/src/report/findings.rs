@@ -55,6 +55,8 @@ pub(super) enum Hint {
     NeighbourLookup { count: usize, place: String, p50_ns: Option<u64> },
     /// Packets were cut on the way.
     Segmented { count: usize, place: String, from: u32, to: u32 },
+    /// Packets were larger than the MTU and had to be fragmented.
+    Fragmented { count: usize, place: String },
     /// Packets of one kind took several ways.
     SeveralRoutes { others: usize, of: usize, through: String },
     /// Sampling was active.
@@ -99,7 +101,7 @@ impl Hint {
             Self::UnexpectedDnat(row) => {
                 let rule = row.rule.as_ref().map_or_else(String::new, |r| format!(" by {r}"));
                 let text = format!(
-                    "packets to {} were sent on to {}{rule}, which is not the target that was named ({} on {})",
+                    "packets to {} were sent on to {}{rule}, which is not the target that was named ({} {})",
                     row.from,
                     row.to,
                     row.stage.stage().name,
@@ -134,11 +136,14 @@ impl Hint {
             Self::NoReply { requests } => (
                 "no-reply",
                 Critical,
-                format!("{requests} request packets went out, nothing came back"),
+                format!(
+                    "{} went out, nothing came back",
+                    counted(usize::try_from(*requests).unwrap_or(usize::MAX), "request packet", false)
+                ),
                 go("trace the way back: swap SOURCE and TARGET"),
             ),
             Self::HalfMissing { count, node } => {
-                let text = format!("{count} packets left {node} and were not seen to arrive on the other node");
+                let text = format!("{} left {node} and did not appear on the other node", counted(*count, "packet", false));
                 (
                     "half-missing",
                     Warning,
@@ -152,7 +157,7 @@ impl Hint {
             Self::BacklogOverflow { count, place } => (
                 "backlog-overflow",
                 Critical,
-                format!("a listener {place} had no room for {count} connections: its backlog was full"),
+                format!("a listener {place} had no room for {}: its backlog was full", counted(*count, "connection", false)),
                 go("accept faster, or raise the listen() backlog and net.core.somaxconn"),
             ),
             Self::Resets { count, sent, place } => {
@@ -160,20 +165,20 @@ impl Hint {
                 (
                     "reset",
                     Warning,
-                    format!("{count} resets were {verb} {place}"),
+                    format!("{} {verb} {place}", counted(*count, "reset", true)),
                     go("no listener on that port, or the application closed with unread data"),
                 )
             }
             Self::Retransmissions { count, place } => (
                 "retransmission",
                 Warning,
-                format!("{count} segments were sent again {place}"),
+                format!("{} sent again {place}", counted(*count, "segment", true)),
                 go("look for drops above, or a receiver that acknowledges late"),
             ),
             Self::ReceiveQueueFull { count, place } => (
                 "receive-queue-full",
                 Warning,
-                format!("a receive queue {place} was full {count} times"),
+                format!("a receive queue {place} was full {}", times(*count)),
                 go("the reader is too slow, or its socket buffer (SO_RCVBUF) too small"),
             ),
             Self::ReaderSlow { share, p50_ns } => (
@@ -193,15 +198,21 @@ impl Hint {
                 (
                     "neighbour",
                     Info,
-                    format!("{count} packets had to wait for a MAC address {place}{time}"),
+                    format!("a MAC address had to be asked for {place}, {}{time}", times(*count)),
                     go("the entry had expired or was removed: `ip neigh show` there"),
                 )
             }
             Self::Segmented { count, place, from, to } => (
                 "segmented",
                 Info,
-                format!("{count} packets were cut on the way {place} (from {from} to {to} bytes)"),
+                format!("{} cut on the way {place} (from {from} to {to} bytes)", counted(*count, "packet", true)),
                 go("normal where segmentation is left to the device (GSO); between tunnels compare MTUs"),
+            ),
+            Self::Fragmented { count, place } => (
+                "fragmented",
+                Warning,
+                format!("{} larger than the MTU and had to be cut into fragments {place}", counted(*count, "packet", true)),
+                go("compare the MTU of pod, bridge and tunnel devices with what the application sends"),
             ),
             Self::SeveralRoutes { others, of, through } => (
                 "several-routes",
@@ -221,10 +232,21 @@ impl Hint {
             Self::LostEvents { count } => (
                 "lost-events",
                 Warning,
-                format!("{count} events found no room in the ring buffer: some packets miss hops"),
+                format!(
+                    "{} no room in the ring buffer: some packets miss hops",
+                    if *count == 1 { "1 event found".to_owned() } else { format!("{count} events found") }
+                ),
                 go("without --every-packet the helper samples and keeps up"),
             ),
-            Self::Untracked { count } => ("untracked", Warning, format!("{count} packets could not be tracked: too many at once"), None),
+            Self::Untracked { count } => (
+                "untracked",
+                Warning,
+                format!(
+                    "{} could not be tracked: too many at once",
+                    counted(usize::try_from(*count).unwrap_or(usize::MAX), "packet", false)
+                ),
+                None,
+            ),
             Self::CouldAccelerate { traversals, source, target } => (
                 "could-accelerate",
                 Info,
@@ -242,6 +264,16 @@ impl Hint {
         };
         Finding { id, severity, direction, text, next }
     }
+}
+
+/// `1 reset was`, `3 resets were`.
+fn counted(count: usize, one: &str, verb: bool) -> String {
+    let (s, be) = if count == 1 { ("", " was") } else { ("s", " were") };
+    format!("{count} {one}{s}{}", if verb { be } else { "" })
+}
+
+fn times(count: usize) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 fn packets(count: usize, direction: Direction) -> String {
@@ -344,9 +376,17 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
 
 fn incidents(report: &Report) -> Vec<Hint> {
     let mut hints = Vec::new();
+    // The details of incidents are in the document; here only how often and where.
+    let mut sums: Vec<(IncidentKind, String, usize)> = Vec::new();
     for row in &report.incidents {
-        let (count, place) = (row.count, place(row.node.as_deref(), row.pod.as_deref(), None));
-        hints.push(match row.what {
+        let place = place(row.node.as_deref(), row.pod.as_deref(), None);
+        match sums.iter_mut().find(|(what, at, _)| *what == row.what && *at == place) {
+            Some((_, _, count)) => *count += row.count,
+            None => sums.push((row.what, place, row.count)),
+        }
+    }
+    for (what, place, count) in sums {
+        hints.push(match what {
             IncidentKind::ResetSent => Hint::Resets { count, sent: true, place },
             IncidentKind::ResetReceived => Hint::Resets { count, sent: false, place },
             IncidentKind::Retransmit | IncidentKind::RetransmitSynAck => Hint::Retransmissions { count, place },
@@ -407,7 +447,12 @@ fn timing(report: &Report) -> Vec<Hint> {
 /// Packets whose length shrinks or whose segments are cut between two hops.
 fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
     let mut cut: Option<(usize, String, u32, u32)> = None;
+    let mut fragmented: Option<(usize, String)> = None;
     for journey in journeys {
+        if let Some(step) = journey.steps.iter().find(|s| s.stage == StageId::Segment) {
+            let at = || place(Some(&step.spot.node), step.spot.pod.as_deref(), step.spot.device.as_deref());
+            fragmented.get_or_insert_with(|| (0, at())).0 += 1;
+        }
         let hops = || journey.hops.iter().map(|h| (journey.parts[h.part].0, &journey.parts[h.part].1.hops[h.hop]));
         let found = hops().zip(hops().skip(1)).find(|((_, a), (_, b))| a.segments > 1 && b.segments < a.segments && b.len < a.len);
         let Some(((_, a), (helper, b))) = found else { continue };
@@ -420,7 +465,8 @@ fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
             }
         }
     }
-    cut.into_iter().map(|(count, place, from, to)| Hint::Segmented { count, place, from, to }).collect()
+    let cut = cut.map(|(count, place, from, to)| Hint::Segmented { count, place, from, to });
+    cut.into_iter().chain(fragmented.map(|(count, place)| Hint::Fragmented { count, place })).collect()
 }
 
 fn accounting(capture: &Capture, report: &Report) -> Vec<Hint> {

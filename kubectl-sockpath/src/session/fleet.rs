@@ -68,7 +68,7 @@ impl std::fmt::Display for SessionError {
                 "it is release {release} and speaks protocol {protocol}, this plugin speaks protocol {PROTOCOL_VERSION}: use a helper and a plugin of the same release"
             ),
             Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
-            Self::Garbled { detail } => with(f, "it said something that is no message", detail),
+            Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
         }
     }
 }
@@ -313,8 +313,8 @@ impl Lines {
             let line = self.line.trim_ascii();
             if !line.is_empty() {
                 return serde_json::from_slice(line).map(Some).map_err(|e| {
-                    let start: String = String::from_utf8_lossy(line).chars().take(120).collect();
-                    format!("{e} in `{}`", crate::terminal::printable(&start))
+                    let cut = |text: &str| crate::terminal::fit(&crate::terminal::printable(text), 80, false);
+                    format!("{} in `{}`", cut(&e.to_string()), cut(&String::from_utf8_lossy(line)))
                 });
             }
         }
@@ -482,6 +482,6 @@ mod tests {
         theirs.write_all(b"\x1b[31mhi\n").await.unwrap();
         let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
         let text = format!("{error:#}");
-        assert!(text.contains("no message") && text.contains("?[31mhi"), "{text}");
+        assert!(text.contains("one release") && text.contains("?[31mhi"), "{text}");
     }
 }

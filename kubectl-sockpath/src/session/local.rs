@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::future::Future;
+use std::io::Write;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
@@ -75,7 +76,7 @@ async fn keep_lines(stderr: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<Str
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if passthrough {
-            eprintln!("helper: {line}");
+            let _ = writeln!(std::io::stderr(), "helper: {line}");
         }
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == STDERR_LINES {

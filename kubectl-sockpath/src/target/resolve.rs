@@ -71,6 +71,11 @@ pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, contai
         None => None,
     };
     let port = to.port.or(container_port.flatten());
+    let mut found = found;
+    if same_pod && matches!(to.name, Name::Pod { .. } | Name::Deployment { .. }) {
+        // Containers of one pod dial each other on loopback; the pod's own address leads there, too.
+        found.addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
     if same_pod && port.is_none() {
         let example = source_pod.containers.iter().flat_map(|c| &c.ports).next_back().copied().unwrap_or(8080);
         return Err(UsageError::new(format!(

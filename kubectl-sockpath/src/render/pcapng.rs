@@ -1,0 +1,258 @@
+//! `--pcapng`: the packets as capture tools show them, one frame per device a packet passed.
+//!
+//! Payload and most header fields are not observed, so headers are rebuilt from what is (addresses, ports, sequence numbers, kind,
+//! length) and everything else is zero; the section and every frame say so. What cannot be seen in a capture, the stages and their
+//! times, is in each frame's comment. Format: draft-ietf-opsawg-pcapng, link type RAW (101).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use sockpath_protocol::packet::{Direction, Flow, Outcome, PacketKind};
+use sockpath_protocol::request::Protocol;
+
+use crate::duration::nanos;
+use crate::report::Report;
+use crate::report::document::{HopRow, PacketRow};
+
+const SECTION_HEADER: u32 = 0x0a0d_0d0a;
+const INTERFACE: u32 = 1;
+const ENHANCED_PACKET: u32 = 6;
+const BYTE_ORDER: u32 = 0x1a2b_3c4d;
+const LINKTYPE_RAW: u16 = 101;
+
+const OPT_COMMENT: u16 = 1;
+const SHB_USERAPPL: u16 = 4;
+const IF_NAME: u16 = 2;
+const IF_TSRESOL: u16 = 9;
+
+const ABOUT: &str = "Written by kubectl sockpath from observed hops. Headers are rebuilt from addresses, ports, sequence numbers and lengths; \
+window, TTL, options, checksums and payload were not observed and are zero or absent. Comments hold the stages and their times.";
+
+/// Renders it.
+#[must_use]
+pub fn render(report: &Report) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut body = Vec::new();
+    body.extend_from_slice(&BYTE_ORDER.to_le_bytes());
+    body.extend_from_slice(&1u16.to_le_bytes());
+    body.extend_from_slice(&0u16.to_le_bytes());
+    body.extend_from_slice(&u64::MAX.to_le_bytes());
+    option(&mut body, OPT_COMMENT, ABOUT.as_bytes());
+    option(&mut body, SHB_USERAPPL, concat!("kubectl-sockpath ", env!("CARGO_PKG_VERSION")).as_bytes());
+    end_options(&mut body);
+    block(&mut out, SECTION_HEADER, &body);
+
+    let offsets: BTreeMap<&str, i128> = report.nodes.iter().map(|n| (n.name.as_str(), i128::from(n.clock_offset_ns))).collect();
+    let frames: Vec<Frame<'_>> = report.packets.iter().flat_map(frames).collect();
+    let mut interfaces: Vec<String> = frames.iter().map(Frame::interface).collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    for name in &interfaces {
+        let mut body = Vec::new();
+        body.extend_from_slice(&LINKTYPE_RAW.to_le_bytes());
+        body.extend_from_slice(&[0; 2]);
+        body.extend_from_slice(&0u32.to_le_bytes());
+        option(&mut body, IF_NAME, name.as_bytes());
+        option(&mut body, IF_TSRESOL, &[9]);
+        end_options(&mut body);
+        block(&mut out, INTERFACE, &body);
+    }
+    let mut timed: Vec<(u64, &Frame<'_>)> = frames.iter().map(|f| (f.time(&offsets), f)).collect();
+    timed.sort_by_key(|(at, _)| *at);
+    for (at, frame) in timed {
+        let index = interfaces.binary_search(&frame.interface()).unwrap_or(0);
+        let data = headers(frame.packet, frame.flow);
+        let whole = u32::try_from(data.len()).unwrap_or(0).max(data_length(frame));
+        let mut body = Vec::new();
+        body.extend_from_slice(&u32::try_from(index).unwrap_or(0).to_le_bytes());
+        body.extend_from_slice(&u32::try_from(at >> 32).unwrap_or(0).to_le_bytes());
+        body.extend_from_slice(&u32::try_from(at & 0xffff_ffff).unwrap_or(0).to_le_bytes());
+        body.extend_from_slice(&u32::try_from(data.len()).unwrap_or(0).to_le_bytes());
+        body.extend_from_slice(&whole.to_le_bytes());
+        body.extend_from_slice(&data);
+        pad(&mut body);
+        option(&mut body, OPT_COMMENT, frame.comment().as_bytes());
+        end_options(&mut body);
+        block(&mut out, ENHANCED_PACKET, &body);
+    }
+    out
+}
+
+/// A packet at one device.
+struct Frame<'r> {
+    packet: &'r PacketRow,
+    hops: &'r [HopRow],
+    /// Addresses there.
+    flow: Flow,
+    last: bool,
+}
+
+/// One frame for each run of hops at one device; hops without a device (the socket) go with the device next to them.
+fn frames(packet: &PacketRow) -> Vec<Frame<'_>> {
+    let here = |h: &HopRow| (h.node.clone(), h.pod.clone(), h.device.as_ref().map(|d| d.name.clone()));
+    let mut cuts = vec![0];
+    let mut device = packet.hops.iter().find(|h| h.device.is_some()).map(here);
+    for (i, hop) in packet.hops.iter().enumerate() {
+        if hop.device.is_some() && device.as_ref() != Some(&here(hop)) {
+            cuts.push(i);
+            device = Some(here(hop));
+        }
+    }
+    cuts.push(packet.hops.len());
+    let mut flow = Flow { from: packet.from, to: packet.to };
+    let mut frames = Vec::new();
+    for pair in cuts.windows(2) {
+        let Some(hops) = packet.hops.get(pair[0]..pair[1]).filter(|h| !h.is_empty()) else { continue };
+        flow = hops.first().and_then(|h| h.rewritten).unwrap_or(flow);
+        frames.push(Frame { packet, hops, flow, last: pair[1] == packet.hops.len() });
+        flow = hops.iter().rev().find_map(|h| h.rewritten).unwrap_or(flow);
+    }
+    frames
+}
+
+impl Frame<'_> {
+    /// `node-1/default/curl/eth0`.
+    fn interface(&self) -> String {
+        let hop = self.hops.iter().find(|h| h.device.is_some()).or(self.hops.first());
+        let node = hop.and_then(|h| h.node.as_deref()).unwrap_or("?");
+        let pod = hop.and_then(|h| h.pod.as_deref()).map_or_else(String::new, |p| format!("/{p}"));
+        let device = hop.and_then(|h| h.device.as_ref()).map_or("?", |d| d.name.as_str());
+        format!("{node}{pod}/{device}")
+    }
+
+    /// Wall-clock time of its first hop.
+    fn time(&self, offsets: &BTreeMap<&str, i128>) -> u64 {
+        let Some(hop) = self.hops.first() else { return 0 };
+        let offset = hop.node.as_deref().and_then(|n| offsets.get(n)).copied().unwrap_or(0);
+        u64::try_from(i128::from(hop.at_ns) + offset).unwrap_or(0)
+    }
+
+    fn comment(&self) -> String {
+        let mut lines = vec![format!("sockpath packet {} of conversation {}, headers rebuilt", self.packet.id, self.packet.conversation)];
+        for hop in self.hops {
+            let step = hop.step.map_or_else(String::new, |s| format!("{s} "));
+            let took = hop.took_ns.map_or_else(|| "?".to_owned(), nanos);
+            let note = hop.note.as_ref().map_or_else(String::new, |n| format!(", {n}"));
+            lines.push(format!("{step}{} {took} ({}, cpu {}{note})", hop.stage.stage().name, hop.hook, hop.cpu));
+        }
+        if let (true, Outcome::Dropped(drop)) = (self.last, &self.packet.outcome) {
+            lines.push(format!("dropped: {}", drop.reason));
+        }
+        lines.join("\n")
+    }
+}
+
+/// Length of the packet on the wire side of IP, as the skb said where it did.
+fn data_length(frame: &Frame<'_>) -> u32 {
+    let overhead: u32 = if frame.flow.from.is_ipv4() { 20 } else { 40 };
+    let transport: u32 = match frame.packet.protocol {
+        Protocol::Tcp => 20,
+        Protocol::Udp | Protocol::Icmp => 8,
+    };
+    overhead + transport + frame.packet.payload
+}
+
+/// IP and transport header.
+fn headers(packet: &PacketRow, flow: Flow) -> Vec<u8> {
+    let transport = transport(packet, flow);
+    let number: u8 = match (packet.protocol, flow.from.is_ipv4()) {
+        (Protocol::Tcp, _) => 6,
+        (Protocol::Udp, _) => 17,
+        (Protocol::Icmp, true) => 1,
+        (Protocol::Icmp, false) => 58,
+    };
+    let length = u32::try_from(transport.len()).unwrap_or(0) + packet.payload;
+    let short = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    let mut out = Vec::with_capacity(60);
+    match (flow.from.ip(), flow.to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            out.extend_from_slice(&[0x45, 0]);
+            out.extend_from_slice(&short(length + 20).to_be_bytes());
+            out.extend_from_slice(&[0, 0, 0x40, 0, 0, number, 0, 0]);
+            out.extend_from_slice(&from.octets());
+            out.extend_from_slice(&to.octets());
+        }
+        (from, to) => {
+            let v6 = |ip: IpAddr| match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            out.extend_from_slice(&[0x60, 0, 0, 0]);
+            out.extend_from_slice(&short(length).to_be_bytes());
+            out.extend_from_slice(&[number, 0]);
+            out.extend_from_slice(&v6(from).octets());
+            out.extend_from_slice(&v6(to).octets());
+        }
+    }
+    out.extend_from_slice(&transport);
+    out
+}
+
+fn transport(packet: &PacketRow, flow: Flow) -> Vec<u8> {
+    let mut out = Vec::with_capacity(20);
+    let ports = |out: &mut Vec<u8>, from: SocketAddr, to: SocketAddr| {
+        out.extend_from_slice(&from.port().to_be_bytes());
+        out.extend_from_slice(&to.port().to_be_bytes());
+    };
+    match packet.protocol {
+        Protocol::Tcp => {
+            const FIN: u8 = 1;
+            const SYN: u8 = 2;
+            const RST: u8 = 4;
+            const PSH: u8 = 8;
+            const ACK: u8 = 16;
+            let flags = match packet.kind {
+                PacketKind::Syn => SYN,
+                PacketKind::SynAck => SYN | ACK,
+                PacketKind::Fin => FIN | ACK,
+                PacketKind::Rst => RST,
+                PacketKind::Data | PacketKind::Bypass => PSH | ACK,
+                _ => ACK,
+            };
+            ports(&mut out, flow.from, flow.to);
+            out.extend_from_slice(&packet.seq.to_be_bytes());
+            out.extend_from_slice(&packet.ack.to_be_bytes());
+            out.extend_from_slice(&[0x50, flags, 0, 0, 0, 0, 0, 0]);
+        }
+        Protocol::Udp => {
+            ports(&mut out, flow.from, flow.to);
+            out.extend_from_slice(&u16::try_from(packet.payload + 8).unwrap_or(u16::MAX).to_be_bytes());
+            out.extend_from_slice(&[0, 0]);
+        }
+        Protocol::Icmp => {
+            let echo = match (flow.from.is_ipv4(), packet.direction) {
+                (true, Direction::Request) => 8,
+                (true, Direction::Reply) => 0,
+                (false, Direction::Request) => 128,
+                (false, Direction::Reply) => 129,
+            };
+            out.extend_from_slice(&[echo, 0, 0, 0]);
+            out.extend_from_slice(&packet.seq.to_be_bytes());
+        }
+    }
+    out
+}
+
+fn pad(body: &mut Vec<u8>) {
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
+    let value = value.get(..usize::from(u16::MAX)).unwrap_or(value);
+    body.extend_from_slice(&code.to_le_bytes());
+    body.extend_from_slice(&u16::try_from(value.len()).unwrap_or(0).to_le_bytes());
+    body.extend_from_slice(value);
+    pad(body);
+}
+
+fn end_options(body: &mut Vec<u8>) {
+    body.extend_from_slice(&[0; 4]);
+}
+
+fn block(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
+    let length = u32::try_from(body.len() + 12).unwrap_or(u32::MAX).to_le_bytes();
+    out.extend_from_slice(&kind.to_le_bytes());
+    out.extend_from_slice(&length);
+    out.extend_from_slice(body);
+    out.extend_from_slice(&length);
+}
