@@ -218,8 +218,11 @@ struct sk_buff_head {
 	__u32 qlen;
 };
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	int sk_rcvlowat;
@@ -370,8 +373,46 @@ struct Qdisc {
 
 struct netdev_queue;
 
+struct inode {
+	unsigned short i_mode;
+};
+
+struct file {
+	struct inode *f_inode;
+	unsigned int f_flags;
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct socket {
+	struct sock *sk;
+	struct file *file;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long si;
+	unsigned long di;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs;
+
+struct user_pt_regs {
+	__u64 regs[31];
+};
+#endif
+
 struct task_struct {
 	void *stack;
+	struct files_struct *files;
 };
 
 #pragma clang attribute pop

@@ -25,9 +25,15 @@ enum accel_pass {
 	ACCEL_RCVLOWAT,
 	ACCEL_UNACCOUNTED,
 	ACCEL_WAITALL,
+	ACCEL_SPLICE,
+	ACCEL_FIONREAD,
+	ACCEL_TWO_TASKS,
+	ACCEL_BLOCKING,
 	ACCEL_URGENT,
 	ACCEL_LEARNING,
 	ACCEL_REFUSED,
+	ACCEL_SLOWER,
+	ACCEL_FOREIGN,
 	ACCEL_PASSES,
 };
 
@@ -61,8 +67,11 @@ enum {
 	ACCEL_LIVE = 1,
 	/* A reader used MSG_WAITALL. */
 	ACCEL_SAW_WAITALL = 2,
-	/* Paused by user space: what it writes goes by TCP. */
-	ACCEL_HOLD = 4,
+	/* A reader used FIONREAD, or splice(2). */
+	ACCEL_SAW_FIONREAD = 4,
+	ACCEL_SAW_SPLICE = 8,
+	/* One task may sleep in a receive call while another sends. */
+	ACCEL_SAW_TWO_TASKS = 16,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -89,6 +98,9 @@ struct accel_end {
 	__u64 peer_cookie;
 	__u32 peer;
 	enum accel_order order;
+	/* Written by user space: what it writes goes by TCP; why it was taken out of the map, when it was. */
+	__u32 hold;
+	enum accel_pass left;
 	/* Written by the iterator: where it stands, errno of the last order, redirected bytes unread, looks without a send call. */
 	enum accel_state state;
 	__s32 result;
@@ -96,11 +108,15 @@ struct accel_end {
 	__u32 quiet;
 	/* Number of the last pass that saw it. */
 	__u32 seen;
-	__u32 unused2;
+	/* Receive calls while system calls were observed. */
+	__u32 learned;
 
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
 	__u64 reads;
+	/* The task that received last, and the one that sent last while sends were observed. */
+	__u32 reader;
+	__u32 writer;
 	__u32 flags;
 	__u32 peer_reads;
 	__u64 cycle_start;
@@ -136,8 +152,12 @@ struct accel_control {
 	__u32 paused;
 	/* Bytes that may lie unread at a reader before its writer goes by TCP. */
 	__u32 budget;
-	/* Receive calls that have to be seen on a socket before bytes go to it directly. */
+	/* Observed receive calls that have to be seen on a socket before bytes go to it directly. */
 	__u32 learn_reads;
+	/* System calls are observed. */
+	__u32 observing;
+	/* Readers that sleep in their receive call are left alone. */
+	__u32 leave_blocking;
 	/* A doorbell was rung and not answered. */
 	__u32 rung;
 	/* Slots above this one were never used. */

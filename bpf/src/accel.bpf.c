@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "accel/maps.bpf.h"
 #include "accel/meet.bpf.h"
 #include "accel/reader.bpf.h"
+#include "accel/observe.bpf.h"
 #include "accel/verdict.bpf.h"
 #include "accel/enrol.bpf.h"
 #include "accel/sleeper.bpf.h"

@@ -30,6 +30,36 @@ static __always_inline bool no_call_inside(const struct accel_control *ctl, cons
 	return held <= asleep;
 }
 
+/* What makes a socket unfit for the map now; 0 when nothing does. */
+static __always_inline enum accel_pass unfit(struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return ACCEL_REFUSED;
+	if (tp->inet_conn.icsk_ulp_ops)
+		return ACCEL_ULP;
+	if (sk->__sk_common.skc_flags & SOCK_ZEROCOPY_BIT)
+		return ACCEL_ZEROCOPY;
+	if (sk->sk_rcvlowat > 1)
+		return ACCEL_RCVLOWAT;
+	if (tp->urg_data)
+		return ACCEL_URGENT;
+	/* A psock that is there already is another owner's, or ours that a sleeping reader still holds. */
+	if (psock_of(sk))
+		return ACCEL_FOREIGN;
+	return 0;
+}
+
+/* Redirected bytes that are unread. */
+static __always_inline __u32 queued(const struct sk_psock *psock)
+{
+	if (!psock || psock->ingress_msg.next == __builtin_preserve_access_index(&psock->ingress_msg))
+		return 0;
+	/* The sum is kept since the fix of FIONREAD; without it: some. */
+	return bpf_core_field_exists(psock->msg_tot_len) && psock->msg_tot_len ? psock->msg_tot_len : 1;
+}
+
 /* Looks that have to find no call inside before a reader's psock may go. */
 #define QUIET_LOOKS 2
 
@@ -44,7 +74,7 @@ static __always_inline void remove_end(struct accel_control *ctl, struct accel_e
 
 	if (e->queued)
 		return;
-	if (has_writer && (!(ctl->paused || (peer->flags & ACCEL_HOLD)) || peer->quiet < QUIET_LOOKS))
+	if (has_writer && (!(ctl->paused || peer->hold) || peer->quiet < QUIET_LOOKS))
 		return;
 	e->result = bpf_map_delete_elem(&socks, &slot);
 	e->state = ACCEL_WATCHED;
@@ -70,19 +100,17 @@ int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
 		return 0;
 	e->seen = ctl->pass;
 	if (e->order == ACCEL_ENROL && e->state == ACCEL_WATCHED) {
-		/* A psock that is there already is another owner's, or ours that a sleeping reader still holds. */
-		if (psock_of(sk))
-			e->result = -16; /* EBUSY */
-		else
+		e->left = unfit(sk);
+		if (!e->left)
 			e->result = bpf_map_update_elem(&socks, &slot, sk, BPF_NOEXIST);
-		if (!e->result)
+		if (!e->left && !e->result)
 			e->state = ACCEL_ENROLLED;
 		e->order = ACCEL_NOTHING;
 		return 0;
 	}
 	psock = psock_of(sk);
-	e->queued = psock && psock->ingress_msg.next != &psock->ingress_msg ? psock->msg_tot_len : 0;
-	if ((e->flags & ACCEL_HOLD) || ctl->paused)
+	e->queued = queued(psock);
+	if (e->hold || ctl->paused)
 		e->quiet = no_call_inside(ctl, sk, e->state == ACCEL_ENROLLED) ? e->quiet + 1 : 0;
 	else
 		e->quiet = 0;

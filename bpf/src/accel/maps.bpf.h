@@ -54,6 +54,14 @@ struct {
 	__uint(max_entries, 4096);
 } doorbell SEC(".maps");
 
+/* ACCEL_SAW_SPLICE or ACCEL_SAW_FIONREAD of sockets, by cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u32);
+} peculiar SEC(".maps");
+
 /* What show_sleeper saw. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -55,6 +55,9 @@ static __always_inline struct accel_end *meet(struct accel_control *ctl, struct 
 	conn->slot = slot + 1;
 	barrier();
 	e->cookie = cookie;
+	/* How its readers read has to be observed. */
+	if (!ctl->observing)
+		ring(ctl);
 	return e;
 }
 

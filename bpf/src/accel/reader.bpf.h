@@ -35,13 +35,41 @@ static __always_inline void measure_cycle(struct accel_end *e, struct accel_end 
 	}
 }
 
+#define O_NONBLOCK 04000
+
+/*
+ * tcp_bpf_recvmsg() returns EAGAIN, also from a blocking call, whenever it was woken without data. Room in the send buffer
+ * wakes it too, so a task must not sleep in there while another one sends on the same socket.
+ */
+static __always_inline void note_tasks(struct accel_end *e, struct sock *sk)
+{
+	if (e->reader && e->writer && e->reader != e->writer && !(sk->sk_socket->file->f_flags & O_NONBLOCK))
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sent, struct sock *sk, int ret, int flags)
+{
+	struct accel_end *e;
+	struct conn *conn;
+
+	if (!sk->sk_bpf_storage)
+		return 0;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)))
+		return 0;
+	e->writer = bpf_get_current_pid_tgid();
+	note_tasks(e, sk);
+	return 0;
+}
+
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(received, struct sock *sk, int ret, int flags)
 {
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
 	struct conn *conn;
-	__u64 reads;
+	__u32 *seen;
 
 	/* Sockets of others end here. */
 	if (ret <= 0 || !sk->sk_bpf_storage)
@@ -51,13 +79,22 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
+	e->reader = bpf_get_current_pid_tgid();
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
-	reads = __sync_fetch_and_add(&e->reads, 1) + 1;
+	__sync_fetch_and_add(&e->reads, 1);
 	if (!(ctl = get_control()))
 		return 0;
-	if (reads == ctl->learn_reads)
+	if (e->learned < ctl->learn_reads && !ctl->observing) {
 		ring(ctl);
+	} else if (e->learned < ctl->learn_reads) {
+		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
+		if (seen)
+			__sync_fetch_and_or(&e->flags, *seen);
+		note_tasks(e, sk);
+		if (++e->learned == ctl->learn_reads)
+			ring(ctl);
+	}
 	if (e->role != ACCEL_SERVER && e->peer_cookie) {
 		peer = get_end(e->peer);
 		if (peer && peer->cookie == e->peer_cookie)

@@ -35,6 +35,25 @@ static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const
 
 #define MAX_SLEEPERS 8
 
+/* Does a task sleep in a blocking call on this socket? */
+static __always_inline bool has_sleeper(const struct accel_control *ctl, const struct sock *sk)
+{
+	const struct socket_wq *wq = sk->sk_wq;
+	const struct list_head *head, *pos;
+
+	head = __builtin_preserve_access_index(&wq->wait.head);
+	pos = head->next;
+	for (int i = 0; i < MAX_SLEEPERS && pos != head; i++) {
+		const struct wait_queue_entry *w;
+
+		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
+		if ((__u64)w->func == ctl->wake_function)
+			return true;
+		pos = w->entry.next;
+	}
+	return false;
+}
+
 static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl, const struct sock *sk)
 {
 	const struct socket_wq *wq = sk->sk_wq;
@@ -66,8 +85,9 @@ static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e
 	struct accel_end *peer;
 	struct tcp_sock *to;
 	struct sock *psk;
+	__u32 *seen;
 
-	if (ctl->paused || (e->flags & ACCEL_HOLD))
+	if (ctl->paused || e->hold)
 		return ACCEL_PAUSED;
 	if (bpf_ktime_get_coarse_ns() > ctl->deadline_ns)
 		return ACCEL_LEASE;
@@ -92,6 +112,15 @@ static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e
 		return ACCEL_RCVLOWAT;
 	if (peer->flags & ACCEL_SAW_WAITALL)
 		return ACCEL_WAITALL;
+	if (peer->flags & ACCEL_SAW_SPLICE)
+		return ACCEL_SPLICE;
+	if (peer->flags & ACCEL_SAW_FIONREAD)
+		return ACCEL_FIONREAD;
+	/* A redirect needs no room in the send buffer, so it goes on until user space has found the pair another way. */
+	if (has_sleeper(ctl, sk))
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
+	if (ctl->leave_blocking && has_sleeper(ctl, psk))
+		return ACCEL_BLOCKING;
 	if (!no_order_gate && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
 	if (psk->sk_backlog.rmem_alloc.counter > (int)ctl->budget)
@@ -99,7 +128,10 @@ static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e
 	if (e->fast)
 		return ACCEL_REDIRECT;
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
-	if (peer->reads < ctl->learn_reads)
+	seen = bpf_map_lookup_elem(&peculiar, &peer->cookie);
+	if (seen)
+		__sync_fetch_and_or(&peer->flags, *seen);
+	if (peer->learned < ctl->learn_reads)
 		return ACCEL_LEARNING;
 	if (to->urg_data)
 		return ACCEL_URGENT;

@@ -19,6 +19,10 @@ pub struct AccelerateRequest {
     /// Only watch and report what would be done, for this many milliseconds.
     #[serde(default)]
     pub dry_run_ms: Option<u64>,
+    /// Leave readers alone that sleep in their receive call. While such a socket is in the sockmap, a signal or a reset ends the
+    /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`).
+    #[serde(default)]
+    pub leave_blocking_readers: bool,
     /// Who asks, for a second user to be told.
     pub owner: String,
 }
@@ -143,6 +147,14 @@ pub enum Reason {
     Splice,
     /// Bytes were taken by something else than a receive call: splice(2), TCP_ZEROCOPY_RECEIVE, a socket of the kernel.
     UnaccountedReads,
+    /// The reader asks with FIONREAD, which this kernel answers wrongly for a socket in a sockmap.
+    Fionread,
+    /// One task may sleep in a receive call on the socket while another sends: the kernel wakes the sleeper without data when the
+    /// send buffer has room again, and its blocking call returns EAGAIN.
+    TwoTasks,
+    /// The reader sleeps in its receive call, and the request wants such readers left alone: a signal or a reset wakes them
+    /// with EAGAIN.
+    BlockingReader,
     /// The reader uses MSG_WAITALL.
     WaitAll,
     /// Urgent data.
@@ -180,6 +192,9 @@ impl Reason {
             Self::RcvLowat => "SO_RCVLOWAT",
             Self::Splice => "splice reader",
             Self::UnaccountedReads => "not read by receive calls",
+            Self::Fionread => "FIONREAD reader",
+            Self::TwoTasks => "one task reads, another writes",
+            Self::BlockingReader => "blocking reader",
             Self::WaitAll => "MSG_WAITALL reader",
             Self::Urgent => "urgent data",
             Self::ForeignOwner => "owned by another sockmap",

@@ -3,14 +3,18 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_end, accel_order, accel_state};
+use sockpath_bpf::accel::types::{accel_end, accel_order, accel_pass, accel_state};
 
 use super::instance::{Instance, LEARN_READS};
 use super::matching::{self, Identity};
 use super::shared::field;
 
-/// `accel_end.flags`: what it writes goes by TCP.
-const HOLD: u32 = 4;
+/// `accel_end.flags`: a reader used MSG_WAITALL, FIONREAD or splice(2), or one task
+/// may sleep in a receive call while another sends.
+pub const PECULIAR: u32 = 2 | 4 | 8 | 16;
+
+/// What makes a one-way stream, in bytes.
+const STREAM_BYTES: u64 = 16 << 20;
 
 /// A known socket at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +94,56 @@ pub fn enrol(instance: &Instance) -> Result<usize> {
 }
 
 fn is_ready(a: &Known, b: &Known) -> bool {
-    let fresh = |k: &Known| k.end.state == accel_state::ACCEL_WATCHED && k.end.result == 0 && k.end.flags & HOLD == 0;
-    fresh(a) && fresh(b) && a.end.reads.max(b.end.reads) >= LEARN_READS
+    let fresh = |k: &Known| {
+        let end = &k.end;
+        end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
+    };
+    fresh(a) && fresh(b) && (learned(a) && learned(b) || streams(a, b) || streams(b, a))
+}
+
+fn learned(k: &Known) -> bool {
+    k.end.learned >= LEARN_READS
+}
+
+/// Whether bytes go one way only, for so long that the silent side may join without its readers being known. On kernels with a
+/// wrong FIONREAD a reader there would be misled if answers came after all.
+fn streams(from: &Known, to: &Known) -> bool {
+    learned(to) && from.end.reads == 0 && to.end.taken >= STREAM_BYTES
+}
+
+/// Writes one field of both ends of a pair.
+fn set_both<F: Copy>(instance: &Instance, a: &Known, b: &Known, field: impl Fn(*mut accel_end) -> *mut F, value: F) {
+    for known in [a, b] {
+        instance.ends.set(known.identity.slot, &field, value);
+    }
+}
+
+/// Begins to take a pair out of the map: from now on it goes by TCP, and leaves when nothing can be lost.
+pub fn order_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
+    set_both(instance, a, b, field!(left), why);
+    set_both(instance, a, b, field!(hold), 1);
+    set_both(instance, a, b, field!(order), accel_order::ACCEL_REMOVE);
+}
+
+/// Lets a pair that had left come back at the next pass.
+pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
+    set_both(instance, a, b, field!(left), accel_pass(0));
+    set_both(instance, a, b, field!(result), 0);
+}
+
+/// Ends the hold of pairs that are out.
+pub fn release_those_out(instance: &Instance, all: &[Known]) {
+    for k in all {
+        let Some(peer) = peer_of(all, k) else { continue };
+        if k.end.hold != 0 && [k, peer].iter().all(|k| k.end.state == accel_state::ACCEL_WATCHED) {
+            set_both(instance, k, peer, field!(hold), 0);
+        }
+    }
+}
+
+/// Receive calls that were learned from, of all sockets: changes while there is something to learn.
+pub fn learned_calls(all: &[Known]) -> u64 {
+    all.iter().map(|k| u64::from(k.end.learned)).sum()
 }
 
 /// Orders everything out of the map. With `paused` set nothing goes in any more.

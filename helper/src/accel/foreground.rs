@@ -1,6 +1,6 @@
 //! An acceleration while its session lasts.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,11 +10,13 @@ use sockpath_protocol::request::Pod;
 use sockpath_protocol::{Message, Request};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::MissedTickBehavior;
 
 use super::connections;
 use super::instance::{Instance, Start};
 use super::pins::Pins;
 use super::report::{self, PodNames};
+use super::review::Review;
 use super::shared::field;
 use super::stop::{dismantle, summary};
 use crate::node::{self, FoundPod};
@@ -36,7 +38,13 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     let pins = Pins::of_this_instance()?;
     clear_the_way(session, &pins).await?;
     let lease = Duration::from_millis(request.lease_ms);
-    let start = Start { pods: &pods, owner: &request.owner, lease, detached: request.detach };
+    let start = Start {
+        pods: &pods,
+        owner: &request.owner,
+        lease,
+        leave_blocking_readers: request.leave_blocking_readers,
+        detached: request.detach,
+    };
     let instance = match Instance::create(&pins, &start).and_then(|instance| meet_all(&instance, &pods).map(|()| instance)) {
         Ok(instance) => instance,
         Err(e) => {
@@ -126,16 +134,71 @@ fn meet_all(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     Ok(())
 }
 
-/// The loop: lease, doorbell, snapshots, until the session has to end.
+/// How long system calls stay observed after something was learned.
+const OBSERVED: Duration = Duration::from_secs(2);
+
+/// Time between two looks at pairs in the map.
+const REVIEW: Duration = Duration::from_millis(50);
+
+/// What goes on while a session lasts.
+struct Attendance<'a> {
+    instance: &'a Instance,
+    review: Review,
+    /// System calls are observed while this is held.
+    observer: Option<[OwnedFd; 2]>,
+    /// Receive calls that were learned from, and when that changed last.
+    learned: u64,
+    learned_last: Instant,
+}
+
+impl Attendance<'_> {
+    /// Answers the doorbell: sockets to learn, to pair, to enrol.
+    fn pass(&mut self) -> Result<()> {
+        self.instance.control.set(0, field!(rung), 0);
+        if self.observer.is_none() {
+            self.observer = Some(self.instance.observe()?);
+            self.instance.control.set(0, field!(observing), 1);
+        }
+        self.learned_last = Instant::now();
+        connections::pair(self.instance);
+        connections::enrol(self.instance)?;
+        Ok(())
+    }
+
+    /// Looks after the pairs in the map; `true` while one is on its way out.
+    fn look_after(&mut self) -> Result<bool> {
+        let all = connections::known(self.instance);
+        self.review.look(self.instance, &all);
+        let leaving = all.iter().any(|k| k.end.hold != 0);
+        if leaving {
+            self.instance.serve()?;
+        }
+        connections::enrol(self.instance)?;
+        let learned = connections::learned_calls(&all);
+        if learned != self.learned {
+            (self.learned, self.learned_last) = (learned, Instant::now());
+        }
+        if self.observer.is_some() && self.learned_last.elapsed() > OBSERVED {
+            self.instance.control.set(0, field!(observing), 0);
+            self.observer = None;
+        }
+        Ok(leaving)
+    }
+}
+
+/// The loop: lease, doorbell, reviews and snapshots, until the session has to end.
 async fn attend(session: &mut Session, instance: &Instance, names: &PodNames, lease: Duration) -> Result<EndReason> {
     let bell = instance.doorbell(|| {})?;
     // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut snapshots = tokio::time::interval(SNAPSHOT.min(lease / 3).max(Duration::from_millis(10)));
-    let mut last_snapshot = None::<Instant>;
+    let mut attendance = Attendance { instance, review: Review::default(), observer: None, learned: 0, learned_last: Instant::now() };
+    let mut snapshots = tokio::time::interval(SNAPSHOT);
+    snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut renewals = tokio::time::interval(SNAPSHOT.min(lease / 3).max(Duration::from_millis(10)));
     let mut next_pass = Instant::now();
+    let mut next_review = Instant::now() + REVIEW;
     let mut pending = true;
     loop {
         tokio::select! {
@@ -145,28 +208,28 @@ async fn attend(session: &mut Session, instance: &Instance, names: &PodNames, le
                 Inbound::Request(_) => session.warn("only `finish` is understood while connections are accelerated")?,
                 Inbound::Stop(reason) => return Ok(reason),
             },
+            _ = renewals.tick() => instance.renew(lease)?,
             ready = bell_fd.readable() => {
                 ready.context("cannot wait for the doorbell")?.clear_ready();
                 bell.consume()?;
                 pending = true;
             }
-            _ = tokio::time::sleep_until(next_pass.into()), if pending => {
+            () = tokio::time::sleep_until(next_pass.into()), if pending => {
                 pending = false;
-                instance.control.set(0, field!(rung), 0);
                 let began = Instant::now();
-                connections::pair(instance);
-                connections::enrol(instance)?;
+                attendance.pass()?;
                 next_pass = Instant::now() + PASS_INTERVAL.max(began.elapsed() * PASS_SHARE);
             }
+            () = tokio::time::sleep_until(next_review.into()) => {
+                let began = Instant::now();
+                let leaving = attendance.look_after()?;
+                let interval = if leaving { PASS_INTERVAL } else { REVIEW };
+                next_review = Instant::now() + interval.max(began.elapsed() * PASS_SHARE);
+            }
             _ = snapshots.tick() => {
-                instance.renew(lease)?;
-                if last_snapshot.is_none_or(|at| at.elapsed() >= SNAPSHOT * 9 / 10) {
-                    last_snapshot = Some(Instant::now());
-                    connections::pair(instance);
-                    connections::enrol(instance)?;
-                    let snapshot = report::snapshot(instance, &connections::known(instance), names);
-                    session.send(&Message::Pairs(snapshot))?;
-                }
+                connections::pair(instance);
+                let snapshot = report::snapshot(instance, &connections::known(instance), names);
+                session.send(&Message::Pairs(snapshot))?;
             }
         }
     }

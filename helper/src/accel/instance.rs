@@ -24,8 +24,8 @@ use crate::session::clock_ns;
 /// and reader share a CPU.
 const BUDGET: u32 = 4 << 20;
 
-/// Receive calls that have to be seen on a socket before bytes go to it directly.
-pub const LEARN_READS: u64 = 2;
+/// Observed receive calls that have to be seen on a socket before bytes go to it directly.
+pub const LEARN_READS: u32 = 4;
 
 /// How an instance is started.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Start<'a> {
     pub owner: &'a str,
     /// The first lease.
     pub lease: Duration,
+    /// Whether readers that sleep in their receive call are left alone.
+    pub leave_blocking_readers: bool,
     /// Whether it outlives its session.
     pub detached: bool,
 }
@@ -93,6 +95,8 @@ impl Instance {
             .context("cannot watch receive calls (tracepoint sock_recv_length, Linux 6.3)")?
             .pin(pins.path("received"))?;
 
+        skel.progs.system_call.pin(pins.path("system_call"))?;
+        skel.progs.sent.pin(pins.path("sent"))?;
         let stack = {
             let link = skel
                 .progs
@@ -107,8 +111,9 @@ impl Instance {
             deadline_ns: now + u64::try_from(start.lease.as_nanos()).unwrap_or(u64::MAX / 4),
             started_ns: now,
             budget: BUDGET,
-            learn_reads: u32::try_from(LEARN_READS).unwrap_or(1),
+            learn_reads: LEARN_READS,
             detached: u32::from(start.detached),
+            leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,
             frame_offset: stack.frame_offset,
             native_from: stack.native.clone().map(|r| r.start),
@@ -151,6 +156,22 @@ impl Instance {
         let mut file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         while file.read(&mut sink).with_context(|| format!("cannot read {}", path.display()))? > 0 {}
         Ok(())
+    }
+
+    /// Observes system and send calls on watched sockets until the returned links are dropped.
+    pub fn observe(&self) -> Result<[OwnedFd; 2]> {
+        Ok([self.attach_tracepoint("system_call")?, self.attach_tracepoint("sent")?])
+    }
+
+    fn attach_tracepoint(&self, program: &str) -> Result<OwnedFd> {
+        let program = pinned(&self.pins, program)?;
+        // SAFETY: no name is needed, the program knows its tracepoint; the descriptor is open.
+        let fd = unsafe { libbpf_rs::libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
+        if fd < 0 {
+            bail!("cannot observe calls on sockets (tracepoints sys_enter, sock_send_length): {}", std::io::Error::from_raw_os_error(-fd));
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// The doorbell that programs ring; `on_ring` is called for each ring when it is consumed.

@@ -11,6 +11,7 @@ mod matching;
 mod pins;
 mod private;
 mod report;
+mod review;
 mod shared;
 mod stop;
 

@@ -26,9 +26,15 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::RcvLowat),
     Some(Reason::UnaccountedReads),
     Some(Reason::WaitAll),
+    Some(Reason::Splice),
+    Some(Reason::Fionread),
+    Some(Reason::TwoTasks),
+    Some(Reason::BlockingReader),
     Some(Reason::Urgent),
     Some(Reason::Learning),
     Some(Reason::Refused),
+    Some(Reason::SlowerThanTcp),
+    Some(Reason::ForeignOwner),
 ];
 
 /// A snapshot of all pairs.
@@ -121,6 +127,9 @@ fn is_client(a: &Known, b: &Known) -> bool {
 
 fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
     let [a, b] = ends else { return (PairState::LeftAlone, Some(Reason::PeerNotChosen)) };
+    if a.end.hold != 0 || b.end.hold != 0 {
+        return (PairState::Draining, REASONS.get(a.end.left.0 as usize).copied().flatten());
+    }
     let reason_of = |k: &Known| REASONS.get(k.end.last_pass.0 as usize).copied().flatten();
     let both = |s: accel_state| a.end.state == s && b.end.state == s;
     if both(accel_state::ACCEL_ENROLLED) {
@@ -130,10 +139,22 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         let reason = reason_of(a).or_else(|| reason_of(b));
         return (if a.end.messages + b.end.messages > 0 { PairState::Paused } else { PairState::Waiting }, reason);
     }
+    if let Some(why) = REASONS.get(a.end.left.0 as usize).copied().flatten() {
+        let gone = both(accel_state::ACCEL_WATCHED);
+        return (if gone { PairState::Returned } else { PairState::Draining }, Some(why));
+    }
     if a.end.result != 0 || b.end.result != 0 {
         return (PairState::LeftAlone, Some(Reason::Refused));
     }
-    (PairState::Waiting, Some(Reason::Learning))
+    let peculiar = |flag: u32| ends.iter().any(|k| k.end.flags & flag != 0);
+    let reason = match () {
+        () if peculiar(2) => Reason::WaitAll,
+        () if peculiar(8) => Reason::Splice,
+        () if peculiar(4) => Reason::Fionread,
+        () if peculiar(16) => Reason::TwoTasks,
+        () => return (PairState::Waiting, Some(Reason::Learning)),
+    };
+    (PairState::LeftAlone, Some(reason))
 }
 
 fn median(samples: impl Iterator<Item = u32>) -> Option<u64> {

@@ -1,0 +1,142 @@
+//! Looking after the pairs in the map: those that must not be there, or do not profit, leave; some come back.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_state};
+
+use super::connections::{self, Known, PECULIAR, peer_of};
+use super::instance::Instance;
+
+/// A pair that sent less by TCP since the last look is not judged.
+const JUDGED_BYTES: u64 = 256 << 10;
+
+/// Passes for a reason that does not go away by itself before the pair leaves.
+const PERSISTENT: u32 = 16;
+
+/// Reasons that do not go away at all: a wrong wake-up of a reader may follow (completions of MSG_ZEROCOPY), or plaintext.
+const AT_ONCE: [accel_pass; 2] = [accel_pass::ACCEL_ULP, accel_pass::ACCEL_ZEROCOPY];
+
+/// How long a pair that did not profit stays with TCP, the first time and at most.
+const FIRST_EXILE: Duration = Duration::from_secs(2);
+const LONGEST_EXILE: Duration = Duration::from_secs(60);
+
+/// How a pair did at the last look.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    bytes: u64,
+    pass_bytes: u64,
+    reads: [u64; 2],
+    at: Instant,
+}
+
+/// A pair that left because TCP was faster.
+#[derive(Debug, Clone, Copy)]
+struct Exile {
+    since: Instant,
+    length: Duration,
+}
+
+/// What is remembered about pairs, by the cookie of the end with the lower slot.
+#[derive(Debug, Default)]
+pub struct Review {
+    looks: HashMap<u64, Look>,
+    exiles: HashMap<u64, Exile>,
+}
+
+/// What to do with a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judgement {
+    Stay,
+    Leave(accel_pass),
+}
+
+impl Review {
+    /// Looks at every pair once.
+    pub fn look(&mut self, instance: &Instance, all: &[Known]) {
+        connections::release_those_out(instance, all);
+        let now = Instant::now();
+        let mut looks = HashMap::with_capacity(self.looks.len());
+        for a in all {
+            let Some(b) = peer_of(all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+            let key = a.end.cookie;
+            let look = Look {
+                bytes: a.end.bytes + b.end.bytes,
+                pass_bytes: a.end.pass_bytes + b.end.pass_bytes,
+                reads: [a.end.reads, b.end.reads],
+                at: now,
+            };
+            let before = self.looks.get(&key).copied();
+            looks.insert(key, look);
+            let enrolled = [a, b].iter().all(|k| k.end.state == accel_state::ACCEL_ENROLLED);
+            if enrolled && a.end.hold == 0 {
+                if let Judgement::Leave(why) = judge(a, b, before.as_ref(), &look) {
+                    if why == accel_pass::ACCEL_SLOWER {
+                        let length = self.exiles.get(&key).map_or(FIRST_EXILE, |e| (e.length * 2).min(LONGEST_EXILE));
+                        self.exiles.insert(key, Exile { since: now, length });
+                    }
+                    connections::order_out(instance, a, b, why);
+                }
+            } else if a.end.left == accel_pass::ACCEL_SLOWER
+                && a.end.hold == 0
+                && self.exiles.get(&key).is_none_or(|e| now.duration_since(e.since) >= e.length)
+                && before.is_some_and(|before| converses(&before, &look))
+            {
+                connections::let_back(instance, a, b);
+            }
+        }
+        self.exiles.retain(|key, _| looks.contains_key(key));
+        self.looks = looks;
+    }
+}
+
+/// Whether a pair in the map may stay there.
+fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
+    for reader in [a, b] {
+        if reader.end.flags & PECULIAR != 0 {
+            return Judgement::Leave(peculiarity(&reader.end));
+        }
+    }
+    for writer in [a, b] {
+        let lasting = [
+            accel_pass::ACCEL_ULP,
+            accel_pass::ACCEL_ZEROCOPY,
+            accel_pass::ACCEL_RCVLOWAT,
+            accel_pass::ACCEL_UNACCOUNTED,
+            accel_pass::ACCEL_URGENT,
+            accel_pass::ACCEL_BLOCKING,
+        ];
+        let end = &writer.end;
+        if end.fast == 0
+            && lasting.contains(&end.last_pass)
+            && (AT_ONCE.contains(&end.last_pass) || end.passes.get(end.last_pass.0 as usize).is_some_and(|count| *count >= PERSISTENT))
+        {
+            return Judgement::Leave(end.last_pass);
+        }
+    }
+    // TCP below a socket in a sockmap is slower than TCP alone: a pair that mostly goes by TCP is better off outside.
+    let Some(before) = before else { return Judgement::Stay };
+    let by_tcp = now.pass_bytes.wrapping_sub(before.pass_bytes);
+    let redirected = now.bytes.wrapping_sub(before.bytes);
+    if by_tcp >= JUDGED_BYTES && by_tcp > redirected / 2 {
+        return Judgement::Leave(accel_pass::ACCEL_SLOWER);
+    }
+    Judgement::Stay
+}
+
+fn peculiarity(end: &accel_end) -> accel_pass {
+    match () {
+        () if end.flags & 2 != 0 => accel_pass::ACCEL_WAITALL,
+        () if end.flags & 8 != 0 => accel_pass::ACCEL_SPLICE,
+        () if end.flags & 4 != 0 => accel_pass::ACCEL_FIONREAD,
+        () => accel_pass::ACCEL_TWO_TASKS,
+    }
+}
+
+/// Whether both sides read in turn since the last look, as requests and answers do.
+fn converses(before: &Look, now: &Look) -> bool {
+    let [a, b] = [0, 1].map(|i| now.reads[i].wrapping_sub(before.reads[i]));
+    let seconds = now.at.duration_since(before.at).as_secs_f64();
+    let turns = a.min(b);
+    turns as f64 >= 20.0 * seconds && turns >= 2 && a.max(b) <= turns.saturating_mul(4)
+}
