@@ -399,14 +399,18 @@ struct socket {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long r10;
+	unsigned long dx;
 	unsigned long si;
 	unsigned long di;
 };
 #elif defined(__TARGET_ARCH_arm64)
-struct pt_regs;
-
 struct user_pt_regs {
 	__u64 regs[31];
+};
+
+struct pt_regs {
+	struct user_pt_regs user_regs;
 };
 #endif
 

@@ -44,6 +44,8 @@ enum accel_state {
 	ACCEL_WATCHED,
 	/* In the map. */
 	ACCEL_ENROLLED,
+	/* Its connection is over, but the map may still name it: user space frees the slot. */
+	ACCEL_OVER,
 };
 
 /* What user space wants done with a socket at the next pass of the iterator. */
@@ -72,6 +74,8 @@ enum {
 	ACCEL_SAW_SPLICE = 8,
 	/* One task may sleep in a receive call while another sends. */
 	ACCEL_SAW_TWO_TASKS = 16,
+	/* A sender used MSG_OOB. */
+	ACCEL_SAW_OOB = 32,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -110,6 +114,10 @@ struct accel_end {
 	__u32 seen;
 	/* Receive calls while system calls were observed. */
 	__u32 learned;
+	/* TCP bytes were put behind unread redirected ones: an edge-triggered reader needs to be told when it gets to them. */
+	__u32 spilled;
+	/* accel_control.peculiar when flags were looked at last. */
+	__u32 peculiar;
 
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
@@ -165,7 +173,8 @@ struct accel_control {
 	__u32 detached;
 	/* Number of the iterator's pass that runs. */
 	__u32 pass;
-	__u32 unused2;
+	/* Counts additions to the map of peculiar sockets. */
+	__u32 peculiar;
 	/* How a task that sleeps in plain tcp_recvmsg is told from others; 0 when not known. */
 	__u64 wake_function;
 	__u32 frame_offset;

@@ -31,7 +31,7 @@ static __always_inline bool no_call_inside(const struct accel_control *ctl, cons
 }
 
 /* What makes a socket unfit for the map now; 0 when nothing does. */
-static __always_inline enum accel_pass unfit(struct sock *sk)
+static __always_inline enum accel_pass unfit(const struct accel_control *ctl, struct sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 
@@ -45,19 +45,12 @@ static __always_inline enum accel_pass unfit(struct sock *sk)
 		return ACCEL_RCVLOWAT;
 	if (tp->urg_data)
 		return ACCEL_URGENT;
+	if (count_sleepers(ctl, sk) > 1)
+		return ACCEL_TWO_TASKS;
 	/* A psock that is there already is another owner's, or ours that a sleeping reader still holds. */
 	if (psock_of(sk))
 		return ACCEL_FOREIGN;
 	return 0;
-}
-
-/* Redirected bytes that are unread. */
-static __always_inline __u32 queued(const struct sk_psock *psock)
-{
-	if (!psock || psock->ingress_msg.next == __builtin_preserve_access_index(&psock->ingress_msg))
-		return 0;
-	/* The sum is kept since the fix of FIONREAD; without it: some. */
-	return bpf_core_field_exists(psock->msg_tot_len) && psock->msg_tot_len ? psock->msg_tot_len : 1;
 }
 
 /* Looks that have to find no call inside before a reader's psock may go. */
@@ -100,7 +93,7 @@ int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
 		return 0;
 	e->seen = ctl->pass;
 	if (e->order == ACCEL_ENROL && e->state == ACCEL_WATCHED) {
-		e->left = unfit(sk);
+		e->left = unfit(ctl, sk);
 		if (!e->left)
 			e->result = bpf_map_update_elem(&socks, &slot, sk, BPF_NOEXIST);
 		if (!e->left && !e->result)
@@ -116,5 +109,36 @@ int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
 		e->quiet = 0;
 	if (e->order == ACCEL_REMOVE && e->state == ACCEL_ENROLLED)
 		remove_end(ctl, e, sk, slot);
+	return 0;
+}
+
+#define SOL_SOCKET 1
+#define SO_RCVLOWAT 18
+
+/*
+ * An edge-triggered reader that took less than it asked for waits for the next edge. Where TCP bytes lie behind redirected
+ * ones, its short read was the boundary and no edge comes. Setting SO_RCVLOWAT, even to what it is, makes the kernel look
+ * whether there is something to read and wake whoever waits (tcp_set_rcvlowat).
+ */
+SEC("iter/tcp")
+int kick(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct accel_end *e;
+	struct tcp_sock *tp;
+	struct conn *conn;
+	struct sock *sk;
+	int lowat;
+
+	if (!skc || !(tp = bpf_skc_to_tcp_sock(skc)))
+		return 0;
+	sk = (struct sock *)tp;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !e->spilled || queued(psock_of(sk)))
+		return 0;
+	e->spilled = 0;
+	lowat = sk->sk_rcvlowat;
+	if (tp->rcv_nxt != tp->copied_seq)
+		bpf_setsockopt(tp, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat));
 	return 0;
 }

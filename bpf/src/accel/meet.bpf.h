@@ -55,9 +55,6 @@ static __always_inline struct accel_end *meet(struct accel_control *ctl, struct 
 	conn->slot = slot + 1;
 	barrier();
 	e->cookie = cookie;
-	/* How its readers read has to be observed. */
-	if (!ctl->observing)
-		ring(ctl);
 	return e;
 }
 
@@ -78,6 +75,12 @@ static __always_inline void forget(struct accel_control *ctl, struct conn *conn)
 		for (int i = 0; i < ACCEL_PASSES; i++)
 			if (e->passes[i])
 				__sync_fetch_and_add(&ctl->closed_passes[i], e->passes[i]);
+	}
+	/* A socket that was reset stays in the map until it is closed: its reader may not have read everything. */
+	if (e->state == ACCEL_ENROLLED) {
+		e->state = ACCEL_OVER;
+		e->cookie = 0;
+		return;
 	}
 	e->state = ACCEL_FREE;
 	e->cookie = 0;

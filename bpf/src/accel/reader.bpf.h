@@ -39,7 +39,7 @@ static __always_inline void measure_cycle(struct accel_end *e, struct accel_end 
 
 /*
  * tcp_bpf_recvmsg() returns EAGAIN, also from a blocking call, whenever it was woken without data. Room in the send buffer
- * wakes it too, so a task must not sleep in there while another one sends on the same socket.
+ * wakes it, and data that another task gets: so only one task may use a socket that blocks.
  */
 static __always_inline void note_tasks(struct accel_end *e, struct sock *sk)
 {
@@ -69,7 +69,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
 	struct conn *conn;
-	__u32 *seen;
+	__u32 *seen, task;
 
 	/* Sockets of others end here. */
 	if (ret <= 0 || !sk->sk_bpf_storage)
@@ -79,15 +79,16 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
-	e->reader = bpf_get_current_pid_tgid();
+	task = bpf_get_current_pid_tgid();
+	if (e->reader && e->reader != task && !(sk->sk_socket->file->f_flags & O_NONBLOCK))
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
+	e->reader = task;
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
 	__sync_fetch_and_add(&e->reads, 1);
 	if (!(ctl = get_control()))
 		return 0;
-	if (e->learned < ctl->learn_reads && !ctl->observing) {
-		ring(ctl);
-	} else if (e->learned < ctl->learn_reads) {
+	if (e->learned < ctl->learn_reads && ctl->observing) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)
 			__sync_fetch_and_or(&e->flags, *seen);

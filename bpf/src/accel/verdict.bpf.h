@@ -35,11 +35,12 @@ static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const
 
 #define MAX_SLEEPERS 8
 
-/* Does a task sleep in a blocking call on this socket? */
-static __always_inline bool has_sleeper(const struct accel_control *ctl, const struct sock *sk)
+/* How many tasks sleep in a blocking call on this socket? */
+static __always_inline int count_sleepers(const struct accel_control *ctl, const struct sock *sk)
 {
 	const struct socket_wq *wq = sk->sk_wq;
 	const struct list_head *head, *pos;
+	int n = 0;
 
 	head = __builtin_preserve_access_index(&wq->wait.head);
 	pos = head->next;
@@ -48,10 +49,10 @@ static __always_inline bool has_sleeper(const struct accel_control *ctl, const s
 
 		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
 		if ((__u64)w->func == ctl->wake_function)
-			return true;
+			n++;
 		pos = w->entry.next;
 	}
-	return false;
+	return n;
 }
 
 static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl, const struct sock *sk)
@@ -75,22 +76,61 @@ static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl
 	return pos != head;
 }
 
+/* Redirected bytes that are unread. */
+static __always_inline __u32 queued(const struct sk_psock *psock)
+{
+	if (!psock || psock->ingress_msg.next == __builtin_preserve_access_index(&psock->ingress_msg))
+		return 0;
+	/* The sum is kept since the fix of FIONREAD; without it: some. */
+	return bpf_core_field_exists(psock->msg_tot_len) && psock->msg_tot_len ? psock->msg_tot_len : 1;
+}
+
+static __always_inline void learn_peculiar(struct accel_control *ctl, struct accel_end *e)
+{
+	__u32 *seen;
+
+	if (e->peculiar == ctl->peculiar)
+		return;
+	e->peculiar = ctl->peculiar;
+	seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
+	if (seen)
+		__sync_fetch_and_or(&e->flags, *seen);
+}
+
+/* Why a pair that could be redirected should not be. */
+static __always_inline enum accel_pass objection(struct accel_control *ctl, struct accel_end *e, struct accel_end *peer,
+						 const struct sock *sk, const struct sock *psk)
+{
+	if (ctl->paused || e->hold)
+		return ACCEL_PAUSED;
+	if (sk->__sk_common.skc_flags & SOCK_ZEROCOPY_BIT)
+		return ACCEL_ZEROCOPY;
+	if (psk->sk_rcvlowat > 1)
+		return ACCEL_RCVLOWAT;
+	if (peer->flags & ACCEL_SAW_WAITALL)
+		return ACCEL_WAITALL;
+	if (peer->flags & ACCEL_SAW_SPLICE)
+		return ACCEL_SPLICE;
+	if (peer->flags & ACCEL_SAW_FIONREAD)
+		return ACCEL_FIONREAD;
+	if (ctl->leave_blocking && count_sleepers(ctl, psk))
+		return ACCEL_BLOCKING;
+	return ACCEL_REDIRECT;
+}
+
 /*
  * May this message overtake TCP? The verdict runs under the writer's lock, so what it sees of the writer stays true; what it
  * sees of the reader can only become more true (TCP bytes get consumed), or is looked at again for the next message.
  */
-static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e, struct tcp_sock *me)
+static __always_inline enum accel_pass gate(struct accel_control *ctl, struct accel_end *e, struct tcp_sock *me)
 {
 	struct sock *sk = (struct sock *)me;
 	struct accel_end *peer;
+	enum accel_pass why;
 	struct tcp_sock *to;
 	struct sock *psk;
-	__u32 *seen;
+	__u32 behind;
 
-	if (ctl->paused || e->hold)
-		return ACCEL_PAUSED;
-	if (bpf_ktime_get_coarse_ns() > ctl->deadline_ns)
-		return ACCEL_LEASE;
 	peer = get_end(e->peer);
 	if (!peer)
 		return ACCEL_NO_PEER;
@@ -106,31 +146,32 @@ static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e
 		return ACCEL_PEER_GONE;
 	if (me->inet_conn.icsk_ulp_ops || to->inet_conn.icsk_ulp_ops)
 		return ACCEL_ULP;
-	if (sk->__sk_common.skc_flags & SOCK_ZEROCOPY_BIT)
-		return ACCEL_ZEROCOPY;
-	if (psk->sk_rcvlowat > 1)
-		return ACCEL_RCVLOWAT;
-	if (peer->flags & ACCEL_SAW_WAITALL)
-		return ACCEL_WAITALL;
-	if (peer->flags & ACCEL_SAW_SPLICE)
-		return ACCEL_SPLICE;
-	if (peer->flags & ACCEL_SAW_FIONREAD)
-		return ACCEL_FIONREAD;
-	/* A redirect needs no room in the send buffer, so it goes on until user space has found the pair another way. */
-	if (has_sleeper(ctl, sk))
+	learn_peculiar(ctl, e);
+	learn_peculiar(ctl, peer);
+	if (e->flags & ACCEL_SAW_OOB)
+		return ACCEL_URGENT;
+	/* Another task sleeps on this socket. A redirect needs no room in the send buffer, so it goes on until the pair has left. */
+	if (count_sleepers(ctl, sk))
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-	if (ctl->leave_blocking && has_sleeper(ctl, psk))
-		return ACCEL_BLOCKING;
 	if (!no_order_gate && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
-	if (psk->sk_backlog.rmem_alloc.counter > (int)ctl->budget)
-		return ACCEL_BUDGET;
-	if (e->fast)
-		return ACCEL_REDIRECT;
+	behind = queued(psock_of(psk));
+	why = objection(ctl, e, peer, sk, psk);
+	/*
+	 * Without a lease nobody may be there to help an edge-triggered reader over the boundary between redirected bytes and TCP
+	 * bytes: go over to TCP while nothing is unread, if that ever comes before the budget is used up.
+	 */
+	if (!why && bpf_ktime_get_coarse_ns() > ctl->deadline_ns && !(e->fast && behind))
+		why = ACCEL_LEASE;
+	if (!why && behind && psk->sk_backlog.rmem_alloc.counter > (int)ctl->budget)
+		why = ACCEL_BUDGET;
+	if (why && behind) {
+		peer->spilled = 1;
+		ring(ctl);
+	}
+	if (why || e->fast)
+		return why;
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
-	seen = bpf_map_lookup_elem(&peculiar, &peer->cookie);
-	if (seen)
-		__sync_fetch_and_or(&peer->flags, *seen);
 	if (peer->learned < ctl->learn_reads)
 		return ACCEL_LEARNING;
 	if (to->urg_data)
@@ -138,6 +179,10 @@ static __always_inline __u32 gate(struct accel_control *ctl, struct accel_end *e
 	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. */
 	if ((__u32)peer->taken != to->copied_seq - peer->base + (__u32)e->bytes)
 		return ACCEL_UNACCOUNTED;
+	if (count_sleepers(ctl, psk) > 1) {
+		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_TWO_TASKS);
+		return ACCEL_TWO_TASKS;
+	}
 	if (reader_sleeps_in_tcp(ctl, psk))
 		return ACCEL_READERS;
 	return ACCEL_REDIRECT;
@@ -151,7 +196,7 @@ int verdict(struct sk_msg_md *msg)
 	struct accel_end *e;
 	struct tcp_sock *me;
 	struct conn *conn;
-	__u32 why;
+	enum accel_pass why;
 
 	if (!sk || !(ctl = get_control()))
 		return SK_PASS;

@@ -11,7 +11,7 @@ use super::shared::field;
 
 /// `accel_end.flags`: a reader used MSG_WAITALL, FIONREAD or splice(2), or one task
 /// may sleep in a receive call while another sends.
-pub const PECULIAR: u32 = 2 | 4 | 8 | 16;
+pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32;
 
 /// What makes a one-way stream, in bytes.
 const STREAM_BYTES: u64 = 16 << 20;
@@ -139,11 +139,6 @@ pub fn release_those_out(instance: &Instance, all: &[Known]) {
             set_both(instance, k, peer, field!(hold), 0);
         }
     }
-}
-
-/// Receive calls that were learned from, of all sockets: changes while there is something to learn.
-pub fn learned_calls(all: &[Known]) -> u64 {
-    all.iter().map(|k| u64::from(k.end.learned)).sum()
 }
 
 /// Orders everything out of the map. With `paused` set nothing goes in any more.

@@ -1,6 +1,6 @@
 //! An acceleration while its session lasts.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::report::{self, PodNames};
 use super::review::Review;
 use super::shared::field;
-use super::stop::{dismantle, summary};
+use super::stop::{dismantle, kick, summary};
 use crate::node::{self, FoundPod};
 use crate::session::{Coded, Inbound, Session};
 
@@ -53,13 +53,13 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
             return Err(e);
         }
     };
-    let reason = attend(session, &instance, &names, lease).await;
+    let reason = attend(session, &instance, &pods, &names, lease).await;
     if request.detach && reason.is_ok() {
         instance.renew(lease)?;
         session.send(&Message::Summary(summary(&instance, true)?))?;
         return reason;
     }
-    let summary = dismantle(&instance, DRAIN).await?;
+    let summary = dismantle(&instance, &pods, DRAIN).await?;
     let left = summary.left_enrolled;
     session.send(&Message::Summary(summary))?;
     if left == 0 {
@@ -115,7 +115,7 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
                 ),
             ));
         }
-        if dismantle(&instance, DRAIN).await?.left_enrolled > 0 {
+        if dismantle(&instance, &[], DRAIN).await?.left_enrolled > 0 {
             return Err(Coded::new(
                 "held",
                 "what an earlier run left still holds unread bytes; read or close those connections and try again",
@@ -134,66 +134,54 @@ fn meet_all(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     Ok(())
 }
 
-/// How long system calls stay observed after something was learned.
-const OBSERVED: Duration = Duration::from_secs(2);
-
 /// Time between two looks at pairs in the map.
 const REVIEW: Duration = Duration::from_millis(50);
 
 /// What goes on while a session lasts.
 struct Attendance<'a> {
     instance: &'a Instance,
+    pods: &'a [FoundPod],
     review: Review,
-    /// System calls are observed while this is held.
-    observer: Option<[OwnedFd; 2]>,
-    /// Receive calls that were learned from, and when that changed last.
-    learned: u64,
-    learned_last: Instant,
 }
 
 impl Attendance<'_> {
-    /// Answers the doorbell: sockets to learn, to pair, to enrol.
-    fn pass(&mut self) -> Result<()> {
+    /// Answers the doorbell: sockets to pair and to enrol.
+    fn pass(&self) -> Result<()> {
         self.instance.control.set(0, field!(rung), 0);
-        if self.observer.is_none() {
-            self.observer = Some(self.instance.observe()?);
-            self.instance.control.set(0, field!(observing), 1);
-        }
-        self.learned_last = Instant::now();
         connections::pair(self.instance);
         connections::enrol(self.instance)?;
         Ok(())
     }
 
-    /// Looks after the pairs in the map; `true` while one is on its way out.
+    /// Looks after the pairs in the map; `true` while one is on its way out or needs help.
     fn look_after(&mut self) -> Result<bool> {
+        self.instance.recycle()?;
         let all = connections::known(self.instance);
         self.review.look(self.instance, &all);
         let leaving = all.iter().any(|k| k.end.hold != 0);
-        if leaving {
+        let spilled = all.iter().any(|k| k.end.spilled != 0);
+        if leaving || spilled {
             self.instance.serve()?;
         }
+        if spilled {
+            kick(self.instance, self.pods)?;
+        }
         connections::enrol(self.instance)?;
-        let learned = connections::learned_calls(&all);
-        if learned != self.learned {
-            (self.learned, self.learned_last) = (learned, Instant::now());
-        }
-        if self.observer.is_some() && self.learned_last.elapsed() > OBSERVED {
-            self.instance.control.set(0, field!(observing), 0);
-            self.observer = None;
-        }
-        Ok(leaving)
+        Ok(leaving || spilled)
     }
 }
 
 /// The loop: lease, doorbell, reviews and snapshots, until the session has to end.
-async fn attend(session: &mut Session, instance: &Instance, names: &PodNames, lease: Duration) -> Result<EndReason> {
+async fn attend(session: &mut Session, instance: &Instance, pods: &[FoundPod], names: &PodNames, lease: Duration) -> Result<EndReason> {
     let bell = instance.doorbell(|| {})?;
     // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance = Attendance { instance, review: Review::default(), observer: None, learned: 0, learned_last: Instant::now() };
+    let mut attendance = Attendance { instance, pods, review: Review::default() };
+    // Held to the end: without it nothing new may be learned.
+    let _observers = instance.observe()?;
+    instance.control.set(0, field!(observing), 1);
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewals = tokio::time::interval(SNAPSHOT.min(lease / 3).max(Duration::from_millis(10)));

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
 use sockpath_bpf::accel::AccelSkelBuilder;
-use sockpath_bpf::accel::types::accel_control;
+use sockpath_bpf::accel::types::{accel_control, accel_state};
 
 use super::calibrate;
 use super::pins::Pins;
@@ -90,6 +90,11 @@ impl Instance {
             .context("cannot make the iterator over TCP sockets")?
             .pin(pins.path("meet_live"))?;
         skel.progs
+            .kick
+            .attach_iter_with_opts(libbpf_rs::IterOpts::None)
+            .context("cannot make the iterator over readers")?
+            .pin(pins.path("kick"))?;
+        skel.progs
             .received
             .attach_trace()
             .context("cannot watch receive calls (tracepoint sock_recv_length, Linux 6.3)")?
@@ -138,6 +143,38 @@ impl Instance {
             link.pin(pins.path(&format!("established-{i}")))?;
         }
         Ok(instance)
+    }
+
+    /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
+    pub fn kick(&self, pod: &FoundPod) -> Result<()> {
+        let link = pinned(&self.pins, "kick")?;
+        in_netns(&pod.netns.file, || run_iterator(link.as_raw_fd()))
+            .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
+    }
+
+    /// Frees the slots of connections that are over and whose sockets have left the map.
+    pub fn recycle(&self) -> Result<()> {
+        let over = |slot: &usize| self.ends.read(*slot, field!(state)) == Some(accel_state::ACCEL_OVER);
+        let slots: Vec<usize> = (0..self.used()).filter(over).collect();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let socks = MapHandle::from_pinned_path(self.pins.path("socks")).context("cannot open the sockmap")?;
+        let free = MapHandle::from_pinned_path(self.pins.path("slots")).context("cannot open the free slots")?;
+        for slot in slots {
+            let key = u32::try_from(slot).unwrap_or(u32::MAX);
+            if socks.lookup(&key.to_ne_bytes(), MapFlags::ANY).context("cannot look into the sockmap")?.is_none() {
+                self.ends.set(slot, field!(state), accel_state::ACCEL_FREE);
+                // SAFETY: a queue has no keys, and its values are 32 bits long; the descriptor is open.
+                let r = unsafe {
+                    libbpf_rs::libbpf_sys::bpf_map_update_elem(free.as_fd().as_raw_fd(), std::ptr::null(), (&raw const key).cast(), 0)
+                };
+                if r < 0 {
+                    bail!("cannot free a slot: {}", std::io::Error::from_raw_os_error(-r));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the sockets known that are open in a network namespace already.

@@ -139,9 +139,16 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         let reason = reason_of(a).or_else(|| reason_of(b));
         return (if a.end.messages + b.end.messages > 0 { PairState::Paused } else { PairState::Waiting }, reason);
     }
-    if let Some(why) = REASONS.get(a.end.left.0 as usize).copied().flatten() {
+    let left = |k: &Known| REASONS.get(k.end.left.0 as usize).copied().flatten();
+    if let Some(why) = left(a).or_else(|| left(b)) {
         let gone = both(accel_state::ACCEL_WATCHED);
-        return (if gone { PairState::Returned } else { PairState::Draining }, Some(why));
+        let bypassed = a.end.messages + b.end.messages > 0;
+        let state = match () {
+            () if !gone => PairState::Draining,
+            () if bypassed => PairState::Returned,
+            () => PairState::LeftAlone,
+        };
+        return (state, Some(why));
     }
     if a.end.result != 0 || b.end.result != 0 {
         return (PairState::LeftAlone, Some(Reason::Refused));
@@ -151,6 +158,7 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         () if peculiar(2) => Reason::WaitAll,
         () if peculiar(8) => Reason::Splice,
         () if peculiar(4) => Reason::Fionread,
+        () if peculiar(32) => Reason::Urgent,
         () if peculiar(16) => Reason::TwoTasks,
         () => return (PairState::Waiting, Some(Reason::Learning)),
     };

@@ -27,6 +27,7 @@ struct Look {
     bytes: u64,
     pass_bytes: u64,
     reads: [u64; 2],
+    spills: u32,
     at: Instant,
 }
 
@@ -64,6 +65,7 @@ impl Review {
                 bytes: a.end.bytes + b.end.bytes,
                 pass_bytes: a.end.pass_bytes + b.end.pass_bytes,
                 reads: [a.end.reads, b.end.reads],
+                spills: spills(&a.end).wrapping_add(spills(&b.end)),
                 at: now,
             };
             let before = self.looks.get(&key).copied();
@@ -117,6 +119,10 @@ fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
     // TCP below a socket in a sockmap is slower than TCP alone: a pair that mostly goes by TCP is better off outside.
     let Some(before) = before else { return Judgement::Stay };
     let by_tcp = now.pass_bytes.wrapping_sub(before.pass_bytes);
+    // A spill over the budget makes the reader cross between two queues, and holds TCP up: not twice.
+    if now.spills != before.spills {
+        return Judgement::Leave(accel_pass::ACCEL_SLOWER);
+    }
     let redirected = now.bytes.wrapping_sub(before.bytes);
     if by_tcp >= JUDGED_BYTES && by_tcp > redirected / 2 {
         return Judgement::Leave(accel_pass::ACCEL_SLOWER);
@@ -128,9 +134,14 @@ fn peculiarity(end: &accel_end) -> accel_pass {
     match () {
         () if end.flags & 2 != 0 => accel_pass::ACCEL_WAITALL,
         () if end.flags & 8 != 0 => accel_pass::ACCEL_SPLICE,
+        () if end.flags & 32 != 0 => accel_pass::ACCEL_URGENT,
         () if end.flags & 4 != 0 => accel_pass::ACCEL_FIONREAD,
         () => accel_pass::ACCEL_TWO_TASKS,
     }
+}
+
+fn spills(end: &accel_end) -> u32 {
+    end.passes.get(accel_pass::ACCEL_BUDGET.0 as usize).copied().unwrap_or(0)
 }
 
 /// Whether both sides read in turn since the last look, as requests and answers do.

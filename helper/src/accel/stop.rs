@@ -1,5 +1,6 @@
 //! Ending: from this session or from a later one, of what runs or of what was left.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -12,6 +13,7 @@ use super::instance::Instance;
 use super::pins::Pins;
 use super::report::{self, PodNames};
 use super::shared::field;
+use crate::node::FoundPod;
 use crate::session::Session;
 
 /// How long `cleanup` waits for queues to drain.
@@ -56,7 +58,7 @@ async fn end(session: &mut Session, pins: &Pins, drain: Duration) -> Result<()> 
         return Ok(());
     }
     if let Some(instance) = Instance::open(pins)? {
-        let summary = dismantle(&instance, drain).await?;
+        let summary = dismantle(&instance, &[], drain).await?;
         let left = summary.left_enrolled;
         session.send(&Message::Summary(summary))?;
         if left > 0 {
@@ -72,18 +74,32 @@ async fn end(session: &mut Session, pins: &Pins, drain: Duration) -> Result<()> 
 }
 
 /// Pauses, waits until nothing can be lost, and takes every socket out of the map.
-pub async fn dismantle(instance: &Instance, drain: Duration) -> Result<AccelSummary> {
+pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) -> Result<AccelSummary> {
     instance.control.set(0, field!(paused), 1);
     let deadline = Instant::now() + drain;
     loop {
         connections::order_all_out(instance);
         instance.serve()?;
+        kick(instance, pods)?;
         if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     summary(instance, false)
+}
+
+/// Helps readers that came to TCP bytes behind redirected ones: those whose redirected bytes are all read.
+pub fn kick(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
+    let waiting: HashSet<u32> = (0..instance.used())
+        .filter(|&slot| instance.ends.read(slot, field!(spilled)).is_some_and(|s| s != 0))
+        .filter(|&slot| instance.ends.read(slot, field!(queued)) == Some(0))
+        .filter_map(|slot| instance.ends.read(slot, field!(netns)))
+        .collect();
+    for pod in pods.iter().filter(|p| waiting.contains(&p.netns.inode)) {
+        instance.kick(pod)?;
+    }
+    Ok(())
 }
 
 /// What it achieved so far.
