@@ -85,6 +85,12 @@ impl Progress {
         }
     }
 
+    /// Whether there is a spinner to look at.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
     /// How often `-v` was given.
     #[must_use]
     pub fn verbosity(&self) -> u8 {

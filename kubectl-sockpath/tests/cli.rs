@@ -34,8 +34,8 @@ impl Drop for Dir {
 
 const STATUS: &str = r#"{"up":true,"overlay":"none",
 "nodes":[{"name":"node-1","ips":["10.0.0.1"],"netns":"/run/netns/node-1","pod_cidrs":["10.42.1.0/24"]}],
-"pods":[{"name":"curl","namespace":"default","uid":"u1","node":"node-1","ips":["10.42.1.2"],"netns":"/x","cgroup":"/y","containers":[{"name":"curl","pid":1,"port":8080}]},
-{"name":"httpbin","namespace":"default","uid":"u2","node":"node-1","ips":["10.42.1.3"],"netns":"/x","cgroup":"/y","containers":[{"name":"httpbin","pid":2,"port":8080}]}],
+"pods":[{"name":"curl","namespace":"default","uid":"u1","node":"node-1","ips":["10.42.1.2"],"netns":"/x","cgroup":"/y","containers":[{"name":"curl","id":"c1","pid":1,"port":8080}]},
+{"name":"httpbin","namespace":"default","uid":"u2","node":"node-1","ips":["10.42.1.3"],"netns":"/x","cgroup":"/y","containers":[{"name":"httpbin","id":"c2","pid":2,"port":8080}]}],
 "services":[]}"#;
 
 const HELLO: &str = r#"{"type":"hello","protocol":1,"version":"0.1.0","kernel":"6.18","arch":"x86_64","boot":"b","features":{},"monotonic_ns":1,"realtime_ns":2}"#;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, sleep_until};
@@ -39,6 +40,9 @@ const AFTER_PROBE: Duration = Duration::from_millis(300);
 
 /// Least time between two probes.
 const BETWEEN_PROBES: Duration = Duration::from_millis(10);
+
+/// Time between two updates of the counts beside the spinner.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// How long hooks may take to be attached.
 const ARMING: Duration = Duration::from_secs(30);
@@ -308,6 +312,7 @@ impl<'a> Session<'a> {
         // After a single probe nobody wants to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
         let mut probes_sent: usize = 0;
+        let mut shown = Instant::now();
         self.announce();
         loop {
             if self.count.is_some_and(|n| self.capture.requests_delivered - delivered_before >= n) {
@@ -317,9 +322,14 @@ impl<'a> Session<'a> {
             if probing_only && after_probe.is_none() && self.capture.probes.len() - probed_before >= probes_sent {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }
-            let repeat = probes_sent > 0 && self.args.count.is_some() && self.capture.probes.len() - probed_before >= probes_sent;
-            if repeat && probe_at.is_none() && self.answers_come() {
-                probe_at = Some(Instant::now() + BETWEEN_PROBES);
+            // With a count, one probe after the other, but not for ever where they do not get through.
+            let answered = probes_sent > 0 && self.capture.probes.len() - probed_before >= probes_sent;
+            if let (true, Some(count)) = (answered, self.args.count) {
+                if self.answers_come() && (probes_sent as u64) < count {
+                    probe_at.get_or_insert_with(|| Instant::now() + BETWEEN_PROBES);
+                } else if self.args.duration.is_none() {
+                    after_probe.get_or_insert_with(|| Instant::now() + AFTER_PROBE);
+                }
             }
             if self.capture.seen.values().sum::<u64>() > seen_before {
                 quiet = None;
@@ -346,11 +356,27 @@ impl<'a> Session<'a> {
                         if let Err(stop) = self.take(helper, event).await {
                             return stop;
                         }
+                        if shown.elapsed() >= BETWEEN_LOOKS {
+                            shown = Instant::now();
+                            self.show_counts();
+                        }
                     }
                     None => return Stop::Over,
                 },
             }
         }
+    }
+
+    /// What was seen so far, beside the spinner.
+    fn show_counts(&self) {
+        if !self.progress.is_live() {
+            return;
+        }
+        let seen = |d| self.capture.seen.get(&d).copied().unwrap_or(0);
+        let (requests, replies) = (seen(Direction::Request), seen(Direction::Reply));
+        let dropped = self.capture.dropped;
+        let dropped = if dropped > 0 { format!(", {dropped} dropped") } else { String::new() };
+        self.progress.phase("", &format!("watching: {requests} request and {replies} reply packets{dropped}, Ctrl-C ends"));
     }
 
     fn announce(&self) {

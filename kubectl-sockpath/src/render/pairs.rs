@@ -254,4 +254,89 @@ mod tests {
         }
         assert!(bytes(u64::MAX).ends_with("EiB"));
     }
+
+    fn pair(port: u16, state: PairState) -> Pair {
+        Pair {
+            client_pod: Some("default/curl".to_owned()),
+            server_pod: Some("default/httpbin".to_owned()),
+            client: SocketAddr::from(([10, 42, 1, 2], port)),
+            dialled: SocketAddr::from(([10, 96, 0, 10], 80)),
+            server: Some(SocketAddr::from(([10, 42, 1, 3], 8080))),
+            via_service: port.is_multiple_of(2),
+            state,
+            reason: None,
+            live: false,
+            bypassed_bytes: u64::from(port) * 1000,
+            bypassed_messages: u64::from(port),
+            passes: [(Reason::Order, 3), (Reason::Learning, 9)].into(),
+            turnaround_before_ns: Some(23_000),
+            turnaround_after_ns: (state == PairState::Accelerated).then_some(11_000),
+        }
+    }
+
+    fn nodes() -> Vec<NodePairs> {
+        let mut alone = pair(41_002, PairState::LeftAlone);
+        (alone.reason, alone.bypassed_bytes, alone.client_pod) = (Some(Reason::OtherNode), 0, None);
+        let pairs = vec![alone, pair(41_000, PairState::Accelerated), pair(41_001, PairState::Waiting)];
+        let totals = Totals { open: 3, accelerated: 1, bypassed_bytes: 41_000_000, bypassed_messages: 41_000, ..Totals::default() };
+        vec![NodePairs { node: "node-1".to_owned(), snapshot: PairsSnapshot { pairs, totals } }]
+    }
+
+    #[test]
+    fn the_table_shows_what_moves_most_first() {
+        let text = table(&nodes(), &Style::plain(160), 10);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages bypassed the network");
+        assert!(lines[1].contains("CLIENT") && !lines[1].contains("NODE"), "{text}");
+        assert!(
+            lines[2].contains("default/curl:41000") && lines[2].contains("23.0 us > 11.0 us") && lines[2].contains("via 10.96.0.10:80"),
+            "{text}"
+        );
+        assert!(lines[3].contains("waiting") && lines[3].contains("learning how it is read (9)"), "{text}");
+        assert!(lines[4].contains("10.42.1.2:41002") && lines[4].contains("other node"), "{text}");
+        let two = [nodes(), nodes()].concat();
+        assert!(table(&two, &Style::plain(160), 10).contains("NODE"));
+        assert!(table(&two, &Style::plain(160), 1).contains("and 5 more"));
+    }
+
+    #[test]
+    fn the_table_fits_every_width() {
+        for width in 40..=200 {
+            for line in table(&nodes(), &Style::plain(width), 10).lines() {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_changes_are_appended() {
+        let mut changes = Changes::default();
+        let mut nodes = nodes();
+        assert_eq!(changes.lines(&nodes).lines().count(), 3);
+        assert_eq!(changes.lines(&nodes), "");
+        nodes[0].snapshot.pairs[2].state = PairState::Accelerated;
+        assert_eq!(changes.lines(&nodes), "default/curl:41001 -> default/httpbin:8080  accelerated\n");
+        nodes[0].snapshot.pairs.clear();
+        assert_eq!(changes.lines(&nodes), "");
+    }
+
+    #[test]
+    fn the_summary_says_how_it_ended() {
+        let totals = Totals {
+            open: 1,
+            closed: 2,
+            bypassed_bytes: 1 << 20,
+            bypassed_messages: 7,
+            passes: [(Reason::Order, 3)].into(),
+            ..Totals::default()
+        };
+        let one = AccelSummary { totals, ran_ms: 61_000, left_enrolled: 0, detached: false };
+        let text = summary(&[one.clone(), one.clone()], &Style::plain(100));
+        assert_eq!(
+            text,
+            "after 1m1s: everything is back on its normal path\n6 connections, 2.00 MiB in 14 messages went socket to socket\nby TCP: 6 TCP bytes still unread\n"
+        );
+        let text = summary(&[AccelSummary { left_enrolled: 2, detached: true, ..one }], &Style::plain(100));
+        assert!(text.contains("goes on without this command") && text.contains("2 sockets still hold"), "{text}");
+    }
 }

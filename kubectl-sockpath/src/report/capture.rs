@@ -78,6 +78,8 @@ pub struct Capture {
     pub warnings: BTreeMap<String, u64>,
     /// Request packets with payload that were delivered, kept or not.
     pub requests_delivered: u64,
+    /// Packets that were dropped, kept or not.
+    pub dropped: u64,
     /// Packets that came, by direction.
     pub seen: BTreeMap<Direction, u64>,
     limit: usize,
@@ -104,6 +106,7 @@ impl Capture {
             probes: Vec::new(),
             warnings: BTreeMap::new(),
             requests_delivered: 0,
+            dropped: 0,
             seen: BTreeMap::new(),
             limit: limit.max(1),
             random: 0x9e37_79b9_7f4a_7c15,
@@ -169,6 +172,7 @@ impl Capture {
         if self.helpers.len() == 1 || packet.hops.first().is_some_and(|h| h.stage.stage().side == Side::Send) {
             *self.seen.entry(packet.direction).or_default() += 1;
         }
+        self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
         self.requests_delivered += u64::from(is_delivered_request(&packet));
         if self.packets.len() < self.limit {
             self.packets.push((helper, packet));

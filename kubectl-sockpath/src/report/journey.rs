@@ -238,10 +238,15 @@ fn continues(step: &Step, stage: StageId, spot: &Spot) -> bool {
         && (step.spot.device == spot.device || is_netfilter(stage))
 }
 
-/// Whether a stage is a netfilter hook.
+/// Whether a stage is a netfilter hook: where rules rewrite and drop.
 #[must_use]
 pub fn is_netfilter(stage: StageId) -> bool {
-    stage.stage().hooks.iter().any(|h| h.starts_with("netfilter/"))
+    use StageId::{
+        NfLocalIn, NfLocalOut, NfPostRouting, NfPreRouting, NodeForward, NodeLocalIn, NodeLocalOut, NodePostRouting, NodePreRouting,
+    };
+    let hooks =
+        [NfLocalOut, NfPostRouting, NfPreRouting, NfLocalIn, NodePreRouting, NodeForward, NodePostRouting, NodeLocalOut, NodeLocalIn];
+    hooks.contains(&stage)
 }
 
 fn spot(capture: &Capture, helper: usize, place: u32) -> Spot {

@@ -94,7 +94,7 @@ fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
                     node: cause.spot.node.clone(),
                     pod: cause.spot.pod.clone(),
                     device: cause.spot.device.clone(),
-                    rule: hop.note.clone(),
+                    rule: hop.note.as_deref().and_then(rule),
                     count: 1,
                 });
             }
@@ -102,6 +102,15 @@ fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
         }
     }
     rows
+}
+
+/// What is known of the rule: the hook and the Service from the helper's note (`PRE_ROUTING rewrote destination A to B (Service NS/NAME)`).
+fn rule(note: &str) -> Option<String> {
+    let Some((before, after)) = note.split_once(" rewrote ") else { return Some(note.to_owned()).filter(|n| !n.is_empty()) };
+    let hook = before.rsplit([' ', ',', ';']).next().filter(|h| h.contains("ROUTING") || h.contains("LOCAL"));
+    let service = after.split_once('(').and_then(|(_, s)| s.split_once(')')).map(|(s, _)| s);
+    let parts: Vec<&str> = hook.into_iter().chain(service).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn changes(direction: Direction, before: Flow, after: Flow) -> impl Iterator<Item = (RewriteKind, SocketAddr, SocketAddr)> {
@@ -116,4 +125,25 @@ fn changes(direction: Direction, before: Flow, after: Flow) -> impl Iterator<Ite
 /// Addresses that requests were sent on to although nobody named them.
 pub(super) fn strangers(rows: &[RewriteRow], expected: &[IpAddr]) -> Vec<RewriteRow> {
     rows.iter().filter(|r| r.kind == RewriteKind::Dnat && !expected.contains(&r.to.ip())).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_out_of_notes() {
+        for (note, expected) in [
+            (
+                "PRE_ROUTING rewrote destination 10.96.0.10:80 to 10.42.1.3:8080 (Service default/httpbin)",
+                Some("PRE_ROUTING, Service default/httpbin"),
+            ),
+            ("cached neighbour, POST_ROUTING rewrote source 10.42.1.3:8080 to 10.96.0.10:80", Some("POST_ROUTING")),
+            ("an unknown place rewrote source 1.2.3.4:1 to 1.2.3.5:1", None),
+            ("KUBE-SEP-X", Some("KUBE-SEP-X")),
+            ("", None),
+        ] {
+            assert_eq!(rule(note).as_deref(), expected, "{note}");
+        }
+    }
 }
