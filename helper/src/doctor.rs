@@ -13,6 +13,7 @@ use sockpath_protocol::message::{Check, CheckState, EndReason};
 
 use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
+use crate::trace::hooks;
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -34,6 +35,9 @@ const CAPABILITIES: [(u32, &str, &str); 6] = [
 pub fn features() -> BTreeMap<String, bool> {
     let mut features = BTreeMap::new();
     features.insert("btf".to_owned(), Path::new("/sys/kernel/btf/vmlinux").exists());
+    // A perf event source of that name is registered where kprobes are compiled in.
+    features.insert("kprobe".to_owned(), Path::new("/sys/bus/event_source/devices/kprobe").exists());
+    features.extend(hooks::features().into_iter().map(|(name, has)| (name.to_owned(), has)));
     features
 }
 

@@ -117,6 +117,20 @@ impl Offer {
     }
 }
 
+/// What matters most to a trace, by name.
+#[must_use]
+pub fn features() -> Vec<(&'static str, bool)> {
+    let offer = Offer::read().ok();
+    let has = |tracepoint: &str| offer.as_ref().is_some_and(|o| o.tracepoints.contains_key(tracepoint));
+    vec![
+        ("netfilter-link", offer.as_ref().is_some_and(|o| o.netfilter)),
+        ("drop-reasons", offer.as_ref().is_some_and(|o| !o.drop_reasons.is_empty())),
+        ("tcp-sendmsg-tracepoint", has("tcp_sendmsg_locked")),
+        ("recv-length-tracepoint", has("sock_recv_length")),
+        ("data-ready-tracepoint", has("sk_data_ready")),
+    ]
+}
+
 /// How the hook is called in `Armed`.
 #[must_use]
 pub fn public_name(program: &Program) -> String {

@@ -106,6 +106,13 @@ impl Conversations {
         self.flows.get(&(protocol, flow)).copied()
     }
 
+    /// The conversation that an ICMP error is about: it goes to an end of it, with the ports of the packet it answers.
+    #[must_use]
+    pub fn about(&self, error: Flow) -> Option<Course> {
+        let answers = |f: &Flow| f.to == error.to && f.from.port() == error.from.port();
+        self.flows.iter().find(|((protocol, f), _)| *protocol != Protocol::Icmp && answers(f)).map(|(_, course)| *course)
+    }
+
     /// The conversation of a packet's first sight; a new one when the flow is not known.
     pub fn of(&mut self, protocol: Protocol, flow: Flow, kind: u8, seq: u32) -> Course {
         let syn = (protocol == Protocol::Tcp && kind & (TCP_SYN | TCP_ACK) == TCP_SYN).then_some(seq);

@@ -92,6 +92,10 @@ pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDequ
         });
     }
     open.sights = sights;
+    // The way of data ends when the reader has it. The sk_buff may be freed a while later, with another packet's work.
+    if let Some(copied) = hops.iter().position(|h| h.stage == StageId::Copied) {
+        hops.truncate(copied + 1);
+    }
     hops
 }
 

@@ -30,9 +30,9 @@ pub fn kind(hook: Hook) -> Option<IncidentKind> {
     })
 }
 
-/// Whether a neighbour's new state says that it answered or that it cannot be had.
-pub fn is_news(sight: &Sight) -> bool {
-    matches!(sight.arg, 0x02 | 0x20)
+/// Whether a neighbour's new state says that it cannot be had. Answers and refreshed entries are no incidents.
+pub fn is_failure(sight: &Sight) -> bool {
+    sight.arg == 0x20
 }
 
 /// The incident in words.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::Message;
 use sockpath_protocol::packet::PacketKind;
 use sockpath_protocol::request::Protocol;
@@ -181,6 +182,7 @@ impl Assembler {
             self.begin(protocol, &sight);
         }
         let (id, hook, netns, cpu, flow) = (sight.id, sight.hook, sight.netns, sight.cpu, sight.flow);
+        let is_error = sight.has(trace_flag::TRACE_F_ICMP_ERROR);
         self.on_cpu.insert(cpu, LastOnCpu { id, hook, netns });
         let Some(open) = self.open.get_mut(&id) else { return };
         let course = open.course;
@@ -191,14 +193,15 @@ impl Assembler {
             }
         }
         self.sights += usize::from(open.add(sight));
-        if self.conversations.find(protocol, flow).is_none() {
+        if !is_error && self.conversations.find(protocol, flow).is_none() {
             self.conversations.join(protocol, flow, course);
         }
     }
 
     fn begin(&mut self, protocol: Protocol, sight: &Sight) {
         self.last_id = sight.id;
-        let course = self.conversations.of(protocol, sight.flow, sight.kind, sight.seq);
+        let about = sight.has(trace_flag::TRACE_F_ICMP_ERROR).then(|| self.conversations.about(sight.flow)).flatten();
+        let course = about.unwrap_or_else(|| self.conversations.of(protocol, sight.flow, sight.kind, sight.seq));
         let mut open = Open::new(course, protocol, sight);
         if let Some(write) = self.take_write(course, sight) {
             self.sights += usize::from(open.add(write));

@@ -106,13 +106,21 @@ impl Assembler {
     pub(super) fn say(&mut self, open: &Open, hops: Vec<Hop>, outcome: Outcome) {
         let Some(first) = open.first().or(open.sights.first()) else { return };
         self.reported += 1;
+        // Recorded packets are numbered by the programs, from 1 on; the others come after all that those can number.
+        let id = if first.id == 0 { (1 << 32) + self.reported } else { u64::from(first.id) };
+        let mut flow = first.flow;
+        if open.protocol == Protocol::Icmp {
+            // An error carries the ports of the packet it is about.
+            flow.from.set_port(0);
+            flow.to.set_port(0);
+        }
         self.ready.push(Message::Packet(Box::new(Packet {
-            id: self.reported,
+            id,
             conversation: open.course.conversation,
             direction: open.course.direction,
             protocol: open.protocol,
             kind: open.kind,
-            flow: first.flow,
+            flow,
             seq: first.seq,
             ack: first.ack,
             payload: first.payload,
@@ -126,7 +134,7 @@ impl Assembler {
         let mut known = sight.protocol.is_some();
         if what == IncidentKind::Neighbour {
             known = false;
-            if sight.hook == Hook::TRACE_NEIGH_UPDATE && !incident::is_news(sight) {
+            if sight.hook == Hook::TRACE_NEIGH_UPDATE && !incident::is_failure(sight) {
                 return;
             }
         }
