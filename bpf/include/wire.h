@@ -346,10 +346,14 @@ struct trace_gate {
 struct trace_packet {
 	unsigned int id;
 	unsigned int seq;
+	unsigned int ack;
+	/* of the addresses and ports it had when it was seen last */
+	unsigned int tuple_hash;
 	unsigned char protocol;
+	/* as trace_event.kind */
+	unsigned char kind;
 	unsigned char at_the_socket;
 	unsigned char has_payload;
-	unsigned char pad;
 };
 
 #endif

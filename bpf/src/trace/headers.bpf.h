@@ -13,6 +13,7 @@
 #define PROTO_IPV6 41
 #define PROTO_FRAGMENT 44
 #define PROTO_ICMPV6 58
+#define ICMPV6_ECHO_REPLY 129
 #define PORT_VXLAN 4789
 #define PORT_VXLAN_LINUX 8472
 #define PORT_GENEVE 6081
@@ -186,6 +187,9 @@ __noinline __u64 read_ip(struct view *v, __u64 address, __u32 len)
 		v->seq = mix(id, t.w[2], t.w[3]);
 	} else if (proto == PROTO_ICMP || proto == PROTO_ICMPV6) {
 		v->kind = t.b[0];
+		/* Router and neighbour discovery, multicast listeners: the link's own talk. */
+		if (v6 && v->kind > ICMPV6_ECHO_REPLY)
+			v->t.protocol = 0;
 		v->seq = (__u32)__builtin_bswap16(t.h[2]) << 16 | __builtin_bswap16(t.h[3]);
 		v->payload = rest > 8 ? rest - 8 : 0;
 		if (is_icmp_error(v->kind, v6))

@@ -7,6 +7,7 @@
 #define SOCKPATH_TRACE_TRACK_H
 
 #define TCP_FIN_SYN_RST 0x07
+#define TCP_PSH 0x08
 #define WINDOW_NS 1000000000ull
 
 struct {
@@ -63,12 +64,32 @@ static __always_inline void remember_identity(const struct view *v, __u32 id)
 		bpf_map_update_elem(&flows, &v->t, &id, BPF_ANY);
 }
 
+static __always_inline __u32 tuple_hash(const struct tuple *t)
+{
+	__u64 h = t->src[1] ^ (t->dst[1] << 8 | t->dst[1] >> 56) ^ ((__u32)t->sport << 16 | t->dport);
+
+	return h ^ h >> 32;
+}
+
+/*
+ * Whether a packet is the one that was seen under this head before. Memory is used again at once, and an acknowledgement
+ * carries the sequence number of the data after it. GRO may add PSH.
+ */
+static __always_inline bool is_same(const struct trace_packet *p, const struct view *v)
+{
+	return p->protocol == v->t.protocol && p->seq == v->seq && p->ack == v->ack && !((p->kind ^ v->kind) & ~TCP_PSH) &&
+	       p->has_payload == (v->payload > 0);
+}
+
 static __always_inline bool remember(__u64 head, const struct view *v, __u32 id)
 {
 	struct trace_packet p = {
 		.id = id,
 		.seq = v->seq,
+		.ack = v->ack,
+		.tuple_hash = tuple_hash(&v->t),
 		.protocol = v->t.protocol,
+		.kind = v->kind,
 		.has_payload = v->payload > 0,
 	};
 
@@ -160,7 +181,7 @@ static __always_inline struct trace_packet *at_its_socket(const struct sk_buff *
 
 	if (!p || !p->at_the_socket)
 		return NULL;
-	if (read_headers(&v, head_of(skb) + skb->network_header, skb->len) && v.t.protocol == p->protocol && v.seq == p->seq)
+	if (read_headers(&v, head_of(skb) + skb->network_header, skb->len) && is_same(p, &v))
 		return p;
 	forget(head, p);
 	return NULL;
@@ -176,8 +197,15 @@ __noinline __u32 recognise(__u64 head, const struct view *v)
 	if (!v)
 		return 0;
 	p = bpf_map_lookup_elem(&packets, &head);
-	if (p && p->protocol == v->t.protocol && p->seq == v->seq) {
+	if (p && is_same(p, v)) {
+		__u32 hash = tuple_hash(&v->t);
+
 		id = p->id;
+		/* Rewritten: it has to be known by its new addresses if it is copied later. */
+		if (p->tuple_hash != hash) {
+			p->tuple_hash = hash;
+			remember_identity(v, id);
+		}
 	} else {
 		if (p) {
 			/* The memory serves another packet now. */
@@ -190,8 +218,6 @@ __noinline __u32 recognise(__u64 head, const struct view *v)
 		id = *known;
 		remember(head, v, id);
 	}
-	if (!bpf_map_lookup_elem(&flows, &v->t))
-		remember_identity(v, id);
 	return id;
 }
 
