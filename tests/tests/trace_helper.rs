@@ -168,7 +168,7 @@ fn way(between: &[&'static str]) -> Vec<&'static str> {
     ["socket-write"].iter().chain(&OUT).chain(between).chain(&IN).chain(&["copied"]).copied().collect()
 }
 
-const BRIDGED: [&str; 10] = [
+const BRIDGED: [&str; 9] = [
     "veth-cross",
     "node-receive",
     "node-pre-routing",
@@ -178,7 +178,6 @@ const BRIDGED: [&str; 10] = [
     "bridge-forward",
     "node-queue",
     "node-xmit",
-    "",
 ];
 
 #[test]
@@ -191,7 +190,8 @@ fn in_a_pod() {
         let said = traced(&lab, "curl", "curl", Protocol::Tcp, to);
         said.assert_sound();
         let data = said.packet(Direction::Request, PacketKind::Data);
-        assert_eq!(stages(data), way(&[]), "{data:#?}");
+        let stages: Vec<_> = stages(data).into_iter().filter(|s| *s != "released").collect();
+        assert_eq!(stages, way(&[]), "{data:#?}");
         assert!(data.hops.iter().all(|h| said.places[h.place as usize].pod.as_deref() == Some("default/curl")));
     }
 }
@@ -209,7 +209,9 @@ fn on_one_node() {
         said.assert_sound();
         for direction in [Direction::Request, Direction::Reply] {
             let data = said.packet(direction, PacketKind::Data);
-            assert_eq!(stages(data), way(&BRIDGED[..9]), "{data:#?}");
+            // The sk_buff may be freed before the reader's call returns, or later.
+            let stages: Vec<_> = stages(data).into_iter().filter(|s| *s != "released").collect();
+            assert_eq!(stages, way(&BRIDGED), "{data:#?}");
         }
         let data = said.packet(Direction::Request, PacketKind::Data);
         let place = |stage: &str| &said.places[data.hops.iter().find(|h| h.stage.key() == stage).unwrap().place as usize];
