@@ -23,10 +23,11 @@ pub struct Traced {
 #[derive(Debug)]
 pub struct Trace {
     child: Child,
+    stdout: JoinHandle<Vec<u8>>,
     stderr: JoinHandle<String>,
 }
 
-/// What the plugin says on stderr once its hooks are attached.
+/// What the plugin says on stderr (with `-v` where that is no terminal) once its hooks are attached.
 const ARMED: &str = "watching";
 
 impl Trace {
@@ -38,19 +39,26 @@ impl Trace {
     pub fn start(lab: &Lab, args: &[&str]) -> Self {
         let mut child = lab
             .plugin()
-            .args(["trace", "--lab", "-o", "json"])
+            .args(["-v", "trace", "--lab", "-o", "json"])
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("cannot start the plugin");
+        // Read from the start: a document may be larger than a pipe.
+        let mut document = child.stdout.take().expect("stdout is piped");
+        let stdout = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = document.read_to_end(&mut bytes);
+            bytes
+        });
         let mut reader = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let mut said = read_until_armed(&mut reader);
         let stderr = std::thread::spawn(move || {
             let _ = reader.read_to_string(&mut said);
             said
         });
-        Self { child, stderr }
+        Self { child, stdout, stderr }
     }
 
     /// Process id of the plugin.
@@ -73,11 +81,12 @@ impl Trace {
     /// # Panics
     /// When the plugin cannot be waited for.
     #[must_use]
-    pub fn finish(self) -> Traced {
-        let output = self.child.wait_with_output().expect("cannot wait for the plugin");
+    pub fn finish(mut self) -> Traced {
+        let status = self.child.wait().expect("cannot wait for the plugin");
+        let stdout = self.stdout.join().unwrap_or_default();
         let stderr = self.stderr.join().unwrap_or_default();
-        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        Traced { document, code: output.status.code().unwrap_or(-1), stderr }
+        let document = serde_json::from_slice(&stdout).unwrap_or(Value::Null);
+        Traced { document, code: status.code().unwrap_or(-1), stderr }
     }
 }
 

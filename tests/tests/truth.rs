@@ -88,7 +88,9 @@ fn a_small_mtu_fragments_a_datagram() {
         return;
     }
     let lab = Lab::up();
-    lab.run("curl", ["ip", "link", "set", "eth0", "mtu", "1300"]);
+    for pod in ["curl", "httpbin"] {
+        lab.run(pod, ["ip", "link", "set", "eth0", "mtu", "1300"]);
+    }
     let running = Trace::start(&lab, &["curl", "httpbin:8080", "--protocol", "udp", "--no-probe", "--duration", "3s"]);
     lab.inside("curl", || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("cannot bind");
@@ -197,6 +199,7 @@ fn no_route_is_named() {
     }
     let lab = Lab::up();
     lab.run("node-1", ["ip", "route", "del", "10.42.2.0/24"]);
+    lab.run("node-1", ["ip", "route", "del", "default"]);
     let traced = trace(&lab, &["curl", "httpbin-remote:8080", "--probe", "--duration", "2s"]);
     let drop = drop_with(&traced, &["IP_INNOROUTES", "IP_OUTNOROUTES"]);
     assert_eq!(drop["node"], "node-1", "{}", traced.dump());
@@ -272,9 +275,9 @@ fn a_vanished_packet_has_a_last_place() {
         return;
     }
     let lab = Lab::up();
-    // netem's limit of 1000 packets and a delay of an hour: the packet sits in a queue for good and nobody drops it.
+    // The packet sits in a queue for longer than the trace, and nobody drops it.
     let veth = host_veth(&lab, "httpbin");
-    lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "netem", "delay", "3600s"]);
+    lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "netem", "delay", "100s"]);
     let traced = trace(&lab, &["curl", "httpbin:8080", "--probe", "--duration", "3s"]);
     assert!(traced.mentions("findings", "last seen"), "{}", traced.dump());
     assert!(traced.mentions("findings", "expected"), "{}", traced.dump());
