@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::session::{Inbound, Session, clock_ns};
 use assemble::Assembler;
+use backlog::Backlogs;
 use cost::Meter;
 use hooks::Offer;
 use names::Names;
@@ -23,6 +24,7 @@ use programs::Programs;
 use scene::Scene;
 
 pub mod assemble;
+mod backlog;
 mod cost;
 mod devices;
 pub mod event;
@@ -59,7 +61,8 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone()));
     let mut storage = MaybeUninit::uninit();
     let programs = Programs::start(&mut storage, &scene, &offer, rate)?;
-    let mut trace = Trace { meter: Meter::start(programs.fds()), programs, armed: Instant::now() };
+    let backlogs = Backlogs::watch(&scene);
+    let mut trace = Trace { meter: Meter::start(programs.fds()), programs, backlogs, armed: Instant::now() };
     drop(offer);
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.clone(),
@@ -68,6 +71,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
     trace.observe(&mut assembler)?;
+    trace.look_at_backlogs(&mut assembler)?;
     assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
     let mut last = assembler.take();
     last.push(Message::Counters(trace.counters(&assembler)?));
@@ -79,6 +83,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
 struct Trace<'a> {
     programs: Programs<'a>,
     meter: Meter,
+    backlogs: Backlogs,
     armed: Instant,
 }
 
@@ -121,6 +126,7 @@ impl Trace<'_> {
                 _ = sweep.tick() => self.programs.sweep(|id| assembler.is_done_with(id)),
                 _ = meter.tick() => self.meter.look(),
                 _ = count.tick() => {
+                    self.look_at_backlogs(assembler)?;
                     let counters = self.counters(assembler)?;
                     session.send(&Message::Counters(counters))?;
                 }
@@ -133,6 +139,14 @@ impl Trace<'_> {
             assembler.see(sight);
         }
         assembler.settle(clock_ns(ClockId::CLOCK_MONOTONIC)?);
+        Ok(())
+    }
+
+    fn look_at_backlogs(&mut self, assembler: &mut Assembler) -> Result<()> {
+        let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
+        for (netns, refused) in self.backlogs.overflowed() {
+            assembler.backlog_overflowed(now, netns, refused);
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::Message;
-use sockpath_protocol::packet::PacketKind;
+use sockpath_protocol::packet::{Incident, IncidentKind, PacketKind};
 use sockpath_protocol::request::Protocol;
 
 use self::conversation::{Conversations, Course, Pair};
@@ -157,6 +157,18 @@ impl Assembler {
         for (id, verdict) in open {
             self.report(id, verdict);
         }
+    }
+
+    /// Listeners in this namespace refused so many connections. The counter knows no addresses.
+    pub fn backlog_overflowed(&mut self, now: u64, netns: u32, refused: u64) {
+        let place = self.places.number(netns, 0);
+        self.ready.push(Message::Incident(Incident {
+            at_ns: now,
+            what: IncidentKind::BacklogOverflow,
+            flow: None,
+            place: Some(place),
+            detail: Some(format!("listeners refused {refused} connections")),
+        }));
     }
 
     /// What the plugin has to hear: new places first, then what refers to them.
