@@ -13,7 +13,8 @@ const AHEAD: usize = 256;
 #[derive(Debug)]
 pub struct Stream {
     texts: Option<mpsc::Sender<String>>,
-    result: oneshot::Receiver<std::io::Result<()>>,
+    /// Taken once it is known.
+    result: Option<oneshot::Receiver<std::io::Result<()>>>,
 }
 
 impl Stream {
@@ -40,7 +41,7 @@ impl Stream {
             let _ = done.send(outcome);
         };
         std::thread::Builder::new().name("stdout".to_owned()).spawn(write).context("cannot start a thread for stdout")?;
-        Ok(Self { texts: Some(texts), result })
+        Ok(Self { texts: Some(texts), result: Some(result) })
     }
 
     /// Hands text to the writer; waits while the reader is behind. Cancel-safe.
@@ -61,7 +62,8 @@ impl Stream {
     /// When stdout could not be written.
     pub async fn close(mut self, patience: Duration) -> Result<()> {
         self.texts = None;
-        match tokio::time::timeout(patience, &mut self.result).await {
+        let Some(result) = self.result.take() else { return Ok(()) };
+        match tokio::time::timeout(patience, result).await {
             Ok(Ok(outcome)) => outcome.context("cannot write to stdout"),
             Ok(Err(_)) | Err(_) => Ok(()),
         }
@@ -69,8 +71,12 @@ impl Stream {
 
     async fn outcome(&mut self) -> Result<()> {
         self.texts = None;
-        match (&mut self.result).await {
-            Ok(Err(e)) => Err(e).context("cannot write to stdout"),
+        let outcome = match self.result.take() {
+            Some(result) => result.await.ok(),
+            None => None,
+        };
+        match outcome {
+            Some(Err(e)) => Err(e).context("cannot write to stdout"),
             _ => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context("cannot write to stdout"),
         }
     }

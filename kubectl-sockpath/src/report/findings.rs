@@ -449,7 +449,10 @@ fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
     let mut cut: Option<(usize, String, u32, u32)> = None;
     let mut fragmented: Option<(usize, String)> = None;
     for journey in journeys {
-        if let Some(step) = journey.steps.iter().find(|s| s.stage == StageId::Segment) {
+        let notes = || journey.hops.iter().filter_map(|h| journey.parts[h.part].1.hops[h.hop].note.as_deref());
+        // The same stage covers segmentation (GSO), which is no cause for concern.
+        let step = journey.steps.iter().find(|s| s.stage == StageId::Segment).filter(|_| notes().any(|n| n.contains("first fragment")));
+        if let Some(step) = step {
             let at = || place(Some(&step.spot.node), step.spot.pod.as_deref(), step.spot.device.as_deref());
             fragmented.get_or_insert_with(|| (0, at())).0 += 1;
         }
