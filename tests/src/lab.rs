@@ -126,6 +126,18 @@ impl Lab {
         PathBuf::from(format!("/run/netns/sockpath-{}-{entity}", self.instance))
     }
 
+    /// The node's end of the veth pair that is a pod's eth0.
+    ///
+    /// # Panics
+    /// When the pod or the device is not there.
+    #[must_use]
+    pub fn host_veth(&self, pod: &str, node: &str) -> String {
+        let peer: u32 = self.run(pod, ["cat", "/sys/class/net/eth0/iflink"]).trim().parse().expect("iflink is a number");
+        let links = self.run(node, ["ip", "-o", "link"]);
+        let line = links.lines().find(|l| l.starts_with(&format!("{peer}:"))).expect("no peer of eth0 on the node");
+        line.split([' ', '@']).nth(1).expect("a link has a name").to_owned()
+    }
+
     /// Runs `f` in a thread inside the network namespace (not the cgroup) of a pod or node. Sockets made there stay there.
     ///
     /// # Panics

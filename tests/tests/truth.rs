@@ -38,13 +38,6 @@ fn start_ready(lab: &Lab, pod: &str, command: &[&str]) -> Child {
     child
 }
 
-fn host_veth(lab: &Lab, pod: &str) -> String {
-    let peer: u32 = lab.run(pod, ["cat", "/sys/class/net/eth0/iflink"]).trim().parse().expect("iflink is a number");
-    let links = lab.run("node-1", ["ip", "-o", "link"]);
-    let line = links.lines().find(|l| l.starts_with(&format!("{peer}:"))).expect("no peer of eth0 on the node");
-    line.split([' ', '@']).nth(1).expect("a link has a name").to_owned()
-}
-
 #[test]
 fn an_nft_drop_in_forward_of_node_1() {
     if !root_or_skip("an_nft_drop_in_forward_of_node_1") || !program_or_skip("an_nft_drop_in_forward_of_node_1", "nft", "nftables") {
@@ -67,7 +60,7 @@ fn a_tbf_qdisc_carries_the_delay_it_makes() {
         return;
     }
     let lab = Lab::up();
-    let veth = host_veth(&lab, "httpbin");
+    let veth = lab.host_veth("httpbin", "node-1");
     lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "1mbit", "burst", "1600", "latency", "400ms"]);
     let running = Trace::start(&lab, &["curl", "httpbin:8080", "--no-probe", "--duration", "3s"]);
     // 60 kB at 1 Mbit/s: the queue holds each segment for many milliseconds.
@@ -251,12 +244,51 @@ fn a_ttl_that_runs_out_is_named() {
 }
 
 #[test]
+fn a_wrong_checksum_is_named() {
+    if !root_or_skip("a_wrong_checksum_is_named") {
+        return;
+    }
+    let lab = Lab::up();
+    // Else conntrack finds the packet invalid and kube-proxy's rule drops it on the node.
+    lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_checksum=0"]);
+    let running = Trace::start(&lab, &["curl", "httpbin:8080", "--protocol", "udp", "--no-probe", "--duration", "3s"]);
+    lab.inside("curl", || send_with_wrong_checksum([10, 42, 1, 2], [10, 42, 1, 3], 8080));
+    running.interrupt();
+    let traced = running.finish();
+    let drop = drop_with(&traced, &["UDP_CSUM", "SKB_CSUM"]);
+    assert_eq!(drop["pod"], "default/httpbin", "{}", traced.dump());
+    assert_advice(drop);
+}
+
+/// Sends a UDP datagram with its checksum off by one through a raw socket.
+fn send_with_wrong_checksum(from: [u8; 4], to: [u8; 4], port: u16) {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
+    let payload = b"wrong";
+    let length = u16::try_from(8 + payload.len()).expect("short");
+    let mut datagram = Vec::new();
+    for field in [40_000, port, length, 0] {
+        datagram.extend(u16::to_be_bytes(field));
+    }
+    datagram.extend(payload);
+    let mut pseudo = [from, to].concat();
+    pseudo.extend([0, 17]);
+    pseudo.extend(length.to_be_bytes());
+    pseudo.extend(&datagram);
+    let sum: u32 = pseudo.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
+    let right = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("two carries at most");
+    datagram[6..8].copy_from_slice(&right.wrapping_add(1).to_be_bytes());
+    let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), nix::sys::socket::SockProtocol::Udp).expect("no raw socket");
+    let target = SockaddrIn::new(to[0], to[1], to[2], to[3], 0);
+    sendto(std::os::fd::AsRawFd::as_raw_fd(&socket), &datagram, &target, MsgFlags::empty()).expect("cannot send");
+}
+
+#[test]
 fn a_full_queue_is_named() {
     if !root_or_skip("a_full_queue_is_named") || !program_or_skip("a_full_queue_is_named", "tc", "iproute2") {
         return;
     }
     let lab = Lab::up();
-    let veth = host_veth(&lab, "httpbin");
+    let veth = lab.host_veth("httpbin", "node-1");
     lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "100kbit", "burst", "1600", "limit", "3000"]);
     let running = Trace::start(&lab, &["curl", "httpbin:8080", "--protocol", "udp", "--no-probe", "--duration", "3s"]);
     lab.inside("curl", || {
@@ -279,7 +311,7 @@ fn a_vanished_packet_has_a_last_place() {
     }
     let lab = Lab::up();
     // One byte a second: after the handshake the request sits in the queue for longer than the trace, and nobody drops it.
-    let veth = host_veth(&lab, "httpbin");
+    let veth = lab.host_veth("httpbin", "node-1");
     lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "8bit", "burst", "220", "limit", "100000"]);
     let traced = trace(&lab, &["curl", "httpbin:8080", "--probe", "--duration", "4s"]);
     assert!(traced.mentions("findings", "last seen"), "{}", traced.dump());
