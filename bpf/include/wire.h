@@ -76,6 +76,8 @@ enum {
 	ACCEL_SAW_TWO_TASKS = 16,
 	/* A sender used MSG_OOB. */
 	ACCEL_SAW_OOB = 32,
+	/* A reader slept in its receive call. */
+	ACCEL_SAW_ASLEEP = 64,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -122,9 +124,6 @@ struct accel_end {
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
 	__u64 reads;
-	/* The task that received last, and the one that sent last while sends were observed. */
-	__u32 reader;
-	__u32 writer;
 	__u32 flags;
 	__u32 peer_reads;
 	__u64 cycle_start;

@@ -10,6 +10,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #include "accel/maps.bpf.h"
 #include "accel/meet.bpf.h"
+#include "accel/wait.bpf.h"
 #include "accel/reader.bpf.h"
 #include "accel/observe.bpf.h"
 #include "accel/verdict.bpf.h"

@@ -35,31 +35,31 @@ static __always_inline void measure_cycle(struct accel_end *e, struct accel_end 
 	}
 }
 
-#define O_NONBLOCK 04000
-
 /*
- * tcp_bpf_recvmsg() returns EAGAIN, also from a blocking call, whenever it was woken without data. Room in the send buffer
- * wakes it, and data that another task gets: so only one task may use a socket that blocks.
+ * tcp_bpf_recvmsg() returns EAGAIN, also from a blocking call, whenever it was woken without data: by room in the send buffer,
+ * by data that another task gets, by a reset, by a signal. The first two are ruled out by leaving sockets alone on which one
+ * task sleeps while another works, the last two only by leaving sleeping readers alone.
  */
-static __always_inline void note_tasks(struct accel_end *e, struct sock *sk)
-{
-	if (e->reader && e->writer && e->reader != e->writer && !(sk->sk_socket->file->f_flags & O_NONBLOCK))
-		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-}
-
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 {
-	struct accel_end *e;
+	struct accel_control *ctl;
+	struct accel_end *e, *peer;
 	struct conn *conn;
+	struct sock *psk;
 
 	if (!sk->sk_bpf_storage)
 		return 0;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)))
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(ctl = get_control()))
 		return 0;
-	e->writer = bpf_get_current_pid_tgid();
-	note_tasks(e, sk);
+	if (count_sleepers(ctl, sk))
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
+	if (!ctl->leave_blocking || !e->peer_cookie || !(peer = get_end(e->peer)))
+		return 0;
+	psk = bpf_core_cast((void *)peer->sk, struct sock);
+	if (peer->cookie == e->peer_cookie && (__u64)psk->__sk_common.skc_cookie.counter == e->peer_cookie && count_sleepers(ctl, psk))
+		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_ASLEEP);
 	return 0;
 }
 
@@ -69,7 +69,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
 	struct conn *conn;
-	__u32 *seen, task;
+	__u32 *seen;
 
 	/* Sockets of others end here. */
 	if (ret <= 0 || !sk->sk_bpf_storage)
@@ -79,10 +79,6 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
-	task = bpf_get_current_pid_tgid();
-	if (e->reader && e->reader != task && !(sk->sk_socket->file->f_flags & O_NONBLOCK))
-		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-	e->reader = task;
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
 	__sync_fetch_and_add(&e->reads, 1);
@@ -92,7 +88,8 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)
 			__sync_fetch_and_or(&e->flags, *seen);
-		note_tasks(e, sk);
+		if (count_sleepers(ctl, sk))
+			__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
 		if (++e->learned == ctl->learn_reads)
 			ring(ctl);
 	}

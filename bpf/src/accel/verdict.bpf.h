@@ -33,28 +33,6 @@ static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const
 	return false;
 }
 
-#define MAX_SLEEPERS 8
-
-/* How many tasks sleep in a blocking call on this socket? */
-static __always_inline int count_sleepers(const struct accel_control *ctl, const struct sock *sk)
-{
-	const struct socket_wq *wq = sk->sk_wq;
-	const struct list_head *head, *pos;
-	int n = 0;
-
-	head = __builtin_preserve_access_index(&wq->wait.head);
-	pos = head->next;
-	for (int i = 0; i < MAX_SLEEPERS && pos != head; i++) {
-		const struct wait_queue_entry *w;
-
-		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
-		if ((__u64)w->func == ctl->wake_function)
-			n++;
-		pos = w->entry.next;
-	}
-	return n;
-}
-
 static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl, const struct sock *sk)
 {
 	const struct socket_wq *wq = sk->sk_wq;
@@ -111,10 +89,6 @@ static __always_inline enum accel_pass objection(struct accel_control *ctl, stru
 		return ACCEL_WAITALL;
 	if (peer->flags & ACCEL_SAW_SPLICE)
 		return ACCEL_SPLICE;
-	if (peer->flags & ACCEL_SAW_FIONREAD)
-		return ACCEL_FIONREAD;
-	if (ctl->leave_blocking && count_sleepers(ctl, psk))
-		return ACCEL_BLOCKING;
 	return ACCEL_REDIRECT;
 }
 
@@ -153,6 +127,11 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	/* Another task sleeps on this socket. A redirect needs no room in the send buffer, so it goes on until the pair has left. */
 	if (count_sleepers(ctl, sk))
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
+	/* The reader sleeps where a signal wakes it with EAGAIN. This message wakes it properly; the pair has to leave. */
+	if (ctl->leave_blocking && !(peer->flags & ACCEL_SAW_ASLEEP) && count_sleepers(ctl, psk)) {
+		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_ASLEEP);
+		ring(ctl);
+	}
 	if (!no_order_gate && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
 	behind = queued(psock_of(psk));
@@ -174,6 +153,8 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
 	if (peer->learned < ctl->learn_reads)
 		return ACCEL_LEARNING;
+	if (peer->flags & ACCEL_SAW_FIONREAD)
+		return ACCEL_FIONREAD;
 	if (to->urg_data)
 		return ACCEL_URGENT;
 	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. */

@@ -21,10 +21,14 @@ pub struct AccelerateRequest {
     pub dry_run_ms: Option<u64>,
     /// Leave readers alone that sleep in their receive call. While such a socket is in the sockmap, a signal or a reset ends the
     /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`).
-    #[serde(default)]
+    #[serde(default = "yes")]
     pub leave_blocking_readers: bool,
     /// Who asks, for a second user to be told.
     pub owner: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Put connections back.

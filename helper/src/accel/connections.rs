@@ -11,7 +11,7 @@ use super::shared::field;
 
 /// `accel_end.flags`: a reader used MSG_WAITALL, FIONREAD or splice(2), or one task
 /// may sleep in a receive call while another sends.
-pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32;
+pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32 | 64;
 
 /// What makes a one-way stream, in bytes.
 const STREAM_BYTES: u64 = 16 << 20;
@@ -43,6 +43,19 @@ pub fn peer_of<'a>(all: &'a [Known], known: &Known) -> Option<&'a Known> {
     // `all` is sorted by slot.
     let i = all.binary_search_by_key(&(known.end.peer as usize), |k| k.identity.slot).ok()?;
     (all[i].end.cookie == known.end.peer_cookie).then(|| &all[i])
+}
+
+/// Notes calls that were observed on sockets no receive call returned from since.
+pub fn note_peculiar(instance: &Instance) -> Result<()> {
+    let observed = instance.peculiar()?;
+    if observed.is_empty() {
+        return Ok(());
+    }
+    for slot in 0..instance.used() {
+        let Some(seen) = instance.ends.read(slot, field!(cookie)).and_then(|cookie| observed.get(&cookie)) else { continue };
+        instance.ends.or(slot, field!(flags), *seen);
+    }
+    Ok(())
 }
 
 /// Notes the peers of sockets that have none yet. Returns the cookies of those whose match is not unique.

@@ -1,6 +1,6 @@
 //! An acceleration while its session lasts.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
 
+use super::canary;
 use super::connections;
 use super::instance::{Instance, Start};
 use super::pins::Pins;
@@ -38,22 +39,23 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     let pins = Pins::of_this_instance()?;
     clear_the_way(session, &pins).await?;
     let lease = Duration::from_millis(request.lease_ms);
-    let start = Start {
-        pods: &pods,
-        owner: &request.owner,
-        lease,
-        leave_blocking_readers: request.leave_blocking_readers,
-        detached: request.detach,
-    };
-    let instance = match Instance::create(&pins, &start).and_then(|instance| meet_all(&instance, &pods).map(|()| instance)) {
+    let start = Start { owner: &request.owner, lease, leave_blocking_readers: request.leave_blocking_readers, detached: request.detach };
+    let instance = match Instance::create(&pins, &start) {
         Ok(instance) => instance,
         Err(e) => {
-            // Nothing has been enrolled yet.
             pins.remove().context("after a failed start")?;
             return Err(e);
         }
     };
-    let reason = attend(session, &instance, &pods, &names, lease).await;
+    let reason = match prepare(session, &instance, &pods) {
+        Err(e) => Err(e),
+        Ok(_observers) if request.dry_run_ms.is_some() => watch(session, &instance, &names, &request).await,
+        Ok(_observers) => attend(session, &instance, &pods, &names, lease).await,
+    };
+    if request.dry_run_ms.is_some() {
+        pins.remove()?;
+        return reason;
+    }
     if request.detach && reason.is_ok() {
         instance.renew(lease)?;
         session.send(&Message::Summary(summary(&instance, true)?))?;
@@ -127,6 +129,57 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
     if pins.claim()? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
 }
 
+/// Tries the kernel out on private sockets, then meets the sockets of the pods. What it returns has to be held.
+fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<[OwnedFd; 2]> {
+    // What the canaries do must not be observed.
+    instance.control.set(0, field!(observing), 1);
+    let canaries = canary::run(instance).context("the kernel could not be tried out on private sockets")?;
+    let failed = canaries.iter().find(|c| !c.passed && c.corruption_risk).cloned();
+    for canary in canaries {
+        session.send(&Message::Canary(canary))?;
+    }
+    if let Some(failed) = failed {
+        return Err(Coded::new(
+            "canary",
+            format!(
+                "this kernel's sockmap does not keep the bytes of a connection safe ({}: {}); nothing was touched",
+                failed.name, failed.detail
+            ),
+        ));
+    }
+    let observers = instance.observe()?;
+    instance.attach(pods)?;
+    meet_all(instance, pods)?;
+    Ok(observers)
+}
+
+/// Only tells what would be done.
+async fn watch(session: &mut Session, instance: &Instance, names: &PodNames, request: &AccelerateRequest) -> Result<EndReason> {
+    let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));
+    let mut snapshots = tokio::time::interval(SNAPSHOT);
+    let reason = loop {
+        tokio::select! {
+            inbound = session.next() => match inbound {
+                Inbound::Request(Request::Finish) => break EndReason::Finished,
+                Inbound::Request(_) => {}
+                Inbound::Stop(reason) => break reason,
+            },
+            () = tokio::time::sleep_until(end.into()) => break EndReason::Done,
+            _ = snapshots.tick() => tell(session, instance, names)?,
+        }
+    };
+    tell(session, instance, names)?;
+    session.send(&Message::Summary(summary(instance, false)?))?;
+    Ok(reason)
+}
+
+fn tell(session: &mut Session, instance: &Instance, names: &PodNames) -> Result<()> {
+    connections::note_peculiar(instance)?;
+    connections::pair(instance);
+    let snapshot = report::snapshot(instance, &connections::known(instance), names);
+    session.send(&Message::Pairs(snapshot))
+}
+
 fn meet_all(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
         instance.meet_live(pod)?;
@@ -146,16 +199,16 @@ struct Attendance<'a> {
 
 impl Attendance<'_> {
     /// Answers the doorbell: sockets to pair and to enrol.
-    fn pass(&self) -> Result<()> {
+    fn pass(&mut self) -> Result<bool> {
         self.instance.control.set(0, field!(rung), 0);
         connections::pair(self.instance);
-        connections::enrol(self.instance)?;
-        Ok(())
+        self.look_after()
     }
 
     /// Looks after the pairs in the map; `true` while one is on its way out or needs help.
     fn look_after(&mut self) -> Result<bool> {
         self.instance.recycle()?;
+        connections::note_peculiar(self.instance)?;
         let all = connections::known(self.instance);
         self.review.look(self.instance, &all);
         let leaving = all.iter().any(|k| k.end.hold != 0);
@@ -179,9 +232,6 @@ async fn attend(session: &mut Session, instance: &Instance, pods: &[FoundPod], n
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
     let mut attendance = Attendance { instance, pods, review: Review::default() };
-    // Held to the end: without it nothing new may be learned.
-    let _observers = instance.observe()?;
-    instance.control.set(0, field!(observing), 1);
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewals = tokio::time::interval(SNAPSHOT.min(lease / 3).max(Duration::from_millis(10)));
@@ -205,7 +255,9 @@ async fn attend(session: &mut Session, instance: &Instance, pods: &[FoundPod], n
             () = tokio::time::sleep_until(next_pass.into()), if pending => {
                 pending = false;
                 let began = Instant::now();
-                attendance.pass()?;
+                if attendance.pass()? {
+                    next_review = Instant::now();
+                }
                 next_pass = Instant::now() + PASS_INTERVAL.max(began.elapsed() * PASS_SHARE);
             }
             () = tokio::time::sleep_until(next_review.into()) => {
@@ -215,9 +267,8 @@ async fn attend(session: &mut Session, instance: &Instance, pods: &[FoundPod], n
                 next_review = Instant::now() + interval.max(began.elapsed() * PASS_SHARE);
             }
             _ = snapshots.tick() => {
-                connections::pair(instance);
-                let snapshot = report::snapshot(instance, &connections::known(instance), names);
-                session.send(&Message::Pairs(snapshot))?;
+                instance.forget_gone()?;
+                tell(session, instance, names)?;
             }
         }
     }

@@ -1,10 +1,13 @@
 //! One running acceleration: its programs, maps and pins. Everything it consists of is pinned, so that any later process can
 //! look at it, end it and clean up after it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +15,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
 use sockpath_bpf::accel::AccelSkelBuilder;
-use sockpath_bpf::accel::types::{accel_control, accel_state};
+use sockpath_bpf::accel::types::{accel_control, accel_end, accel_state};
 
 use super::calibrate;
 use super::pins::Pins;
@@ -30,8 +33,6 @@ pub const LEARN_READS: u32 = 4;
 /// How an instance is started.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// The pods whose sockets are taken.
-    pub pods: &'a [FoundPod],
     /// Who starts it.
     pub owner: &'a str,
     /// The first lease.
@@ -50,6 +51,8 @@ pub struct Instance {
     pub control: Control,
     /// What is known about each socket.
     pub ends: Ends,
+    /// `accel_control.peculiar` when it was looked at last.
+    peculiar_seen: AtomicU32,
 }
 
 impl Instance {
@@ -58,9 +61,20 @@ impl Instance {
         if !pins.path("control").exists() {
             return Ok(None);
         }
+        if !fits(pins)? {
+            // Its memory means something else, but a map without sockets cannot hold anybody's bytes.
+            let left = count_sockets(pins)?;
+            if left > 0 {
+                bail!(
+                    "{} was left by another version of sockpath and still has {left} sockets; run `stop` with that version",
+                    pins.dir().display()
+                );
+            }
+            return Ok(None);
+        }
         let control = Control::open(&pins.path("control"))?;
         let ends = Ends::open(&pins.path("ends"))?;
-        Ok(Some(Self { pins: pins.clone(), control, ends }))
+        Ok(Some(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0) }))
     }
 
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
@@ -80,6 +94,7 @@ impl Instance {
         skel.maps.conns.pin(pins.path("conns"))?;
         skel.maps.slots.pin(pins.path("slots"))?;
         skel.maps.ends.pin(pins.path("ends"))?;
+        skel.maps.peculiar.pin(pins.path("peculiar"))?;
         skel.maps.doorbell.pin(pins.path("doorbell"))?;
         let conns = skel.maps.conns.as_fd();
         skel.progs.serve.attach_iter(conns).context("cannot make the iterator over known sockets")?.pin(pins.path("serve"))?;
@@ -102,6 +117,7 @@ impl Instance {
 
         skel.progs.system_call.pin(pins.path("system_call"))?;
         skel.progs.sent.pin(pins.path("sent"))?;
+        skel.progs.established.pin(pins.path("established"))?;
         let stack = {
             let link = skel
                 .progs
@@ -131,18 +147,45 @@ impl Instance {
         control.set(0, |c| c, initial);
         let ends = Ends::open(&pins.path("ends"))?;
         skel.maps.control.pin(pins.path("control"))?;
-        let instance = Self { pins: pins.clone(), control, ends };
-        for (i, pod) in start.pods.iter().enumerate() {
+        Ok(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0) })
+    }
+
+    /// Meets the sockets of these pods from now on.
+    pub fn attach(&self, pods: &[FoundPod]) -> Result<()> {
+        let program = pinned(&self.pins, "established")?;
+        for (i, pod) in pods.iter().enumerate() {
             let Some(cgroup) = &pod.cgroup else { continue };
             let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
-            let mut link = skel
-                .progs
-                .established
-                .attach_cgroup(dir.as_raw_fd())
-                .with_context(|| format!("cannot attach to the cgroup {}", cgroup.dir.display()))?;
-            link.pin(pins.path(&format!("established-{i}")))?;
+            // SAFETY: both descriptors are open; no options.
+            let fd = unsafe {
+                libbpf_rs::libbpf_sys::bpf_link_create(
+                    program.as_raw_fd(),
+                    dir.as_raw_fd(),
+                    libbpf_rs::libbpf_sys::BPF_CGROUP_SOCK_OPS,
+                    std::ptr::null(),
+                )
+            };
+            if fd < 0 {
+                bail!("cannot attach to the cgroup {}: {}", cgroup.dir.display(), std::io::Error::from_raw_os_error(-fd));
+            }
+            // SAFETY: a fresh descriptor that nobody else owns.
+            let link = unsafe { OwnedFd::from_raw_fd(fd) };
+            pin(&link, &self.pins.path(&format!("established-{i}")))?;
         }
-        Ok(instance)
+        Ok(())
+    }
+
+    /// Starts the sums over closed connections afresh.
+    pub fn forget_totals(&self) {
+        self.control.set(0, field!(closed_pairs), 0);
+        self.control.set(0, field!(closed_messages), 0);
+        self.control.set(0, field!(closed_bytes), 0);
+        self.control.set(0, field!(closed_passes), Default::default());
+    }
+
+    /// Makes the sockets known that are open in the network namespace of the calling thread.
+    pub fn meet_live_here(&self) -> Result<()> {
+        run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
     }
 
     /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
@@ -150,6 +193,39 @@ impl Instance {
         let link = pinned(&self.pins, "kick")?;
         in_netns(&pod.netns.file, || run_iterator(link.as_raw_fd()))
             .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
+    }
+
+    /// Sockets on which peculiar calls were observed, and which; by cookie. Empty when there are no new ones.
+    pub fn peculiar(&self) -> Result<HashMap<u64, u32>> {
+        let count = self.control.read(0, field!(peculiar)).unwrap_or(0);
+        if self.peculiar_seen.swap(count, Ordering::Relaxed) == count {
+            return Ok(HashMap::new());
+        }
+        let map = MapHandle::from_pinned_path(self.pins.path("peculiar")).context("cannot open the map of peculiar sockets")?;
+        let mut found = HashMap::new();
+        for key in map.keys() {
+            if let Some(value) = map.lookup(&key, MapFlags::ANY).context("cannot read the map of peculiar sockets")?
+                && let (Ok(key), Ok(value)) = (key.try_into(), value.try_into())
+            {
+                found.insert(u64::from_ne_bytes(key), u32::from_ne_bytes(value));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Forgets sockets that are gone without having said so: those of pods without a cgroup v2 directory, and private ones.
+    pub fn forget_gone(&self) -> Result<()> {
+        let began = clock_ns(ClockId::CLOCK_MONOTONIC)?;
+        let pass = self.serve()?;
+        for slot in 0..self.used() {
+            let read = |f: fn(*mut accel_end) -> *mut u32| self.ends.read(slot, f);
+            let known = self.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0);
+            if known && read(field!(seen)) != Some(pass) && self.ends.read(slot, field!(met_ns)).is_some_and(|met| met < began) {
+                self.ends.set(slot, field!(cookie), 0);
+                self.ends.set(slot, field!(state), accel_state::ACCEL_OVER);
+            }
+        }
+        self.recycle()
     }
 
     /// Frees the slots of connections that are over and whose sockets have left the map.
@@ -184,15 +260,15 @@ impl Instance {
             .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
     }
 
-    /// One pass over the known sockets: orders are carried out, queues looked at.
-    pub fn serve(&self) -> Result<()> {
+    /// One pass over the known sockets: orders are carried out, queues looked at. Returns its number.
+    pub fn serve(&self) -> Result<u32> {
         let pass = self.control.read(0, field!(pass)).unwrap_or(0).wrapping_add(1);
         self.control.set(0, field!(pass), pass);
         let path = self.pins.path("serve");
         let mut sink = [0; 4096];
         let mut file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         while file.read(&mut sink).with_context(|| format!("cannot read {}", path.display()))? > 0 {}
-        Ok(())
+        Ok(pass)
     }
 
     /// Observes system and send calls on watched sockets until the returned links are dropped.
@@ -255,7 +331,37 @@ impl Instance {
     }
 }
 
-/// Opens a pinned link.
+/// Whether what is pinned has the layout of this version.
+fn fits(pins: &Pins) -> Result<bool> {
+    let size = |name: &str| -> Result<u32> {
+        let path = pins.path(name);
+        Ok(MapHandle::from_pinned_path(&path).with_context(|| format!("cannot open {}", path.display()))?.value_size())
+    };
+    Ok(size("control")? as usize == size_of::<accel_control>() && size("ends")? as usize == size_of::<accel_end>())
+}
+
+/// Sockets in the sockmap, by asking for each slot.
+fn count_sockets(pins: &Pins) -> Result<usize> {
+    let socks = MapHandle::from_pinned_path(pins.path("socks")).context("cannot open the sockmap")?;
+    let mut count = 0;
+    for slot in 0..socks.max_entries() {
+        count += usize::from(socks.lookup(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot look into the sockmap")?.is_some());
+    }
+    Ok(count)
+}
+
+/// Pins a link.
+fn pin(link: &OwnedFd, path: &Path) -> Result<()> {
+    let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).context("a NUL in a path")?;
+    // SAFETY: an open descriptor and a NUL-terminated path that outlives the call.
+    let r = unsafe { libbpf_rs::libbpf_sys::bpf_obj_pin(link.as_raw_fd(), c_path.as_ptr()) };
+    if r < 0 {
+        bail!("cannot pin {}: {}", path.display(), std::io::Error::from_raw_os_error(-r));
+    }
+    Ok(())
+}
+
+/// Opens a pinned link or program.
 fn pinned(pins: &Pins, name: &str) -> Result<OwnedFd> {
     let path = pins.path(name);
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).context("a NUL in a path")?;

@@ -4,6 +4,7 @@
 //! pairs into the sockmap and out of it, and renews the lease without which everything goes by TCP.
 
 mod calibrate;
+mod canary;
 mod connections;
 mod foreground;
 mod instance;

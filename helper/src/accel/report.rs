@@ -158,6 +158,7 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         () if peculiar(2) => Reason::WaitAll,
         () if peculiar(8) => Reason::Splice,
         () if peculiar(4) => Reason::Fionread,
+        () if peculiar(64) => Reason::BlockingReader,
         () if peculiar(32) => Reason::Urgent,
         () if peculiar(16) => Reason::TwoTasks,
         () => return (PairState::Waiting, Some(Reason::Learning)),

@@ -134,6 +134,7 @@ fn peculiarity(end: &accel_end) -> accel_pass {
     match () {
         () if end.flags & 2 != 0 => accel_pass::ACCEL_WAITALL,
         () if end.flags & 8 != 0 => accel_pass::ACCEL_SPLICE,
+        () if end.flags & 64 != 0 => accel_pass::ACCEL_BLOCKING,
         () if end.flags & 32 != 0 => accel_pass::ACCEL_URGENT,
         () if end.flags & 4 != 0 => accel_pass::ACCEL_FIONREAD,
         () => accel_pass::ACCEL_TWO_TASKS,

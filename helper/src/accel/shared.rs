@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::{MapCore, MapHandle};
@@ -63,6 +64,14 @@ impl<T: Copy> SharedArray<T> {
         if index < self.len {
             // SAFETY: `field` yields the address of a field of the value at `index`, which lies within the mapping.
             unsafe { field(self.start.as_ptr().add(index)).write_volatile(value) };
+        }
+    }
+
+    /// Sets bits of one field of a value, whatever the programs do to it at the same time.
+    pub fn or(&self, index: usize, field: impl FnOnce(*mut T) -> *mut u32, bits: u32) {
+        if index < self.len {
+            // SAFETY: as in `set`; the field is aligned, and the programs change it by atomic operations only.
+            unsafe { AtomicU32::from_ptr(field(self.start.as_ptr().add(index))) }.fetch_or(bits, Ordering::Relaxed);
         }
     }
 

@@ -79,7 +79,7 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     let deadline = Instant::now() + drain;
     loop {
         connections::order_all_out(instance);
-        instance.serve()?;
+        instance.forget_gone()?;
         kick(instance, pods)?;
         if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
             break;

@@ -1,0 +1,176 @@
+//! Does this kernel's sockmap behave? Tried on two private sockets before any other is touched: kernels are admitted by what they
+//! do, not by their version.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sockpath_bpf::accel::types::accel_state;
+use sockpath_protocol::accel::Canary;
+
+use super::connections;
+use super::instance::{Instance, LEARN_READS};
+use super::private::{connected_pair, in_private_netns};
+use super::shared::field;
+
+/// How long a step on the private sockets may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The two private sockets, enrolled.
+struct Ground<'a> {
+    instance: &'a Instance,
+    writer: TcpStream,
+    reader: TcpStream,
+    /// Slot of the writing end.
+    slot: usize,
+}
+
+/// Runs all of them; nothing else may be known to the instance yet.
+pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
+    let mut ground = Ground::prepare(instance)?;
+    let canaries =
+        vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
+    for stream in [&ground.writer, &ground.reader] {
+        let now = libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &now).context("cannot set SO_LINGER")?;
+    }
+    drop(ground);
+    instance.forget_gone()?;
+    instance.forget_totals();
+    Ok(canaries)
+}
+
+impl<'a> Ground<'a> {
+    fn prepare(instance: &'a Instance) -> Result<Self> {
+        let (mut writer, mut reader) = in_private_netns(|| {
+            let pair = connected_pair()?;
+            instance.meet_live_here()?;
+            Ok(pair)
+        })?;
+        for stream in [&writer, &reader] {
+            stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
+        }
+        for _ in 0..=LEARN_READS {
+            exchange(&mut writer, &mut reader)?;
+            exchange(&mut reader, &mut writer)?;
+        }
+        connections::pair(instance);
+        if connections::enrol(instance)? != 1 {
+            bail!("the kernel did not take two private sockets into a sockmap");
+        }
+        let port = writer.local_addr().context("a socket without an address")?.port();
+        let slot = connections::known(instance)
+            .into_iter()
+            .find(|k| k.identity.local.port() == port && k.end.state == accel_state::ACCEL_ENROLLED)
+            .context("a private socket is not known")?
+            .identity
+            .slot;
+        Ok(Self { instance, writer, reader, slot })
+    }
+
+    fn redirected(&self) -> u64 {
+        self.instance.ends.read(self.slot, field!(messages)).unwrap_or(0)
+    }
+
+    fn hold(&self, hold: u32) {
+        self.instance.ends.set(self.slot, field!(hold), hold);
+    }
+
+    fn take(&mut self, expected: &[u8]) -> Result<bool> {
+        let mut got = vec![0; expected.len()];
+        Ok(self.reader.read_exact(&mut got).is_ok() && got == expected)
+    }
+
+    fn unread(&self) -> i32 {
+        let mut bytes = -1;
+        // SAFETY: FIONREAD writes one int.
+        unsafe { libc::ioctl(self.reader.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        bytes
+    }
+
+    fn redirect(&mut self) -> Result<Canary> {
+        // The first message may wake a reader by TCP; from the second on it has to be redirected.
+        for _ in 0..3 {
+            exchange(&mut self.writer, &mut self.reader)?;
+        }
+        let n = self.redirected();
+        Ok(canary("redirect", n > 0, true, format!("{n} of 3 messages went socket to socket")))
+    }
+
+    /// TCP bytes are unread when the next message could be redirected: it must not overtake them.
+    fn order(&mut self) -> Result<Canary> {
+        self.hold(1);
+        self.writer.write_all(b"first ").context("cannot write to a private socket")?;
+        self.hold(0);
+        self.writer.write_all(b"second").context("cannot write to a private socket")?;
+        let right = self.take(b"first second")?;
+        Ok(canary("order", right, true, if right { "bytes stay in order" } else { "bytes were reordered" }))
+    }
+
+    fn fionread(&mut self) -> Result<Canary> {
+        exchange(&mut self.writer, &mut self.reader)?;
+        self.writer.write_all(b"hello").context("cannot write to a private socket")?;
+        let told = self.unread();
+        let right = self.take(b"hello")? && told == 5;
+        Ok(canary("fionread", right, true, format!("FIONREAD counts {told} of 5 redirected bytes")))
+    }
+
+    fn fionread_of_tcp(&mut self) -> Result<Canary> {
+        self.hold(1);
+        self.writer.write_all(b"hello").context("cannot write to a private socket")?;
+        self.hold(0);
+        let until = Instant::now() + Duration::from_millis(50);
+        let mut told = self.unread();
+        while told != 5 && Instant::now() < until {
+            std::thread::yield_now();
+            told = self.unread();
+        }
+        let right = self.take(b"hello")? && told == 5;
+        Ok(canary(
+            "fionread-tcp",
+            right,
+            false,
+            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; sockets that use FIONREAD are left alone"),
+        ))
+    }
+
+    /// No kernel so far: splice(2) does not see redirected bytes. Told, because it is why such readers are left alone.
+    fn splice(&mut self) -> Result<Canary> {
+        exchange(&mut self.writer, &mut self.reader)?;
+        self.writer.write_all(b"hello").context("cannot write to a private socket")?;
+        let (mut out, into) = std::io::pipe().context("cannot make a pipe")?;
+        let flags = libc::SPLICE_F_NONBLOCK;
+        // SAFETY: no offsets; both descriptors are open.
+        let n = unsafe { libc::splice(self.reader.as_raw_fd(), std::ptr::null_mut(), into.as_raw_fd(), std::ptr::null_mut(), 4096, flags) };
+        let seen = n == 5;
+        let right = if seen { out.read_exact(&mut [0; 5]).is_ok() } else { self.take(b"hello")? };
+        Ok(canary("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are left alone"))
+    }
+
+    fn fin(&mut self) -> Result<Canary> {
+        self.writer.write_all(b"last").context("cannot write to a private socket")?;
+        self.writer.shutdown(Shutdown::Write).context("cannot shut a private socket down")?;
+        let whole = self.take(b"last")?;
+        let end = matches!(self.reader.read(&mut [0]), Ok(0));
+        Ok(canary("fin", whole && end, true, "the end of the stream comes after the last redirected byte"))
+    }
+}
+
+/// One byte, read at once.
+fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
+    from.write_all(b"x").context("cannot write to a private socket")?;
+    loop {
+        match to.read(&mut [0]) {
+            Ok(1) => return Ok(()),
+            Ok(_) => bail!("a private socket was closed"),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("cannot read from a private socket"),
+        }
+    }
+}
+
+fn canary(name: &str, passed: bool, corruption_risk: bool, detail: impl Into<String>) -> Canary {
+    Canary { name: name.to_owned(), passed, corruption_risk, detail: detail.into() }
+}
