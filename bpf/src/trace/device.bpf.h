@@ -52,7 +52,7 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	if (dev)
 		e->ifindex = dev->ifindex;
 	e->arg = sight->arg;
-	put_skb(e, skb);
+	put_skb(e, skb, head);
 	put_view(e, &v);
 	if (origin)
 		e->flags |= TRACE_F_ORIGIN;

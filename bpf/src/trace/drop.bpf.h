@@ -65,7 +65,7 @@ static __always_inline int dropped(void *ctx, const struct sk_buff *skb, __u64 l
 			e->ifindex = skb->dev->ifindex;
 		e->arg = reason;
 		e->location = location;
-		put_skb(e, skb);
+		put_skb(e, skb, head);
 		put_view(e, &v);
 		submit(e);
 	}

@@ -57,9 +57,8 @@ static __always_inline void put_tuple(struct trace_event *e, const struct tuple 
 	e->protocol = t->protocol;
 }
 
-static __always_inline void put_skb(struct trace_event *e, const struct sk_buff *skb)
+static __always_inline void put_skb(struct trace_event *e, const struct sk_buff *skb, __u64 head)
 {
-	__u64 head = head_of(skb);
 	struct skb_shared_info *shared = (void *)(head + skb->end);
 
 	e->object = head;

@@ -3,13 +3,16 @@
 #ifndef SOCKPATH_TRACE_FILTER_H
 #define SOCKPATH_TRACE_FILTER_H
 
-/* Tuples that recorded packets had on their way: NAT makes them differ from the pair's addresses. */
+/* Tuples that recorded packets had on their way and that the pair's addresses do not tell: NAT made them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct tuple);
 	__type(value, __u32);
 } flows SEC(".maps");
+
+/* Tuples in the table; while there is none, nothing has to be looked up. */
+__u32 flow_count;
 
 static __always_inline bool is_source(const __u64 *addr)
 {
@@ -56,16 +59,19 @@ static __always_inline bool known_flow(const struct tuple *t)
 	return bpf_map_lookup_elem(&flows, t) || bpf_map_lookup_elem(&flows, &back);
 }
 
+static __always_inline bool addressed_as_the_pair(const struct tuple *t)
+{
+	return (is_source(t->src) && is_target(t->dst, t->dport)) || (is_source(t->dst) && is_target(t->src, t->sport));
+}
+
 /* A packet that begins here: one of the pair's, or an answer in a conversation that was rewritten on its way. Global as above. */
 __noinline int of_the_pair(const struct tuple *t)
 {
 	if (!t)
 		return 0;
-	if (is_source(t->src) && is_target(t->dst, t->dport))
+	if (addressed_as_the_pair(t))
 		return 1;
-	if (is_source(t->dst) && is_target(t->src, t->sport))
-		return 1;
-	return known_flow(t);
+	return flow_count && known_flow(t);
 }
 
 /* An ICMP error to one end of a conversation; whoever sends it. */

@@ -43,7 +43,7 @@ int BPF_PROG(tcp_send_reset, const struct sock *sk_arg, const struct sk_buff *sk
 	if (!e)
 		return 0;
 	e->netns = net_at(net)->inum;
-	put_skb(e, skb);
+	put_skb(e, skb, head_of(skb));
 	put_view(e, &v);
 	submit(e);
 	return 0;

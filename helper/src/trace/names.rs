@@ -33,6 +33,20 @@ impl Names {
         }
     }
 
+    /// What the function that dropped tells beyond its reason: a reason to report instead, where it gave none, and words.
+    #[must_use]
+    pub fn refine(reason: &str, location: &str) -> Option<(Option<&'static str>, &'static str)> {
+        let function = location.split(['+', '.']).next().unwrap_or_default();
+        match (reason, function) {
+            // ip_forward() has this reason for one thing only.
+            ("IP_INHDR", "ip_forward") | ("NOT_SPECIFIED" | "IP_INHDR", "ip6_forward") => Some((None, "the TTL ran out at this router")),
+            ("NOT_SPECIFIED", "ip_error" | "ip6_pkt_drop" | "ip6_pkt_discard" | "ip6_pkt_discard_out") => {
+                Some((Some("IP_INNOROUTES"), "there is no route, or it is a blackhole, unreachable or prohibited"))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a packet without payload that has reached its socket may be freed for this reason and nothing is lost: a
     /// closing socket empties its queue, a reset is obeyed, and what a TIME_WAIT socket takes is freed without a reason.
     #[must_use]
@@ -88,6 +102,13 @@ mod tests {
         assert_eq!(names.symbol(200), Some("b+0x0".to_owned()));
         assert_eq!(names.symbol(99), None);
         assert_eq!(names.symbol(0), None);
+    }
+
+    #[test]
+    fn a_function_tells_what_its_reason_does_not() {
+        assert_eq!(Names::refine("IP_INHDR", "ip_forward+0x2c0"), Some((None, "the TTL ran out at this router")));
+        assert_eq!(Names::refine("NOT_SPECIFIED", "ip_error+0x94").and_then(|r| r.0), Some("IP_INNOROUTES"));
+        assert_eq!(Names::refine("IP_INHDR", "ip_rcv_core+0x10"), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::open::Open;
 use super::outcome::{Verdict, expected_after};
 use super::{Assembler, hops, incident};
 use crate::trace::event::{Hook, Sight, hook_name};
+use crate::trace::names::Names;
 
 impl Assembler {
     pub(super) fn dropped(&mut self, sight: Sight) {
@@ -68,13 +69,17 @@ impl Assembler {
     }
 
     pub(super) fn drop_of(&mut self, sight: &Sight, stage: StageId) -> Drop {
-        Drop {
-            reason: self.names.drop_reason(sight.arg),
-            location: self.names.symbol(sight.location),
-            place: self.places.number(sight.netns, sight.ifindex),
-            stage,
-            detail: None,
+        let mut reason = self.names.drop_reason(sight.arg);
+        let location = self.names.symbol(sight.location);
+        let mut detail = None;
+        if let Some((better, why)) = location.as_deref().and_then(|l| Names::refine(&reason, l)) {
+            detail = Some(why.to_owned());
+            if let Some(better) = better {
+                detail = Some(format!("{why}; the kernel says {reason}"));
+                better.clone_into(&mut reason);
+            }
         }
+        Drop { reason, location, place: self.places.number(sight.netns, sight.ifindex), stage, detail }
     }
 
     pub(super) fn report(&mut self, id: u32, verdict: Verdict) {
