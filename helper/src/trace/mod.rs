@@ -40,6 +40,8 @@ mod scene;
 const DEFAULT_PACKETS_PER_SECOND: u32 = 200;
 /// How often the ring buffer is read: a wake-up for each event would cost the traced traffic more than the event itself.
 const CONSUME_EVERY: Duration = Duration::from_millis(5);
+/// Pieces of the ring buffer that are taken in one turn.
+const CHUNKS: usize = 32;
 /// How often the totals are sent.
 const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// How often packets are forgotten whose end the programs did not see.
@@ -70,7 +72,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
-    trace.observe(&mut assembler)?;
+    trace.observe(session, &mut assembler)?;
     trace.look_at_backlogs(&mut assembler)?;
     assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
     let mut last = assembler.take();
@@ -114,11 +116,7 @@ impl Trace<'_> {
                 },
                 Some(done) = probed.recv() => session.send(&Message::Probed(done))?,
                 _ = consume.tick() => {
-                    self.observe(assembler)?;
-                    let messages = assembler.take();
-                    if !messages.is_empty() {
-                        session.send_all(&messages)?;
-                    }
+                    self.observe(session, assembler)?;
                     if request.count.is_some_and(|n| assembler.delivered_requests() >= n) {
                         return Ok(EndReason::Finished);
                     }
@@ -134,11 +132,24 @@ impl Trace<'_> {
         }
     }
 
-    fn observe(&mut self, assembler: &mut Assembler) -> Result<()> {
-        for sight in self.programs.consume()? {
-            assembler.see(sight);
+    /// Takes what has been observed, and tells the plugin of the packets whose way is over. The ring buffer is emptied in
+    /// pieces; what is too much for one turn waits there for the next, and what does not fit there is counted as lost.
+    fn observe(&mut self, session: &mut Session, assembler: &mut Assembler) -> Result<()> {
+        for _ in 0..CHUNKS {
+            let sights = self.programs.consume()?;
+            let more = !sights.is_empty();
+            for sight in sights {
+                assembler.see(sight);
+            }
+            assembler.settle(clock_ns(ClockId::CLOCK_MONOTONIC)?);
+            let messages = assembler.take();
+            if !messages.is_empty() {
+                session.send_all(&messages)?;
+            }
+            if !more {
+                break;
+            }
         }
-        assembler.settle(clock_ns(ClockId::CLOCK_MONOTONIC)?);
         Ok(())
     }
 

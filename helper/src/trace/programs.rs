@@ -25,6 +25,9 @@ use super::scene::{Endpoint, Scene};
 /// How many slots of the table of namespaces are looked at (TRACE_NET_PROBES).
 const NET_PROBES: usize = 4;
 
+/// Observations that are taken from the ring buffer at a time: what they become has to fit into memory.
+const CHUNK: usize = 4096;
+
 /// Entries of the kernel's table that are examined in one sweep.
 const SWEEP: usize = 1024;
 
@@ -108,9 +111,12 @@ impl<'a> Programs<'a> {
         Ok(())
     }
 
-    /// Takes what has been observed since the last call.
+    /// Takes observations that have been made since the last call, at most [`CHUNK`]; none when there are no more.
     pub fn consume(&self) -> Result<Vec<Sight>> {
-        self.ring.consume().context("cannot read the ring buffer")?;
+        let taken = self.ring.consume_raw_n(CHUNK);
+        if taken < 0 {
+            return Err(io::Error::from_raw_os_error(-taken)).context("cannot read the ring buffer");
+        }
         Ok(self.seen.take())
     }
 
