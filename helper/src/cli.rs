@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{lab, session};
+use crate::{accel, lab, session};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
@@ -18,6 +18,9 @@ struct Args {
 enum Command {
     /// Serve one session: JSON lines on stdin and stdout (the default)
     Session,
+    /// Attend to a detached acceleration: started by the helper itself
+    #[command(hide = true)]
+    Attend,
     /// Build, show, use or remove the lab on this machine
     Lab(lab::LabArgs),
 }
@@ -36,6 +39,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match args.command.unwrap_or(Command::Session) {
             Command::Session => session::serve().await,
+            Command::Attend => accel::detached::run().await,
             Command::Lab(lab) => lab::run(lab).await,
         }
     });

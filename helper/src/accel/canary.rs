@@ -37,7 +37,13 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
         nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &now).context("cannot set SO_LINGER")?;
     }
     drop(ground);
+    // The kernel frees closed sockets a little later (an RCU grace period and a work item of the sockmap).
+    let until = Instant::now() + PATIENCE;
     instance.forget_gone()?;
+    while !connections::known(instance).is_empty() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+        instance.forget_gone()?;
+    }
     instance.forget_totals();
     Ok(canaries)
 }

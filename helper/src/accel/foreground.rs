@@ -1,6 +1,6 @@
 //! An acceleration while its session lasts.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -8,30 +8,20 @@ use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::request::Pod;
 use sockpath_protocol::{Message, Request};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::time::MissedTickBehavior;
 
+use super::attend::{Audience, SNAPSHOT, attend, tell};
 use super::canary;
-use super::connections;
+use super::detached;
 use super::instance::{Instance, Start};
 use super::pins::Pins;
-use super::report::{self, PodNames};
-use super::review::Review;
+use super::report::PodNames;
 use super::shared::field;
-use super::stop::{dismantle, kick, summary};
+use super::stop::{dismantle, summary};
 use crate::node::{self, FoundPod};
 use crate::session::{Coded, Inbound, Session};
 
 /// How long queues may take to drain when the session ends.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// Time between two snapshots.
-const SNAPSHOT: Duration = Duration::from_secs(1);
-
-/// At least this long between two passes over the connections, and this many times as long as the last one took: 2 % of a CPU.
-const PASS_INTERVAL: Duration = Duration::from_millis(5);
-const PASS_SHARE: u32 = 50;
 
 /// Serves an acceleration until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
@@ -50,7 +40,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     let reason = match prepare(session, &instance, &pods) {
         Err(e) => Err(e),
         Ok(_observers) if request.dry_run_ms.is_some() => watch(session, &instance, &names, &request).await,
-        Ok(_observers) => attend(session, &instance, &pods, &names, lease).await,
+        Ok(_observers) => attend(&instance, &pods, Audience::Session { session: &mut *session, names: &names, lease }).await,
     };
     if request.dry_run_ms.is_some() {
         pins.remove()?;
@@ -59,6 +49,9 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     if request.detach && reason.is_ok() {
         instance.renew(lease)?;
         session.send(&Message::Summary(summary(&instance, true)?))?;
+        if let Err(e) = detached::spawn(&request) {
+            session.warn(format!("connections that are made from now on are not accelerated: {e:#}"))?;
+        }
         return reason;
     }
     let summary = dismantle(&instance, &pods, DRAIN).await?;
@@ -173,103 +166,9 @@ async fn watch(session: &mut Session, instance: &Instance, names: &PodNames, req
     Ok(reason)
 }
 
-fn tell(session: &mut Session, instance: &Instance, names: &PodNames) -> Result<()> {
-    connections::note_peculiar(instance)?;
-    connections::pair(instance);
-    let snapshot = report::snapshot(instance, &connections::known(instance), names);
-    session.send(&Message::Pairs(snapshot))
-}
-
 fn meet_all(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
         instance.meet_live(pod)?;
     }
     Ok(())
-}
-
-/// Time between two looks at pairs in the map.
-const REVIEW: Duration = Duration::from_millis(50);
-
-/// What goes on while a session lasts.
-struct Attendance<'a> {
-    instance: &'a Instance,
-    pods: &'a [FoundPod],
-    review: Review,
-}
-
-impl Attendance<'_> {
-    /// Answers the doorbell: sockets to pair and to enrol.
-    fn pass(&mut self) -> Result<bool> {
-        self.instance.control.set(0, field!(rung), 0);
-        connections::pair(self.instance);
-        self.look_after()
-    }
-
-    /// Looks after the pairs in the map; `true` while one is on its way out or needs help.
-    fn look_after(&mut self) -> Result<bool> {
-        self.instance.recycle()?;
-        connections::note_peculiar(self.instance)?;
-        let all = connections::known(self.instance);
-        self.review.look(self.instance, &all);
-        let leaving = all.iter().any(|k| k.end.hold != 0);
-        let spilled = all.iter().any(|k| k.end.spilled != 0);
-        if leaving || spilled {
-            self.instance.serve()?;
-        }
-        if spilled {
-            kick(self.instance, self.pods)?;
-        }
-        connections::enrol(self.instance)?;
-        Ok(leaving || spilled)
-    }
-}
-
-/// The loop: lease, doorbell, reviews and snapshots, until the session has to end.
-async fn attend(session: &mut Session, instance: &Instance, pods: &[FoundPod], names: &PodNames, lease: Duration) -> Result<EndReason> {
-    let bell = instance.doorbell(|| {})?;
-    // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
-    let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
-    // SAFETY: an OwnedFd is one descriptor from its creation to its end.
-    let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance = Attendance { instance, pods, review: Review::default() };
-    let mut snapshots = tokio::time::interval(SNAPSHOT);
-    snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut renewals = tokio::time::interval(SNAPSHOT.min(lease / 3).max(Duration::from_millis(10)));
-    let mut next_pass = Instant::now();
-    let mut next_review = Instant::now() + REVIEW;
-    let mut pending = true;
-    loop {
-        tokio::select! {
-            inbound = session.next() => match inbound {
-                Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
-                Inbound::Request(Request::Heartbeat) => {}
-                Inbound::Request(_) => session.warn("only `finish` is understood while connections are accelerated")?,
-                Inbound::Stop(reason) => return Ok(reason),
-            },
-            _ = renewals.tick() => instance.renew(lease)?,
-            ready = bell_fd.readable() => {
-                ready.context("cannot wait for the doorbell")?.clear_ready();
-                bell.consume()?;
-                pending = true;
-            }
-            () = tokio::time::sleep_until(next_pass.into()), if pending => {
-                pending = false;
-                let began = Instant::now();
-                if attendance.pass()? {
-                    next_review = Instant::now();
-                }
-                next_pass = Instant::now() + PASS_INTERVAL.max(began.elapsed() * PASS_SHARE);
-            }
-            () = tokio::time::sleep_until(next_review.into()) => {
-                let began = Instant::now();
-                let leaving = attendance.look_after()?;
-                let interval = if leaving { PASS_INTERVAL } else { REVIEW };
-                next_review = Instant::now() + interval.max(began.elapsed() * PASS_SHARE);
-            }
-            _ = snapshots.tick() => {
-                instance.forget_gone()?;
-                tell(session, instance, names)?;
-            }
-        }
-    }
 }

@@ -20,7 +20,7 @@ use sockpath_bpf::accel::types::{accel_control, accel_end, accel_state};
 use super::calibrate;
 use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
-use crate::node::FoundPod;
+use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
@@ -189,10 +189,10 @@ impl Instance {
     }
 
     /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
-    pub fn kick(&self, pod: &FoundPod) -> Result<()> {
+    pub fn kick(&self, netns: &Netns) -> Result<()> {
         let link = pinned(&self.pins, "kick")?;
-        in_netns(&pod.netns.file, || run_iterator(link.as_raw_fd()))
-            .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
+        in_netns(&netns.file, || run_iterator(link.as_raw_fd()))
+            .with_context(|| format!("cannot look at the sockets of {}", netns.path.display()))
     }
 
     /// Sockets on which peculiar calls were observed, and which; by cookie. Empty when there are no new ones.

@@ -3,9 +3,11 @@
 //! The programs (`bpf/src/accel`) watch the sockets of the chosen pods and carry the bytes; this side pairs sockets, orders
 //! pairs into the sockmap and out of it, and renews the lease without which everything goes by TCP.
 
+mod attend;
 mod calibrate;
 mod canary;
 mod connections;
+pub mod detached;
 mod foreground;
 mod instance;
 mod matching;

@@ -13,7 +13,7 @@ use super::instance::Instance;
 use super::pins::Pins;
 use super::report::{self, PodNames};
 use super::shared::field;
-use crate::node::FoundPod;
+use crate::node::{self, FoundPod};
 use crate::session::Session;
 
 /// How long `cleanup` waits for queues to drain.
@@ -86,6 +86,8 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+    // Whoever comes next need not wait for the lease.
+    instance.control.set(0, field!(deadline_ns), 0);
     summary(instance, false)
 }
 
@@ -96,8 +98,14 @@ pub fn kick(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
         .filter(|&slot| instance.ends.read(slot, field!(queued)) == Some(0))
         .filter_map(|slot| instance.ends.read(slot, field!(netns)))
         .collect();
-    for pod in pods.iter().filter(|p| waiting.contains(&p.netns.inode)) {
-        instance.kick(pod)?;
+    for netns in pods.iter().map(|p| &p.netns).filter(|n| waiting.contains(&n.inode)) {
+        instance.kick(netns)?;
+    }
+    for inode in waiting.iter().filter(|inode| pods.iter().all(|p| p.netns.inode != **inode)) {
+        // A namespace whose last process has ended has no readers that wait.
+        if let Some(netns) = node::netns_by_inode(*inode) {
+            instance.kick(&netns)?;
+        }
     }
     Ok(())
 }
