@@ -279,7 +279,7 @@ impl Session<'_> {
             };
             print(&json::document(&document)?)?;
         } else if self.heard.error.is_none() || !self.heard.summaries.is_empty() {
-            if dry_run || !self.heard.summaries.is_empty() {
+            if dry_run || pairs > 0 {
                 print(&pairs::table(&self.heard.nodes, &self.style, usize::MAX))?;
             }
             if !dry_run && !self.heard.summaries.is_empty() {

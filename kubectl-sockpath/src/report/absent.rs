@@ -20,6 +20,19 @@ pub(super) struct Situation<'a> {
     pub armed: &'a [String],
 }
 
+impl Situation<'_> {
+    /// A ping is answered by the kernel: no socket, no reader.
+    fn kernel_answers(&self) -> bool {
+        self.protocol == Protocol::Icmp && self.direction == Direction::Request
+    }
+}
+
+/// Whether a stage of the receiver is about its socket and what reads from it.
+fn is_socket(id: StageId) -> bool {
+    use StageId::{Copied, Dequeued, ReaderWoken, ReceiveQueue, ReceiveStackDone, SocketLookup};
+    matches!(id, SocketLookup | ReceiveQueue | ReaderWoken | ReceiveStackDone | Dequeued | Copied)
+}
+
 /// Adds the stages that were not seen.
 pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageRow> {
     if situation.class == Class::Bypass {
@@ -58,12 +71,12 @@ fn side(rows: Vec<StageRow>, side: Side, from_start: bool, to_end: bool, situati
     for stage in STAGES.iter().filter(|s| s.side == side && s.step.is_some()) {
         let index = stage.id as usize;
         let wanted = (from_start || index > first) && (to_end || index < last) && !observed.contains(&index);
-        if !wanted {
+        if !wanted || (is_socket(stage.id) && situation.kernel_answers()) {
             continue;
         }
         // Behind the last row of a lower number, so that times stay with the stage that was observed to begin there.
         let at = rows.iter().rposition(|r| r.step.is_some() && r.side == side && (r.id as usize) < index).map_or(0, |i| i + 1);
-        let neighbour = rows.get(at.min(rows.len().saturating_sub(1))).or(rows.first());
+        let neighbour = rows.get(at.saturating_sub(1));
         let (seen, note) = reason(stage, device.as_deref(), situation);
         let row = StageRow {
             id: stage.id,
