@@ -173,6 +173,16 @@ pub fn helper_binary() -> Result<PathBuf> {
     })
 }
 
+/// Whether this process runs as root; where that cannot be told, it is taken to.
+#[must_use]
+pub fn is_root() -> bool {
+    #[cfg(unix)]
+    if let Ok(own) = std::fs::metadata("/proc/self") {
+        return std::os::unix::fs::MetadataExt::uid(&own) == 0;
+    }
+    true
+}
+
 /// The helper's arguments for a lab command.
 fn helper_args(command: LabCommand) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["lab".into()];

@@ -49,6 +49,7 @@ pub fn main() -> ExitCode {
         Err(exit) => return exit,
     };
     let progress = Progress::new(cli.global.verbose);
+    let lab = cli.global.lab;
     let result = runtime.block_on(run(cli, &progress));
     progress.clear();
     // A blocked write to stdout or read of a file must not keep the process alive.
@@ -60,6 +61,9 @@ pub fn main() -> ExitCode {
             if matches!(exit, Exit::Failed | Exit::Usage) {
                 // stderr may be closed, too; there is nobody left to tell.
                 let _ = writeln!(std::io::stderr(), "error: {e:#}");
+                if exit == Exit::Failed && lab && !lab::is_root() {
+                    let _ = writeln!(std::io::stderr(), "the lab's helper needs root: try it with sudo");
+                }
             }
             exit.into()
         }

@@ -2,7 +2,8 @@
 //!
 //! Payload and most header fields are not observed, so headers are rebuilt from what is (addresses, ports, sequence numbers, kind,
 //! length) and everything else is zero; the section and every frame say so. What cannot be seen in a capture, the stages and their
-//! times, is in each frame's comment. Format: draft-ietf-opsawg-pcapng, link type RAW (101).
+//! times, is in each frame's comment. Format: draft-ietf-opsawg-pcapng. Link type NULL (an address family before the IP header): no link
+//! header has to be made up, and unlike RAW it has one number everywhere (libpcap refuses several RAW interfaces in one file).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +19,10 @@ const SECTION_HEADER: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 const ENHANCED_PACKET: u32 = 6;
 const BYTE_ORDER: u32 = 0x1a2b_3c4d;
-const LINKTYPE_RAW: u16 = 101;
+const LINKTYPE_NULL: u16 = 0;
+/// Address families of LINKTYPE_NULL.
+const FAMILY_IPV4: u32 = 2;
+const FAMILY_IPV6: u32 = 30;
 
 const OPT_COMMENT: u16 = 1;
 const SHB_USERAPPL: u16 = 4;
@@ -49,7 +53,7 @@ pub fn render(report: &Report) -> Vec<u8> {
     interfaces.dedup();
     for name in &interfaces {
         let mut body = Vec::new();
-        body.extend_from_slice(&LINKTYPE_RAW.to_le_bytes());
+        body.extend_from_slice(&LINKTYPE_NULL.to_le_bytes());
         body.extend_from_slice(&[0; 2]);
         body.extend_from_slice(&0u32.to_le_bytes());
         option(&mut body, IF_NAME, name.as_bytes());
@@ -142,17 +146,17 @@ impl Frame<'_> {
     }
 }
 
-/// Length of the packet on the wire side of IP, as the skb said where it did.
+/// Length of the whole packet with its address family.
 fn data_length(frame: &Frame<'_>) -> u32 {
     let overhead: u32 = if frame.flow.from.is_ipv4() { 20 } else { 40 };
     let transport: u32 = match frame.packet.protocol {
         Protocol::Tcp => 20,
         Protocol::Udp | Protocol::Icmp => 8,
     };
-    overhead + transport + frame.packet.payload
+    4 + overhead + transport + frame.packet.payload
 }
 
-/// IP and transport header.
+/// Address family, IP and transport header.
 fn headers(packet: &PacketRow, flow: Flow) -> Vec<u8> {
     let transport = transport(packet, flow);
     let number: u8 = match (packet.protocol, flow.from.is_ipv4()) {
@@ -163,7 +167,9 @@ fn headers(packet: &PacketRow, flow: Flow) -> Vec<u8> {
     };
     let length = u32::try_from(transport.len()).unwrap_or(0) + packet.payload;
     let short = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-    let mut out = Vec::with_capacity(60);
+    let mut out = Vec::with_capacity(64);
+    let family = if flow.from.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
+    out.extend_from_slice(&family.to_le_bytes());
     match (flow.from.ip(), flow.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             out.extend_from_slice(&[0x45, 0]);
