@@ -416,6 +416,7 @@ struct pt_regs {
 
 struct task_struct {
 	void *stack;
+	char comm[16];
 	struct files_struct *files;
 };
 

@@ -37,7 +37,8 @@ static __always_inline struct trace_event *reserve(enum trace_hook hook, void *c
 		e->flags = TRACE_F_SOFTIRQ;
 	} else {
 		e->pid = bpf_get_current_pid_tgid() >> 32;
-		bpf_get_current_comm(e->comm, sizeof(e->comm));
+		/* Netfilter programs have no bpf_get_current_comm() before 6.16. */
+		bpf_probe_read_kernel(e->comm, sizeof(e->comm), bpf_get_current_task_btf()->comm);
 	}
 	e->location = 0;
 	return e;

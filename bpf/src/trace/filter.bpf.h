@@ -48,6 +48,8 @@ static __always_inline bool is_target(const __u64 *addr, __u16 port)
 
 static __always_inline bool known_flow(const struct tuple *t)
 {
+	/* Before 6.4 a key must not be the argument of a global function. */
+	struct tuple there = *t;
 	struct tuple back = {
 		.src = { t->dst[0], t->dst[1] },
 		.dst = { t->src[0], t->src[1] },
@@ -56,7 +58,7 @@ static __always_inline bool known_flow(const struct tuple *t)
 		.protocol = t->protocol,
 	};
 
-	return bpf_map_lookup_elem(&flows, t) || bpf_map_lookup_elem(&flows, &back);
+	return bpf_map_lookup_elem(&flows, &there) || bpf_map_lookup_elem(&flows, &back);
 }
 
 static __always_inline bool addressed_as_the_pair(const struct tuple *t)

@@ -60,7 +60,7 @@ static __always_inline void remember_identity(const struct view *v, __u32 id)
 	struct identity key = { .t = v->t, .seq = v->seq, .has_payload = v->payload > 0 };
 
 	bpf_map_update_elem(&identities, &key, &id, BPF_ANY);
-	if (!addressed_as_the_pair(&v->t) && !bpf_map_update_elem(&flows, &v->t, &id, BPF_NOEXIST))
+	if (!addressed_as_the_pair(&v->t) && !bpf_map_update_elem(&flows, &key.t, &id, BPF_NOEXIST))
 		flow_count = 1;
 }
 
