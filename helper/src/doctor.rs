@@ -17,8 +17,8 @@ use crate::trace::hooks;
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
-/// Names of socket maps of ours begin with it.
-const OURS: &str = "sockpath";
+/// Names of socket maps of ours, in bpf/src/accel.
+const OURS: [&str; 2] = ["socks", "sockpath"];
 
 /// Capabilities by bit (include/uapi/linux/capability.h) and what is missing without each.
 const CAPABILITIES: [(u32, &str, &str); 6] = [
@@ -146,7 +146,10 @@ fn socket_maps() -> Check {
     let is_socket_map = |kind: &MapType| matches!(kind, MapType::Sockmap | MapType::Sockhash);
     let names: Vec<String> =
         MapInfoIter::default().filter(|m| is_socket_map(&m.ty)).map(|m| m.name.to_string_lossy().into_owned()).collect();
-    let (ours, others): (Vec<String>, Vec<String>) = names.into_iter().partition(|n| n.starts_with(OURS));
+    let (ours, others): (Vec<String>, Vec<String>) = names.into_iter().partition(|n| OURS.contains(&n.as_str()));
+    let mut others: Vec<String> = others;
+    others.sort();
+    others.dedup();
     if others.is_empty() {
         let found = if ours.is_empty() { "none".to_owned() } else { format!("{} of ours", ours.len()) };
         return row("socket maps", CheckState::Ok, found, None);

@@ -160,7 +160,7 @@ fn the_policy_admits_our_helper_and_nothing_else() {
         ("image", "/spec/containers/0/image", "registry.local/busybox:test".into()),
         ("command", "/spec/containers/0/command", serde_json::json!(["/bin/sh"])),
         ("args", "/spec/containers/0/args", serde_json::json!(["lab", "up"])),
-        ("privileged", "/spec/containers/0/securityContext/privileged", true.into()),
+        ("privileged", "/spec/containers/0/securityContext", serde_json::json!({"privileged": true, "capabilities": {"drop": ["ALL"]}})),
         ("writable root", "/spec/containers/0/securityContext/readOnlyRootFilesystem", false.into()),
         ("capability", "/spec/containers/0/securityContext/capabilities/add/0", "SYS_MODULE".into()),
         ("host directory", "/spec/volumes/0/hostPath/path", "/".into()),

@@ -28,8 +28,9 @@ pub fn uses_bpffs(mode: Mode) -> bool {
 pub fn capabilities(mode: Mode) -> Vec<Capability> {
     use Capability::{Bpf, NetAdmin, Perfmon, SysAdmin, SysPtrace, Syslog};
     match mode {
-        Mode::Trace => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
-        Mode::Accelerate | Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin],
+        // doctor looks at everything that any mode needs.
+        Mode::Trace | Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
+        Mode::Accelerate => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin],
     }
 }
 
