@@ -141,7 +141,7 @@ fn a_killed_helper_is_told_as_such() {
     run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--grace-period=0", "--force", "--wait=false"]));
     let (code, said) = running.end();
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("error: ") && said.contains("helper"), "{said}");
+    assert!(said.contains("error: ") && said.contains("its pod was deleted"), "{said}");
     cluster.assert_no_helpers();
 }
 
@@ -167,7 +167,9 @@ fn a_kubelet_that_stops_does_not_hold_the_plugin() {
     let (code, said) = running.end();
     let took = began.elapsed();
     cluster.daemon("cont", "n1", "kubelet");
-    assert_eq!(code, Some(130), "{said}");
+    // The helper cannot be reached through a frozen kubelet, so the report is incomplete, and that is said.
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("n1") && said.contains("did not end within"), "{said}");
     assert!(took < Duration::from_secs(6), "{took:?}: {said}");
     cluster.assert_no_helpers();
     let out = output(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));

@@ -1,14 +1,16 @@
 //! The stream to a helper: its stdin and stdout over WebSocket, and what its end leaves to be told.
 
 use std::collections::VecDeque;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, AttachedProcess};
 use sockpath_protocol::Request;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -44,6 +46,7 @@ pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &
         .max_stderr_buf_size(STDIN_BUFFER);
     let what = format!("attach to the helper pod {namespace}/{name}");
     let mut process = api.ask(&what, pods.attach(name, &params)).await.map_err(|p| remedy::for_attach(p, namespace))?;
+    let over = process.take_status();
     let (Some(mut stdin), Some(stdout), Some(stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
         return Err(Problem::new(Kind::Other, format!("cannot {what}: the stream has no stdin or stdout")));
     };
@@ -53,7 +56,43 @@ pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &
     let last = Arc::new(Mutex::new(VecDeque::new()));
     let listener = tokio::spawn(keep_lines(stderr, last.clone(), verbose));
     let keeper = PodKeeper { process, listener, last, pods, name: name.to_owned(), node: node.to_owned(), debts: debts.clone() };
-    Ok(Transport { nodes: vec![node.to_owned()], reader: Box::new(stdout), writer: Box::new(stdin), keeper: Box::new(keeper) })
+    Ok(Transport {
+        nodes: vec![node.to_owned()],
+        reader: Box::new(UntilOver::new(stdout, over)),
+        writer: Box::new(stdin),
+        keeper: Box::new(keeper),
+    })
+}
+
+/// A stream that ends when the connection does. kube (5.0) ends it only when the connection is closed in order: after an error
+/// its reader would wait for ever, because dropping the writing half of a `tokio::io::simplex` does not close it.
+struct UntilOver<R> {
+    inner: R,
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<R> UntilOver<R> {
+    fn new<T>(inner: R, over: Option<impl Future<Output = T> + Send + 'static>) -> Self {
+        Self { inner, over: over.map(|f| Box::pin(async move { drop(f.await) }) as _) }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for UntilOver<R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buf) {
+            return Poll::Ready(read);
+        }
+        if let Some(over) = &mut this.over {
+            std::task::ready!(over.as_mut().poll(cx));
+            this.over = None;
+        }
+        // Nothing more will be written; what was written before the end can be read now.
+        match Pin::new(&mut this.inner).poll_read(cx, buf) {
+            Poll::Pending => Poll::Ready(Ok(())),
+            read => read,
+        }
+    }
 }
 
 struct PodKeeper {
@@ -139,6 +178,20 @@ mod tests {
     fn terminated(state: Value) -> Value {
         json!({"containerStatuses": [
             {"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": state}}]})
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_ends_the_stream_after_what_it_brought() {
+        use tokio::io::AsyncReadExt;
+        let (reader, mut writer) = tokio::io::simplex(64);
+        let (end, over) = tokio::sync::oneshot::channel::<()>();
+        let mut stream = UntilOver::new(reader, Some(over));
+        writer.write_all(b"last words").await.unwrap();
+        // What kube does after an error: everything is dropped, nothing is shut down.
+        drop((writer, end));
+        let mut said = String::new();
+        tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut said)).await.expect("it ends").unwrap();
+        assert_eq!(said, "last words");
     }
 
     #[test]

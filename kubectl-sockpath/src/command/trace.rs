@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use sockpath_protocol::message::EndReason;
 use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::{Message, Request};
@@ -467,6 +468,9 @@ impl<'a> Session<'a> {
             if let Some(text) = &log.lost {
                 bail!("the helper on {}: {text}", member.name());
             }
+            if let (Some(why), false) = (log.ended.and_then(ended_from_outside), interrupted) {
+                bail!("the helper on {} {why}, what it would have seen later is missing", member.name());
+            }
         }
         if interrupted {
             return Ok(Exit::Interrupted);
@@ -484,6 +488,16 @@ impl<'a> Session<'a> {
             return Ok(Exit::Nothing);
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Ends of a helper's session that nobody here asked for.
+fn ended_from_outside(reason: EndReason) -> Option<&'static str> {
+    match reason {
+        EndReason::Signal => Some("was told to end (its pod was deleted, or its node drains)"),
+        EndReason::HeartbeatMissed => Some("heard nothing from here for too long and ended"),
+        EndReason::StdinClosed => Some("lost its connection to here and ended"),
+        EndReason::Done | EndReason::Finished | EndReason::Failed => None,
     }
 }
 
