@@ -28,8 +28,10 @@ pub fn uses_bpffs(mode: Mode) -> bool {
 pub fn capabilities(mode: Mode) -> Vec<Capability> {
     use Capability::{Bpf, NetAdmin, Perfmon, SysAdmin, SysPtrace, Syslog};
     match mode {
+        // No NET_ADMIN: taken away, every hook of a trace still attaches (docs/cluster.md).
+        Mode::Trace => vec![Bpf, Perfmon, SysPtrace, SysAdmin, Syslog],
         // doctor looks at everything that any mode needs.
-        Mode::Trace | Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
+        Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
         Mode::Accelerate => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin],
     }
 }
@@ -71,7 +73,7 @@ impl Capability {
         match self {
             Self::Bpf => "bpf(2): loading programs and creating maps (kernel/bpf/syscall.c, bpf_capable)",
             Self::Perfmon => "programs that read kernel memory: tracepoints, iterators, probe reads (bpf_prog_load, perfmon_capable)",
-            Self::NetAdmin => "netfilter, sockops and sk_msg programs and socket maps (is_net_admin_prog_type, sock_map_alloc)",
+            Self::NetAdmin => "the loopback device of the canaries' private namespace, refreshing conntrack entries (SIOCSIFFLAGS, nfnetlink_rcv)",
             Self::SysPtrace => "opening another process's /proc/PID/ns/net (proc_ns_get_link, ptrace_may_access)",
             Self::SysAdmin => "setns(2) into a pod's network namespace, for netfilter hooks and probes there (netns_install)",
             Self::Syslog => "addresses in /proc/kallsyms, to name the function that dropped a packet (kallsyms_show_value)",
