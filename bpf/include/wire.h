@@ -332,7 +332,6 @@ struct trace_stats {
 	unsigned long long sampled_out;
 	unsigned long long lost_events;
 	unsigned long long untracked;
-	unsigned long long filter_misses;
 };
 
 /* Packets on their way and packets at their socket; one word, so that a hook without work reads once and leaves. */

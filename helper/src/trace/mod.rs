@@ -170,7 +170,7 @@ impl Trace<'_> {
             sampled_out: stats.sampled_out,
             lost_events: stats.lost_events,
             untracked: stats.untracked,
-            filter_misses: stats.filter_misses + assembler.misses(),
+            filter_misses: assembler.misses(),
             recursion_misses,
             programs,
             helper_cpu_ns: cost::cpu_ns(),

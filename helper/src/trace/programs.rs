@@ -131,7 +131,6 @@ impl<'a> Programs<'a> {
             sum.sampled_out += field(2);
             sum.lost_events += field(3);
             sum.untracked += field(4);
-            sum.filter_misses += field(5);
         }
         Ok(sum)
     }

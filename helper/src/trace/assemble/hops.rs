@@ -123,10 +123,12 @@ fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<St
     let next = placed.get(i + 1);
     match stage {
         // A segment of an established connection goes by the route its socket keeps.
-        StageId::NfLocalOut if open.protocol == Protocol::Tcp && !open.was_at(Hook::TRACE_FIB_LOOKUP) => {
-            if !matches!(open.kind, PacketKind::Syn | PacketKind::SynAck) {
-                notes.push("cached route".to_owned());
-            }
+        StageId::NfLocalOut
+            if open.protocol == Protocol::Tcp
+                && !open.was_at(Hook::TRACE_FIB_LOOKUP)
+                && !matches!(open.kind, PacketKind::Syn | PacketKind::SynAck) =>
+        {
+            notes.push("cached route".to_owned());
         }
         StageId::LinkHeader | StageId::NodeLinkHeader if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_QUEUE) => {
             notes.push("cached neighbour".to_owned());
