@@ -73,6 +73,21 @@ static __always_inline int sending(void *ctx, const struct sk_buff *skb, const s
 	return 0;
 }
 
+/* Delivered here: from now on it waits for its reader. */
+static __always_inline void reached_its_socket(__u64 head)
+{
+	struct trace_packet *p = bpf_map_lookup_elem(&packets, &head);
+	__u32 zero = 0;
+	__u64 *last;
+
+	if (!p)
+		return;
+	arrived(p);
+	last = bpf_map_lookup_elem(&last_arrived, &zero);
+	if (last)
+		*last = head;
+}
+
 /* On the way in the link header has been pulled, and the network header may not be set yet. */
 static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum trace_hook hook)
 {
@@ -89,7 +104,10 @@ static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum 
 		s.may_begin = is_uplink((__u64)net_at(s.net)->inum << 32 | dev->ifindex);
 	if (idle() && !s.may_begin)
 		return 0;
-	hop(skb, data_of(skb), dev, &s, ctx);
+	/* Without netfilter links this is the last that is seen below the socket. */
+	if (hop(skb, data_of(skb), dev, &s, ctx) && origin_at_queue && hook == TRACE_RECEIVE_SKB &&
+	    net_at(s.net)->role & (TRACE_ROLE_SOURCE | TRACE_ROLE_TARGET))
+		reached_its_socket(head_of(skb));
 	return 0;
 }
 
@@ -109,6 +127,7 @@ int BPF_PROG(net_dev_queue, struct sk_buff *arg)
 	if (!s.net)
 		return 0;
 	s.may_begin = net_at(s.net)->role & (TRACE_ROLE_SOURCE | TRACE_ROLE_TARGET);
+	s.begins = s.may_begin && !(net_at(s.net)->role & TRACE_ROLE_NODE);
 	hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx);
 	return 0;
 }

@@ -17,9 +17,6 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 	__u8 hook = state->hook;
 	bool begins = first && hook == NF_INET_LOCAL_OUT;
 	struct sight s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins };
-	struct trace_packet *p;
-	__u32 zero = 0;
-	__u64 head;
 
 	if (idle() && !s.may_begin)
 		return NF_ACCEPT;
@@ -33,20 +30,13 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 		dev = state->in;
 	if (hook == NF_INET_FORWARD && state->out)
 		s.arg = state->out->ifindex;
-	head = head_of(skb);
 	if (!hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx))
 		return NF_ACCEPT;
 	if (first || hook != NF_INET_LOCAL_IN)
 		return NF_ACCEPT;
 	/* Delivered here; a tunnel's packet goes on when it has been unpacked. */
-	p = bpf_map_lookup_elem(&packets, &head);
-	if (p && !(net_at(s.net)->role == TRACE_ROLE_NODE)) {
-		__u64 *last = bpf_map_lookup_elem(&last_arrived, &zero);
-
-		arrived(p);
-		if (last)
-			*last = head;
-	}
+	if (net_at(s.net)->role != TRACE_ROLE_NODE)
+		reached_its_socket(head_of(skb));
 	return NF_ACCEPT;
 }
 

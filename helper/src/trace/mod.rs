@@ -61,6 +61,9 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         (false, n) => n,
     };
     let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone()));
+    if !offer.has_netfilter() {
+        assembler = assembler.without_netfilter();
+    }
     let mut storage = MaybeUninit::uninit();
     let programs = Programs::start(&mut storage, &scene, &offer, rate)?;
     let backlogs = Backlogs::watch(&scene);

@@ -74,10 +74,7 @@ impl Assembler {
         let course = self.conversations.find(protocol, sight.flow.reversed()).filter(|_| protocol == Protocol::Tcp);
         let Some(course) = course else {
             // UDP and ICMP know their packet. What wakes a listener is the packet that this CPU has just delivered.
-            let last = self
-                .on_cpu
-                .get(&sight.cpu)
-                .filter(|last| last.netns == sight.netns && matches!(last.hook, Hook::TRACE_NF_LAST_LOCAL_IN | Hook::TRACE_TCP_PROBE));
+            let last = self.on_cpu.get(&sight.cpu).filter(|last| last.netns == sight.netns && self.is_arrival(last.hook));
             let id = if sight.id == 0 { last.map(|last| last.id) } else { Some(sight.id) };
             if let Some(open) = id.and_then(|id| self.open.get_mut(&id))
                 && open.protocol == protocol

@@ -66,6 +66,7 @@ pub struct Assembler {
     on_cpu: HashMap<u16, LastOnCpu>,
     /// Neighbours that answered lately.
     answers: VecDeque<Answer>,
+    has_netfilter: bool,
     ready: Vec<Message>,
     last_id: u32,
     reported: u64,
@@ -88,12 +89,20 @@ impl Assembler {
             routes: VecDeque::new(),
             on_cpu: HashMap::new(),
             answers: VecDeque::new(),
+            has_netfilter: true,
             ready: Vec::new(),
             last_id: 0,
             reported: 0,
             delivered_requests: 0,
             misses: 0,
         }
+    }
+
+    /// Without netfilter links (before 6.4) a packet is delivered where a pod's stack receives it.
+    #[must_use]
+    pub fn without_netfilter(mut self) -> Self {
+        self.has_netfilter = false;
+        self
     }
 
     /// Packets from source to target that carried payload, were delivered and reported.
@@ -195,10 +204,11 @@ impl Assembler {
         }
         let (id, hook, netns, cpu, flow) = (sight.id, sight.hook, sight.netns, sight.cpu, sight.flow);
         let is_error = sight.has(trace_flag::TRACE_F_ICMP_ERROR);
+        let arrives = self.is_arrival(hook) && self.places.territory(netns).is_some_and(|t| t.source || t.target);
         self.on_cpu.insert(cpu, LastOnCpu { id, hook, netns });
         let Some(open) = self.open.get_mut(&id) else { return };
         let course = open.course;
-        if hook == Hook::TRACE_NF_LAST_LOCAL_IN && self.places.territory(netns).is_some_and(|t| t.source || t.target) {
+        if arrives && open.arrived_in.is_none() {
             open.arrived_in = Some(netns);
             if open.is_for_a_reader() {
                 self.waiting.entry(course).or_default().push_back(id);
@@ -207,6 +217,15 @@ impl Assembler {
         self.sights += usize::from(open.add(sight));
         if !is_error && self.conversations.find(protocol, flow).is_none() {
             self.conversations.join(protocol, flow, course);
+        }
+    }
+
+    /// Whether what is seen here in a pod is delivered to it.
+    fn is_arrival(&self, hook: Hook) -> bool {
+        match hook {
+            Hook::TRACE_NF_LAST_LOCAL_IN | Hook::TRACE_TCP_PROBE => true,
+            Hook::TRACE_RECEIVE_SKB => !self.has_netfilter,
+            _ => false,
         }
     }
 

@@ -7,6 +7,7 @@ use sockpath_protocol::packet::{Device, DeviceKind, Direction, Flow, HeaderOffse
 use sockpath_protocol::request::{Frontend, Service};
 
 use super::*;
+use crate::trace::event::hook_name;
 use crate::trace::places::{Equipment, Territory};
 
 const CURL: u32 = 1;
@@ -376,6 +377,20 @@ fn in_a_pod_the_one_who_asks_is_the_source_and_a_port_may_be_used_again() {
     let of: Vec<_> = packets.iter().map(|p| (p.conversation, p.direction)).collect();
     let (there, back) = (Direction::Request, Direction::Reply);
     assert_eq!(of, [(1, there), (1, back), (1, there), (2, there)]);
+}
+
+#[test]
+fn without_netfilter_links_a_pod_that_receives_has_it() {
+    let mut a = assembler().without_netfilter();
+    let netfilter = |s: &Sight| !hook_name(s.hook).starts_with("netfilter/");
+    see_all(&mut a, same_node(1, 1000).into_iter().filter(netfilter));
+    a.see(sight(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
+    a.see(socket(Hook::TRACE_RCV_SPACE_ADJUST, HTTPBIN, direct().reversed(), 1100, 0, 61_000));
+    a.settle(10 * MS);
+    let packets = packets(&mut a);
+    assert_eq!(packets[0].outcome, Outcome::Delivered);
+    let stages = stages(&packets[0]);
+    assert_eq!((stages.first(), stages.last()), (Some(&"send-stack-done"), Some(&"copied")));
 }
 
 #[test]
