@@ -110,7 +110,9 @@ int BPF_PROG(consume_skb, struct sk_buff *arg)
 		e->len = skb->len;
 		submit(e);
 	}
-	forget(head, p);
+	/* The reader's call has not returned yet: it ends the wait. */
+	if (!p->has_payload)
+		forget(head, p);
 	return 0;
 }
 
