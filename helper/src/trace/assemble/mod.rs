@@ -195,7 +195,8 @@ impl Assembler {
             return;
         }
         if !self.open.contains_key(&sight.id) {
-            if sight.id <= self.last_id {
+            // Two CPUs may number their packets in one order and report them in the other.
+            if sight.id <= self.last_id && !sight.has(trace_flag::TRACE_F_ORIGIN) {
                 // Reported already; a clone or a late reader.
                 self.misses += 1;
                 return;
@@ -230,7 +231,7 @@ impl Assembler {
     }
 
     fn begin(&mut self, protocol: Protocol, sight: &Sight) {
-        self.last_id = sight.id;
+        self.last_id = self.last_id.max(sight.id);
         let about = sight.has(trace_flag::TRACE_F_ICMP_ERROR).then(|| self.conversations.about(sight.flow)).flatten();
         let course = about.unwrap_or_else(|| self.conversations.of(protocol, sight.flow, sight.kind, sight.seq));
         let mut open = Open::new(course, protocol, sight);

@@ -394,6 +394,17 @@ fn without_netfilter_links_a_pod_that_receives_has_it() {
 }
 
 #[test]
+fn packets_of_two_cpus_may_come_in_the_other_order() {
+    let mut a = assembler();
+    let origin = u8::try_from(trace_flag::TRACE_F_ORIGIN.0).expect("a flag");
+    for id in [2, 1] {
+        a.see(Sight { flags: origin, ..sight(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2, 1000) });
+    }
+    a.finish(MS);
+    assert_eq!(packets(&mut a).len(), 2);
+}
+
+#[test]
 fn memory_stays_bounded_whatever_comes() {
     let mut a = assembler();
     let mut reported = 0;
