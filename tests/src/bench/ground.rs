@@ -14,7 +14,7 @@ use crate::lab::Lab;
 use crate::torture::controller::forward_service_ports;
 
 /// The lab's Service forwards these ports of httpbin too.
-const PORT: u16 = 7300;
+pub const PORT: u16 = 7300;
 
 /// Whether both peers share a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,8 +153,14 @@ impl Ground {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self, pod: &str, args: &[&str]) -> Result<Process> {
+        Process::start(self.exec(pod, args))
+    }
+
+    /// This program with other arguments in a pod, not yet started.
+    #[must_use]
+    pub fn exec(&self, pod: &str, args: &[&str]) -> Command {
         let program = self.program.to_string_lossy();
-        Process::start(self.lab.exec(pod, [&*program].into_iter().chain(args.iter().copied())))
+        self.lab.exec(pod, [&*program].into_iter().chain(args.iter().copied()))
     }
 
     /// An address of a pod.
@@ -206,8 +212,7 @@ impl Ground {
         let load = clap::ValueEnum::to_possible_value(&load).context("a load without a name")?;
         let (size, ms) = (size.to_string(), time.as_millis().to_string());
         let args = ["client", "--cpu", "0", "--to", &to, "--load", load.get_name(), "--size", &size, "--ms", &ms];
-        let program = self.program.to_string_lossy();
-        let out = self.lab.exec(pod, [&*program].into_iter().chain(args)).output().context("cannot run a client")?;
+        let out = self.exec(pod, &args).output().context("cannot run a client")?;
         ensure!(out.status.success(), "the client ({way:?}): {}", String::from_utf8_lossy(&out.stderr).trim());
         serde_json::from_slice(&out.stdout).context("the client printed no result")
     }

@@ -2,9 +2,11 @@
 
 pub mod accel;
 pub mod ground;
+pub mod many;
 pub mod measure;
 pub mod peer;
 pub mod programs;
 pub mod stats;
 pub mod suite;
 pub mod table;
+pub mod trace;

@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::accel;
 use super::ground::Ground;
 use super::measure::Effort;
-use super::programs;
 use super::table::Table;
+use super::{many, programs, trace};
 
 /// Runs what `only` names (everything when it is empty) and prints the tables.
 ///
@@ -18,12 +18,14 @@ pub fn run(quick: bool, only: &[String]) -> Result<()> {
     type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
-    let sections: [(&str, Section, Effort); 5] = [
+    let sections: [(&str, Section, Effort); 7] = [
         ("rr", accel::request_response, Effort { repeats, time: short }),
         ("streams", accel::streams, Effort { repeats, time: long }),
         ("connections", accel::connections, Effort { repeats, time: long }),
         ("programs", programs::programs, Effort { repeats: if quick { 2 } else { 5 }, time: Duration::from_secs(1) }),
         ("bystanders", accel::bystanders, Effort { repeats, time: short }),
+        ("many", many::many, Effort { repeats: 1, time: short }),
+        ("trace", trace::trace, Effort { repeats, time: short }),
     ];
     let start = Instant::now();
     println!("{}", heading(quick)?);

@@ -55,7 +55,7 @@ pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool) ->
         let way = rng.pick(&ways);
         round(lab, way, without_order_gate, &mut rng, &mut deeds, over).with_context(|| format!("acceleration that ends by {way:?}"))?;
         *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
-        doze(Duration::from_millis(rng.log_between(1, 800)), over);
+        doze(Duration::from_millis(rng.log_between(1, 300)), over);
     }
     Ok(deeds)
 }

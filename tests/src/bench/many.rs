@@ -1,0 +1,87 @@
+//! Ten thousand connections at once.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::ground::{Ground, Process};
+use super::measure::Effort;
+use super::peer::Run;
+use super::table::{Table, reached};
+use crate::torture::accelerator::{Accelerator, Choice};
+
+const COUNT: usize = 10_000;
+/// Exchanges per measurement: three over each connection.
+const EXCHANGES: usize = 3 * COUNT;
+
+fn turnaround(client: &mut Process, exchanges: usize) -> Result<Run> {
+    client.say(&exchanges.to_string())?;
+    serde_json::from_str(&client.line()?).context("the client printed no result")
+}
+
+/// All BPF maps of this machine: bytes that the kernel accounts, by id.
+fn maps() -> Result<BTreeMap<u64, u64>> {
+    let out = Command::new("bpftool").args(["-j", "map", "list"]).output().context("cannot run bpftool")?;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).context("bpftool -j map list")?;
+    Ok(list.iter().filter_map(|m| Some((m["id"].as_u64()?, m["bytes_memlock"].as_u64()?))).collect())
+}
+
+fn resident(pid: u32) -> Result<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    Ok(statm.split(' ').nth(1).context("no resident size")?.parse::<u64>()? * 4096)
+}
+
+/// Opens them, accelerates them while they are open, and looks at time, memory and turnaround.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
+    let mut table = Table::new("10,000 connections between two pods", &["what", "measured", "goal"]);
+    let to = std::net::SocketAddr::new(ground.ip("httpbin")?, super::ground::PORT).to_string();
+    let mut client = ground.start("curl", &["many", "--to", &to, "--count", &COUNT.to_string()])?;
+    let opened: Run = serde_json::from_str(&client.line()?)?;
+    let plain = turnaround(&mut client, EXCHANGES)?;
+    table.row(vec!["opened over plain TCP".to_owned(), format!("{:.0} connections/s", opened.rate), "-".to_owned()]);
+    let us = |run: &Run| format!("p50 {:.1} us, p99 {:.1} us", run.p50_ns as f64 / 1e3, run.p99_ns as f64 / 1e3);
+    table.row(vec!["turnaround over plain TCP, all in turn".to_owned(), us(&plain), "-".to_owned()]);
+
+    let before = maps()?;
+    let start = Instant::now();
+    let mut on = match Accelerator::start_with(&ground.lab, &Choice { lease: Duration::from_secs(60), ..Choice::default() }) {
+        Ok(on) => on,
+        Err(e) => {
+            table.note(format!("Not accelerated: {e:#}"));
+            return Ok(vec![table]);
+        }
+    };
+    let armed = start.elapsed();
+    // Pairs are opened for redirection by what their readers do, so they have to be used meanwhile.
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut accelerated = 0;
+    while accelerated < COUNT as u64 && Instant::now() < end {
+        turnaround(&mut client, COUNT)?;
+        on.0.drain();
+        accelerated = on.next_pairs()?.totals.accelerated;
+    }
+    let took = start.elapsed();
+    let goal = if took < Duration::from_secs(2) && accelerated >= COUNT as u64 { "< 2 s: yes" } else { "< 2 s: **no**" };
+    let what = format!("{accelerated} of them accelerated (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
+    table.row(vec![what, format!("{:.2} s", took.as_secs_f64()), goal.to_owned()]);
+    let fast = turnaround(&mut client, EXCHANGES)?;
+    let ratio = plain.p50_ns as f64 / fast.p50_ns.max(1) as f64;
+    table.row(vec!["turnaround accelerated, all in turn".to_owned(), format!("{} ({ratio:.2} x plain)", us(&fast)), reached(ratio, 1.0)]);
+    // On a machine that does nothing else, new maps are ours.
+    let maps: u64 = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
+    let rss = resident(on.0.pid())?;
+    let each = (maps + rss) as f64 / COUNT as f64 / 1024.0;
+    let goal = if each < 4.0 { "< 4 KiB: yes" } else { "< 4 KiB: **no**" };
+    let sizes = format!("{:.1} MiB of maps, {:.1} MiB of the helper", maps as f64 / f64::from(1 << 20), rss as f64 / f64::from(1 << 20));
+    table.row(vec![format!("our memory per connection ({sizes})"), format!("{each:.2} KiB"), goal.to_owned()]);
+    let start = Instant::now();
+    on.finish()?;
+    table.row(vec!["back to plain TCP".to_owned(), format!("{:.2} s", start.elapsed().as_secs_f64()), "-".to_owned()]);
+    turnaround(&mut client, COUNT).context("after the end")?;
+    Ok(vec![table])
+}
