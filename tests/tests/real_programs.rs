@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sockpath_tests::lab::Lab;
+use sockpath_tests::polled::Polled;
 use sockpath_tests::services::{Program, Service};
 use sockpath_tests::torture::accelerator::Accelerator;
 use sockpath_tests::torture::content::{Content, Direction};
@@ -76,10 +77,10 @@ impl Stage {
         text_of(command, &out)
     }
 
-    fn connect(&self, to: SocketAddr) -> TcpStream {
+    fn connect(&self, to: SocketAddr) -> Polled<TcpStream> {
         let stream = self.lab.inside("curl", || TcpStream::connect(to)).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("time-out");
-        stream
+        stream.set_nonblocking(true).expect("O_NONBLOCK");
+        Polled(stream)
     }
 }
 
@@ -250,7 +251,7 @@ fn python_asyncio() {
                     while start.elapsed() < LOAD {
                         let n = rng.log_between(1, 50_000);
                         let data = content.bytes(at, usize::try_from(n).expect("a small number"));
-                        let (mut reader, mut writer) = (&stream, &stream);
+                        let (mut reader, mut writer) = (Polled(&stream.0), Polled(&stream.0));
                         let mut got = vec![0; data.len()];
                         std::thread::scope(|inner| {
                             inner.spawn(|| writer.write_all(&data).expect("write"));
@@ -259,8 +260,8 @@ fn python_asyncio() {
                         content.check(at, &got).expect("bytes came back altered");
                         at += n;
                     }
-                    stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
-                    assert_eq!((&stream).read(&mut [0; 1]).expect("end of stream"), 0);
+                    stream.0.shutdown(std::net::Shutdown::Write).expect("shutdown");
+                    assert_eq!(Polled(&stream.0).read(&mut [0; 1]).expect("end of stream"), 0);
                 });
             }
         });

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::stats::quantile;
+use crate::polled::Polled;
 use crate::torture::net::{Kind, Socket};
 
 /// What is measured.
@@ -63,15 +64,15 @@ trait Stream: Read + Write + Send {
     fn half_close(&self) -> io::Result<()>;
 }
 
-impl Stream for std::net::TcpStream {
+impl Stream for Polled<std::net::TcpStream> {
     fn half_close(&self) -> io::Result<()> {
-        self.shutdown(std::net::Shutdown::Write)
+        self.0.shutdown(std::net::Shutdown::Write)
     }
 }
 
-impl Stream for UnixStream {
+impl Stream for Polled<UnixStream> {
     fn half_close(&self) -> io::Result<()> {
-        self.shutdown(std::net::Shutdown::Write)
+        self.0.shutdown(std::net::Shutdown::Write)
     }
 }
 
@@ -97,8 +98,9 @@ pub fn serve(port: Option<u16>, path: Option<PathBuf>) -> Result<()> {
         std::thread::spawn(move || while sink.recv(&mut [0; 2048]).is_ok() {});
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                let _ = stream.set_nodelay(true);
-                spawn(stream);
+                if stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).is_ok() {
+                    spawn(Polled(stream));
+                }
             }
         });
     }
@@ -107,7 +109,9 @@ pub fn serve(port: Option<u16>, path: Option<PathBuf>) -> Result<()> {
         let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                spawn(stream);
+                if stream.set_nonblocking(true).is_ok() {
+                    spawn(Polled(stream));
+                }
             }
         });
     }
@@ -164,9 +168,14 @@ fn open(to: &Place, load: u8, size: usize) -> Result<Box<dyn Stream>> {
         Place::Tcp(to) => {
             let stream = std::net::TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
             stream.set_nodelay(true)?;
-            Box::new(stream)
+            stream.set_nonblocking(true)?;
+            Box::new(Polled(stream))
         }
-        Place::Unix(path) => Box::new(UnixStream::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?),
+        Place::Unix(path) => {
+            let stream = UnixStream::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;
+            stream.set_nonblocking(true)?;
+            Box::new(Polled(stream))
+        }
     };
     stream.write_all(&header(load, size))?;
     Ok(stream)
@@ -247,6 +256,7 @@ fn connect(to: &Place, size: usize, time: Duration) -> Result<Run> {
         socket.send(&request, 0)?;
         let mut have = 0;
         while have < size {
+            socket.poll(libc::POLLIN, None)?;
             match socket.recv(&mut request[..size], 0)? {
                 0 => bail!("the server closed"),
                 n => have += n,
@@ -313,6 +323,7 @@ pub fn many(to: SocketAddr, count: usize) -> Result<()> {
             socket.send(&[1; 64], 0)?;
             let mut have = 0;
             while have < 64 {
+                socket.poll(libc::POLLIN, None)?;
                 match socket.recv(&mut [0; 64], 0)? {
                     0 => bail!("the server closed"),
                     n => have += n,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::agent::{Answer, Op, Request, Response};
 use super::peers::torture_program;
+use super::reader::ReaderKind;
 use crate::lab::Lab;
 
 /// Longest wait for a call that is not meant to block. A plain run on a busy machine of two CPUs stays far below.
@@ -265,10 +266,10 @@ impl Remote {
         assert_eq!(self.number(Op::SendContent { id, from, len }), i64::try_from(len).unwrap_or(-1));
     }
 
-    /// One recv of at most `len` bytes.
+    /// Reads at most `len` bytes as an event loop does: poll(2), then recv. Who sleeps inside recv is left alone by default.
     #[must_use]
     pub fn recv(&self, len: usize) -> Vec<u8> {
-        self.start_on(0, Op::Recv { len, flags: 0 }).bytes()
+        self.start_on(0, Op::Read { kind: ReaderKind::Poll, len }).bytes()
     }
 
     /// Receives exactly `len` bytes.

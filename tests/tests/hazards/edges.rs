@@ -44,7 +44,7 @@ fn stream(scene: &Scene, port: u16, size: usize) -> f64 {
     let (client, server) = scene.connect(port);
     let total = size * 20_000;
     let start = Instant::now();
-    let kind = ReaderKind::Recv;
+    let kind = ReaderKind::Poll;
     let reading = server.start_on(1, Op::ReadContent { id: 4, from: 0, to: total as u64, kind, pause_us: 0 });
     for from in (0..total).step_by(total / 4) {
         client.send_content(4, from as u64, total / 4);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::Remote;
+use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{Scene, exchange};
 
@@ -11,7 +12,7 @@ const RESET: Answer = Answer::Errno(libc::ECONNRESET);
 const BROKEN: Answer = Answer::Errno(libc::EPIPE);
 
 fn recv(socket: &Remote) -> Answer {
-    socket.call(Op::Recv { len: 100, flags: 0 })
+    socket.call(Op::Read { kind: ReaderKind::Poll, len: 100 })
 }
 
 fn end_of_stream() -> Answer {
@@ -133,6 +134,23 @@ fn h12_reset_wakes_a_sleeping_reader() {
         a.done(Op::Linger { seconds: Some(0) });
         a.close();
         assert_eq!(asleep.wait(), RESET);
+    });
+}
+
+#[test]
+fn h12_answer_after_a_long_stream() {
+    const TOTAL: usize = 24 << 20;
+    both_ways("h12_answer_after_a_long_stream", |a, b| {
+        // The writer fills every budget and buffer, half-closes and sleeps inside recv: room in its send buffer wakes it.
+        let writing = a.start_on(1, Op::SendContent { id: 2, from: 0, len: TOTAL });
+        let all = i64::try_from(TOTAL).unwrap_or(0);
+        let reading = b.start_on(1, Op::ReadContent { id: 2, from: 0, to: u64::MAX, kind: ReaderKind::Poll, pause_us: 200 });
+        assert_eq!(writing.number(), all);
+        a.done(Op::Shutdown { how: libc::SHUT_WR });
+        let answer = a.start_on(1, Op::Recv { len: 100, flags: 0 });
+        assert_eq!(reading.number(), all);
+        b.send(b"thank you");
+        assert_eq!(answer.wait(), Answer::Bytes(b"thank you".to_vec()));
     });
 }
 

@@ -47,7 +47,7 @@ fn h18_cloned_identity() {
         for (id, client, server) in &connections {
             for (from, to) in [(client, server), (server, client)] {
                 from.send_content(*id, at, 100);
-                let read = to.number(Op::ReadContent { id: *id, from: at, to: at + 100, kind: ReaderKind::Recv, pause_us: 0 });
+                let read = to.number(Op::ReadContent { id: *id, from: at, to: at + 100, kind: ReaderKind::Poll, pause_us: 0 });
                 assert_eq!(read, i64::try_from(at + 100).expect("a small number"), "connection {id}");
             }
         }
@@ -71,7 +71,7 @@ fn h18_port_reuse() {
         for step in 0..20 {
             client.send_content(round, step * 50, 50);
             let read =
-                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Recv, pause_us: 0 });
+                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
             assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
             server.send(b"!");
             assert_eq!(client.recv_exactly(1), b"!");
