@@ -29,6 +29,11 @@ pub fn skipped(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {why}");
 }
 
+/// Says that a connection showed what TCP would not, in a way that is known and documented.
+pub fn deviation(test: &str, what: &str) {
+    let _ = writeln!(std::io::stderr(), "\ndeviation: {test}: {what}");
+}
+
 /// Whether a program is installed; says that the test is skipped when it is not.
 #[must_use]
 pub fn program_or_skip(test: &str, program: &str, package: &str) -> bool {

@@ -90,6 +90,10 @@ impl Torture {
             }
             anyhow::Ok(verdict)
         })?;
+        let deviations = verdict.clients.deviations + verdict.servers.deviations;
+        if deviations > 0 && !self.accelerate {
+            verdict.faults.push(format!("{deviations} connections saw no reset although the peer closed with unread bytes"));
+        }
         if self.accelerate
             && let Err(e) = chaos::nothing_left(&lab)
         {
@@ -205,6 +209,7 @@ fn add(sum: &mut Totals, more: &Totals) {
     sum.received += more.received;
     sum.sent += more.sent;
     sum.faults += more.faults;
+    sum.deviations += more.deviations;
     sum.digest = sum.digest.wrapping_add(more.digest);
     for (route, n) in &more.routes {
         *sum.routes.entry(route.clone()).or_default() += n;
@@ -334,6 +339,10 @@ impl fmt::Display for Verdict {
             let ways: Vec<_> = deeds.ways.iter().map(|(w, n)| format!("{w} {n}")).collect();
             let (mb, messages) = (deeds.bypassed_bytes / MB, deeds.bypassed_messages);
             writeln!(f, "acceleration went on and off: {}; {mb} MB in {messages} messages bypassed TCP", ways.join(", "))?;
+        }
+        let deviations = self.clients.deviations + self.servers.deviations;
+        if deviations > 0 {
+            writeln!(f, "deviation: {deviations} connections whose peer closed with unread bytes saw a FIN where TCP sends a reset")?;
         }
         for skipped in &self.skipped {
             writeln!(f, "skipped: {skipped}")?;

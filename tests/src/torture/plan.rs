@@ -281,6 +281,13 @@ impl Plan {
     pub fn deterministic(&self) -> bool {
         !matches!(self.ending, Ending::Abrupt(..))
     }
+
+    /// Whether it sees the same on an accelerated connection. Closing with redirected bytes unread sends a FIN where TCP sends a
+    /// reset: `__tcp_close()` looks only at `sk_receive_queue`, and no BPF hook may send a reset there.
+    #[must_use]
+    pub fn same_when_accelerated(&self) -> bool {
+        self.deterministic() && !matches!(self.ending, Ending::CloseUnread(_))
+    }
 }
 
 fn side_plan(r: &mut Prng, ping_pong: bool) -> SidePlan {

