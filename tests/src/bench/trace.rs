@@ -1,6 +1,7 @@
 //! What tracing costs: on the pair that is traced, on others, beside bpftrace, and how fast it starts and ends.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -43,6 +44,14 @@ impl Tracing {
         let mut stdin = child.stdin.take().context("no stdin")?;
         let stdout = child.stdout.take().context("no stdout")?;
         writeln!(stdin, "{}", serde_json::to_string(&Request::Trace(Box::new(request)))?)?;
+        // Without it the helper would end by itself in the middle of a longer run.
+        let mut heart = std::fs::File::from(stdin.as_fd().try_clone_to_owned()?);
+        let beat = serde_json::to_string(&Request::Heartbeat)?;
+        std::thread::spawn(move || {
+            while writeln!(heart, "{beat}").is_ok() {
+                std::thread::sleep(Duration::from_millis(sockpath_protocol::HEARTBEAT_INTERVAL_MS));
+            }
+        });
         let (tx, armed) = channel();
         std::thread::spawn(move || {
             let mut reader = BufReader::with_capacity(1 << 20, stdout);

@@ -133,7 +133,16 @@ fn h12_reset_wakes_a_sleeping_reader() {
         assert!(asleep.blocks_for(Duration::from_millis(100)));
         a.done(Op::Linger { seconds: Some(0) });
         a.close();
-        assert_eq!(asleep.wait(), RESET);
+        let told = asleep.wait();
+        if told == Answer::Errno(libc::EAGAIN) {
+            // tcp_bpf_recvmsg() gives that whenever it is woken without data; such a reader is left alone from its first sleep on.
+            assert_eq!(recv(b), RESET);
+            let what =
+                "a reader that polled so far and sleeps inside recv for the first time is told of a reset by EAGAIN, then ECONNRESET";
+            sockpath_tests::deviation("h12_reset_wakes_a_sleeping_reader", what);
+        } else {
+            assert_eq!(told, RESET);
+        }
     });
 }
 
