@@ -12,7 +12,7 @@ use sockpath_protocol::{Message, Request};
 use super::attend::{Audience, SNAPSHOT, attend, tell};
 use super::canary;
 use super::detached;
-use super::instance::{Instance, Start};
+use super::instance::{Instance, Start, is_without_order_gate};
 use super::pins::Pins;
 use super::report::PodNames;
 use super::shared::field;
@@ -131,7 +131,7 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
     for canary in canaries {
         session.send(&Message::Canary(canary))?;
     }
-    if let Some(failed) = failed {
+    if let Some(failed) = failed.filter(|_| !is_without_order_gate()) {
         return Err(Coded::new(
             "canary",
             format!(

@@ -82,7 +82,7 @@ impl Instance {
     pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
         let mut open = AccelSkelBuilder::default().open(&mut storage).context("cannot open the programs")?;
-        if std::env::var_os("SOCKPATH_TEST_NO_ORDER_GATE").is_some_and(|v| v == "1")
+        if is_without_order_gate()
             && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
         {
             rodata.no_order_gate = true;
@@ -329,6 +329,11 @@ impl Instance {
     pub fn used(&self) -> usize {
         (self.control.read(0, field!(fresh)).unwrap_or(0) as usize).min(self.ends.len())
     }
+}
+
+/// Whether this is the variant that corrupts data, with which the torture suite shows that it notices.
+pub fn is_without_order_gate() -> bool {
+    std::env::var_os("SOCKPATH_TEST_NO_ORDER_GATE").is_some_and(|v| v == "1")
 }
 
 /// Whether what is pinned has the layout of this version.

@@ -1,0 +1,112 @@
+//! The life of an acceleration on a real kernel: who may start it, what it says, how it goes on and how it ends.
+
+#![allow(missing_docs, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState};
+use sockpath_protocol::{Message, Request};
+use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
+
+#[path = "hazards/scene.rs"]
+#[allow(dead_code, reason = "the hazards use the rest")]
+mod scene;
+
+use scene::{Scene, exchange, pair};
+
+fn pins(scene: &Scene) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("sockpath-{}", scene.lab.instance()))
+}
+
+#[test]
+fn the_kernel_is_tried_out_first() {
+    let Some(scene) = Scene::new("the_kernel_is_tried_out_first") else { return };
+    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    session.say(&Request::Accelerate(Box::new(Choice::default().request(&scene.lab)))).expect("the helper reads");
+    let mut canaries: Vec<Canary> = Vec::new();
+    session
+        .expect("a table of pairs", |m| {
+            if let Message::Canary(c) = m {
+                canaries.push(c.clone());
+            }
+            matches!(m, Message::Pairs(p) if p.pairs.is_empty()).then_some(())
+        })
+        .expect("it starts");
+    for name in ["redirect", "order", "fionread", "fin"] {
+        assert!(canaries.iter().any(|c| c.name == name && c.passed), "{canaries:#?}");
+    }
+    session.hang_up().expect("end");
+    assert!(!pins(&scene).exists(), "something is left behind");
+}
+
+#[test]
+fn a_second_user_is_told_who_holds_it() {
+    let Some(scene) = Scene::new("a_second_user_is_told_who_holds_it") else { return };
+    let on = scene.accelerate();
+    let refused = Accelerator::start(&scene.lab).expect_err("two at once");
+    let refused = refused.downcast_ref::<HelperError>().expect("the helper's own words");
+    assert_eq!(refused.code, "held");
+    assert!(refused.text.contains("torture-"), "it does not say who: {refused}");
+    on.finish().expect("end");
+}
+
+#[test]
+fn a_dry_run_touches_nothing() {
+    let Some(scene) = Scene::new("a_dry_run_touches_nothing") else { return };
+    let (client, server) = scene.connect(6000);
+    let request = AccelerateRequest { dry_run_ms: Some(1_500), ..Choice::default().request(&scene.lab) };
+    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    session.say(&Request::Accelerate(Box::new(request))).expect("the helper reads");
+    session.expect("a table of pairs", |m| matches!(m, Message::Pairs(_)).then_some(())).expect("it starts");
+    exchange(&client, &server, 50);
+    let summary = session.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None }).expect("an end");
+    assert_eq!(summary.totals.bypassed_messages, 0);
+    assert!(summary.totals.open >= 1, "the connection was not seen: {summary:#?}");
+    session.hang_up().expect("end");
+    assert!(!pins(&scene).exists(), "something is left behind");
+}
+
+#[test]
+fn detached_it_goes_on_and_ends_by_itself() {
+    let Some(scene) = Scene::new("detached_it_goes_on_and_ends_by_itself") else { return };
+    let on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(12), ..Choice::default() });
+    assert!(on.finish().expect("end").detached);
+    // A connection that is made afterwards.
+    let (client, server) = scene.connect(6000);
+    let end = Instant::now() + Duration::from_secs(8);
+    loop {
+        exchange(&client, &server, 50);
+        let status = accelerator::status(&scene.lab).expect("a status");
+        assert!(status.active);
+        if status.pairs.pairs.iter().any(|p| p.state == PairState::Accelerated && !p.live) {
+            break;
+        }
+        assert!(Instant::now() < end, "{status:#?}");
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while pins(&scene).exists() {
+        exchange(&client, &server, 5);
+        assert!(Instant::now() < end, "it did not end with its lease");
+    }
+    exchange(&client, &server, 5);
+}
+
+#[test]
+fn what_a_killed_helper_leaves_is_cleaned_up() {
+    let Some(scene) = Scene::new("what_a_killed_helper_leaves_is_cleaned_up") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    on.0.kill().expect("kill");
+    exchange(&client, &server, 20);
+    assert!(pins(&scene).exists());
+    accelerator::cleanup(&scene.lab).expect("cleanup");
+    assert!(!pins(&scene).exists(), "something is left behind");
+    exchange(&client, &server, 20);
+    // And nothing is in the way of the next.
+    let mut on = scene.accelerate();
+    scene::await_accelerated(&mut on, &client, &server);
+    assert!(pair(&mut on, &client).is_some_and(|p| p.live));
+    on.finish().expect("end");
+    assert!(!pins(&scene).exists(), "something is left behind");
+}
