@@ -164,7 +164,11 @@ fn the_policy_admits_our_helper_and_nothing_else() {
         ("writable root", "/spec/containers/0/securityContext/readOnlyRootFilesystem", false.into()),
         ("capability", "/spec/containers/0/securityContext/capabilities/add/0", "SYS_MODULE".into()),
         ("host directory", "/spec/volumes/0/hostPath/path", "/".into()),
-        ("writable cgroups", "/spec/containers/0/volumeMounts/0/readOnly", false.into()),
+        (
+            "writable cgroups",
+            "/spec/containers/0/volumeMounts/0",
+            serde_json::json!({"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": false}),
+        ),
         ("token", "/spec/automountServiceAccountToken", true.into()),
         ("restart", "/spec/restartPolicy", "Always".into()),
         ("deadline", "/spec/activeDeadlineSeconds", 1_000_000.into()),
