@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use sockpath_tests::lab::{Lab, succeed};
 use sockpath_tests::trace::Trace;
@@ -23,10 +21,23 @@ struct Witness {
 impl Witness {
     /// Starts tcpdump and waits until it listens.
     fn start(lab: &Lab, place: &str, device: &str) -> Self {
-        let command = ["tcpdump", "-Z", "root", "-i", device, "-j", "host", "--time-stamp-precision=nano", "-tt", "-n", "-S", "-l"];
-        let filter = ["tcp", "dst", "port", "8080", "and", "tcp[tcpflags]", "&", "tcp-push", "!=", "0"];
+        // It ends by itself with the last request; an interrupt would lose what the kernel's ring still holds.
+        let command =
+            ["timeout", "30", "tcpdump", "-Z", "root", "-i", device, "-j", "host", "--time-stamp-precision=nano", "-tt", "-n", "-S", "-l"];
+        let filter = ["--immediate-mode", "-c", "50"].iter().chain(&[
+            "tcp",
+            "dst",
+            "port",
+            "8080",
+            "and",
+            "tcp[tcpflags]",
+            "&",
+            "tcp-push",
+            "!=",
+            "0",
+        ]);
         let mut tcpdump = lab
-            .exec(place, command.iter().chain(&filter))
+            .exec(place, command.iter().chain(filter))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -50,8 +61,6 @@ impl Witness {
 
     /// Times by sequence number, in the order of capture.
     fn finish(mut self) -> Vec<(u32, u64)> {
-        kill(Pid::from_raw(i32::try_from(self.tcpdump.id()).expect("a process id fits")), Signal::SIGINT)
-            .expect("cannot interrupt tcpdump");
         let _ = self.tcpdump.wait();
         self.stdout.join().expect("tcpdump's reader panicked").lines().filter_map(parse).collect()
     }
