@@ -209,9 +209,9 @@ pub struct Accelerate {
     /// Leave it running and return
     #[arg(long)]
     pub detach: bool,
-    /// Leave readers alone that sleep in their receive call (a signal or reset would end it with EAGAIN)
+    /// Also accelerate readers that sleep in their receive call: a reset or a signal then ends it with EAGAIN
     #[arg(long)]
-    pub leave_blocking_readers: bool,
+    pub blocking_readers: bool,
     /// Watch for a few seconds and print what would be done; =client prints the helper pod
     #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
     pub dry_run: Option<String>,

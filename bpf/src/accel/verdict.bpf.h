@@ -157,8 +157,8 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 		return ACCEL_FIONREAD;
 	if (to->urg_data)
 		return ACCEL_URGENT;
-	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. */
-	if ((__u32)peer->taken != to->copied_seq - peer->base + (__u32)e->bytes)
+	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. That implies order: tests drop both. */
+	if (!no_order_gate && (__u32)peer->taken != to->copied_seq - peer->base + (__u32)e->bytes)
 		return ACCEL_UNACCOUNTED;
 	if (count_sleepers(ctl, psk) > 1) {
 		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_TWO_TASKS);

@@ -171,7 +171,7 @@ impl Session<'_> {
                 detach: self.args.detach,
                 dry_run_ms: dry_run.then(|| u64::try_from(DRY_RUN.as_millis()).unwrap_or(u64::MAX)),
                 owner: owner(),
-                leave_blocking_readers: self.args.leave_blocking_readers,
+                leave_blocking_readers: !self.args.blocking_readers,
             };
             self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
         }
@@ -308,7 +308,7 @@ impl Session<'_> {
 /// What `trace --compare` asks: accelerate these pods while the session lasts.
 pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
     let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
-    AccelerateRequest { pods, lease_ms, detach: false, dry_run_ms: None, owner: owner(), leave_blocking_readers: false }
+    AccelerateRequest { pods, lease_ms, detach: false, dry_run_ms: None, owner: owner(), leave_blocking_readers: true }
 }
 
 /// Who asks, for a second user to be told.
