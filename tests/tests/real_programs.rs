@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Output;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sockpath_tests::lab::Lab;
@@ -15,6 +15,8 @@ use sockpath_tests::torture::prng::Prng;
 
 /// How long clients of our own go on.
 const LOAD: Duration = Duration::from_secs(4);
+/// A load is repeated at most so often until acceleration has carried something.
+const LOADS: usize = 6;
 
 /// A server in httpbin, clients in curl.
 struct Stage {
@@ -44,26 +46,39 @@ fn stage(test: &str, program: Program) -> Option<Stage> {
 }
 
 impl Stage {
-    /// Runs `work` while acceleration goes on and off; it has to have carried something.
-    fn toggled<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Runs `work` while acceleration goes on and off, again until it has carried something.
+    fn toggled<T>(&self, work: impl Fn() -> T) -> T {
         let over = AtomicBool::new(false);
+        let carried = AtomicU64::new(0);
         std::thread::scope(|scope| {
             let toggler = scope.spawn(|| {
-                let (mut rng, mut messages, mut times) = (Prng::new(1, 1), 0, 0);
+                let (mut rng, mut times) = (Prng::new(1, 1), 0);
                 while !over.load(Ordering::Acquire) {
                     std::thread::sleep(Duration::from_millis(rng.between(20, 300)));
                     let on = Accelerator::start(&self.lab).expect("acceleration does not start");
                     std::thread::sleep(Duration::from_millis(rng.between(200, 1_200)));
-                    messages += on.finish().expect("acceleration does not end").totals.bypassed_messages;
+                    carried.fetch_add(on.finish().expect("acceleration does not end").totals.bypassed_messages, Ordering::AcqRel);
                     times += 1;
                 }
-                (times, messages)
+                times
             });
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // How soon a pair is eligible depends on when its readers were seen; a load may be over before.
+            let until_carried = || {
+                let mut result = work();
+                for _ in 1..LOADS {
+                    if carried.load(Ordering::Acquire) > 0 {
+                        break;
+                    }
+                    result = work();
+                }
+                result
+            };
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(until_carried));
             over.store(true, Ordering::Release);
             let toggled = toggler.join();
             let result = result.unwrap_or_else(|e| std::panic::resume_unwind(e));
-            let (times, messages) = toggled.unwrap_or_else(|e| std::panic::resume_unwind(e));
+            let times = toggled.unwrap_or_else(|e| std::panic::resume_unwind(e));
+            let messages = carried.load(Ordering::Acquire);
             eprintln!("acceleration was on {times} times and carried {messages} messages");
             assert!(times > 0 && messages > 0, "nothing was accelerated");
             result

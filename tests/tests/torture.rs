@@ -40,7 +40,10 @@ fn accelerated_connections_see_what_plain_ones_see() {
     assert_eq!((accelerated.clients.digest, accelerated.servers.digest), (plain.clients.digest, plain.servers.digest));
 }
 
+// Open (issue 3): enrolment and the accounting of taken bytes came to keep the order as well, and what is redirected in so short a run
+// meets no unread TCP bytes. The run has to be made to fail again before it proves anything.
 #[test]
+#[ignore = "the variant without the order gate passes this torture, so it proves nothing about it yet"]
 fn the_torture_sees_a_missing_order_gate() {
     const TEST: &str = "the_torture_sees_a_missing_order_gate";
     if !root_or_skip(TEST) {
