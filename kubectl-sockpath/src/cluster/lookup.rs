@@ -209,19 +209,23 @@ impl Lookup {
         Ok(found)
     }
 
-    /// Services with this very cluster address, in all namespaces or, for users who may not see those, in their own.
-    async fn services_dialled_at(&self, ip: IpAddr) -> Result<Vec<ServiceInfo>, Problem> {
-        let params = ListParams::default().fields(&format!("spec.clusterIP={ip}"));
+    /// Services in all namespaces or, for users who may not see those, in their own.
+    async fn services_matching(&self, params: ListParams) -> Result<Vec<ApiService>, Problem> {
         let all: kube::Api<ApiService> = kube::Api::all(self.api.client());
-        let objects = match self.list("list the Services of all namespaces", &all, params.clone()).await {
+        match self.list("list the Services of all namespaces", &all, params.clone()).await {
             Err(p) if p.kind == ProblemKind::Forbidden => {
                 let own: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), self.api.namespace());
-                self.list("list the Services", &own, params).await?
+                self.list("list the Services", &own, params).await
             }
-            other => other?,
-        };
+            other => other,
+        }
+    }
+
+    /// Services with this very cluster address, as far as the user may see them.
+    async fn services_dialled_at(&self, ip: IpAddr) -> Result<Vec<ServiceInfo>, Problem> {
+        let params = ListParams::default().fields(&format!("spec.clusterIP={ip}"));
         let mut found = Vec::new();
-        for object in objects {
+        for object in self.services_matching(params).await? {
             let (namespace, name) =
                 (object.metadata.namespace.clone().unwrap_or_default(), object.metadata.name.clone().unwrap_or_default());
             let slices = self.slices(&namespace, Some(&name)).await?;
@@ -235,14 +239,7 @@ impl Lookup {
         let mut found = Vec::new();
         for kind in ["NodePort", "LoadBalancer"] {
             let params = ListParams::default().fields(&format!("spec.type={kind}"));
-            let all: kube::Api<ApiService> = kube::Api::all(self.api.client());
-            let objects = match self.list("list the Services of all namespaces", &all, params.clone()).await {
-                Err(p) if p.kind == ProblemKind::Forbidden => {
-                    let own: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), self.api.namespace());
-                    self.list("list the Services", &own, params).await?
-                }
-                other => other?,
-            };
+            let objects = self.services_matching(params).await?;
             for object in objects.iter().filter(|o| service_info::has_node_port(o)) {
                 let (namespace, name) =
                     (object.metadata.namespace.clone().unwrap_or_default(), object.metadata.name.clone().unwrap_or_default());
