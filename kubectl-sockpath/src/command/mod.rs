@@ -6,6 +6,7 @@ mod complete;
 mod doctor;
 mod status;
 mod trace;
+mod trace_output;
 mod version;
 
 use std::ffi::OsString;

@@ -1,7 +1,6 @@
 //! `trace`.
 
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,6 +11,7 @@ use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, sleep_until};
 
 use super::print;
+use super::trace_output::{exports, rendered, replay};
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
 use crate::cluster;
@@ -20,8 +20,8 @@ use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::output::Stream;
 use crate::progress::Progress;
-use crate::recording::{self, Recorder};
-use crate::render::{html, json, pcapng, waterfall, wide};
+use crate::recording::Recorder;
+use crate::render::json;
 use crate::report::{self, Capture, HelperOrigin, Origin};
 use crate::session::{Event, Fleet};
 use crate::target::{self, Plan};
@@ -526,38 +526,4 @@ fn requests(request: &TraceRequest, fleet: &Fleet, every_packet: bool) -> Vec<(u
         (index, TraceRequest { nodes, every_packet, ..request.clone() })
     };
     fleet.members().iter().enumerate().map(of_member).collect()
-}
-
-fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Exit> {
-    let capture = recording::replay(path)?;
-    if args.output == Some(TraceOutput::Jsonl) {
-        for (helper, packet) in &capture.packets {
-            print(&json::line(&report::packet_row(&capture, *helper, packet))?)?;
-        }
-        return Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing });
-    }
-    let report = report::report(&capture);
-    print(&rendered(args, &report, style)?)?;
-    exports(args, &report)?;
-    Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
-}
-
-fn rendered(args: &cli::Trace, report: &report::Report, style: &Style) -> Result<String> {
-    match args.output {
-        None => Ok(waterfall::render(report, style)),
-        Some(TraceOutput::Wide) => Ok(wide::render(report, style)),
-        Some(TraceOutput::Json) => json::document(report),
-        Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this form is not for a report")),
-    }
-}
-
-/// Files besides stdout.
-fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
-    if let Some(path) = &args.html {
-        std::fs::write(path, html::render(report)?).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &args.pcapng {
-        std::fs::write(path, pcapng::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! From a report to what people and scripts read: pure functions.
 
+mod axis;
 pub mod html;
 pub mod json;
 mod line;

@@ -4,6 +4,7 @@ use sockpath_protocol::packet::{Direction, RewriteKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
+use super::axis::{Axis, Layout, STEP, TIME, axis_line, known_times};
 use super::line::Line;
 use crate::duration::nanos;
 use crate::report::Report;
@@ -13,17 +14,6 @@ use crate::report::rewrites::RewriteRow;
 use crate::report::times::Times;
 use crate::target::Scenario;
 use crate::terminal::{Paint, Style, wrap};
-
-/// Columns of the step number.
-const STEP: usize = 4;
-/// Columns of a time.
-const TIME: usize = 8;
-/// Columns of a stage's name where there is room.
-const NAME: usize = 26;
-/// Fewest columns of the bars.
-const BARS_MIN: usize = 8;
-/// From this width on p99 has its own column.
-const WIDE: usize = 100;
 
 /// Renders it.
 #[must_use]
@@ -109,154 +99,6 @@ fn place_words(report: &Report) -> String {
         Scenario::External if report.via_service.is_some() => format!("from {}", node(&report.source)),
         Scenario::External => format!("from {} to outside the pods", node(&report.source)),
     }
-}
-
-/// Where columns lie.
-struct Layout<'s> {
-    style: &'s Style,
-    name: usize,
-    p99: bool,
-    /// First column of the bars.
-    bars: usize,
-    /// Columns of the bars.
-    width: usize,
-}
-
-impl<'s> Layout<'s> {
-    fn new(style: &'s Style) -> Self {
-        let p99 = style.width >= WIDE;
-        let fixed = STEP + 1 + 1 + TIME + 1 + if p99 { TIME + 1 } else { 0 };
-        let name = NAME.min(style.width.saturating_sub(fixed + BARS_MIN)).max(8);
-        let bars = fixed + name;
-        Self { style, name, p99, bars, width: style.width.saturating_sub(bars).max(1) }
-    }
-
-    fn time_end(&self) -> usize {
-        STEP + 1 + self.name + 1 + TIME
-    }
-
-    /// Adds a right-aligned time at its column, and p99 where there is a column for it.
-    fn times<'a>(&self, line: Line<'a>, paint: Option<Paint>, times: &Times) -> Line<'a> {
-        let show = |t: Option<u64>| t.map_or_else(String::new, nanos);
-        let put = |line: Line<'a>, end: usize, text: &str| {
-            let line = line.to(end.saturating_sub(text.chars().count()));
-            match paint {
-                Some(p) => line.paint(p, text),
-                None => line.text(text),
-            }
-        };
-        let line = put(line, self.time_end(), &show(times.p50_ns));
-        if self.p99 { put(line, self.time_end() + 1 + TIME, &show(times.p99_ns)) } else { line }
-    }
-
-    /// Adds a bar that begins at `start` of the drawn axis.
-    fn bar<'a>(&self, line: Line<'a>, waits: bool, start: u64, took: u64, axis: &Axis) -> Line<'a> {
-        let (offset, text) = bar(self.style.unicode, waits, self.width, start, axis.drawn(took), axis.length());
-        let line = line.to(self.bars + offset);
-        let mut text: String = text.chars().take(line.room()).collect();
-        if axis.is_broken() && took >= axis.limit {
-            let middle = text.chars().count() / 2;
-            let mark = if self.style.unicode { '≈' } else { '~' };
-            text = text.chars().enumerate().map(|(i, c)| if i == middle { mark } else { c }).collect();
-        }
-        line.paint(if waits { Paint::Wait } else { Paint::Work }, &text)
-    }
-}
-
-/// A bar's first column and its text. Every bar has at least one column, and none leaves the axis.
-fn bar(unicode: bool, waits: bool, width: usize, start: u64, took: u64, scale: u64) -> (usize, String) {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let scale = u128::from(scale.max(1));
-    let units = width as u128 * 8;
-    let from = (u128::from(start) * units / scale).min(units - 1);
-    let to = (u128::from(start.saturating_add(took)) * units).div_ceil(scale).clamp(from + 1, units);
-    let (Ok(offset), Ok(length)) = (usize::try_from(from / 8), usize::try_from(to - from / 8 * 8)) else { return (0, String::new()) };
-    let offset = offset.min(width - 1);
-    // Blocks grow from the left, so a bar that begins inside a column begins at its left edge; lengths stay true to an eighth.
-    let length = length.saturating_sub(usize::try_from(from % 8).unwrap_or(0)).clamp(1, (width - offset) * 8);
-    let columns = length.div_ceil(8);
-    let text = match (unicode, waits) {
-        (true, true) => "░".repeat(columns),
-        (true, false) => format!("{}{}", "█".repeat(length / 8), EIGHTHS[length % 8]),
-        (false, true) => "-".repeat(columns),
-        (false, false) => "#".repeat(columns),
-    };
-    (offset, text)
-}
-
-/// The time axis: as long as all known times. Where one stage takes most of it (a reader that sleeps), that one is drawn shortened
-/// and marked, so that the others can still be told apart.
-#[derive(Debug, Clone, Copy)]
-struct Axis {
-    total: u64,
-    /// From this length on a stage is shortened to [`Axis::short`].
-    limit: u64,
-    short: u64,
-}
-
-impl Axis {
-    /// Of these stages' times.
-    fn of(times: &[u64]) -> Self {
-        let total = times.iter().sum::<u64>().max(1);
-        let longest = times.iter().copied().max().unwrap_or(0);
-        let others = total - longest.min(total);
-        // More than two thirds for one stage: it gets two fifths of the axis.
-        if longest > total / 3 * 2 && others > 0 {
-            Self { total, limit: longest, short: (others / 3 * 2).max(1) }
-        } else {
-            Self { total, limit: u64::MAX, short: 0 }
-        }
-    }
-
-    fn is_broken(&self) -> bool {
-        self.limit != u64::MAX
-    }
-
-    /// How long a stage is drawn.
-    fn drawn(&self, took: u64) -> u64 {
-        if took >= self.limit { self.short } else { took }
-    }
-
-    /// How long the whole is drawn.
-    fn length(&self) -> u64 {
-        if self.is_broken() { self.total - self.limit + self.short } else { self.total }
-    }
-}
-
-fn known_times(stages: &[StageRow]) -> Vec<u64> {
-    stages.iter().filter_map(|s| s.times.p50_ns).collect()
-}
-
-fn axis_line(layout: &Layout<'_>, axis: &Axis, out: &mut String) {
-    let style = layout.style;
-    let legend = match (style.unicode, axis.is_broken()) {
-        (true, false) => "█ works ░ waits",
-        (true, true) => "█ works ░ waits ≈ cut",
-        (false, false) => "# works - waits",
-        (false, true) => "# works - waits ~ cut",
-    };
-    let mut line = Line::new(style).to(STEP + 1).paint(Paint::Dim, &crate::terminal::fit(legend, layout.name, style.unicode));
-    line = line.to(layout.time_end() - 3).paint(Paint::Dim, "p50");
-    if layout.p99 {
-        line = line.to(layout.time_end() + 1 + TIME - 3).paint(Paint::Dim, "p99");
-    }
-    let end = nanos(axis.total);
-    let mut ticks = vec![(0, "0".to_owned())];
-    let last = layout.width.saturating_sub(end.chars().count());
-    if layout.width >= 24 && !axis.is_broken() {
-        let half = nanos(axis.total / 2);
-        let at = layout.width / 2;
-        if at + half.chars().count() < last {
-            ticks.push((at, half));
-        }
-    }
-    if last > 1 {
-        ticks.push((last, end));
-    }
-    for (at, text) in ticks {
-        line = line.to(layout.bars + at).paint(Paint::Dim, &text);
-    }
-    line.end(out);
 }
 
 /// Stages in one namespace, in a row.

@@ -1,9 +1,11 @@
 //! From what helpers said to a report: pure functions, no clock, no terminal, no kernel.
 
 mod absent;
+mod assemble;
 mod capture;
 pub mod document;
 mod findings;
+mod hint;
 mod journey;
 pub mod leg;
 mod overhead;
@@ -18,11 +20,11 @@ pub use journey::Journey;
 #[must_use]
 pub fn report(capture: &Capture) -> Report {
     let journeys = journey::join(capture);
-    document::assemble(capture, &journeys)
+    assemble::assemble(capture, &journeys)
 }
 
 /// One packet as `-o jsonl` prints it, as soon as it came.
 #[must_use]
 pub fn packet_row(capture: &Capture, helper: usize, packet: &sockpath_protocol::packet::Packet) -> document::PacketRow {
-    document::packet(capture, &journey::single(capture, helper, packet))
+    assemble::packet(capture, &journey::single(capture, helper, packet))
 }

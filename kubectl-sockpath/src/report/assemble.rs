@@ -1,0 +1,321 @@
+//! Fills the document from what was captured.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sockpath_protocol::advice;
+use sockpath_protocol::packet::{Direction, Outcome, Place};
+use sockpath_protocol::request::Pod;
+
+use super::capture::Capture;
+use super::document::{
+    DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, SeenCounts, VanishedRow,
+};
+use super::findings;
+use super::hint::Hint;
+use super::journey::{Class, Journey};
+use super::leg::{Leg, leg};
+use super::overhead::overhead;
+use super::rewrites::rewrites;
+use super::times::Times;
+use crate::target::Scenario;
+
+/// Puts everything together.
+pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
+    let armed: Vec<String> = capture.helpers.iter().filter_map(|h| h.armed.as_ref()).flat_map(|a| a.hooks.iter().cloned()).collect();
+    let request = leg(journeys, Direction::Request, None, &armed);
+    let reply = leg(journeys, Direction::Reply, None, &armed);
+    let accelerated = match &request {
+        Some(r) if r.packets_of != Class::Bypass.word(Direction::Request) => leg(journeys, Direction::Request, Some(Class::Bypass), &armed),
+        _ => None,
+    };
+    let (overhead, lost_events) = overhead(capture);
+    let rewrites = rewrites(journeys);
+    let plan = &capture.origin.plan;
+    let (summary, stages, end_to_end, stack_traversals) = match request {
+        Some(Leg { packets_of, count, complete, stages, end_to_end, waiting_ns, stack_traversals, routes, typical_packet, protocol }) => (
+            Some(LegSummary { packets_of, count, complete, waiting_ns, routes, typical_packet, protocol }),
+            stages,
+            end_to_end,
+            stack_traversals,
+        ),
+        None => (None, Vec::new(), Times::default(), 0),
+    };
+    let conversations: BTreeSet<(usize, u64)> = capture.packets.iter().map(|(h, p)| (*h, p.conversation)).collect();
+    let count = |d| capture.seen.get(&d).copied().unwrap_or(0);
+    let mut report = Report {
+        schema: SCHEMA,
+        scenario: scenario(plan.scenario, journeys),
+        via_service: service(capture, journeys).or_else(|| plan.via_service.clone()),
+        dialled: most(requests(journeys).map(|j| j.first().flow.to)),
+        source: party(std::slice::from_ref(&plan.request.source), "", None),
+        target: target(capture, journeys),
+        nodes: nodes(capture),
+        kernel: kernel(capture),
+        stages,
+        end_to_end,
+        stack_traversals,
+        request: summary,
+        reply,
+        accelerated,
+        seen: SeenCounts {
+            requests: count(Direction::Request),
+            replies: count(Direction::Reply),
+            conversations: conversations.len() as u64,
+        },
+        rewrites,
+        drops: drops(capture, journeys),
+        vanished: vanished(journeys),
+        incidents: incidents(capture),
+        probes: probes(capture),
+        findings: Vec::new(),
+        lost_events,
+        overhead,
+        packets: journeys.iter().map(|j| packet(capture, j)).collect(),
+    };
+    report.findings = findings::findings(capture, journeys, &report).iter().map(Hint::finding).collect();
+    report.findings.sort_by_key(|f| f.severity);
+    report.findings.dedup();
+    report
+}
+
+/// The scenario as packets show it; what the names say where none arrived.
+fn scenario(planned: Scenario, journeys: &[Journey<'_>]) -> Scenario {
+    let arrived = journeys.iter().find(|j| j.direction() == Direction::Request && *j.outcome() == Outcome::Delivered);
+    let Some(journey) = arrived else { return planned };
+    let (Some(first), Some(last)) = (journey.steps.first(), journey.steps.last()) else { return planned };
+    match planned {
+        Scenario::External => planned,
+        _ if first.spot.netns == last.spot.netns && first.spot.netns != 0 && first.spot.node == last.spot.node => Scenario::InPod,
+        _ if first.spot.node == last.spot.node => Scenario::SameNode,
+        _ => Scenario::CrossNode,
+    }
+}
+
+/// The Service whose address most requests were sent to.
+fn service(capture: &Capture, journeys: &[Journey<'_>]) -> Option<String> {
+    let services = &capture.origin.plan.request.services;
+    let hit = |j: &Journey<'_>| services.iter().find(|s| s.frontends.iter().any(|f| f.addr.ip() == j.first().flow.to.ip()));
+    let hits: Vec<_> = requests(journeys).filter_map(hit).collect();
+    (hits.len() * 2 > requests(journeys).count()).then(|| hits.first().map(|s| format!("{}/{}", s.namespace, s.name))).flatten()
+}
+
+fn requests<'j>(journeys: &'j [Journey<'j>]) -> impl Iterator<Item = &'j Journey<'j>> {
+    journeys.iter().filter(|j| j.direction() == Direction::Request)
+}
+
+/// What occurs most often; of equals, the least.
+fn most<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: BTreeMap<T, usize> = BTreeMap::new();
+    for item in items {
+        *counts.entry(item).or_default() += 1;
+    }
+    counts.into_iter().rev().max_by_key(|(_, n)| *n).map(|(item, _)| item)
+}
+
+/// The pod that most requests arrived at, else the one that was named.
+fn target(capture: &Capture, journeys: &[Journey<'_>]) -> Party {
+    let plan = &capture.origin.plan;
+    let at = most(requests(journeys).map(|j| j.last_flow().to));
+    let (ip, port) = match at {
+        Some(at) => (Some(at.ip()), Some(at.port()).filter(|p| *p != 0)),
+        None => (None, plan.request.port),
+    };
+    let pods: Vec<Pod> = match plan.request.targets.iter().find(|t| ip.is_some_and(|ip| t.ips.contains(&ip))) {
+        Some(pod) => vec![pod.clone()],
+        None => plan.request.targets.clone(),
+    };
+    let mut party = party(&pods, &plan.target, port);
+    if pods.is_empty() {
+        party.ips.clone_from(&plan.request.addresses);
+    }
+    party
+}
+
+fn party(pods: &[Pod], typed: &str, port: Option<u16>) -> Party {
+    match pods {
+        [pod] => Party {
+            namespace: Some(pod.namespace.clone()),
+            name: pod.name.clone(),
+            node: Some(pod.node.clone()),
+            ips: pod.ips.clone(),
+            port,
+        },
+        _ => Party { namespace: None, name: typed.to_owned(), node: None, ips: pods.iter().flat_map(|p| p.ips.clone()).collect(), port },
+    }
+}
+
+fn nodes(capture: &Capture) -> Vec<NodeRow> {
+    let mut rows = Vec::new();
+    for (origin, log) in capture.origin.helpers.iter().zip(&capture.helpers) {
+        let (hooks, unavailable, armed_ns) = match &log.armed {
+            Some(a) => (a.hooks.clone(), a.unavailable.clone(), Some(a.took_ns)),
+            None => (Vec::new(), BTreeMap::new(), None),
+        };
+        for name in &origin.nodes {
+            rows.push(NodeRow {
+                name: name.clone(),
+                kernel: origin.hello.kernel.clone(),
+                arch: origin.hello.arch.clone(),
+                helper: origin.hello.version.clone(),
+                hooks: hooks.clone(),
+                unavailable: unavailable.clone(),
+                armed_ns,
+                clock_offset_ns: i64::try_from(i128::from(origin.hello.realtime_ns) - i128::from(origin.hello.monotonic_ns)).unwrap_or(0),
+            });
+        }
+    }
+    rows
+}
+
+fn kernel(capture: &Capture) -> String {
+    let source = &capture.origin.plan.request.source.node;
+    let helpers = &capture.origin.helpers;
+    helpers.iter().find(|h| h.nodes.contains(source)).or(helpers.first()).map(|h| h.hello.kernel.clone()).unwrap_or_default()
+}
+
+fn place(capture: &Capture, helper: usize, index: u32) -> Option<&Place> {
+    capture.helpers.get(helper).and_then(|h| h.places.get(&index))
+}
+
+fn device_name(place: Option<&Place>) -> Option<String> {
+    place.and_then(|p| p.device.as_ref()).map(|d| d.name.clone())
+}
+
+fn drops(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<DropRow> {
+    let mut rows: Vec<DropRow> = Vec::new();
+    for journey in journeys {
+        let (helper, packet) = journey.parts[journey.parts.len() - 1];
+        let Outcome::Dropped(drop) = &packet.outcome else { continue };
+        let place = place(capture, helper, drop.place);
+        let row = DropRow {
+            reason: drop.reason.clone(),
+            direction: packet.direction,
+            stage: drop.stage,
+            location: drop.location.clone(),
+            node: place.map(|p| p.node.clone()),
+            pod: place.and_then(|p| p.pod.clone()),
+            device: device_name(place),
+            detail: drop.detail.clone(),
+            advice: advice::for_drop(&drop.reason),
+            count: 1,
+            flow: journey.first().flow,
+            kind: packet.kind,
+        };
+        let same = |r: &&mut DropRow| {
+            (&r.reason, r.direction, r.stage, &r.node, &r.pod, &r.device, &r.detail)
+                == (&row.reason, row.direction, row.stage, &row.node, &row.pod, &row.device, &row.detail)
+        };
+        match rows.iter_mut().find(same) {
+            Some(known) => known.count += 1,
+            None => rows.push(row),
+        }
+    }
+    rows.sort_by_key(|r| std::cmp::Reverse(r.count));
+    rows
+}
+
+fn vanished(journeys: &[Journey<'_>]) -> Vec<VanishedRow> {
+    let mut rows: Vec<VanishedRow> = Vec::new();
+    for journey in journeys {
+        let (Outcome::Vanished { expected }, Some(last)) = (journey.outcome(), journey.steps.last()) else { continue };
+        let row = VanishedRow {
+            direction: journey.direction(),
+            last_seen: last.stage,
+            expected: *expected,
+            node: (!last.spot.node.is_empty()).then(|| last.spot.node.clone()),
+            pod: last.spot.pod.clone(),
+            device: last.spot.device.clone(),
+            count: 1,
+        };
+        let same = |r: &&mut VanishedRow| VanishedRow { count: 1, ..(**r).clone() } == row;
+        match rows.iter_mut().find(same) {
+            Some(known) => known.count += 1,
+            None => rows.push(row),
+        }
+    }
+    rows.sort_by_key(|r| std::cmp::Reverse(r.count));
+    rows
+}
+
+fn incidents(capture: &Capture) -> Vec<IncidentRow> {
+    let mut rows: Vec<IncidentRow> = Vec::new();
+    for (helper, incident) in &capture.incidents {
+        let place = incident.place.and_then(|p| place(capture, *helper, p));
+        let row = IncidentRow {
+            what: incident.what,
+            node: place.map(|p| p.node.clone()),
+            pod: place.and_then(|p| p.pod.clone()),
+            detail: incident.detail.clone(),
+            flow: incident.flow,
+            count: 1,
+        };
+        let same = |r: &&mut IncidentRow| (r.what, &r.node, &r.pod, &r.detail) == (row.what, &row.node, &row.pod, &row.detail);
+        match rows.iter_mut().find(same) {
+            Some(known) => known.count += 1,
+            None => rows.push(row),
+        }
+    }
+    rows
+}
+
+fn probes(capture: &Capture) -> Vec<ProbeRow> {
+    let row = |p: &sockpath_protocol::message::Probed| ProbeRow {
+        protocol: p.protocol,
+        to: p.to.clone(),
+        answered: p.answered,
+        took_ns: p.took_ns,
+        error: p.error.clone(),
+    };
+    capture.probes.iter().map(row).collect()
+}
+
+/// One packet as a row; also what `-o jsonl` prints.
+#[must_use]
+pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
+    let first = journey.first();
+    let mut hops: Vec<HopRow> = Vec::with_capacity(journey.hops.len());
+    let mut before: Option<usize> = None;
+    for reference in &journey.hops {
+        let (helper, packet) = journey.parts[reference.part];
+        let hop = &packet.hops[reference.hop];
+        if let Some(last) = hops.last_mut() {
+            let comparable = before == Some(reference.part) || journey.end_to_end_ns.is_some();
+            last.took_ns = comparable.then(|| hop.at_ns.saturating_sub(last.at_ns));
+        }
+        before = Some(reference.part);
+        let place = place(capture, helper, hop.place);
+        hops.push(HopRow {
+            stage: hop.stage,
+            step: hop.stage.stage().step,
+            hook: hop.hook.clone(),
+            at_ns: hop.at_ns,
+            took_ns: Some(0),
+            node: place.map(|p| p.node.clone()),
+            pod: place.and_then(|p| p.pod.clone()),
+            netns: place.map(|p| p.netns),
+            device: place.and_then(|p| p.device.clone()),
+            cpu: hop.cpu,
+            context: hop.context.clone(),
+            len: hop.len,
+            segments: hop.segments,
+            offsets: hop.offsets,
+            rewritten: hop.rewritten,
+            note: hop.note.clone(),
+        });
+    }
+    PacketRow {
+        id: first.id,
+        conversation: first.conversation,
+        direction: first.direction,
+        protocol: first.protocol,
+        kind: first.kind,
+        from: first.flow.from,
+        to: first.flow.to,
+        seq: first.seq,
+        ack: first.ack,
+        payload: first.payload,
+        end_to_end_ns: journey.end_to_end_ns,
+        outcome: journey.outcome().clone(),
+        hops,
+    }
+}
