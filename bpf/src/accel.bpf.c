@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Letting two sockets of one node exchange bytes directly. The protocol is in docs/design.md, section 5. */
+/* Letting two sockets of one node exchange bytes directly. docs/architecture.md has the protocol. */
 #include "core.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>

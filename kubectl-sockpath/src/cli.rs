@@ -1,4 +1,4 @@
-//! The command line: a contract with scripts (design.md, section 3).
+//! The command line: a contract with scripts.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The report as one document. Its JSON form is a contract (design.md, section 3; docs/json.md).
+//! The report as one document. Its JSON form is a contract (docs/json.md).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
