@@ -1,4 +1,5 @@
-//! Doing something inside a network namespace: on a thread of its own, which ends with it.
+//! Doing something inside a network namespace: on a thread of its own, which ends with it. Its name is what a trace shows as the
+//! process of a probe.
 
 use std::fs::File;
 use std::thread;
@@ -9,7 +10,7 @@ use nix::sched::{CloneFlags, setns};
 /// Runs `work` inside the namespace. The rest of the process never leaves its own.
 pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+        let thread = thread::Builder::new().name("sockpath".to_owned()).spawn_scoped(scope, || {
             setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace (that needs CAP_SYS_ADMIN)")?;
             work()
         });
