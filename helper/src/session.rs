@@ -125,6 +125,7 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
         Request::Doctor => doctor::run(session),
         Request::Cleanup => accel::cleanup(session).await,
         Request::Probe(_) => Err(Coded::new("protocol", "a probe was asked for outside a trace")),
+        Request::Pause(_) | Request::Resume(_) => Err(Coded::new("protocol", "`pause` and `resume` belong to a running acceleration")),
         Request::Hello | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
     }
 }

@@ -38,6 +38,47 @@ pub struct StopRequest {
     pub drain_ms: u64,
 }
 
+/// A pod by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for PodName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Return the pairs of these pods to TCP, those that come later too, until [`ResumeRequest`] names the pod or the acceleration ends.
+/// Its messages go by TCP from the next one on; the pair leaves the map when nothing is unread, within a second.
+/// Names of pods that are not accelerated are ignored; asking twice is the same as asking once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseRequest {
+    /// Whose pairs: each that has one of these pods at either end.
+    pub pods: Vec<PodName>,
+    /// Why; tables show it.
+    pub reason: PauseReason,
+}
+
+/// Let the pairs of these pods be accelerated again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumeRequest {
+    /// Pods that were named in a [`PauseRequest`]; others are ignored. A pair comes back when neither of its pods is paused.
+    pub pods: Vec<PodName>,
+}
+
+/// Why somebody wants pairs to go by TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PauseReason {
+    /// A NetworkPolicy that selects the pod changed: only packets on the network can be filtered.
+    NetworkPolicy,
+}
+
 /// All pairs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairsSnapshot {
@@ -105,7 +146,7 @@ pub enum PairState {
     Waiting,
     /// Bytes go socket to socket.
     Accelerated,
-    /// Enrolled, but TCP carries the bytes now.
+    /// TCP carries the bytes now, for a reason that may go away.
     Paused,
     /// Returned to TCP and out of the map.
     Returned,
@@ -168,7 +209,7 @@ pub enum Reason {
     /// TCP is faster for this pair.
     SlowerThanTcp,
     /// A NetworkPolicy that touches it changed.
-    Policy,
+    NetworkPolicy,
     /// Its identity was not unique.
     Ambiguous,
     /// The kernel refused the socket.
@@ -203,7 +244,7 @@ impl Reason {
             Self::Urgent => "urgent data",
             Self::ForeignOwner => "owned by another sockmap",
             Self::SlowerThanTcp => "slower than TCP",
-            Self::Policy => "NetworkPolicy changed",
+            Self::NetworkPolicy => "NetworkPolicy changed",
             Self::Ambiguous => "identity not unique",
             Self::Refused => "refused by the kernel",
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::accel::{AccelerateRequest, StopRequest};
+use crate::accel::{AccelerateRequest, PauseRequest, ResumeRequest, StopRequest};
 
 /// One line from the plugin to the helper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,10 @@ pub enum Request {
     Probe(ProbeRequest),
     /// Let pods of this node exchange bytes socket to socket.
     Accelerate(Box<AccelerateRequest>),
+    /// Return pairs of these pods to TCP for the time being (during an acceleration).
+    Pause(PauseRequest),
+    /// Undo a `pause`.
+    Resume(ResumeRequest),
     /// Report what is accelerated on this node.
     Status,
     /// Put connections back on their normal path.

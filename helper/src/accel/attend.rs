@@ -1,9 +1,12 @@
 //! Attending to an acceleration: answering the doorbell, looking after pairs, renewing the lease.
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use sockpath_bpf::accel::types::accel_pass;
+use sockpath_protocol::accel::PodName;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 use tokio::io::Interest;
@@ -16,6 +19,7 @@ use super::report::{self, PodNames};
 use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
+use super::suspension::{self, Suspension};
 use crate::node::FoundPod;
 use crate::session::{Inbound, Session};
 
@@ -49,15 +53,21 @@ impl Audience<'_> {
         }
     }
 
-    /// Waits until the plugin wants an end.
-    async fn end(&mut self) -> Result<EndReason> {
-        let Self::Session { session, .. } = self else { return std::future::pending().await };
+    /// Waits until the plugin wants something. Cancel-safe.
+    async fn wish(&mut self) -> Result<Wish> {
+        let Self::Session { session, names, .. } = self else { return std::future::pending().await };
         loop {
             match session.next().await {
-                Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
+                Inbound::Request(Request::Finish) => return Ok(Wish::End(EndReason::Finished)),
+                Inbound::Request(Request::Pause(request)) => {
+                    return Ok(Wish::Pause(netns_of(names, &request.pods), suspension::pass(request.reason)));
+                }
+                Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(netns_of(names, &request.pods))),
                 Inbound::Request(Request::Heartbeat) => {}
-                Inbound::Request(_) => session.warn("only `finish` is understood while connections are accelerated")?,
-                Inbound::Stop(reason) => return Ok(reason),
+                Inbound::Request(_) => {
+                    session.warn("only `pause`, `resume` and `finish` are understood while connections are accelerated")?;
+                }
+                Inbound::Stop(reason) => return Ok(Wish::End(reason)),
             }
         }
     }
@@ -81,6 +91,19 @@ impl Audience<'_> {
     }
 }
 
+/// What the plugin wants while connections are accelerated; pods are named by their network namespaces.
+enum Wish {
+    End(EndReason),
+    Pause(Vec<u32>, accel_pass),
+    Resume(Vec<u32>),
+}
+
+/// The network namespaces of these pods, as far as they are chosen ones.
+fn netns_of(names: &PodNames, pods: &[PodName]) -> Vec<u32> {
+    let wanted: HashSet<String> = pods.iter().map(PodName::to_string).collect();
+    names.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
+}
+
 /// Sends a snapshot of all pairs.
 pub fn tell(session: &mut Session, instance: &Instance, names: &PodNames) -> Result<()> {
     connections::note_peculiar(instance)?;
@@ -97,6 +120,7 @@ struct Attendance<'a> {
     instance: &'a Instance,
     pods: &'a [FoundPod],
     review: Review,
+    suspension: Suspension,
 }
 
 impl Attendance<'_> {
@@ -113,6 +137,7 @@ impl Attendance<'_> {
         connections::note_peculiar(self.instance)?;
         let all = connections::known(self.instance);
         self.review.look(self.instance, &all);
+        self.suspension.apply(self.instance);
         let leaving = all.iter().any(|k| k.end.hold != 0);
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
@@ -133,7 +158,7 @@ pub async fn attend(instance: &Instance, pods: &[FoundPod], mut audience: Audien
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance = Attendance { instance, pods, review: Review::default() };
+    let mut attendance = Attendance { instance, pods, review: Review::default(), suspension: Suspension::default() };
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewals = tokio::time::interval(audience.renewal_interval());
@@ -142,7 +167,16 @@ pub async fn attend(instance: &Instance, pods: &[FoundPod], mut audience: Audien
     let mut pending = true;
     loop {
         tokio::select! {
-            reason = audience.end() => return reason,
+            wish = audience.wish() => {
+                match wish? {
+                    Wish::End(reason) => return Ok(reason),
+                    Wish::Pause(netns, why) => attendance.suspension.pause(netns, why),
+                    Wish::Resume(netns) => attendance.suspension.resume(&netns),
+                }
+                // Drained pairs are taken out by the next look.
+                attendance.look_after()?;
+                next_review = Instant::now() + PASS_INTERVAL;
+            }
             _ = renewals.tick() => if audience.is_over(instance)? {
                 return Ok(EndReason::Done);
             },

@@ -138,6 +138,11 @@ pub fn order_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
     set_both(instance, a, b, field!(order), accel_order::ACCEL_REMOVE);
 }
 
+/// Keeps a pair that is not in the map out of it.
+pub fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
+    set_both(instance, a, b, field!(left), why);
+}
+
 /// Lets a pair that had left come back at the next pass.
 pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
     set_both(instance, a, b, field!(left), accel_pass(0));

@@ -17,6 +17,7 @@ mod report;
 mod review;
 mod shared;
 mod stop;
+mod suspension;
 
 pub use foreground::run;
 pub use stop::{cleanup, status, stop};

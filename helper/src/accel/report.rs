@@ -35,6 +35,7 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::Refused),
     Some(Reason::SlowerThanTcp),
     Some(Reason::ForeignOwner),
+    Some(Reason::NetworkPolicy),
 ];
 
 /// A snapshot of all pairs.
@@ -145,6 +146,7 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         let bypassed = a.end.messages + b.end.messages > 0;
         let state = match () {
             () if !gone => PairState::Draining,
+            () if why == Reason::NetworkPolicy => PairState::Paused,
             () if bypassed => PairState::Returned,
             () => PairState::LeftAlone,
         };

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sockpath_tests::torture::accelerator::Accelerator;
+use sockpath_protocol::Request;
+use sockpath_protocol::accel::{Pair, PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
+use sockpath_tests::torture::accelerator::{self, Accelerator};
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::controller::forward_service_ports;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, await_accelerated, exchange};
+use crate::scene::{Scene, await_accelerated, exchange, pair};
 
 #[test]
 fn h13_idle_nat_state_expires() {
@@ -37,6 +39,54 @@ fn h13_idle_nat_state_expires() {
     client.close();
     assert_eq!(server.recv_exactly(3), b"bye");
     assert_eq!(server.recv(1), b"");
+}
+
+#[test]
+fn h14_policy_after_the_start() {
+    const TEST: &str = "h14_policy_after_the_start";
+    if !sockpath_tests::program_or_skip(TEST, "nft", "nftables") {
+        return;
+    }
+    let Some(scene) = Scene::new(TEST) else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let listener = scene.curl.listen(6100, &[]);
+    let own = scene.curl.connect(SocketAddr::from(([127, 0, 0, 1], 6100)));
+    let own_server = listener.accept();
+    await_accelerated(&mut on, &own, &own_server);
+    // What a network plugin does when a policy comes to forbid it. It sees no packet of the pair: that is the hazard.
+    scene.lab.run("node-1", ["nft", "add", "table", "ip", "guard"]);
+    scene.lab.run("node-1", ["nft", "add", "chain", "ip", "guard", "f", "{ type filter hook forward priority 0; }"]);
+    scene.lab.run("node-1", ["nft", "add", "rule", "ip", "guard", "f", "tcp", "dport", "6000", "drop"]);
+    exchange(&client, &server, 10);
+
+    let pods = vec![PodName { namespace: "default".to_owned(), name: "httpbin".to_owned() }];
+    on.0.say(&Request::Pause(PauseRequest { pods: pods.clone(), reason: PauseReason::NetworkPolicy })).expect("pause");
+    let paused = |p: &Pair| p.state == PairState::Paused && p.reason == Some(Reason::NetworkPolicy);
+    let port = client.local().port();
+    on.await_pairs(Duration::from_secs(2), |t| t.pairs.iter().any(|p| p.client.port() == port && paused(p))).expect("not paused");
+    client.send(b"forbidden");
+    assert_eq!(server.poll(libc::POLLIN, 1500), 0, "the rule does not bite");
+    // Connections that are made meanwhile are kept away from it too, others stay as they are.
+    let (late, late_server) = scene.connect(6001);
+    exchange(&late, &late_server, 100);
+    let port = late.local().port();
+    on.await_pairs(Duration::from_secs(4), |t| t.pairs.iter().any(|p| p.client.port() == port && paused(p))).expect("not kept away");
+    exchange(&own, &own_server, 10);
+    assert!(pair(&mut on, &own).is_some_and(|p| p.state == PairState::Accelerated), "{:#?}", on.0.pairs);
+    let status = accelerator::status(&scene.lab).expect("a status");
+    assert_eq!(status.pairs.pairs.iter().filter(|p| paused(p)).count(), 2, "{status:#?}");
+
+    // Allowed again: TCP has kept what was written, and nothing is lost on the way back.
+    scene.lab.run("node-1", ["nft", "delete", "table", "ip", "guard"]);
+    assert_eq!(server.recv_exactly(9), b"forbidden");
+    on.0.say(&Request::Resume(ResumeRequest { pods })).expect("resume");
+    let before = pair(&mut on, &client).map_or(0, |p| p.bypassed_messages);
+    for (client, server) in [(&client, &server), (&late, &late_server)] {
+        await_accelerated(&mut on, client, server);
+    }
+    assert!(pair(&mut on, &client).is_some_and(|p| p.bypassed_messages > before), "{:#?}", on.0.pairs);
+    on.finish().expect("end");
 }
 
 /// Bytes per second of a stream of writes of `size`, through agents in both pods.

@@ -1,0 +1,82 @@
+//! Pods whose pairs go by TCP because somebody asked for it.
+
+use std::collections::HashMap;
+
+use sockpath_bpf::accel::types::{accel_pass, accel_state};
+use sockpath_protocol::accel::PauseReason;
+
+use super::connections::{self, Known, peer_of};
+use super::instance::Instance;
+
+/// How the programs' table of reasons has this one.
+pub fn pass(reason: PauseReason) -> accel_pass {
+    match reason {
+        PauseReason::NetworkPolicy => accel_pass::ACCEL_POLICY,
+    }
+}
+
+/// The paused pods, by the inode of their network namespace, and why.
+#[derive(Debug, Default)]
+pub struct Suspension {
+    paused: HashMap<u32, accel_pass>,
+    /// Somebody resumed since the last look.
+    resumed: bool,
+}
+
+impl Suspension {
+    /// Begins to keep these pods' pairs on TCP; takes effect at the next [`Suspension::apply`].
+    pub fn pause(&mut self, netns: Vec<u32>, why: accel_pass) {
+        self.paused.extend(netns.into_iter().map(|n| (n, why)));
+    }
+
+    /// Lets them go again.
+    pub fn resume(&mut self, netns: &[u32]) {
+        for n in netns {
+            self.resumed |= self.paused.remove(n).is_some();
+        }
+    }
+
+    /// Orders the paused pairs out and keeps them out; lets those back that nobody keeps any more.
+    pub fn apply(&mut self, instance: &Instance) {
+        if self.paused.is_empty() && !self.resumed {
+            return;
+        }
+        let all = connections::known(instance);
+        let mut leaving = false;
+        for a in &all {
+            let Some(b) = peer_of(&all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+            let out = is_out(a) && is_out(b);
+            match self.verdict(a, b) {
+                Some(why) if out => keep_out(instance, a, b, why),
+                Some(why) if a.end.hold == 0 => connections::order_out(instance, a, b, why),
+                // On its way out; if for a reason that passes, this one is noted when it is there.
+                Some(_) => {}
+                None if a.end.left != accel_pass::ACCEL_POLICY => {}
+                None if out && a.end.hold == 0 => connections::let_back(instance, a, b),
+                // It comes back when it is out.
+                None => leaving = true,
+            }
+        }
+        self.resumed = leaving;
+    }
+
+    fn verdict(&self, a: &Known, b: &Known) -> Option<accel_pass> {
+        [a, b].iter().find_map(|k| self.paused.get(&k.identity.netns)).copied()
+    }
+}
+
+fn is_out(k: &Known) -> bool {
+    k.end.state == accel_state::ACCEL_WATCHED
+}
+
+/// Notes why a pair stays out, unless something lasting keeps it out anyway.
+fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
+    if may_come_back(a) && may_come_back(b) {
+        connections::keep_out(instance, a, b, why);
+    }
+}
+
+/// Whether nothing lasting keeps this end out.
+fn may_come_back(k: &Known) -> bool {
+    k.end.result == 0 && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_SLOWER)
+}
