@@ -96,14 +96,14 @@ static __always_inline enum accel_pass objection(struct accel_control *ctl, stru
  * May this message overtake TCP? The verdict runs under the writer's lock, so what it sees of the writer stays true; what it
  * sees of the reader can only become more true (TCP bytes get consumed), or is looked at again for the next message.
  */
-static __always_inline enum accel_pass gate(struct accel_control *ctl, struct accel_end *e, struct tcp_sock *me)
+static __always_inline enum accel_pass gate(struct accel_control *ctl, struct accel_end *e, struct tcp_sock *me, __u32 size)
 {
 	struct sock *sk = (struct sock *)me;
 	struct accel_end *peer;
 	enum accel_pass why;
 	struct tcp_sock *to;
 	struct sock *psk;
-	__u32 behind;
+	__u32 behind, room;
 
 	peer = get_end(e->peer);
 	if (!peer)
@@ -142,7 +142,14 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	 */
 	if (!why && bpf_ktime_get_coarse_ns() > ctl->deadline_ns && !(e->fast && behind))
 		why = ACCEL_LEASE;
-	if (!why && behind && psk->sk_backlog.rmem_alloc.counter > (int)ctl->budget)
+	/*
+	 * Redirected bytes count as the reader's receive memory. Beyond half of its buffer TCP's own bytes would find no room behind
+	 * them, be dropped and wait for a retransmission timer.
+	 */
+	room = (__u32)psk->sk_rcvbuf / 2;
+	if (room > ctl->budget)
+		room = ctl->budget;
+	if (!why && (__u32)psk->sk_backlog.rmem_alloc.counter + size > room)
 		why = ACCEL_BUDGET;
 	if (why && behind) {
 		peer->spilled = 1;
@@ -184,7 +191,7 @@ int verdict(struct sk_msg_md *msg)
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(me = bpf_skc_to_tcp_sock(sk)))
 		return SK_PASS;
-	why = gate(ctl, e, me);
+	why = gate(ctl, e, me, msg->size);
 	if (why == ACCEL_REDIRECT) {
 		if (bpf_msg_redirect_map(msg, &socks, e->peer, BPF_F_INGRESS) == SK_PASS) {
 			e->fast = 1;
