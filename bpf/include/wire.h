@@ -269,7 +269,7 @@ struct trace_event {
 	unsigned int ack;
 	/* bytes after the transport header as the IP header counts them, or as skb->len leaves them */
 	unsigned int payload;
-	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out;
+	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out; first sight: enum trace_rest;
 	 * set_state: old << 8 | new; neighbour: its state; fib_lookup: table; data_ready: state of the socket
 	 */
 	unsigned int arg;
@@ -304,6 +304,15 @@ enum trace_role {
 	TRACE_ROLE_SOURCE = 1,
 	TRACE_ROLE_TARGET = 2,
 	TRACE_ROLE_NODE = 4,
+};
+
+/* What is recorded while the hooks that fire for everybody rest. */
+enum trace_rest {
+	TRACE_WATCHING,
+	/* Packets, where netfilter links see them. */
+	TRACE_SILENT,
+	/* Nothing. */
+	TRACE_PAUSED,
 };
 
 /* Slots of the table of namespaces, a power of two, and how many are looked at. */

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
@@ -386,6 +387,47 @@ fn hot_traffic_is_sampled_and_counted() {
     let whole = said.packets.iter().filter(|p| p.outcome == Outcome::Delivered && stages(p).last() == Some(&"copied")).count();
     assert!(whole * 10 >= said.packets.len() * 9, "{whole} of {} have their whole way", said.packets.len());
     assert!(c.helper_rss_bytes < 64 << 20, "{} bytes", c.helper_rss_bytes);
+}
+
+#[test]
+fn a_silent_pair_lets_busy_others_alone_and_is_seen_when_it_speaks() {
+    if !root_or_skip("a_silent_pair_lets_busy_others_alone_and_is_seen_when_it_speaks") {
+        return;
+    }
+    let lab = Lab::up();
+    let mut session = Session::start(&lab, request(&lab, "curl", "httpbin"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lab.inside("httpbin-remote", || {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.connect("127.0.0.1:8080").unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    socket.send(b"others").unwrap();
+                    socket.recv(&mut [0; 16]).unwrap();
+                }
+            });
+        });
+        session.wait_for(|m| matches!(m, Message::Counters(c) if c.rested_ns > 0));
+        let get = || {
+            lab.inside("curl", || {
+                let mut stream = TcpStream::connect("10.42.1.3:8080").unwrap();
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+                std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+            });
+        };
+        get();
+        // What wakes the hooks is recorded where netfilter sees it.
+        session.wait_for(|m| matches!(m, Message::Packet(p) if p.kind == PacketKind::Syn && p.outcome == Outcome::Delivered));
+        get();
+        session.wait_for(|m| matches!(m, Message::Packet(p) if p.kind == PacketKind::Data && stages(p).last() == Some(&"copied")));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let said = session.finish();
+    assert!(said.packets.iter().all(|p| p.outcome == Outcome::Delivered), "{:#?}", said.packets);
+    let first = said.packet(Direction::Request, PacketKind::Syn);
+    assert!(!stages(first).contains(&"send-stack-done") && stages(first).contains(&"node-forward"), "{:?}", stages(first));
 }
 
 #[test]

@@ -20,6 +20,10 @@ __u64 uplinks[TRACE_MAX_UPLINKS];
 __u32 uplink_count;
 /* Nothing is recorded before this is set. */
 bool armed;
+/* As enum trace_rest says. */
+__u32 resting;
+/* Packets of the pair, about: CPUs do not wait for each other. */
+__u64 met;
 
 struct trace_gate gate;
 
@@ -28,6 +32,7 @@ struct trace_event event_layout;
 enum trace_hook hook_layout;
 enum trace_flag flag_layout;
 enum trace_role role_layout;
+enum trace_rest rest_layout;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

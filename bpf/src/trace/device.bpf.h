@@ -54,8 +54,10 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	e->arg = sight->arg;
 	put_skb(e, skb, head);
 	put_view(e, &v);
-	if (origin)
+	if (origin) {
 		e->flags |= TRACE_F_ORIGIN;
+		e->arg = resting;
+	}
 	submit(e);
 	return id;
 }
@@ -82,6 +84,11 @@ static __always_inline void reached_its_socket(__u64 head)
 
 	if (!p)
 		return;
+	/* Nobody is there to see its reader. */
+	if (resting == TRACE_SILENT) {
+		forget(head, p);
+		return;
+	}
 	arrived(p);
 	last = bpf_map_lookup_elem(&last_arrived, &zero);
 	if (last)

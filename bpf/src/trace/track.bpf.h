@@ -152,6 +152,11 @@ __noinline __u32 begin(__u64 head, const struct view *v)
 	if (!of_the_pair(&v->t) && !error_for_the_pair(v))
 		return 0;
 	COUNT(matched);
+	met++;
+	if (resting == TRACE_PAUSED) {
+		COUNT(sampled_out);
+		return 0;
+	}
 	if (!idle()) {
 		old = bpf_map_lookup_elem(&packets, &head);
 		if (old)

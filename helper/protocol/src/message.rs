@@ -110,8 +110,12 @@ pub struct Counters {
     /// Times a program could not run because it was already running on that CPU.
     pub recursion_misses: u64,
     /// Time spent in our programs, by hook, in nanoseconds, and how often each ran. The kernel counts it at a price, so when
-    /// the programs run often a tenth of the time is counted and the rest extrapolated.
+    /// the programs run often a fiftieth of the time is counted and the rest extrapolated.
     pub programs: BTreeMap<String, RunTime>,
+    /// Time in which the hooks that fire for everybody's packets were detached, in nanoseconds: the pair was silent while
+    /// others were busy, or its own traffic was so hot that a part of each second is enough.
+    #[serde(default)]
+    pub rested_ns: u64,
     /// CPU time of the helper process, in nanoseconds.
     pub helper_cpu_ns: u64,
     /// Resident memory of the helper, in bytes.

@@ -14,10 +14,10 @@ use sockpath_protocol::message::RunTime;
 /// Runs a second from which on counting itself would be felt.
 const BUSY: u64 = 20_000;
 /// When busy, every so many looks are counted.
-const SHARE: u32 = 10;
+const SHARE: u32 = 50;
 
 /// Counts what the programs cost. The kernel then reads the clock twice for every run of every program, so it counts all
-/// the time only while there is little to count, and a tenth of the time when the programs run often.
+/// the time only while there is little to count, and a fiftieth of the time when the programs run often.
 #[derive(Debug)]
 pub struct Meter {
     programs: Vec<(String, OwnedFd)>,
@@ -25,6 +25,7 @@ pub struct Meter {
     since: Instant,
     counted: Duration,
     runs: u64,
+    runs_per_second: u64,
     looks: u32,
     start: Instant,
 }
@@ -34,10 +35,19 @@ impl Meter {
     #[must_use]
     pub fn start(programs: Vec<(String, OwnedFd)>) -> Self {
         let now = Instant::now();
-        Self { programs, counting: enable_stats().ok(), since: now, counted: Duration::ZERO, runs: 0, looks: 0, start: now }
+        Self {
+            programs,
+            counting: enable_stats().ok(),
+            since: now,
+            counted: Duration::ZERO,
+            runs: 0,
+            runs_per_second: 0,
+            looks: 0,
+            start: now,
+        }
     }
 
-    /// To be called about ten times a second: decides whether the time until the next look is counted.
+    /// To be called about fifty times a second: decides whether the time until the next look is counted.
     pub fn look(&mut self) {
         self.looks += 1;
         let Some(counting) = self.counting.take() else {
@@ -53,9 +63,16 @@ impl Meter {
         let runs: u64 = self.programs.iter().filter_map(|(_, fd)| program_info(fd)).map(|i| i.runs).sum();
         let rate = (runs - self.runs.min(runs)).saturating_mul(1000) / u64::try_from(counted.as_millis().max(1)).unwrap_or(1);
         self.runs = runs;
+        self.runs_per_second = rate;
         if rate < BUSY {
             self.counting = Some(counting);
         }
+    }
+
+    /// Runs of all programs in a second, when they were counted last.
+    #[must_use]
+    pub fn runs_per_second(&self) -> u64 {
+        self.runs_per_second
     }
 
     /// Run time by hook, extrapolated from the share of the time that was counted, and how often a program could not run

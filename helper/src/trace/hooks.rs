@@ -13,6 +13,8 @@ pub struct Program {
     pub name: &'static str,
     /// What it is attached to.
     pub hook: HookKind,
+    /// Whether it fires for the packets of everybody on the machine.
+    pub busy: bool,
 }
 
 /// What a program is attached to.
@@ -27,40 +29,44 @@ pub enum HookKind {
     },
 }
 
-const fn tp(name: &'static str) -> Program {
-    Program { name, hook: HookKind::Tracepoint(name) }
+const fn busy(name: &'static str) -> Program {
+    Program { name, hook: HookKind::Tracepoint(name), busy: true }
+}
+
+const fn rare(name: &'static str) -> Program {
+    Program { name, hook: HookKind::Tracepoint(name), busy: false }
 }
 
 /// The programs, in the order in which they are attached: what begins a packet comes last.
 pub const PROGRAMS: &[Program] = &[
-    tp("consume_skb"),
-    tp("kfree_skb"),
-    Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb") },
-    tp("sock_recv_length"),
-    tp("tcp_rcv_space_adjust"),
-    tp("skb_copy_datagram_iovec"),
-    tp("sk_data_ready"),
-    tp("tcp_probe"),
-    tp("netif_receive_skb"),
-    tp("napi_gro_receive_entry"),
-    tp("netif_rx"),
-    tp("net_dev_start_xmit"),
-    tp("qdisc_enqueue"),
-    tp("net_dev_queue"),
-    tp("neigh_event_send_done"),
-    tp("neigh_event_send_dead"),
-    tp("neigh_update"),
-    tp("fib_table_lookup"),
-    tp("fib6_table_lookup"),
-    tp("tcp_send_reset"),
-    tp("tcp_receive_reset"),
-    tp("tcp_retransmit_skb"),
-    tp("tcp_retransmit_synack"),
-    tp("inet_sock_set_state"),
-    tp("sock_rcvqueue_full"),
-    tp("tcp_sendmsg_locked"),
-    Program { name: "nf_last", hook: HookKind::Netfilter { first: false } },
-    Program { name: "nf_first", hook: HookKind::Netfilter { first: true } },
+    busy("consume_skb"),
+    rare("kfree_skb"),
+    Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb"), busy: false },
+    busy("sock_recv_length"),
+    busy("tcp_rcv_space_adjust"),
+    busy("skb_copy_datagram_iovec"),
+    busy("sk_data_ready"),
+    busy("tcp_probe"),
+    busy("netif_receive_skb"),
+    busy("napi_gro_receive_entry"),
+    busy("netif_rx"),
+    busy("net_dev_start_xmit"),
+    busy("qdisc_enqueue"),
+    busy("net_dev_queue"),
+    rare("neigh_event_send_done"),
+    rare("neigh_event_send_dead"),
+    rare("neigh_update"),
+    rare("fib_table_lookup"),
+    rare("fib6_table_lookup"),
+    rare("tcp_send_reset"),
+    rare("tcp_receive_reset"),
+    rare("tcp_retransmit_skb"),
+    rare("tcp_retransmit_synack"),
+    rare("inet_sock_set_state"),
+    rare("sock_rcvqueue_full"),
+    busy("tcp_sendmsg_locked"),
+    Program { name: "nf_last", hook: HookKind::Netfilter { first: false }, busy: false },
+    Program { name: "nf_first", hook: HookKind::Netfilter { first: true }, busy: false },
 ];
 
 /// Hooks that would say more where a kernel lets programs attach to functions.

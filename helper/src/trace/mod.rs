@@ -20,10 +20,12 @@ use backlog::Backlogs;
 use cost::Meter;
 use hooks::Offer;
 use names::Names;
+use pace::{Look, Mode, Pace};
 use programs::Programs;
 use scene::Scene;
 
 pub mod assemble;
+mod attachment;
 mod backlog;
 mod cost;
 mod devices;
@@ -31,6 +33,7 @@ pub mod event;
 pub mod hooks;
 pub mod names;
 mod netns;
+mod pace;
 pub mod places;
 mod probe;
 mod programs;
@@ -48,7 +51,7 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 
 /// How often it is decided whether the programs' run time is counted.
-const METER_EVERY: Duration = Duration::from_millis(100);
+const METER_EVERY: Duration = Duration::from_millis(20);
 
 /// Serves a trace until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
@@ -67,11 +70,22 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     let mut storage = MaybeUninit::uninit();
     let programs = Programs::start(&mut storage, &scene, &offer, rate)?;
     let backlogs = Backlogs::watch(&scene);
-    let mut trace = Trace { meter: Meter::start(programs.fds()), programs, backlogs, armed: Instant::now() };
+    let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
+    let pace = Pace::new(rate, offer.has_netfilter() && scene.uplinks.is_empty(), now);
+    let mut trace = Trace {
+        meter: Meter::start(programs.fds()),
+        programs,
+        backlogs,
+        armed: Instant::now(),
+        pace,
+        mode: Mode::Watching,
+        rested: Duration::ZERO,
+        rests: None,
+    };
     drop(offer);
     session.send(&Message::Armed(Armed {
-        hooks: trace.programs.hooks.clone(),
-        unavailable: trace.programs.unavailable.clone(),
+        hooks: trace.programs.hooks.used.clone(),
+        unavailable: trace.programs.hooks.unavailable.clone(),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
@@ -90,6 +104,11 @@ struct Trace<'a> {
     meter: Meter,
     backlogs: Backlogs,
     armed: Instant,
+    pace: Pace,
+    mode: Mode,
+    /// How long what fires for everybody was detached, and since when it is.
+    rested: Duration,
+    rests: Option<Instant>,
 }
 
 impl Trace<'_> {
@@ -113,12 +132,20 @@ impl Trace<'_> {
                 inbound = session.next() => match inbound {
                     Inbound::Request(Request::Heartbeat) => {}
                     Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
-                    Inbound::Request(Request::Probe(probe)) => start_probe(scene, probe, probed_tx.clone()),
+                    Inbound::Request(Request::Probe(probe)) => {
+                        let look = self.look()?;
+                        self.pace.watch(look);
+                        self.set_mode(Mode::Watching, scene)?;
+                        start_probe(scene, probe, probed_tx.clone());
+                    }
                     Inbound::Request(other) => session.warn(format!("not during a trace: {other:?}"))?,
                     Inbound::Stop(reason) => return Ok(reason),
                 },
                 Some(done) = probed.recv() => session.send(&Message::Probed(done))?,
                 _ = consume.tick() => {
+                    let look = self.look()?;
+                    let mode = self.pace.look(look);
+                    self.set_mode(mode, scene)?;
                     self.observe(session, assembler)?;
                     if request.count.is_some_and(|n| assembler.delivered_requests() >= n) {
                         return Ok(EndReason::Finished);
@@ -133,6 +160,29 @@ impl Trace<'_> {
                 }
             }
         }
+    }
+
+    fn look(&self) -> Result<Look> {
+        Ok(Look {
+            now_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
+            wall_ms: clock_ns(ClockId::CLOCK_REALTIME)? / 1_000_000,
+            met: self.programs.met(),
+            runs_per_second: self.meter.runs_per_second(),
+        })
+    }
+
+    fn set_mode(&mut self, mode: Mode, scene: &Scene) -> Result<()> {
+        if mode == self.mode && (mode == Mode::Watching || self.rests.is_some()) {
+            return Ok(());
+        }
+        let done = self.programs.set_mode(mode, scene)?;
+        self.mode = mode;
+        if mode == Mode::Watching {
+            self.rested += self.rests.take().map_or(Duration::ZERO, |since| since.elapsed());
+        } else if done {
+            self.rests = Some(Instant::now());
+        }
+        Ok(())
     }
 
     /// Takes what has been observed, and tells the plugin of the packets whose way is over. The ring buffer is emptied in
@@ -176,6 +226,8 @@ impl Trace<'_> {
             filter_misses: assembler.misses(),
             recursion_misses,
             programs,
+            rested_ns: u64::try_from((self.rested + self.rests.map_or(Duration::ZERO, |since| since.elapsed())).as_nanos())
+                .unwrap_or(u64::MAX),
             helper_cpu_ns: cost::cpu_ns(),
             helper_rss_bytes: cost::rss_bytes(),
             elapsed_ns: u64::try_from(self.armed.elapsed().as_nanos()).unwrap_or(u64::MAX),

@@ -1,25 +1,23 @@
 //! The BPF programs of a trace: loaded, attached, read, and gone with this value.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, RingBuffer, RingBufferBuilder};
-use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_role, trace_stats};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, RingBuffer, RingBufferBuilder};
+use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_rest, trace_role, trace_stats};
 use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 
+use super::attachment::{Attachments, Hooks};
 use super::event::Sight;
-use super::hooks::{HookKind, Offer, PROGRAMS, public_name, unused_kinds};
-use super::netns::inside;
+use super::hooks::{Offer, PROGRAMS, public_name, unused_kinds};
+use super::pace::Mode;
 use super::scene::{Endpoint, Scene};
 
 /// How many slots of the table of namespaces are looked at (TRACE_NET_PROBES).
@@ -36,25 +34,22 @@ pub struct Programs<'a> {
     skel: TraceSkel<'a>,
     ring: RingBuffer<'a>,
     seen: Rc<RefCell<Vec<Sight>>>,
-    links: Vec<Link>,
-    netfilter: Vec<OwnedFd>,
-    /// Hooks in use.
-    pub hooks: Vec<String>,
-    /// Hooks that are not, and why.
-    pub unavailable: BTreeMap<String, String>,
+    attachments: Attachments,
+    /// Hooks in use, and those that are not.
+    pub hooks: Hooks,
 }
 
 impl<'a> Programs<'a> {
     /// Loads and attaches what this kernel offers. `packets_per_second` 0 records every packet.
     pub fn start(storage: &'a mut MaybeUninit<OpenObject>, scene: &Scene, offer: &Offer, packets_per_second: u32) -> Result<Self> {
         let mut open = TraceSkelBuilder::default().open(storage).context("cannot open the trace programs")?;
-        let mut unavailable = unused_kinds();
+        let mut hooks = Hooks { used: Vec::new(), unavailable: unused_kinds() };
         for mut program in open.open_object_mut().progs_mut() {
             let Some(known) = PROGRAMS.iter().find(|p| program.name() == p.name) else { continue };
             if let Some(why) = offer.objection(known) {
                 program.set_autoload(false);
                 if !why.is_empty() {
-                    unavailable.insert(public_name(known), why);
+                    hooks.unavailable.insert(public_name(known), why);
                 }
             }
         }
@@ -72,43 +67,36 @@ impl<'a> Programs<'a> {
             })
             .context("cannot read the ring buffer")?;
         let ring = builder.build().context("cannot map the ring buffer")?;
-        let mut programs = Self { skel, ring, seen, links: Vec::new(), netfilter: Vec::new(), hooks: Vec::new(), unavailable };
-        programs.attach(scene)?;
-        if let Some(bss) = programs.skel.maps.bss_data.as_mut() {
+        let attachments = Attachments::all(skel.object_mut(), scene, &mut hooks)?;
+        if let Some(bss) = skel.maps.bss_data.as_mut() {
             bss.armed = true;
         }
-        Ok(programs)
+        Ok(Self { skel, ring, seen, attachments, hooks })
     }
 
-    fn attach(&mut self, scene: &Scene) -> Result<()> {
-        for known in PROGRAMS {
-            let Some(program) = self.skel.object().progs_mut().find(|p| p.name() == known.name && p.autoload()) else { continue };
-            match known.hook {
-                HookKind::Tracepoint(_) => match program.attach_trace() {
-                    Ok(link) => {
-                        self.links.push(link);
-                        self.hooks.push(public_name(known));
-                    }
-                    Err(e) => {
-                        self.unavailable.insert(public_name(known), format!("cannot be attached: {e}"));
-                    }
-                },
-                HookKind::Netfilter { first } => {
-                    let fd = program.as_fd();
-                    for (netns, territory) in &scene.netns {
-                        let node = scene.nodes.contains(&netns.inode);
-                        let pod = territory.source || territory.target;
-                        let links = attach_netfilter(&netns.file, fd.as_raw_fd(), hooks_of(first, pod, node), first)
-                            .with_context(|| format!("namespace {}", netns.path.display()))?;
-                        self.netfilter.extend(links);
-                    }
-                    let position = if first { "first" } else { "last" };
-                    let all = hooks_of(first, true, !scene.nodes.is_empty());
-                    self.hooks.extend(all.into_iter().map(|h| format!("netfilter/{} {position}", NF_HOOKS[h as usize])));
-                }
+    /// Attaches and detaches what fires for everybody as this mode says. What is under way when it rests would lose the rest of
+    /// its way: false while there is such a packet, and then nothing is detached yet.
+    pub fn set_mode(&mut self, mode: Mode, scene: &Scene) -> Result<bool> {
+        let bss = self.skel.maps.bss_data.as_mut().context("the trace programs have no state")?;
+        if mode == Mode::Watching {
+            self.attachments.wake(self.skel.object_mut(), scene)?;
+            if let Some(bss) = self.skel.maps.bss_data.as_mut() {
+                bss.resting = trace_rest::TRACE_WATCHING.0;
             }
+            return Ok(true);
         }
-        Ok(())
+        bss.resting = if mode == Mode::Paused { trace_rest::TRACE_PAUSED.0 } else { trace_rest::TRACE_SILENT.0 };
+        let busy = bss.gate.on_the_way != 0 || bss.gate.at_the_socket != 0;
+        if !busy {
+            self.attachments.rest();
+        }
+        Ok(!busy)
+    }
+
+    /// Packets of the pair that were met, recorded or not.
+    #[must_use]
+    pub fn met(&self) -> u64 {
+        self.skel.maps.bss_data.as_ref().map_or(0, |bss| bss.met)
     }
 
     /// Takes observations that have been made since the last call, at most [`CHUNK`]; none when there are no more.
@@ -229,69 +217,4 @@ fn set_namespaces(skel: &mut TraceSkel<'_>, scene: &Scene) -> Result<()> {
         bss.uplink_count += 1;
     }
     Ok(())
-}
-
-/// Priorities that are tried at either end of a hook.
-const EDGE: i32 = 32;
-
-/// In the order of `enum nf_inet_hooks`.
-const NF_HOOKS: [&str; 5] = ["PRE_ROUTING", "LOCAL_IN", "FORWARD", "LOCAL_OUT", "POST_ROUTING"];
-const PRE_ROUTING: u32 = 0;
-const LOCAL_IN: u32 = 1;
-const FORWARD: u32 = 2;
-const LOCAL_OUT: u32 = 3;
-const POST_ROUTING: u32 = 4;
-
-/// The hooks worth a link. What follows LOCAL_OUT and FORWARD at once is another hook, so their end needs none.
-fn hooks_of(first: bool, pod: bool, node: bool) -> Vec<u32> {
-    let mut hooks = vec![PRE_ROUTING, LOCAL_IN, POST_ROUTING];
-    if first {
-        hooks.push(LOCAL_OUT);
-        if node {
-            hooks.push(FORWARD);
-        }
-    }
-    debug_assert!(pod || node, "a namespace is a pod's or a node's");
-    hooks
-}
-
-/// Attaches a program to hooks of a namespace, for IPv4 and IPv6. The links end with the returned descriptors.
-fn attach_netfilter(netns: &File, program: i32, hooks: Vec<u32>, first: bool) -> Result<Vec<OwnedFd>> {
-    inside(netns, move || {
-        let mut links = Vec::with_capacity(hooks.len() * 2);
-        for family in [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6] {
-            for hook in &hooks {
-                let link = link_at_the_edge(program, family.cast_unsigned(), *hook, first);
-                links.push(link.with_context(|| format!("cannot attach to netfilter's {}", NF_HOOKS[*hook as usize]))?);
-            }
-        }
-        Ok(links)
-    })
-}
-
-/// The very first and last priorities belong to the kernel (bridge netfilter, conntrack's confirmation), and a BPF link
-/// shares its priority with nobody: not with another trace, nor with what else sits at the edge.
-fn link_at_the_edge(program: i32, family: u32, hook: u32, first: bool) -> io::Result<OwnedFd> {
-    let mut distance = 1;
-    loop {
-        let priority = if first { i32::MIN + distance } else { i32::MAX - distance };
-        match link_netfilter(program, family, hook, priority) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && distance < EDGE => distance += 1,
-            result => return result,
-        }
-    }
-}
-
-fn link_netfilter(program: i32, family: u32, hook: u32, priority: i32) -> io::Result<OwnedFd> {
-    let mut options = libbpf_sys::bpf_link_create_opts { sz: size_of::<libbpf_sys::bpf_link_create_opts>() as u64, ..Default::default() };
-    options.__bindgen_anon_1.netfilter.pf = family;
-    options.__bindgen_anon_1.netfilter.hooknum = hook;
-    options.__bindgen_anon_1.netfilter.priority = priority;
-    // SAFETY: options lives through the call and says its own size; program is a descriptor that the caller holds.
-    let fd = unsafe { libbpf_sys::bpf_link_create(program, 0, libbpf_sys::BPF_NETFILTER, &raw const options) };
-    if fd < 0 {
-        return Err(io::Error::from_raw_os_error(-fd));
-    }
-    // SAFETY: the kernel has just given this descriptor to us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

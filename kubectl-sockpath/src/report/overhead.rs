@@ -19,6 +19,8 @@ pub struct Overhead {
     pub helper_rss_bytes: u64,
     /// Time since the hooks were attached, in nanoseconds.
     pub elapsed_ns: u64,
+    /// Time in which the hooks that fire for everybody's packets were detached, in nanoseconds.
+    pub rested_ns: u64,
     /// Packets that matched the pair.
     pub matched: u64,
     /// Packets whose hops were recorded.
@@ -59,6 +61,7 @@ pub(super) fn overhead(capture: &Capture) -> (Overhead, u64) {
         sum.helper_cpu_ns += counters.helper_cpu_ns;
         sum.helper_rss_bytes += counters.helper_rss_bytes;
         sum.elapsed_ns = sum.elapsed_ns.max(counters.elapsed_ns);
+        sum.rested_ns = sum.rested_ns.max(counters.rested_ns);
         sum.matched += counters.matched;
         sum.recorded += counters.recorded;
         sum.sampled_out += counters.sampled_out;

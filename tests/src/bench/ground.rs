@@ -44,6 +44,8 @@ pub enum Way {
     Loopback,
     /// Inside httpbin, over its loopback device.
     OtherLoopback,
+    /// Inside httpbin-remote, over its loopback device: it shares neither pod nor node with the pair that is traced.
+    Elsewhere,
     /// AF_UNIX.
     Unix,
 }
@@ -195,6 +197,7 @@ impl Ground {
             Way::Remote => ("curl", tcp(self.ip("httpbin-remote")?)),
             Way::Loopback => ("curl", tcp(localhost)),
             Way::OtherLoopback => ("httpbin", tcp(localhost)),
+            Way::Elsewhere => ("httpbin-remote", tcp(localhost)),
             Way::Unix => ("curl", Place::Unix(self.unix_path(cpus))),
         })
     }

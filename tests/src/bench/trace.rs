@@ -156,8 +156,12 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
     let mut table = Table::new("Cost of tracing curl to httpbin (request-response, 64 B)", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let case = Case { load: Load::RequestResponse, size: 64, cpus };
-        let ways =
-            [(Way::Direct, "the traced pair"), (Way::Remote, "another pair, other node"), (Way::OtherLoopback, "another pair, in-pod")];
+        let ways = [
+            (Way::Direct, "the traced pair"),
+            (Way::Remote, "another pair, from a pod of this one to the other node"),
+            (Way::OtherLoopback, "another pair, inside a pod of this one"),
+            (Way::Elsewhere, "another pair, with no pod or node of this one"),
+        ];
         let mut columns: Vec<[Column; 4]> = ways.iter().map(|_| std::array::from_fn(|_| Column::default())).collect();
         for _ in 0..effort.repeats {
             let mut runs = |column: usize, only_first: bool| -> Result<()> {

@@ -1,6 +1,6 @@
 //! A packet whose way is not over yet.
 
-use sockpath_bpf::trace::types::trace_flag;
+use sockpath_bpf::trace::types::{trace_flag, trace_rest};
 use sockpath_protocol::packet::PacketKind;
 use sockpath_protocol::request::Protocol;
 
@@ -31,6 +31,8 @@ pub struct Open {
     pub copied: bool,
     /// Whether it was dropped because the next hop's address could not be had.
     pub unresolved: bool,
+    /// Whether only netfilter's hooks could see it.
+    pub at_rest: bool,
     /// Time of the last sight.
     pub last: u64,
 }
@@ -49,6 +51,7 @@ impl Open {
             woken: false,
             copied: false,
             unresolved: false,
+            at_rest: sight.has(trace_flag::TRACE_F_ORIGIN) && sight.arg == trace_rest::TRACE_SILENT.0,
             last: sight.at,
         }
     }

@@ -45,7 +45,7 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
         return (quiet >= SETTLE).then_some(Verdict::Delivered);
     }
     if open.arrived_in.is_some() {
-        let patience = if open.is_for_a_reader() { READ } else { SETTLE };
+        let patience = if open.is_for_a_reader() && !open.at_rest { READ } else { SETTLE };
         return (quiet >= patience).then_some(Verdict::Delivered);
     }
     let last = open.sights.iter().max_by_key(|s| s.at)?;
@@ -57,6 +57,10 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
         });
     if out_of_sight {
         return (quiet >= LEAVE).then_some(Verdict::Left);
+    }
+    // The device that it leaves by is not seen, nor what sends it on.
+    if open.at_rest && last.hook == Hook::TRACE_NF_LAST_POST_ROUTING {
+        return (quiet >= MOVE).then_some(Verdict::Left);
     }
     let patience = match last.hook {
         Hook::TRACE_QDISC_ENQUEUE | Hook::TRACE_NF_LAST_POST_ROUTING => QUEUE,

@@ -1,0 +1,153 @@
+//! When the hooks that fire for everybody's packets are attached. They cost others some 60 ns each time, whatever the
+//! programs do, so they are left out where that takes nothing from the picture (or next to nothing).
+
+/// Recorded packets are a small share of the traffic from this many times the rate on: then a part of each second is enough.
+const HOT: u64 = 10;
+/// The part of each second (of `CLOCK_REALTIME`, so that all nodes watch at the same time) in which hot traffic is watched.
+const WATCHED_MS: u64 = 250;
+/// Runs a second that are worth a rest: the hooks then take more than 1 % of a CPU.
+const WORTH_A_REST: u64 = 200_000;
+/// A pair that says nothing for this long, in nanoseconds, is silent.
+const SILENCE_NS: u64 = 500_000_000;
+/// The pair's rate is counted over at least this time, in nanoseconds.
+const COUNT_NS: u64 = 200_000_000;
+
+/// What is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything.
+    Watching,
+    /// The pair is silent while others are busy: what fires for everybody is detached until the pair says something. Packets
+    /// are recorded at the netfilter hooks alone until then.
+    Silent,
+    /// The pair's traffic is hot: nothing is recorded for the rest of this second.
+    Paused,
+}
+
+/// What a look at the trace found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Look {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub now_ns: u64,
+    /// `CLOCK_REALTIME`, milliseconds.
+    pub wall_ms: u64,
+    /// Packets of the pair so far.
+    pub met: u64,
+    /// Runs of the programs in a second, as far as known.
+    pub runs_per_second: u64,
+}
+
+/// Decides.
+#[derive(Debug)]
+pub struct Pace {
+    /// Packets of the pair in a second from which on its traffic is hot; `None` when every packet is recorded.
+    hot_from: Option<u64>,
+    may_be_silent: bool,
+    mode: Mode,
+    met: u64,
+    met_at: u64,
+    counted_from: (u64, u64),
+    hot: bool,
+}
+
+impl Pace {
+    /// `packets_per_second` 0 records every packet and never rests. `may_be_silent`: all packets of the pair begin where a
+    /// netfilter link of a pod sees them.
+    #[must_use]
+    pub fn new(packets_per_second: u32, may_be_silent: bool, now_ns: u64) -> Self {
+        Self {
+            hot_from: (packets_per_second > 0).then(|| u64::from(packets_per_second) * HOT),
+            may_be_silent: may_be_silent && packets_per_second > 0,
+            mode: Mode::Watching,
+            met: 0,
+            met_at: now_ns,
+            counted_from: (now_ns, 0),
+            hot: false,
+        }
+    }
+
+    /// What should be attached now.
+    pub fn look(&mut self, look: Look) -> Mode {
+        if look.met != self.met {
+            self.met = look.met;
+            self.met_at = look.now_ns;
+            if self.mode == Mode::Silent {
+                self.watch(look);
+            }
+        }
+        let open = look.wall_ms % 1000 < WATCHED_MS;
+        match self.mode {
+            Mode::Watching => {
+                let (from, met) = self.counted_from;
+                let counted = look.now_ns.saturating_sub(from);
+                if counted >= COUNT_NS {
+                    let rate = (look.met - met).saturating_mul(1_000_000_000) / counted;
+                    self.hot = self.hot_from.is_some_and(|least| rate >= least);
+                    self.counted_from = (look.now_ns, look.met);
+                }
+                let silent = look.now_ns.saturating_sub(self.met_at) >= SILENCE_NS;
+                if self.hot && !open {
+                    self.mode = Mode::Paused;
+                } else if self.may_be_silent && silent && look.runs_per_second >= WORTH_A_REST {
+                    self.mode = Mode::Silent;
+                }
+            }
+            Mode::Paused if open => self.watch(look),
+            Mode::Paused | Mode::Silent => {}
+        }
+        self.mode
+    }
+
+    /// Something is about to happen, or what was decided cannot be done.
+    pub fn watch(&mut self, look: Look) {
+        self.mode = Mode::Watching;
+        self.met_at = look.now_ns;
+        self.counted_from = (look.now_ns, look.met);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(ms: u64, met: u64, runs_per_second: u64) -> Look {
+        Look { now_ns: ms * MS, wall_ms: ms, met, runs_per_second }
+    }
+
+    #[test]
+    fn hot_traffic_is_watched_for_a_part_of_each_second() {
+        let mut pace = Pace::new(200, true, 0);
+        assert_eq!(pace.look(at(100, 1_000, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(210, 2_100, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(250, 2_500, 0)), Mode::Paused);
+        assert_eq!(pace.look(at(999, 10_000, 0)), Mode::Paused);
+        assert_eq!(pace.look(at(1_000, 10_000, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(1_249, 12_000, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(1_250, 12_500, 0)), Mode::Paused);
+        // It has calmed down.
+        assert_eq!(pace.look(at(2_000, 12_500, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(2_245, 12_510, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(2_600, 12_520, 0)), Mode::Watching);
+    }
+
+    #[test]
+    fn a_silent_pair_rests_while_others_are_busy() {
+        let mut pace = Pace::new(200, true, 0);
+        assert_eq!(pace.look(at(400, 0, 1_000_000)), Mode::Watching);
+        assert_eq!(pace.look(at(600, 0, 100_000)), Mode::Watching);
+        assert_eq!(pace.look(at(1_100, 0, 1_000_000)), Mode::Silent);
+        assert_eq!(pace.look(at(1_200, 0, 0)), Mode::Silent);
+        assert_eq!(pace.look(at(1_205, 1, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(1_700, 1, 1_000_000)), Mode::Watching);
+        assert_eq!(pace.look(at(2_205, 1, 1_000_000)), Mode::Silent);
+    }
+
+    #[test]
+    fn every_packet_means_no_rest() {
+        let mut pace = Pace::new(0, true, 0);
+        assert_eq!(pace.look(at(400, 1_000_000, 1_000_000)), Mode::Watching);
+        assert_eq!(pace.look(at(5_000, 1_000_000, 1_000_000)), Mode::Watching);
+    }
+}
