@@ -296,6 +296,15 @@ impl Accelerator {
         self.summary()
     }
 
+    /// Ends it as when the plugin dies: stdin closes.
+    ///
+    /// # Errors
+    /// When the helper does not drain and end.
+    pub fn hang_up(self) -> Result<AccelSummary> {
+        self.0.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.summary()
+    }
+
     fn summary(mut self) -> Result<AccelSummary> {
         let summary = self.0.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None })?;
         self.0.expect("end", |m| matches!(m, Message::End(_)).then_some(()))?;
@@ -316,12 +325,22 @@ pub fn status(lab: &Lab) -> Result<AccelStatus> {
     Ok(status)
 }
 
-/// Drains and removes whatever is left of an acceleration; yields what was removed.
+/// Drains and removes whatever is left of an acceleration; yields what it achieved, if there was one.
 ///
 /// # Errors
 /// What the helper says.
-pub fn stop(lab: &Lab) -> Result<Vec<String>> {
-    removal(lab, &Request::Stop(StopRequest { drain_ms: 10_000 }))
+pub fn stop(lab: &Lab) -> Result<Option<AccelSummary>> {
+    let mut session = Session::start(lab)?;
+    session.say(&Request::Stop(StopRequest { drain_ms: 10_000 }))?;
+    session.say(&Request::Finish)?;
+    let mut summary = None;
+    session.expect("end", |m| {
+        if let Message::Summary(s) = m {
+            summary = Some(s.clone());
+        }
+        matches!(m, Message::End(_)).then_some(())
+    })?;
+    Ok(summary)
 }
 
 /// Removes every leftover of ours on this node; yields what was removed.
@@ -329,12 +348,8 @@ pub fn stop(lab: &Lab) -> Result<Vec<String>> {
 /// # Errors
 /// What the helper says.
 pub fn cleanup(lab: &Lab) -> Result<Vec<String>> {
-    removal(lab, &Request::Cleanup)
-}
-
-fn removal(lab: &Lab, request: &Request) -> Result<Vec<String>> {
     let mut session = Session::start(lab)?;
-    session.say(request)?;
+    session.say(&Request::Cleanup)?;
     session.say(&Request::Finish)?;
     let mut removed = Vec::new();
     session.expect("end", |m| {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use sockpath_protocol::accel::Reason;
 
 use super::accelerator::{self, Accelerator, Choice};
 use super::prng::Prng;
@@ -39,6 +40,10 @@ pub struct Deeds {
     pub bypassed_bytes: u64,
     /// Messages that went socket to socket.
     pub bypassed_messages: u64,
+    /// Messages on sockets in the map that went by TCP, by reason.
+    pub passes: BTreeMap<Reason, u64>,
+    /// How long it was on, without the time that starting and ending took.
+    pub on: Duration,
     /// Sockets that were still enrolled after the drain deadline.
     pub left_enrolled: u64,
 }
@@ -66,26 +71,22 @@ fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &
     // All pods, mostly; sometimes one end only, which has to be left alone.
     let pods = if rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
     let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate })?;
-    doze(Duration::from_millis(rng.log_between(50, 4_000)), over);
+    let began = Instant::now();
+    // Starting takes seconds on a busy machine; most of the time it shall be on.
+    let on_for = if rng.one_in(3) { rng.log_between(20, 2_000) } else { rng.between(2_000, 12_000) };
+    doze(Duration::from_millis(on_for), over);
+    deeds.on += began.elapsed();
     let summary = match way {
         Way::Finish => on.finish()?,
         Way::Terminate => on.terminate(Signal::SIGTERM)?,
         Way::Interrupt => on.terminate(Signal::SIGINT)?,
-        Way::PluginDies => {
-            on.0.drain();
-            count(deeds, &on.0.pairs.totals);
-            on.0.hang_up()?;
-            return Ok(());
-        }
+        Way::PluginDies => on.hang_up()?,
         Way::HelperDies => {
-            on.0.drain();
-            count(deeds, &on.0.pairs.totals);
             on.0.kill()?;
             if rng.one_in(2) {
                 doze(lease + Duration::from_millis(200), over);
             }
-            accelerator::stop(lab).context("stop after a killed helper")?;
-            return Ok(());
+            accelerator::stop(lab).context("stop after a killed helper")?.context("a killed helper left nothing to stop")?
         }
         Way::LeaseRunsOut => {
             on.0.signal(Signal::SIGSTOP)?;
@@ -95,19 +96,19 @@ fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &
         }
         Way::Detach => {
             let summary = on.finish()?;
-            doze(Duration::from_millis(rng.below(1_500)), over);
-            accelerator::stop(lab).context("stop after detach")?;
-            summary
+            let went_on = rng.below(1_500);
+            doze(Duration::from_millis(went_on), over);
+            // Its lease may have run out before, and then it has cleaned up.
+            accelerator::stop(lab).context("stop after detach")?.unwrap_or(summary)
         }
     };
     deeds.left_enrolled += summary.left_enrolled;
-    count(deeds, &summary.totals);
+    deeds.bypassed_bytes += summary.totals.bypassed_bytes;
+    deeds.bypassed_messages += summary.totals.bypassed_messages;
+    for (reason, count) in summary.totals.passes {
+        *deeds.passes.entry(reason).or_default() += count;
+    }
     Ok(())
-}
-
-fn count(deeds: &mut Deeds, totals: &sockpath_protocol::accel::Totals) {
-    deeds.bypassed_bytes += totals.bypassed_bytes;
-    deeds.bypassed_messages += totals.bypassed_messages;
 }
 
 /// Waits, but not past the end of the run.

@@ -94,6 +94,10 @@ impl Torture {
         if deviations > 0 && !self.accelerate {
             verdict.faults.push(format!("{deviations} connections saw no reset although the peer closed with unread bytes"));
         }
+        let misled = verdict.clients.misled + verdict.servers.misled;
+        if misled > 0 && !self.accelerate {
+            verdict.faults.push(format!("on {misled} connections FIONREAD told of nothing where there was something"));
+        }
         if self.accelerate
             && let Err(e) = chaos::nothing_left(&lab)
         {
@@ -210,6 +214,7 @@ fn add(sum: &mut Totals, more: &Totals) {
     sum.sent += more.sent;
     sum.faults += more.faults;
     sum.deviations += more.deviations;
+    sum.misled += more.misled;
     sum.digest = sum.digest.wrapping_add(more.digest);
     for (route, n) in &more.routes {
         *sum.routes.entry(route.clone()).or_default() += n;
@@ -317,6 +322,13 @@ impl Verdict {
     pub fn passed(&self) -> bool {
         self.faults.is_empty()
     }
+
+    /// The part of all content bytes, cross-node and unaccelerated times included, that went socket to socket.
+    #[must_use]
+    pub fn bypassed_share(&self) -> f64 {
+        let all = self.clients.sent + self.servers.sent;
+        self.deeds.as_ref().map_or(0.0, |d| d.bypassed_bytes as f64 / all.max(1) as f64)
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -337,12 +349,21 @@ impl fmt::Display for Verdict {
         writeln!(f, "where TCP memory was limited to {limit} bytes, {used} were in use at most")?;
         if let Some(deeds) = &self.deeds {
             let ways: Vec<_> = deeds.ways.iter().map(|(w, n)| format!("{w} {n}")).collect();
+            writeln!(f, "acceleration went on and off: {}; it was on for {:.1} s", ways.join(", "), deeds.on.as_secs_f64())?;
             let (mb, messages) = (deeds.bypassed_bytes / MB, deeds.bypassed_messages);
-            writeln!(f, "acceleration went on and off: {}; {mb} MB in {messages} messages bypassed TCP", ways.join(", "))?;
+            writeln!(f, "{mb} MB in {messages} messages bypassed TCP, {:.0} % of all bytes", 100.0 * self.bypassed_share())?;
+            let mut passes: Vec<_> = deeds.passes.iter().collect();
+            passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            let passes: Vec<_> = passes.iter().map(|(reason, n)| format!("{} {n}", reason.text())).collect();
+            writeln!(f, "messages of enrolled sockets that went by TCP: {}", passes.join(", "))?;
         }
         let deviations = self.clients.deviations + self.servers.deviations;
         if deviations > 0 {
             writeln!(f, "deviation: {deviations} connections whose peer closed with unread bytes saw a FIN where TCP sends a reset")?;
+        }
+        let misled = self.clients.misled + self.servers.misled;
+        if misled > 0 {
+            writeln!(f, "deviation: on {misled} connections the first FIONREAD told of nothing although TCP bytes were unread")?;
         }
         for skipped in &self.skipped {
             writeln!(f, "skipped: {skipped}")?;

@@ -112,71 +112,84 @@ impl Talk<'_> {
     }
 
     fn talk(&self, outcome: &mut Outcome) -> io::Result<()> {
+        let mut writer = self.writer()?;
+        let mut reader = Reader::new(self.socket, self.mine().reader, self.rng(3))?;
+        let result = self.play(&mut writer, &mut reader, outcome);
+        outcome.misled = reader.misled;
+        result
+    }
+
+    fn play(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, outcome: &mut Outcome) -> io::Result<()> {
+        let mut rng = self.rng(5);
+        for round in 0..self.plan.prelude {
+            if !self.round(writer, reader, round, &mut rng, outcome) {
+                return Ok(());
+            }
+        }
         match (self.plan.shape, self.plan.ending) {
             (_, Ending::Abrupt(by, at)) if by == self.side => {
-                outcome.write_end = self.write_all(Some(at), &mut outcome.sent)?;
+                outcome.write_end = self.write_all(writer, Some(at), &mut outcome.sent);
                 self.socket.linger(Some(0))?;
             }
-            (Shape::Duplex, _) => self.duplex(outcome)?,
+            (Shape::Duplex, _) => self.duplex(writer, reader, outcome)?,
             (Shape::Upload, _) | (Shape::Download, _) => {
                 if (self.plan.shape == Shape::Upload) == (self.side == Side::Client) {
-                    outcome.write_end = self.write_all(None, &mut outcome.sent)?;
+                    outcome.write_end = self.write_all(writer, None, &mut outcome.sent);
                 } else {
-                    self.read_to_end(outcome)?;
+                    self.read_to_end(reader, outcome);
                     outcome.write_end = End::Done;
                 }
             }
             (Shape::AnswerAfterEof, _) if self.side == Side::Client => {
-                outcome.write_end = self.write_all(None, &mut outcome.sent)?;
+                outcome.write_end = self.write_all(writer, None, &mut outcome.sent);
                 let _ = self.socket.shutdown(libc::SHUT_WR);
-                self.read_to_end(outcome)?;
+                self.read_to_end(reader, outcome);
             }
             (Shape::AnswerAfterEof, _) => {
-                self.read_to_end(outcome)?;
-                outcome.write_end = self.write_all(None, &mut outcome.sent)?;
+                self.read_to_end(reader, outcome);
+                outcome.write_end = self.write_all(writer, None, &mut outcome.sent);
             }
-            (Shape::PingPong, _) => self.ping_pong(outcome)?,
+            (Shape::PingPong, _) => self.ping_pong(writer, reader, outcome)?,
         }
         Ok(())
     }
 
-    fn duplex(&self, outcome: &mut Outcome) -> io::Result<()> {
+    fn duplex(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, outcome: &mut Outcome) -> io::Result<()> {
+        let before = outcome.sent;
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut sent = 0;
-                let end = self.write_all(None, &mut sent);
+            let writing = scope.spawn(|| {
+                let mut sent = before;
+                let end = self.write_all(writer, None, &mut sent);
                 let _ = self.socket.shutdown(libc::SHUT_WR);
                 (end, sent)
             });
-            let read = self.read_to_end(outcome);
-            let (end, sent) = writer.join().map_err(|_| io::Error::other("the writing thread panicked"))?;
-            outcome.sent = sent;
-            outcome.write_end = end?;
-            read
+            self.read_to_end(reader, outcome);
+            (outcome.write_end, outcome.sent) = writing.join().map_err(|_| io::Error::other("the writing thread panicked"))?;
+            Ok(())
         })
     }
 
-    /// Writes what the plan says, at most `limit` bytes.
-    fn write_all(&self, limit: Option<u64>, sent: &mut u64) -> io::Result<End> {
+    /// Writes what the plan says after the prelude, up to offset `limit`.
+    fn write_all(&self, writer: &mut Writer<'_>, limit: Option<u64>, sent: &mut u64) -> End {
         let mut rng = self.rng(1);
-        let mut writer = self.writer()?;
-        let mut at = 0;
-        for n in &self.mine().writes {
+        let (before, writes) = self.mine().writes.split_at(self.plan.prelude);
+        let mut at: usize = before.iter().map(|w| *w as usize).sum();
+        for n in writes {
             let from = at;
             at += *n as usize;
             let to = limit.map_or(at, |l| at.min(usize::try_from(l).unwrap_or(usize::MAX)));
             if to <= from.max(self.ahead) {
-                *sent = to as u64;
+                *sent = (*sent).max(to as u64);
                 continue;
             }
             pause(&mut rng, self.mine().write_pause_us);
-            let end = self.write(&mut writer, from.max(self.ahead), to, sent);
+            let end = self.write(writer, from.max(self.ahead), to, sent);
             if end != End::Done {
-                return Ok(end);
+                return end;
             }
         }
         writer.release(Duration::from_secs(1));
-        Ok(End::Done)
+        End::Done
     }
 
     fn writer(&self) -> io::Result<Writer<'_>> {
@@ -196,18 +209,15 @@ impl Talk<'_> {
         result.map_or_else(|e| End::of(&e), |()| End::Done)
     }
 
-    fn read_to_end(&self, outcome: &mut Outcome) -> io::Result<()> {
+    fn read_to_end(&self, reader: &mut Reader<'_>, outcome: &mut Outcome) {
         if self.mine().reader == ReaderKind::Threads {
-            self.read_by_threads(outcome);
-            return Ok(());
+            return self.read_by_threads(outcome);
         }
-        let mut reader = Reader::new(self.socket, self.mine().reader, self.rng(3))?;
         let mut rng = self.rng(4);
         while outcome.read_end == End::NotSeen {
             pause(&mut rng, self.mine().read_pause_us);
-            self.read_once(&mut reader, u64::MAX, outcome);
+            self.read_once(reader, u64::MAX, outcome);
         }
-        Ok(())
     }
 
     /// Reads at most `most` bytes and checks them; an end goes into the outcome.
@@ -260,51 +270,61 @@ impl Talk<'_> {
         // An error is told to one of them, the others see the end of the stream.
         outcome.read_end = ends.iter().copied().find(|e| *e != End::Done).unwrap_or(End::Done);
         let pieces = pieces.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        outcome.received = pieces.iter().map(|p| p.len() as u64).sum();
-        if let Err(text) = check_tiling(self.content(self.side.other()), 0, &pieces) {
+        let before = outcome.received;
+        outcome.received += pieces.iter().map(|p| p.len() as u64).sum::<u64>();
+        if let Err(text) = check_tiling(self.content(self.side.other()), before, &pieces) {
             outcome.faults.push(format!("concurrent readers: {text}"));
         }
     }
 
-    fn ping_pong(&self, outcome: &mut Outcome) -> io::Result<()> {
-        let mut writer = self.writer()?;
-        let mut reader = Reader::new(self.socket, self.mine().reader, self.rng(3))?;
+    /// One message of each side; whether both went through.
+    fn round(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, round: usize, rng: &mut Prng, outcome: &mut Outcome) -> bool {
+        let message = u64::from(self.plan.of(self.side.other()).writes[round]);
+        if self.side == Side::Client {
+            self.send_message(writer, round, rng, outcome) && self.receive_message(reader, message, rng, outcome)
+        } else {
+            self.receive_message(reader, message, rng, outcome) && self.send_message(writer, round, rng, outcome)
+        }
+    }
+
+    fn ping_pong(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, outcome: &mut Outcome) -> io::Result<()> {
         let mut rng = self.rng(4);
-        let rounds = self.mine().writes.len();
-        for round in 0..rounds {
-            let last = round + 1 == rounds;
-            if self.side == Side::Client && !self.send_message(&mut writer, round, &mut rng, outcome) {
+        let Some(last) = self.mine().writes.len().checked_sub(1) else { return Ok(()) };
+        for round in 0..last {
+            if !self.round(writer, reader, round, &mut rng, outcome) {
                 return Ok(());
             }
-            let message = u64::from(self.plan.of(self.side.other()).writes[round]);
-            if last && self.plan.ending == Ending::CloseUnread(self.side) {
-                self.read_exactly(&mut reader, message / 2, &mut rng, outcome);
-                let rest = usize::try_from(message - message / 2).unwrap_or(usize::MAX);
-                if let Err(e) = self.socket.await_unread(rest, Duration::from_secs(10)) {
-                    // A peer that was killed may have sent less.
-                    if !(self.doomed && e.kind() == io::ErrorKind::ConnectionAborted) {
-                        outcome.faults.push(format!("the rest of the last message: {e}"));
-                    }
+        }
+        if self.side == Side::Client && !self.send_message(writer, last, &mut rng, outcome) {
+            return Ok(());
+        }
+        let message = u64::from(self.plan.of(self.side.other()).writes[last]);
+        if self.plan.ending == Ending::CloseUnread(self.side) {
+            self.receive_message(reader, message / 2, &mut rng, outcome);
+            let rest = usize::try_from(message - message / 2).unwrap_or(usize::MAX);
+            if let Err(e) = self.socket.await_unread(rest, Duration::from_secs(10)) {
+                // A peer that was killed may have sent less.
+                if !(self.doomed && e.kind() == io::ErrorKind::ConnectionAborted) {
+                    outcome.faults.push(format!("the rest of the last message: {e}"));
                 }
+            }
+            outcome.write_end = End::Done;
+            return Ok(());
+        }
+        if !self.receive_message(reader, message, &mut rng, outcome) {
+            return Ok(());
+        }
+        if self.side == Side::Server {
+            if self.plan.ending == Ending::ResetAfterAll(Side::Server) {
                 outcome.write_end = End::Done;
-                return Ok(());
+                return self.socket.linger(Some(0));
             }
-            if !self.read_exactly(&mut reader, message, &mut rng, outcome) {
-                outcome.write_end = End::Done;
+            if !self.send_message(writer, last, &mut rng, outcome) {
                 return Ok(());
-            }
-            if self.side == Side::Server {
-                if last && self.plan.ending == Ending::ResetAfterAll(Side::Server) {
-                    outcome.write_end = End::Done;
-                    return self.socket.linger(Some(0));
-                }
-                if !self.send_message(&mut writer, round, &mut rng, outcome) {
-                    return Ok(());
-                }
             }
         }
         outcome.write_end = End::Done;
-        self.part(&mut reader, outcome)
+        self.part(reader, outcome)
     }
 
     /// What follows the last message.
@@ -355,11 +375,14 @@ impl Talk<'_> {
         outcome.write_end == End::Done
     }
 
-    fn read_exactly(&self, reader: &mut Reader<'_>, n: u64, rng: &mut Prng, outcome: &mut Outcome) -> bool {
+    fn receive_message(&self, reader: &mut Reader<'_>, n: u64, rng: &mut Prng, outcome: &mut Outcome) -> bool {
         let end = outcome.received + n;
         while outcome.received < end && outcome.read_end == End::NotSeen {
             pause(rng, self.mine().read_pause_us);
             self.read_once(reader, end - outcome.received, outcome);
+        }
+        if outcome.received < end {
+            outcome.write_end = End::Done;
         }
         outcome.received == end
     }

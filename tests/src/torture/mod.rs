@@ -16,6 +16,7 @@ pub mod prng;
 pub mod reader;
 pub mod report;
 pub mod server;
+pub mod side;
 pub mod sockmap;
 pub mod tally;
 pub mod uring;

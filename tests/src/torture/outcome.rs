@@ -45,13 +45,15 @@ pub struct Outcome {
     pub read_end: End,
     /// How writing ended.
     pub write_end: End,
+    /// How often FIONREAD told of nothing where there was something to one that asks now and then: a known deviation.
+    pub misled: u32,
     /// What no TCP socket may do, in words.
     pub faults: Vec<String>,
 }
 
 impl Default for Outcome {
     fn default() -> Self {
-        Self { received: 0, sent: 0, read_end: End::NotSeen, write_end: End::NotSeen, faults: Vec::new() }
+        Self { received: 0, sent: 0, read_end: End::NotSeen, write_end: End::NotSeen, misled: 0, faults: Vec::new() }
     }
 }
 
@@ -66,7 +68,7 @@ pub fn closer(plan: &Plan) -> (Side, bool) {
 pub fn expected(plan: &Plan, side: Side) -> Option<Outcome> {
     let (mine, theirs) = (plan.of(side), plan.of(side.other()));
     let last = |p: &super::plan::SidePlan| p.writes.last().copied().map_or(0, u64::from);
-    let mut o = Outcome { received: theirs.total(), sent: mine.total(), read_end: End::Done, write_end: End::Done, faults: Vec::new() };
+    let mut o = Outcome { received: theirs.total(), sent: mine.total(), read_end: End::Done, write_end: End::Done, ..Outcome::default() };
     match (plan.shape, plan.ending) {
         (_, Ending::Abrupt(..)) => return None,
         (Shape::Upload, _) if side == Side::Client => o.read_end = End::NotSeen,
@@ -117,6 +119,7 @@ pub fn judge(plan: &Plan, side: Side, doomed: bool, outcome: &mut Outcome) {
         None
     } else if let Some(mut expected) = expected(plan, side) {
         expected.faults.clone_from(&found.faults);
+        expected.misled = found.misled;
         (expected != *found).then(|| {
             format!(
                 "read {} of {} ending {:?} (expected {:?}), wrote {} of {} ending {:?} (expected {:?})",

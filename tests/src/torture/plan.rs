@@ -4,27 +4,12 @@ use std::fmt;
 
 use super::prng::Prng;
 use super::reader::ReaderKind;
+pub use super::side::{Side, SidePlan};
+use super::side::{limit, restrict_to_mptcp, side_plan};
 use super::writer::WriterKind;
 
 /// Connections with a number from here on run where memory is tight; MPTCP stalls there even without us (seen on 6.18).
 pub const TIGHT: u64 = 45_000_000_000;
-
-/// One of the two ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// The one that connects.
-    Client,
-    /// The one that accepts.
-    Server,
-}
-
-impl Side {
-    /// The other end.
-    #[must_use]
-    pub fn other(self) -> Self {
-        if self == Self::Client { Self::Server } else { Self::Client }
-    }
-}
 
 /// How a listener is set up; each variant has its own ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,39 +78,6 @@ pub enum Ending {
     Abrupt(Side, u64),
 }
 
-/// What one side does.
-#[derive(Debug, Clone)]
-pub struct SidePlan {
-    /// Its writes, in bytes each.
-    pub writes: Vec<u32>,
-    /// How it writes.
-    pub writer: WriterKind,
-    /// How it reads.
-    pub reader: ReaderKind,
-    /// Most bytes asked for in one read.
-    pub read_size: usize,
-    /// Microseconds of pause before one write in eight; 0 for none.
-    pub write_pause_us: u64,
-    /// Microseconds of pause before one read in eight; 0 for none.
-    pub read_pause_us: u64,
-    /// `SO_SNDBUF`.
-    pub send_buffer: Option<i32>,
-    /// `SO_RCVBUF`.
-    pub receive_buffer: Option<i32>,
-    /// `TCP_NODELAY`.
-    pub nodelay: bool,
-    /// `SO_LINGER` with a time, so that close(2) waits.
-    pub linger: bool,
-}
-
-impl SidePlan {
-    /// Bytes it writes.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.writes.iter().map(|w| u64::from(*w)).sum()
-    }
-}
-
 /// What one connection does.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -149,6 +101,8 @@ pub struct Plan {
     pub joined_header: bool,
     /// Microseconds the server waits between accept and its first read.
     pub accept_pause_us: u64,
+    /// So many writes of each side are exchanged in turn before the shape begins: acceleration needs to know how a side reads.
+    pub prelude: usize,
 }
 
 impl Plan {
@@ -170,9 +124,11 @@ impl Plan {
             Shape::AnswerAfterEof,
         ]);
         let side = r.pick(&[Side::Client, Side::Server]);
-        let mut client = side_plan(&mut r, shape == Shape::PingPong);
-        let mut server = side_plan(&mut r, shape == Shape::PingPong);
-        if shape == Shape::PingPong && r.one_in(4) {
+        let polls = !r.one_in(5);
+        let mut client = side_plan(&mut r, shape == Shape::PingPong, polls);
+        let mut server = side_plan(&mut r, shape == Shape::PingPong, polls);
+        let heavy = polls && shape != Shape::PingPong && r.one_in(300);
+        if shape == Shape::PingPong && r.one_in(if polls { 2 } else { 4 }) {
             // Long enough to be accelerated, paused and accelerated again.
             let rounds = usize::try_from(r.log_between(64, 1_500)).unwrap_or(64);
             for side in [&mut client, &mut server] {
@@ -197,6 +153,21 @@ impl Plan {
             }
             Shape::Duplex | Shape::AnswerAfterEof => {}
         }
+        if heavy {
+            // More than may lie unread on a redirected connection.
+            listener = Listener::Plain;
+            for side in [&mut client, &mut server] {
+                if !side.writes.is_empty() {
+                    side.writes = (0..r.between(12, 40)).map(|_| u32::try_from(r.between(65_536, 1 << 20)).unwrap_or(1)).collect();
+                }
+                (side.send_buffer, side.receive_buffer, side.read_size) = (None, None, side.read_size.max(32 << 10));
+            }
+        }
+        let prelude = if shape != Shape::PingPong && (heavy || !r.one_in(4)) { r.log_between(6, 40) } else { 0 };
+        for side in [&mut client, &mut server] {
+            let most = r.log_between(1, 400);
+            side.writes.splice(0..0, (0..prelude).map(|_| u32::try_from(r.between(1, most)).unwrap_or(1)));
+        }
         let ending = match shape {
             Shape::PingPong if r.one_in(2) => match r.below(3) {
                 0 => Ending::ResetAfterAll(side),
@@ -204,8 +175,9 @@ impl Plan {
                 _ => Ending::WriteAfterClose(side),
             },
             Shape::Duplex if r.one_in(6) => {
-                let total = if side == Side::Client { client.total() } else { server.total() };
-                Ending::Abrupt(side, r.below(total + 1))
+                let by = if side == Side::Client { &client } else { &server };
+                let before: u64 = by.writes.iter().take(usize::try_from(prelude).unwrap_or(0)).map(|w| u64::from(*w)).sum();
+                Ending::Abrupt(side, before + r.below(by.total() - before + 1))
             }
             _ => Ending::Graceful,
         };
@@ -229,7 +201,17 @@ impl Plan {
             if let Some(last) = writes.last_mut() {
                 *last = (*last).clamp(2, 1500);
             }
-            if !matches!(*reader, ReaderKind::Recv | ReaderKind::Poll | ReaderKind::EpollLevel | ReaderKind::Uring | ReaderKind::Fionread) {
+            if !matches!(
+                *reader,
+                ReaderKind::Recv
+                    | ReaderKind::Poll
+                    | ReaderKind::PollRead
+                    | ReaderKind::PollRecvmsg
+                    | ReaderKind::EpollLevel
+                    | ReaderKind::Uring
+                    | ReaderKind::UringPoll
+                    | ReaderKind::Fionread
+            ) {
                 *reader = ReaderKind::Recv;
             }
         }
@@ -254,8 +236,9 @@ impl Plan {
                 side.reader = ReaderKind::Read;
             }
         }
-        limit(&mut client, &server, listener);
-        limit(&mut server, &client, listener);
+        let most = if heavy { 40 << 20 } else { 2 << 20 };
+        limit(&mut client, &server, listener, most);
+        limit(&mut server, &client, listener, most);
         Self {
             id,
             listener,
@@ -267,6 +250,7 @@ impl Plan {
             server,
             joined_header: r.one_in(2) || listener == Listener::FastOpen,
             accept_pause_us: if r.one_in(4) { r.log_between(1, 3000) } else { 0 },
+            prelude: usize::try_from(prelude).unwrap_or(0),
         }
     }
 
@@ -290,71 +274,9 @@ impl Plan {
     }
 }
 
-fn side_plan(r: &mut Prng, ping_pong: bool) -> SidePlan {
-    let count = if r.one_in(20) { 0 } else { r.log_between(1, if ping_pong { 64 } else { 200 }) };
-    let (low, high) = r.pick(&[(1, 64), (50, 2_000), (1, 65_536), (1_000, 20_000), (65_536, 1 << 20)]);
-    let mut budget = r.log_between(1_000, 2 << 20);
-    let mut writes = Vec::new();
-    for _ in 0..count.max(u64::from(ping_pong)) {
-        let n = r.log_between(low, high).min(budget.max(1));
-        budget = budget.saturating_sub(n);
-        writes.push(u32::try_from(n).unwrap_or(u32::MAX));
-        if budget == 0 {
-            break;
-        }
-    }
-    let reader = if r.one_in(14) { ReaderKind::Threads } else { r.pick(&ReaderKind::SINGLE) };
-    let pause = |r: &mut Prng| if r.one_in(5) { r.log_between(10, 4_000) } else { 0 };
-    let buffer = |r: &mut Prng| match r.below(8) {
-        0 => Some(i32::try_from(r.between(2_048, 8_192)).unwrap_or(4_096)),
-        1 => Some(4 << 20),
-        _ => None,
-    };
-    SidePlan {
-        writes,
-        writer: if r.one_in(3) { WriterKind::Send } else { r.pick(&WriterKind::ALL) },
-        reader,
-        read_size: usize::try_from(r.log_between(1, 256 << 10)).unwrap_or(1),
-        write_pause_us: pause(r),
-        read_pause_us: pause(r),
-        send_buffer: buffer(r),
-        receive_buffer: buffer(r),
-        nodelay: r.one_in(2),
-        linger: r.one_in(8),
-    }
-}
-
-/// MPTCP knows fewer calls and other resets than TCP; what is left ends gracefully.
-fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) -> Ending {
-    for side in [client, server] {
-        if !matches!(side.writer, WriterKind::Send | WriterKind::Write | WriterKind::Sendmsg | WriterKind::Nonblocking) {
-            side.writer = WriterKind::Send;
-        }
-        if matches!(side.reader, ReaderKind::Splice | ReaderKind::LowWater | ReaderKind::WaitAll | ReaderKind::Fionread | ReaderKind::Mixed)
-        {
-            side.reader = ReaderKind::Recv;
-        }
-        side.linger = false;
-    }
-    Ending::Graceful
-}
-
-/// Keeps one direction within what a plain run finishes in a few seconds: `to` reads what `from` writes.
-fn limit(from: &mut SidePlan, to: &SidePlan, listener: Listener) {
-    let tiny = |b: Option<i32>| b.is_some_and(|b| b < 65_536);
-    let most: u64 = if listener == Listener::TinyBuffers || tiny(to.receive_buffer) || tiny(from.send_buffer) { 48 << 10 } else { 2 << 20 };
-    // Bounds the number of reads.
-    let most = most.min(to.read_size as u64 * 2_000);
-    let mut left = most;
-    for write in &mut from.writes {
-        *write = u32::try_from(u64::from(*write).min(left.max(1))).unwrap_or(u32::MAX);
-        left = left.saturating_sub(u64::from(*write));
-    }
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}/{:?} at {:?}", self.shape, self.ending, self.listener)?;
+        write!(f, "{:?}/{:?} at {:?} after {} rounds", self.shape, self.ending, self.listener, self.prelude)?;
         for (name, s) in [("client", &self.client), ("server", &self.server)] {
             write!(f, ", {name} {} writes {} B {:?} reads {:?} by {}", s.writes.len(), s.total(), s.writer, s.reader, s.read_size)?;
         }
@@ -372,7 +294,8 @@ mod tests {
             let (a, b) = (Plan::new(5, id), Plan::new(5, id));
             assert_eq!(format!("{a:?}"), format!("{b:?}"));
             for side in [Side::Client, Side::Server] {
-                assert!(a.of(side).total() <= (2 << 20) + 1_500, "{a}");
+                assert!(a.of(side).total() <= (40 << 20) + 1_500, "{a}");
+                assert!(a.of(side).writes.len() >= a.prelude, "{a}");
                 assert!(a.of(side).total() / a.of(side.other()).read_size as u64 <= 3_600, "{a}");
             }
             if a.shape == Shape::PingPong {

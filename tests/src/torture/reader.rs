@@ -19,12 +19,20 @@ pub enum ReaderKind {
     Read,
     /// poll(2), then recv without blocking.
     Poll,
+    /// poll(2), then read(2), which would block.
+    PollRead,
+    /// poll(2), then recvmsg(2) into several buffers.
+    PollRecvmsg,
+    /// poll(2), then `MSG_PEEK`, then recv of the same bytes.
+    PollPeek,
     /// Level-triggered epoll.
     EpollLevel,
     /// Edge-triggered epoll: waits only after `EAGAIN`.
     EpollEdge,
     /// `IORING_OP_RECV`.
     Uring,
+    /// `IORING_OP_POLL_ADD`, then recv without blocking.
+    UringPoll,
     /// `MSG_PEEK`, then recv of the same bytes.
     Peek,
     /// recvmsg(2) into several buffers.
@@ -39,8 +47,10 @@ pub enum ReaderKind {
     LowWater,
     /// poll, `FIONREAD`, then exactly as much as it tells.
     Fionread,
-    /// Another kind for every few reads.
+    /// Another kind for every read.
     Mixed,
+    /// Another of the kinds that never sleep in a receive call for every read.
+    Shifting,
     /// Several threads in recv on one socket (only where a side reads to the end).
     Threads,
 }
@@ -64,6 +74,19 @@ impl ReaderKind {
         Self::Mixed,
     ];
 
+    /// Kinds that wait elsewhere than in a receive call: those that are accelerated by default.
+    pub const POLLING: [Self; 9] = [
+        Self::Poll,
+        Self::PollRead,
+        Self::PollRecvmsg,
+        Self::PollPeek,
+        Self::EpollLevel,
+        Self::EpollEdge,
+        Self::Uring,
+        Self::UringPoll,
+        Self::Shifting,
+    ];
+
     /// Those that [`ReaderKind::Mixed`] changes between.
     const MIXABLE: [Self; 9] =
         [Self::Recv, Self::Read, Self::Poll, Self::EpollLevel, Self::EpollEdge, Self::Uring, Self::Peek, Self::Recvmsg, Self::Fionread];
@@ -83,6 +106,8 @@ pub struct Reader<'a> {
     pipe: Option<(OwnedFd, OwnedFd)>,
     peeked: Vec<u8>,
     low_water: usize,
+    /// How often FIONREAD told of nothing where there was something, on a socket of a [`ReaderKind::Mixed`] reader.
+    pub misled: u32,
     /// What the last `MSG_WAITALL` asked for and got, if less: only an end may follow.
     short: Option<(usize, usize)>,
 }
@@ -96,7 +121,7 @@ impl<'a> Reader<'a> {
         if kind == ReaderKind::Timeout {
             socket.receive_timeout(Duration::from_millis(20))?;
         }
-        Ok(Self { socket, kind, rng, epoll: [None, None], pipe: None, peeked: Vec::new(), low_water: 1, short: None })
+        Ok(Self { socket, kind, rng, epoll: [None, None], pipe: None, peeked: Vec::new(), low_water: 1, misled: 0, short: None })
     }
 
     /// Reads at least one byte, blocking as long as it takes; 0 means end of stream.
@@ -104,7 +129,11 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The call's error; `InvalidData` when the socket behaved as no TCP socket may.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let kind = if self.kind == ReaderKind::Mixed { self.rng.pick(&ReaderKind::MIXABLE) } else { self.kind };
+        let kind = match self.kind {
+            ReaderKind::Mixed => self.rng.pick(&ReaderKind::MIXABLE),
+            ReaderKind::Shifting => self.rng.pick(ReaderKind::POLLING.split_last().map_or(&[], |(_, others)| others)),
+            kind => kind,
+        };
         loop {
             match self.read_as(kind, buf) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -116,7 +145,9 @@ impl<'a> Reader<'a> {
 
     fn read_as(&mut self, kind: ReaderKind, buf: &mut [u8]) -> io::Result<usize> {
         match kind {
-            ReaderKind::Recv | ReaderKind::Timeout | ReaderKind::Mixed | ReaderKind::Threads => self.socket.recv(buf, 0),
+            ReaderKind::Recv | ReaderKind::Timeout | ReaderKind::Mixed | ReaderKind::Shifting | ReaderKind::Threads => {
+                self.socket.recv(buf, 0)
+            }
             ReaderKind::Read => net::read(self.socket, buf),
             ReaderKind::LowWater => {
                 // Never more than is asked for, or the last bytes of a message would not wake anybody.
@@ -131,8 +162,15 @@ impl<'a> Reader<'a> {
             ReaderKind::EpollLevel => self.epoll(false, buf),
             ReaderKind::EpollEdge => self.epoll(true, buf),
             ReaderKind::Uring => uring::recv(self.socket, buf),
-            ReaderKind::Peek => self.peek(buf),
-            ReaderKind::Recvmsg => self.recvmsg(buf),
+            ReaderKind::UringPoll => self.uring_poll(buf),
+            ReaderKind::Peek => self.peek(buf, 0),
+            ReaderKind::PollPeek => self.poll_then(|s| s.peek(buf, libc::MSG_DONTWAIT)),
+            ReaderKind::PollRead => {
+                self.socket.poll(libc::POLLIN, None)?;
+                net::read(self.socket, buf)
+            }
+            ReaderKind::Recvmsg => self.recvmsg(buf, 0),
+            ReaderKind::PollRecvmsg => self.poll_then(|s| s.recvmsg(buf, libc::MSG_DONTWAIT)),
             ReaderKind::Splice => self.splice(buf),
             ReaderKind::WaitAll => {
                 let n = self.socket.recv(buf, libc::MSG_WAITALL)?;
@@ -168,6 +206,11 @@ impl<'a> Reader<'a> {
         // Nothing although readable: end of stream or an error, unless bytes arrived after FIONREAD looked.
         match self.socket.recv(buf, libc::MSG_DONTWAIT) {
             Ok(n) if n > 0 && self.socket.unread()? == 0 && n < buf.len() => {
+                // One that asks now and then is accelerated until its first question is seen.
+                if self.kind == ReaderKind::Mixed {
+                    self.misled += 1;
+                    return Ok(n);
+                }
                 Err(invalid(format!("FIONREAD told 0 bytes on a readable socket, recv gave {n}")))
             }
             r => r,
@@ -204,10 +247,21 @@ impl<'a> Reader<'a> {
         Err(invalid(format!("epoll said readable {MOST_SPURIOUS} times and there was nothing to read")))
     }
 
-    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.socket.recv(buf, libc::MSG_PEEK)?;
+    fn uring_poll(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        for _ in 0..MOST_SPURIOUS {
+            uring::poll_in(self.socket)?;
+            match self.socket.recv(buf, libc::MSG_DONTWAIT) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                r => return r,
+            }
+        }
+        Err(invalid(format!("io_uring said readable {MOST_SPURIOUS} times and there was nothing to read")))
+    }
+
+    fn peek(&mut self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
+        let n = self.socket.recv(buf, libc::MSG_PEEK | flags)?;
         self.peeked.resize(n, 0);
-        let taken = if n == 0 { self.socket.recv(&mut [0; 1], libc::MSG_DONTWAIT)? } else { self.socket.recv(&mut self.peeked, 0)? };
+        let taken = if n == 0 { self.socket.recv(&mut [0; 1], libc::MSG_DONTWAIT)? } else { self.socket.recv(&mut self.peeked, flags)? };
         if taken != n || self.peeked[..taken.min(n)] != buf[..n] {
             return Err(invalid(format!(
                 "MSG_PEEK gave {n} bytes, recv of as many gave {taken}, equal: {}",
@@ -217,7 +271,7 @@ impl<'a> Reader<'a> {
         Ok(n)
     }
 
-    fn recvmsg(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    fn recvmsg(&mut self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
         let parts = usize::try_from(self.rng.between(1, 6)).unwrap_or(1);
         let part = buf.len().div_ceil(parts).max(1);
         let mut iov: Vec<libc::iovec> =
@@ -227,7 +281,7 @@ impl<'a> Reader<'a> {
         msg.msg_iov = iov.as_mut_ptr();
         msg.msg_iovlen = iov.len();
         // SAFETY: msg and the disjoint parts of buf it names are live and writable for the call.
-        transferred(unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut msg, 0) })
+        transferred(unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut msg, flags) })
     }
 
     fn splice(&mut self, buf: &mut [u8]) -> io::Result<usize> {

@@ -51,6 +51,8 @@ pub struct Totals {
     pub faults: u64,
     /// Connections that were told of the end of the stream where TCP tells of a reset, because the peer closed with unread bytes.
     pub deviations: u64,
+    /// Connections on which FIONREAD told of nothing where there was something.
+    pub misled: u64,
     /// Connections by route.
     pub routes: BTreeMap<String, u64>,
     /// A sum over what the connections saw whose outcome the plan decides, in any order; equal runs have equal sums.

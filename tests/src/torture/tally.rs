@@ -35,6 +35,7 @@ impl Tally {
             t.sent += outcome.sent;
             *t.routes.entry(route.to_owned()).or_default() += 1;
             t.deviations += u64::from(deviates);
+            t.misled += u64::from(outcome.misled > 0);
             if plan.same_when_accelerated() {
                 t.digest = t.digest.wrapping_add(hasher.finish());
             }

@@ -15,6 +15,8 @@ const OFF_SQ_RING: i64 = 0;
 const OFF_SQES: i64 = 0x1000_0000;
 const FEAT_SINGLE_MMAP: u32 = 1;
 const ENTER_GETEVENTS: u32 = 1;
+/// `IORING_OP_POLL_ADD` of linux/io_uring.h.
+const OP_POLL_ADD: u8 = 6;
 /// `IORING_OP_SEND` of linux/io_uring.h.
 const OP_SEND: u8 = 26;
 /// `IORING_OP_RECV` of linux/io_uring.h.
@@ -97,6 +99,17 @@ pub fn recv(socket: &impl AsRawFd, buf: &mut [u8]) -> io::Result<usize> {
 /// The send's error, or what io_uring_setup(2) says.
 pub fn send(socket: &impl AsRawFd, data: &[u8]) -> io::Result<usize> {
     with_ring(|ring| ring.run(OP_SEND, socket, data.as_ptr() as u64, data.len(), libc::MSG_NOSIGNAL as u32))
+}
+
+/// Waits until there is something to read, an end, or an error, asleep in this thread's ring.
+///
+/// # Errors
+/// What io_uring_setup(2) says.
+pub fn poll_in(socket: &impl AsRawFd) -> io::Result<usize> {
+    // poll32_events lies where other operations have their flags; on big-endian machines its halves are swapped.
+    let events = u32::from(libc::POLLIN.cast_unsigned());
+    let events = if cfg!(target_endian = "big") { events.rotate_left(16) } else { events };
+    with_ring(|ring| ring.run(OP_POLL_ADD, socket, 0, 0, events))
 }
 
 fn with_ring(f: impl FnOnce(&mut Uring) -> io::Result<usize>) -> io::Result<usize> {
