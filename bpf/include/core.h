@@ -200,7 +200,29 @@ struct socket_wq {
 	struct wait_queue_head wait;
 };
 
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+struct proto {
+	atomic_long_t *memory_allocated;
+	long *sysctl_mem;
+};
+
+struct page_counter {
+	atomic_long_t usage;
+	unsigned long max;
+	struct page_counter *parent;
+};
+
+struct mem_cgroup {
+	/* cgroup v1: TCP's own limit. */
+	struct page_counter tcpmem;
+	bool tcpmem_active;
+};
+
 struct sock_common {
+	struct proto *skc_prot;
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
@@ -227,6 +249,8 @@ struct sock {
 	__u8 sk_shutdown;
 	int sk_rcvlowat;
 	int sk_rcvbuf;
+	int sk_forward_alloc;
+	struct mem_cgroup *sk_memcg;
 	struct sk_buff_head sk_receive_queue;
 	struct socket_wq *sk_wq;
 	void *sk_user_data;

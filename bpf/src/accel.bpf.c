@@ -13,6 +13,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "accel/wait.bpf.h"
 #include "accel/reader.bpf.h"
 #include "accel/observe.bpf.h"
+#include "accel/memory.bpf.h"
 #include "accel/verdict.bpf.h"
 #include "accel/enrol.bpf.h"
 #include "accel/sleeper.bpf.h"

@@ -170,6 +170,8 @@ pub enum Reason {
     WaitingForReaders,
     /// Too many redirected bytes are unread at the peer.
     Budget,
+    /// Memory for TCP is scarce: a redirect that finds none would fail with ENOMEM.
+    Memory,
     /// Paused by stop, policy or lease.
     Paused,
     /// The lease has run out.
@@ -226,6 +228,7 @@ impl Reason {
             Self::Order => "TCP bytes still unread",
             Self::WaitingForReaders => "waiting for readers",
             Self::Budget => "reader is behind",
+            Self::Memory => "memory is scarce",
             Self::Paused => "paused",
             Self::Lease => "lease ran out",
             Self::PeerGone => "peer gone",

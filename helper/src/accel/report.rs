@@ -36,6 +36,7 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::SlowerThanTcp),
     Some(Reason::ForeignOwner),
     Some(Reason::NetworkPolicy),
+    Some(Reason::Memory),
 ];
 
 /// A snapshot of all pairs.

@@ -1,7 +1,6 @@
 //! Runs connections over a lab of its own while acceleration comes and goes, and adds up what all ends saw.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use super::peers::Peer;
 use super::plan::{Listener, TIGHT};
 use super::prng::Prng;
 use super::report::Totals;
+use super::tight::TightMemory;
 use crate::lab::Lab;
 
 /// First port of the servers in every pod.
@@ -278,42 +278,6 @@ pub fn forward_service_ports(lab: &Lab, status: &LabStatus) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A memory cgroup (v1) in which TCP buffers are scarce; removed when dropped.
-#[derive(Debug)]
-struct TightMemory(PathBuf);
-
-impl TightMemory {
-    /// TCP memory of the server in it: little enough that its sockets are under pressure with the torture's concurrency.
-    const TCP_BYTES: u64 = 512 << 10;
-
-    fn new(pid: u32) -> Result<Self> {
-        let group = Path::new("/sys/fs/cgroup/memory").join(format!("sockpath-torture-{pid}"));
-        std::fs::create_dir(&group).with_context(|| format!("cannot make {}", group.display()))?;
-        let group = Self(group);
-        std::fs::write(group.0.join("memory.kmem.tcp.limit_in_bytes"), Self::TCP_BYTES.to_string())
-            .context("no limit of TCP memory here")?;
-        std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).context("cannot move the server")?;
-        Ok(group)
-    }
-
-    /// Most TCP memory that was in use; above the limit the kernel was under pressure and had to give a little more.
-    fn most_used(&self) -> u64 {
-        std::fs::read_to_string(self.0.join("memory.kmem.tcp.max_usage_in_bytes")).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0)
-    }
-}
-
-impl Drop for TightMemory {
-    fn drop(&mut self) {
-        // The server may take a moment to leave; an empty group that stays behind holds nothing.
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 impl Verdict {

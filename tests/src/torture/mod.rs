@@ -19,6 +19,7 @@ pub mod server;
 pub mod side;
 pub mod sockmap;
 pub mod tally;
+pub mod tight;
 pub mod uring;
 pub mod watch;
 pub mod writer;

@@ -81,6 +81,12 @@ impl Pod {
         Self(Arc::new(Inner { name: pod.to_owned(), child: Mutex::new(child), stdin, waiting, next_request, next_socket }))
     }
 
+    /// The agent's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        lock(&self.0.child).id()
+    }
+
     /// SIGKILL, as when a pod dies.
     pub fn kill(&self) {
         let mut child = lock(&self.0.child);

@@ -11,6 +11,7 @@ use sockpath_tests::torture::accelerator::{self, Accelerator};
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::controller::forward_service_ports;
 use sockpath_tests::torture::reader::ReaderKind;
+use sockpath_tests::torture::tight::TightMemory;
 
 use crate::scene::{Scene, await_accelerated, exchange, pair};
 
@@ -86,6 +87,40 @@ fn h14_policy_after_the_start() {
         await_accelerated(&mut on, client, server);
     }
     assert!(pair(&mut on, &client).is_some_and(|p| p.bypassed_messages > before), "{:#?}", on.0.pairs);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h20_memory_is_scarce() {
+    const TEST: &str = "h20_memory_is_scarce";
+    let Some(scene) = Scene::new(TEST) else { return };
+    let tight = match TightMemory::new(scene.httpbin.pid()) {
+        Ok(tight) => tight,
+        Err(e) => return sockpath_tests::skipped(TEST, &format!("{e:#}")),
+    };
+    let on = scene.accelerate();
+    // Many readers with a little unread each, so that memory runs out before anybody's budget.
+    let pairs: Vec<_> = (0..24).map(|_| scene.connect(6000)).collect();
+    for (client, server) in &pairs {
+        exchange(client, server, 10);
+    }
+    let len = 256 << 10;
+    let writing: Vec<_> = pairs.iter().map(|(client, _)| client.start_on(1, Op::SendContent { id: 1, from: 0, len })).collect();
+    let stuck = writing.last().is_some_and(|w| w.blocks_for(Duration::from_millis(500)));
+    assert!(stuck, "the writers do not wait for their readers");
+    let reading: Vec<_> = pairs
+        .iter()
+        .enumerate()
+        .map(|(n, (_, server))| {
+            let op = Op::ReadContent { id: 1, from: 0, to: len as u64, kind: ReaderKind::Poll, pause_us: 0 };
+            server.start_on(u32::try_from(n).unwrap_or(0), op)
+        })
+        .collect();
+    for (write, read) in writing.into_iter().zip(reading) {
+        let len = i64::try_from(len).expect("a count");
+        assert_eq!((write.number(), read.number()), (len, len));
+    }
+    assert!(tight.most_used() > TightMemory::TCP_BYTES / 2, "{} bytes of TCP memory in use at most", tight.most_used());
     on.finish().expect("end");
 }
 

@@ -1,0 +1,47 @@
+//! Scarce TCP memory.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// A memory cgroup (v1) in which TCP buffers are scarce; removed when dropped.
+#[derive(Debug)]
+pub struct TightMemory(PathBuf);
+
+impl TightMemory {
+    /// TCP memory of the processes in it: little enough that a server is under pressure with the torture's concurrency.
+    pub const TCP_BYTES: u64 = 512 << 10;
+
+    /// Moves a process into a new group. Sockets that it makes from now on count.
+    ///
+    /// # Errors
+    /// Where there is no such hierarchy.
+    pub fn new(pid: u32) -> Result<Self> {
+        let group = Path::new("/sys/fs/cgroup/memory").join(format!("sockpath-torture-{pid}"));
+        std::fs::create_dir(&group).with_context(|| format!("cannot make {}", group.display()))?;
+        let group = Self(group);
+        std::fs::write(group.0.join("memory.kmem.tcp.limit_in_bytes"), Self::TCP_BYTES.to_string())
+            .context("no limit of TCP memory here")?;
+        std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).context("cannot move the server")?;
+        Ok(group)
+    }
+
+    /// Most TCP memory that was in use; above the limit the kernel was under pressure and had to give a little more.
+    #[must_use]
+    pub fn most_used(&self) -> u64 {
+        std::fs::read_to_string(self.0.join("memory.kmem.tcp.max_usage_in_bytes")).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for TightMemory {
+    fn drop(&mut self) {
+        // The server may take a moment to leave; an empty group that stays behind holds nothing.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
