@@ -34,16 +34,16 @@ fn accelerated_connections_see_what_plain_ones_see() {
     let torture = Torture { seed: seed(), connections: 4_000, accelerate: false, without_order_gate: false, limit: None };
     let plain = passing(TEST, torture);
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
+    let share = accelerated.bypassed_share();
     let deeds = accelerated.deeds.expect("nobody switched acceleration");
-    assert!(deeds.bypassed_messages > 0, "nothing was accelerated: {deeds:?}");
+    // A run of this size redirects some 300,000 messages and 10 % of all bytes; the rest is cross-node, ineligible, or falls into
+    // the times when acceleration is off.
+    assert!(deeds.bypassed_messages > 20_000 && share > 0.02, "little was accelerated: {share:.3} of all bytes, {deeds:?}");
     // Bytes and ends of every connection whose outcome its plan decides.
     assert_eq!((accelerated.clients.digest, accelerated.servers.digest), (plain.clients.digest, plain.servers.digest));
 }
 
-// Open (issue 3): enrolment and the accounting of taken bytes came to keep the order as well, and what is redirected in so short a run
-// meets no unread TCP bytes. The run has to be made to fail again before it proves anything.
 #[test]
-#[ignore = "the variant without the order gate passes this torture, so it proves nothing about it yet"]
 fn the_torture_sees_a_missing_order_gate() {
     const TEST: &str = "the_torture_sees_a_missing_order_gate";
     if !root_or_skip(TEST) {

@@ -280,11 +280,11 @@ impl Talk<'_> {
     /// One message of each side; whether both went through.
     fn round(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, round: usize, rng: &mut Prng, outcome: &mut Outcome) -> bool {
         let message = u64::from(self.plan.of(self.side.other()).writes[round]);
-        if self.side == Side::Client {
-            self.send_message(writer, round, rng, outcome) && self.receive_message(reader, message, rng, outcome)
-        } else {
-            self.receive_message(reader, message, rng, outcome) && self.send_message(writer, round, rng, outcome)
+        let answers = self.side == Side::Server;
+        if answers && !self.receive_message(reader, message, rng, outcome) {
+            return false;
         }
+        self.send_message(writer, round, rng, outcome) && (answers || self.receive_message(reader, message, rng, outcome))
     }
 
     fn ping_pong(&self, writer: &mut Writer<'_>, reader: &mut Reader<'_>, outcome: &mut Outcome) -> io::Result<()> {
