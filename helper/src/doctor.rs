@@ -14,6 +14,7 @@ use sockpath_protocol::message::{Check, CheckState, EndReason};
 use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
 use crate::trace::hooks;
+use crate::{accel, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -43,13 +44,21 @@ pub fn features() -> BTreeMap<String, bool> {
 
 /// Answers `doctor`: one row for each thing that tracing and acceleration rest on.
 pub fn run(session: &mut Session) -> Result<EndReason> {
-    let rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
+    let mut rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
+    // The same checks that `accelerate` begins with.
+    match accel::try_out() {
+        Ok(canaries) => rows.extend(canaries.into_iter().map(Message::Canary)),
+        Err(e) => {
+            let remedy = "accelerate is refused on this node; trace does not depend on it";
+            rows.push(Message::Check(row("acceleration", CheckState::Failed, format!("{e:#}"), Some(remedy))));
+        }
+    }
     session.send_all(&rows)?;
     Ok(EndReason::Done)
 }
 
 fn checks() -> Vec<Check> {
-    let mut rows = vec![kernel(), btf(), lockdown(), process_view(), cgroups(), bpffs()];
+    let mut rows = vec![kernel(), btf(), lockdown(), seccomp(), process_view(), cgroups(), bpffs(), hooks()];
     rows.extend(capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
     rows.push(socket_maps());
     rows
@@ -85,6 +94,26 @@ fn lockdown() -> Check {
     }
     let level = text.split(['[', ']']).nth(1).unwrap_or("not known to be on").to_owned();
     row("lockdown", CheckState::Ok, level, None)
+}
+
+fn seccomp() -> Check {
+    if seccomp::refuses_bpf() {
+        return row("seccomp", CheckState::Failed, "the container's profile refuses bpf(2)", Some(seccomp::REMEDY));
+    }
+    row("seccomp", CheckState::Ok, "lets bpf(2) through", None)
+}
+
+/// What a trace can see with; what is missing is shown as inferred.
+fn hooks() -> Check {
+    let features = hooks::features();
+    let has = |wanted: bool| features.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let missing = has(false);
+    if missing.is_empty() {
+        return row("hooks", CheckState::Ok, has(true), None);
+    }
+    let remedy = "the stages these hooks show are inferred from their neighbours; netfilter links come with Linux 6.4, \
+        tcp_sendmsg_locked with 6.16, sock_recv_length with 6.3";
+    row("hooks", CheckState::Degraded, format!("missing: {missing}"), Some(remedy))
 }
 
 /// Whether processes of pods and of the node can be seen and their namespaces opened.

@@ -7,5 +7,6 @@ pub mod cli;
 pub mod doctor;
 pub mod lab;
 pub mod node;
+pub mod seccomp;
 pub mod session;
 pub mod trace;

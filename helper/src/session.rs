@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sockpath_protocol::message::{End, EndReason, Hello};
+use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, PROTOCOL_VERSION, Request};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::{accel, doctor, trace};
+use crate::{accel, doctor, seccomp, trace};
 
 /// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
 const MAX_LINE: usize = 8 << 20;
@@ -34,9 +35,27 @@ pub struct Session {
     inbound: mpsc::Receiver<Inbound>,
     /// Set once the plugin's side of stdout is gone; nothing is written after that.
     closed: bool,
+    /// What this process goes on with after its last word.
+    afterwards: Option<AccelerateRequest>,
 }
 
 impl Session {
+    /// Has the process attend to this acceleration after the session.
+    pub fn stay(&mut self, request: AccelerateRequest) {
+        self.afterwards = Some(request);
+    }
+
+    /// Waits until a signal asks the process to end; whether the plugin still listens no longer matters. Cancel-safe.
+    pub async fn signalled(&mut self) {
+        loop {
+            match self.inbound.recv().await {
+                Some(Inbound::Stop(EndReason::Signal)) => return,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Next thing to react to. Cancel-safe. After `Stop` it yields `Stop` for ever.
     pub async fn next(&mut self) -> Inbound {
         loop {
@@ -44,11 +63,13 @@ impl Session {
                 return Inbound::Stop(EndReason::StdinClosed);
             }
             let inbound = self.inbound.recv().await.unwrap_or(Inbound::Stop(EndReason::StdinClosed));
-            if !matches!(inbound, Inbound::Request(Request::Hello)) {
-                return inbound;
-            }
-            if let Err(e) = hello().and_then(|hello| self.send(&Message::Hello(hello))) {
-                eprintln!("error: cannot say hello: {e:#}");
+            let answer = match inbound {
+                Inbound::Request(Request::Hello) => hello().map(Message::Hello),
+                Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
+                other => return other,
+            };
+            if let Err(e) = answer.and_then(|answer| self.send(&answer)) {
+                eprintln!("error: cannot answer: {e:#}");
             }
         }
     }
@@ -87,7 +108,7 @@ impl Session {
 /// Serves one session on stdin and stdout.
 pub async fn serve() -> Result<ExitCode> {
     let (tx, inbound) = mpsc::channel(64);
-    let mut session = Session { inbound, closed: false };
+    let mut session = Session { inbound, closed: false, afterwards: None };
     session.send(&Message::Hello(hello()?))?;
     tokio::spawn(read_requests(tx.clone()));
     tokio::spawn(watch_signals(tx)?);
@@ -106,6 +127,11 @@ pub async fn serve() -> Result<ExitCode> {
     };
     let (reason, code) = match outcome {
         Ok(reason) => (reason, ExitCode::SUCCESS),
+        Err(e) if seccomp::refuses_bpf() => {
+            let text = format!("the seccomp profile of the helper's container refuses bpf(2): {}\n({e:#})", seccomp::REMEDY);
+            session.send(&Message::Error { text, code: "seccomp".to_owned() })?;
+            (EndReason::Failed, ExitCode::FAILURE)
+        }
         Err(e) => {
             let code = e.downcast_ref::<Coded>().map_or("failed", |c| c.code).to_owned();
             session.send(&Message::Error { text: format!("{e:#}"), code })?;
@@ -113,6 +139,9 @@ pub async fn serve() -> Result<ExitCode> {
         }
     };
     session.send(&Message::End(End { reason }))?;
+    if let Some(request) = session.afterwards.take() {
+        accel::detached::stay(&mut session, &request).await?;
+    }
     Ok(code)
 }
 
@@ -125,8 +154,10 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
         Request::Doctor => doctor::run(session),
         Request::Cleanup => accel::cleanup(session).await,
         Request::Probe(_) => Err(Coded::new("protocol", "a probe was asked for outside a trace")),
-        Request::Pause(_) | Request::Resume(_) => Err(Coded::new("protocol", "`pause` and `resume` belong to a running acceleration")),
-        Request::Hello | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
+        Request::Choose(_) | Request::Pause(_) | Request::Resume(_) => {
+            Err(Coded::new("protocol", "`choose`, `pause` and `resume` belong to a running acceleration"))
+        }
+        Request::Hello | Request::Clock { .. } | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
     }
 }
 
@@ -202,6 +233,14 @@ fn hello() -> Result<Hello> {
         arch: uname.machine().to_string_lossy().into_owned(),
         boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default(),
         features: doctor::features(),
+        monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
+        realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
+    })
+}
+
+fn read_clocks(id: u64) -> Result<ClockReading> {
+    Ok(ClockReading {
+        id,
         monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
         realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
     })

@@ -1,17 +1,18 @@
 //! Where the plugin works: the lab on this machine, or a cluster.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use sockpath_protocol::message::Check;
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::cli::Global;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Watch};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::lab::Lab;
 use crate::progress::Progress;
-use crate::session::Fleet;
+use crate::session::{Fleet, Ready};
 
 /// What helpers will be asked to do; decides on their privileges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,51 @@ impl Backend {
         match self {
             Self::Lab(lab) => lab.helpers(nodes, progress).await,
             Self::Cluster(cluster) => cluster.helpers(nodes, pods, mode, progress).await,
+        }
+    }
+
+    /// As [`Self::helpers`], for helpers that go on for up to this time after their session.
+    ///
+    /// # Errors
+    /// When one cannot be started; those that were are ended first.
+    pub async fn helpers_that_stay(&self, nodes: &[Node], lease: Duration, progress: &Progress) -> Result<Fleet> {
+        match self {
+            Self::Lab(lab) => lab.helpers(nodes, progress).await,
+            Self::Cluster(cluster) => cluster.helpers_that_stay(nodes, lease, progress).await,
+        }
+    }
+
+    /// Starts helpers on more nodes, to join those there are.
+    ///
+    /// # Errors
+    /// When one cannot be started; those that were are ended first.
+    pub async fn recruits(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Vec<Ready>> {
+        match self {
+            // One helper serves the whole lab.
+            Self::Lab(_) => Ok(Vec::new()),
+            Self::Cluster(cluster) => cluster.recruits(nodes, mode, progress).await,
+        }
+    }
+
+    /// Watches what may change while these pods' connections are accelerated: pods in the scope, where `open` says that all of it is
+    /// meant, and NetworkPolicies.
+    #[must_use]
+    pub fn watch(&self, scope: &Scope, pods: &[Pod], open: bool) -> Watch {
+        match self {
+            // The lab's pods stay as they are, and it has no policies.
+            Self::Lab(_) => Watch::nothing(),
+            Self::Cluster(cluster) => cluster.watch(scope, pods, open),
+        }
+    }
+
+    /// Removes helper pods that were left running on these nodes; tells which.
+    ///
+    /// # Errors
+    /// When pods cannot be listed or deleted.
+    pub async fn remove_those_that_stayed(&self, nodes: &[String]) -> Result<Vec<String>> {
+        match self {
+            Self::Lab(_) => Ok(Vec::new()),
+            Self::Cluster(cluster) => cluster.remove_those_that_stayed(nodes).await,
         }
     }
 

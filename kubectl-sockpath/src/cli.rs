@@ -60,6 +60,9 @@ pub struct Global {
     /// Namespace of the helper pod
     #[arg(long, global = true, value_name = "NS", env = "SOCKPATH_HELPER_NAMESPACE", default_value = "sockpath")]
     pub helper_namespace: String,
+    /// Seccomp profile of the helper pod: Unconfined where the runtime's own refuses bpf(2)
+    #[arg(long, global = true, value_name = "PROFILE", value_enum, default_value_t = Seccomp::RuntimeDefault, ignore_case = true)]
+    pub seccomp: Seccomp,
     /// How long to wait for one answer of the API server
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
     pub request_timeout: Duration,
@@ -69,6 +72,18 @@ pub struct Global {
     /// When to colour the output
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
     pub color: ColorChoice,
+}
+
+/// Seccomp profile of the helper pod, spelled as Kubernetes spells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Seccomp {
+    /// The runtime's
+    #[default]
+    #[value(name = "RuntimeDefault")]
+    RuntimeDefault,
+    /// None
+    #[value(name = "Unconfined")]
+    Unconfined,
 }
 
 /// When to colour the output.

@@ -10,7 +10,7 @@ use sockpath_protocol::Message;
 use sockpath_protocol::message::{End, EndReason};
 
 use crate::report::{Capture, Origin};
-use crate::session::Event;
+use crate::session::{ClockEstimate, Event};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -35,6 +35,9 @@ struct Entry {
     /// The stream was cut off, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
+    /// How its clock lies to the plugin's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clock: Option<ClockEstimate>,
 }
 
 /// A recording that is being written.
@@ -68,11 +71,19 @@ impl Recorder {
     /// When the file cannot be written.
     pub fn take(&mut self, helper: usize, event: &Event) -> Result<()> {
         let entry = match event {
-            Event::Said(message) => Entry { helper, message: Some((**message).clone()), lost: None },
-            Event::Ended(reason) => Entry { helper, message: Some(Message::End(End { reason: *reason })), lost: None },
-            Event::Lost(error) => Entry { helper, message: None, lost: Some(error.to_string()) },
+            Event::Said(message) => Entry { helper, message: Some((**message).clone()), lost: None, clock: None },
+            Event::Ended(reason) => Entry { helper, message: Some(Message::End(End { reason: *reason })), lost: None, clock: None },
+            Event::Lost(error) => Entry { helper, message: None, lost: Some(error.to_string()), clock: None },
         };
         self.line(&entry)
+    }
+
+    /// Writes how a helper's clock lies to ours.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn compare(&mut self, helper: usize, clock: ClockEstimate) -> Result<()> {
+        self.line(&Entry { helper, message: None, lost: None, clock: Some(clock) })
     }
 
     /// Writes what is still buffered.
@@ -136,6 +147,9 @@ pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
             Err(_) if !whole => break,
             Err(e) => return Err(e).with_context(|| format!("line {number} of {name} is damaged")),
         };
+        if let Some(clock) = entry.clock {
+            capture.compare(entry.helper, clock);
+        }
         match (entry.message, entry.lost) {
             (Some(Message::End(end)), _) => capture.take(entry.helper, Event::Ended(end.reason)),
             (Some(message), _) => capture.take(entry.helper, Event::Said(Box::new(message))),

@@ -148,8 +148,7 @@ impl Cluster {
         run(self.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &images]));
         let nodes = self.nodes();
         assert!(nodes.len() >= 2, "two nodes are needed, there are {nodes:?}");
-        let image = env::var("SOCKPATH_TEST_IMAGE")
-            .unwrap_or_else(|_| if self.setup.is_some() { "registry.local/busybox:test".to_owned() } else { "busybox:1.37".to_owned() });
+        let image = Self::workload_image();
         let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
         let text = text.replace("NODE1", &nodes[0]).replace("NODE2", &nodes[1]).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
         let file = env::temp_dir().join(format!("sockpath-workloads-{}.yaml", std::process::id()));
@@ -185,10 +184,24 @@ impl Cluster {
     /// The plugin as administrator, in the workloads' namespace.
     #[must_use]
     pub fn plugin(&self) -> Command {
-        let mut command = Command::new(programs::plugin());
-        command.env("KUBECONFIG", &self.kubeconfig).env("SOCKPATH_HELPER_IMAGE", &self.image).env("NO_COLOR", "1").stdin(Stdio::null());
+        let mut command = self.plugin_anywhere();
         command.args(["-n", NAMESPACE]);
         command
+    }
+
+    /// The plugin as administrator, in no namespace in particular.
+    #[must_use]
+    pub fn plugin_anywhere(&self) -> Command {
+        let mut command = Command::new(programs::plugin());
+        command.env("KUBECONFIG", &self.kubeconfig).env("SOCKPATH_HELPER_IMAGE", &self.image).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    /// The image of the workloads.
+    #[must_use]
+    pub fn workload_image() -> String {
+        let own = env::var_os("K8S_BIN").is_some_and(|k| !k.is_empty());
+        env::var("SOCKPATH_TEST_IMAGE").unwrap_or_else(|_| if own { "registry.local/busybox:test" } else { "busybox:1.37" }.to_owned())
     }
 
     /// Runs a command in a workload's first container.
@@ -205,6 +218,28 @@ impl Cluster {
         let out = run(self.kubectl().args(["-n", HELPERS, "get", "pods", "-l", "app.kubernetes.io/name=sockpath-helper", "-o", "json"]));
         let list: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"));
         list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// What is pinned in the BPF file systems of the nodes, as `NODE/NAME`; `None` on a cluster whose nodes are out of reach.
+    #[must_use]
+    pub fn pins(&self) -> Option<Vec<String>> {
+        self.setup?;
+        let mut pins = Vec::new();
+        for node in self.nodes() {
+            let out =
+                run(Command::new(scripts().join("in-node")).args([&node, "find", "/sys/fs/bpf", "-mindepth", "1", "-name", "sockpath*"]));
+            pins.extend(out.lines().map(|path| format!("{node}{path}")));
+        }
+        Some(pins)
+    }
+
+    /// Asserts that neither pods nor pins of ours are left, soon.
+    ///
+    /// # Panics
+    /// When something is.
+    pub fn assert_nothing_left(&self) {
+        self.assert_no_helpers();
+        self.eventually("nothing is pinned", Duration::from_secs(10), |c| c.pins().is_none_or(|pins| pins.is_empty()));
     }
 
     /// Waits until a condition holds.

@@ -7,6 +7,7 @@ pub mod polled;
 pub mod programs;
 pub mod services;
 pub mod snapshot;
+pub mod talk;
 pub mod torture;
 pub mod trace;
 

@@ -23,8 +23,19 @@ pub struct AccelerateRequest {
     /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`).
     #[serde(default = "yes")]
     pub leave_blocking_readers: bool,
+    /// With `detach`: go on in the process that served the session, because it is the one that keeps the helper's pod; otherwise in
+    /// a process of its own.
+    #[serde(default)]
+    pub stay: bool,
     /// Who asks, for a second user to be told.
     pub owner: String,
+}
+
+/// The pods that are chosen from now on, all of them: others join, those that are not named are let go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChoosePods {
+    /// The chosen pods of this node.
+    pub pods: Vec<Pod>,
 }
 
 fn yes() -> bool {

@@ -53,6 +53,8 @@ pub enum Message {
         /// A word scripts can rely on, e.g. `no-btf`, `held`, `canary`.
         code: String,
     },
+    /// The clocks (answer to `clock`).
+    Clock(ClockReading),
     /// The helper is alive.
     Heartbeat,
     /// Last line. A stream without it was cut off.
@@ -78,6 +80,17 @@ pub struct Hello {
     /// `CLOCK_MONOTONIC` in nanoseconds when this line was written, for comparing clocks of nodes.
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME` in nanoseconds at the same moment.
+    pub realtime_ns: u64,
+}
+
+/// A node's clocks at one moment between question and answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReading {
+    /// Of the question.
+    pub id: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub monotonic_ns: u64,
+    /// `CLOCK_REALTIME` in nanoseconds.
     pub realtime_ns: u64,
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::accel::{AccelerateRequest, PauseRequest, ResumeRequest, StopRequest};
+use crate::accel::{AccelerateRequest, ChoosePods, PauseRequest, ResumeRequest, StopRequest};
 
 /// One line from the plugin to the helper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub enum Request {
     Probe(ProbeRequest),
     /// Let pods of this node exchange bytes socket to socket.
     Accelerate(Box<AccelerateRequest>),
+    /// Choose these pods instead of those before (during an acceleration).
+    Choose(ChoosePods),
     /// Return pairs of these pods to TCP for the time being (during an acceleration).
     Pause(PauseRequest),
     /// Undo a `pause`.
@@ -28,9 +30,13 @@ pub enum Request {
     Doctor,
     /// Remove every leftover of ours on this node.
     Cleanup,
-    /// Say `hello` (again) now. An attached stream begins after the helper's first line was written, so the plugin asks; the
-    /// answer's clocks, halfway between question and answer, also tell how the node's clock lies to the plugin's.
+    /// Say `hello` (again) now. An attached stream begins after the helper's first line was written, so the plugin asks.
     Hello,
+    /// Read the clocks now.
+    Clock {
+        /// Comes back with the answer.
+        id: u64,
+    },
     /// The plugin is alive.
     Heartbeat,
     /// End the session in order: report what is pending, then `end`.

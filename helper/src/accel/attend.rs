@@ -1,6 +1,5 @@
 //! Attending to an acceleration: answering the doorbell, looking after pairs, renewing the lease.
 
-use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -8,11 +7,13 @@ use anyhow::{Context, Result};
 use sockpath_bpf::accel::types::accel_pass;
 use sockpath_protocol::accel::PodName;
 use sockpath_protocol::message::EndReason;
+use sockpath_protocol::request::Pod;
 use sockpath_protocol::{Message, Request};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
 
+use super::chosen::Chosen;
 use super::connections;
 use super::instance::Instance;
 use super::report::{self, PodNames};
@@ -20,7 +21,6 @@ use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
 use super::suspension::{self, Suspension};
-use crate::node::FoundPod;
 use crate::session::{Inbound, Session};
 
 /// Time between two snapshots.
@@ -36,36 +36,42 @@ pub enum Audience<'a> {
     Session {
         /// The session.
         session: &'a mut Session,
-        /// The pods by name.
-        names: &'a PodNames,
         /// The lease.
         lease: Duration,
     },
-    /// Nobody: it ends with the lease, or when somebody stops it.
-    Nobody,
+    /// Nobody: it ends with the lease, when somebody stops it, or when the process that served the session is told to.
+    Nobody(Option<&'a mut Session>),
 }
 
 impl Audience<'_> {
     fn renewal_interval(&self) -> Duration {
         match self {
             Self::Session { lease, .. } => SNAPSHOT.min(*lease / 3).max(Duration::from_millis(10)),
-            Self::Nobody => SNAPSHOT,
+            Self::Nobody(_) => SNAPSHOT,
         }
     }
 
     /// Waits until the plugin wants something. Cancel-safe.
     async fn wish(&mut self) -> Result<Wish> {
-        let Self::Session { session, names, .. } = self else { return std::future::pending().await };
+        let session = match self {
+            Self::Session { session, .. } => session,
+            Self::Nobody(Some(session)) => {
+                session.signalled().await;
+                return Ok(Wish::End(EndReason::Signal));
+            }
+            Self::Nobody(None) => return std::future::pending().await,
+        };
         loop {
             match session.next().await {
                 Inbound::Request(Request::Finish) => return Ok(Wish::End(EndReason::Finished)),
                 Inbound::Request(Request::Pause(request)) => {
-                    return Ok(Wish::Pause(netns_of(names, &request.pods), suspension::pass(request.reason)));
+                    return Ok(Wish::Pause(request.pods, suspension::pass(request.reason)));
                 }
-                Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(netns_of(names, &request.pods))),
+                Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(request.pods)),
+                Inbound::Request(Request::Choose(request)) => return Ok(Wish::Choose(request.pods)),
                 Inbound::Request(Request::Heartbeat) => {}
                 Inbound::Request(_) => {
-                    session.warn("only `pause`, `resume` and `finish` are understood while connections are accelerated")?;
+                    session.warn("only `choose`, `pause`, `resume` and `finish` are understood while connections are accelerated")?;
                 }
                 Inbound::Stop(reason) => return Ok(Wish::End(reason)),
             }
@@ -75,15 +81,23 @@ impl Audience<'_> {
     /// Renews the lease, or finds that it has ended or that somebody else is ending it.
     fn is_over(&self, instance: &Instance) -> Result<bool> {
         match self {
+            _ if instance.is_stopped() => Ok(true),
             Self::Session { lease, .. } => instance.renew(*lease).map(|()| false),
-            Self::Nobody => Ok(instance.lease_left()?.is_zero() || instance.control.read(0, field!(paused)) != Some(0)),
+            Self::Nobody(_) => Ok(instance.lease_left()?.is_zero()),
         }
     }
 
-    fn tell(&mut self, instance: &Instance) -> Result<()> {
+    fn warn(&mut self, text: String) -> Result<()> {
         match self {
-            Self::Session { session, names, .. } => tell(session, instance, names),
-            Self::Nobody => {
+            Self::Session { session, .. } => session.warn(text),
+            Self::Nobody(_) => Ok(()),
+        }
+    }
+
+    fn tell(&mut self, instance: &Instance, names: &PodNames) -> Result<()> {
+        match self {
+            Self::Session { session, .. } => tell(session, instance, names),
+            Self::Nobody(_) => {
                 connections::pair(instance);
                 Ok(())
             }
@@ -91,17 +105,12 @@ impl Audience<'_> {
     }
 }
 
-/// What the plugin wants while connections are accelerated; pods are named by their network namespaces.
+/// What the plugin wants while connections are accelerated.
 enum Wish {
     End(EndReason),
-    Pause(Vec<u32>, accel_pass),
-    Resume(Vec<u32>),
-}
-
-/// The network namespaces of these pods, as far as they are chosen ones.
-fn netns_of(names: &PodNames, pods: &[PodName]) -> Vec<u32> {
-    let wanted: HashSet<String> = pods.iter().map(PodName::to_string).collect();
-    names.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
+    Choose(Vec<Pod>),
+    Pause(Vec<PodName>, accel_pass),
+    Resume(Vec<PodName>),
 }
 
 /// Sends a snapshot of all pairs.
@@ -118,7 +127,7 @@ const REVIEW: Duration = Duration::from_millis(50);
 /// What goes on while a session lasts.
 struct Attendance<'a> {
     instance: &'a Instance,
-    pods: &'a [FoundPod],
+    chosen: &'a mut Chosen,
     review: Review,
     suspension: Suspension,
 }
@@ -144,21 +153,48 @@ impl Attendance<'_> {
             self.instance.serve()?;
         }
         if spilled {
-            kick(self.instance, self.pods)?;
+            kick(self.instance, self.chosen.pods())?;
         }
         connections::enrol(self.instance)?;
         Ok(leaving || spilled)
     }
+
+    /// Does what the plugin wants; what there is to warn of.
+    fn grant(&mut self, wish: Wish) -> Result<Vec<String>> {
+        match wish {
+            Wish::End(_) => {}
+            Wish::Choose(pods) => {
+                let change = self.chosen.change(self.instance, &pods)?;
+                self.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
+                self.suspension.resume(&change.joined, accel_pass::ACCEL_UNCHOSEN);
+                return Ok(change.warnings);
+            }
+            Wish::Pause(pods, why) => self.suspension.pause(self.chosen.netns_of(&pods), why),
+            Wish::Resume(pods) => self.suspension.resume(&self.chosen.netns_of(&pods), accel_pass::ACCEL_POLICY),
+        }
+        Ok(Vec::new())
+    }
 }
 
-/// The loop: lease, doorbell, reviews and snapshots, until the session has to end.
-pub async fn attend(instance: &Instance, pods: &[FoundPod], mut audience: Audience<'_>) -> Result<EndReason> {
+/// Attends until the session has to end, or somebody else has ended the acceleration.
+pub async fn attend(instance: &Instance, chosen: &mut Chosen, mut audience: Audience<'_>) -> Result<EndReason> {
+    let outcome = serve(instance, chosen, &mut audience).await;
+    if !instance.is_stopped() {
+        return outcome;
+    }
+    // With the pins gone, any of their uses may have failed first.
+    audience.warn("somebody has ended this acceleration with `stop` or `cleanup`".to_owned())?;
+    Ok(outcome.unwrap_or(EndReason::Done))
+}
+
+/// The loop: lease, doorbell, reviews and snapshots.
+async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience<'_>) -> Result<EndReason> {
     let bell = instance.doorbell(|| {})?;
     // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance = Attendance { instance, pods, review: Review::default(), suspension: Suspension::default() };
+    let mut attendance = Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default() };
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewals = tokio::time::interval(audience.renewal_interval());
@@ -168,10 +204,12 @@ pub async fn attend(instance: &Instance, pods: &[FoundPod], mut audience: Audien
     loop {
         tokio::select! {
             wish = audience.wish() => {
-                match wish? {
-                    Wish::End(reason) => return Ok(reason),
-                    Wish::Pause(netns, why) => attendance.suspension.pause(netns, why),
-                    Wish::Resume(netns) => attendance.suspension.resume(&netns),
+                let wish = wish?;
+                if let Wish::End(reason) = wish {
+                    return Ok(reason);
+                }
+                for text in attendance.grant(wish)? {
+                    audience.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
                 attendance.look_after()?;
@@ -201,7 +239,7 @@ pub async fn attend(instance: &Instance, pods: &[FoundPod], mut audience: Audien
             }
             _ = snapshots.tick() => {
                 instance.forget_gone()?;
-                audience.tell(instance)?;
+                audience.tell(instance, attendance.chosen.names())?;
             }
         }
     }

@@ -1,5 +1,6 @@
-//! An acceleration that outlives its session: a process of its own meets and pairs connections until the lease ends. Without it
-//! (it is killed with the pod of the helper, for instance) the pairs that exist go on until then, and new ones use TCP.
+//! An acceleration that outlives its session: a process meets and pairs connections until the lease ends. In a helper pod it is the
+//! one that served the session, and the pod stays as long as it does; elsewhere it is a process of its own. Without it (it was
+//! killed, for instance) the pairs that exist go on until then, and new ones use TCP.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -10,14 +11,15 @@ use anyhow::{Context, Result};
 use sockpath_protocol::accel::AccelerateRequest;
 
 use super::attend::{Audience, attend};
+use super::chosen::Chosen;
 use super::instance::Instance;
 use super::pins::Pins;
-use super::shared::field;
 use super::stop::dismantle;
-use crate::node;
+use crate::session::Session;
 
 /// How long queues may take to drain when the lease has ended.
 const DRAIN: Duration = Duration::from_secs(30);
+const DRAIN_IN_POD: Duration = Duration::from_secs(10);
 
 /// Starts the process; it reads the request from its stdin.
 pub fn spawn(request: &AccelerateRequest) -> Result<()> {
@@ -40,15 +42,28 @@ pub async fn run() -> Result<ExitCode> {
     let mut request = Vec::new();
     std::io::stdin().read_to_end(&mut request).context("cannot read the request")?;
     let request: AccelerateRequest = serde_json::from_slice(&request).context("cannot read the request")?;
+    go_on(&request, None).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the process of a helper pod does after its session: the pod is there for as long as it goes on.
+pub async fn stay(session: &mut Session, request: &AccelerateRequest) -> Result<()> {
+    go_on(request, Some(session)).await
+}
+
+/// Attends until the lease ends, somebody stops it, or a signal (eviction, node drain, deletion of the pod) asks for an end.
+async fn go_on(request: &AccelerateRequest, session: Option<&mut Session>) -> Result<()> {
     let pins = Pins::of_this_instance()?;
-    let Some(instance) = Instance::open(&pins)? else { return Ok(ExitCode::SUCCESS) };
-    let pods: Vec<_> = request.pods.iter().filter(|p| !p.host_network).filter_map(|p| node::find(p).ok()).collect();
+    let Some(instance) = Instance::open(&pins)? else { return Ok(()) };
+    let (mut chosen, _) = Chosen::find(&request.pods);
     let observers = instance.observe()?;
-    attend(&instance, &pods, Audience::Nobody).await?;
+    // A pod that is being deleted has 15 s left.
+    let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
+    attend(&instance, &mut chosen, Audience::Nobody(session)).await?;
     drop(observers);
-    if instance.control.read(0, field!(paused)) == Some(0) && dismantle(&instance, &pods, DRAIN).await?.left_enrolled == 0 {
+    if !instance.is_stopped() && dismantle(&instance, chosen.pods(), drain).await?.left_enrolled == 0 {
         drop(instance);
         pins.remove()?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

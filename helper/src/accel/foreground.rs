@@ -11,13 +11,14 @@ use sockpath_protocol::{Message, Request};
 
 use super::attend::{Audience, SNAPSHOT, attend, tell};
 use super::canary;
+use super::chosen::Chosen;
 use super::detached;
 use super::instance::{Instance, Start, is_without_order_gate};
 use super::pins::Pins;
 use super::report::PodNames;
 use super::shared::field;
-use super::stop::{dismantle, summary};
-use crate::node::{self, FoundPod};
+use super::stop::{LOOK_AGAIN, dismantle, summary};
+use crate::node::FoundPod;
 use crate::session::{Coded, Inbound, Session};
 
 /// How long queues may take to drain when the session ends.
@@ -25,7 +26,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves an acceleration until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
-    let (pods, names) = find_pods(session, &request.pods)?;
+    let mut chosen = find_pods(session, &request.pods)?;
     let pins = Pins::of_this_instance()?;
     clear_the_way(session, &pins).await?;
     let lease = Duration::from_millis(request.lease_ms);
@@ -37,10 +38,10 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
             return Err(e);
         }
     };
-    let reason = match prepare(session, &instance, &pods) {
+    let reason = match prepare(session, &instance, chosen.pods()) {
         Err(e) => Err(e),
-        Ok(_observers) if request.dry_run_ms.is_some() => watch(session, &instance, &names, &request).await,
-        Ok(_observers) => attend(&instance, &pods, Audience::Session { session: &mut *session, names: &names, lease }).await,
+        Ok(_observers) if request.dry_run_ms.is_some() => watch(session, &instance, chosen.names(), &request).await,
+        Ok(_observers) => attend(&instance, &mut chosen, Audience::Session { session: &mut *session, lease }).await,
     };
     if request.dry_run_ms.is_some() {
         pins.remove()?;
@@ -49,12 +50,23 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     if request.detach && reason.is_ok() {
         instance.renew(lease)?;
         session.send(&Message::Summary(summary(&instance, true)?))?;
-        if let Err(e) = detached::spawn(&request) {
+        if request.stay {
+            session.stay(request);
+        } else if let Err(e) = detached::spawn(&request) {
             session.warn(format!("connections that are made from now on are not accelerated: {e:#}"))?;
         }
         return reason;
     }
-    let summary = dismantle(&instance, &pods, DRAIN).await?;
+    if instance.is_stopped() {
+        // Whoever stopped it drains and removes; two at once would get in each other's way.
+        let until = Instant::now() + DRAIN;
+        while pins.exist() && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        session.send(&Message::Summary(summary(&instance, false)?))?;
+        return reason;
+    }
+    let summary = dismantle(&instance, chosen.pods(), DRAIN).await?;
     let left = summary.left_enrolled;
     session.send(&Message::Summary(summary))?;
     if left == 0 {
@@ -64,33 +76,16 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     reason
 }
 
-/// The pods of the request as this node has them, and their names by namespace.
-fn find_pods(session: &mut Session, pods: &[Pod]) -> Result<(Vec<FoundPod>, PodNames)> {
-    let mut found = Vec::new();
-    let mut names = PodNames::new();
-    for pod in pods {
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        if pod.host_network {
-            session.warn(format!("pod {name} uses the node's network namespace and is left alone"))?;
-            continue;
-        }
-        match node::find(pod) {
-            Ok(f) if f.cgroup.is_none() => {
-                session.warn(format!("pod {name} has no cgroup v2 directory; only connections that are open now are accelerated"))?;
-                names.insert(f.netns.inode, name);
-                found.push(f);
-            }
-            Ok(f) => {
-                names.insert(f.netns.inode, name);
-                found.push(f);
-            }
-            Err(e) => session.warn(format!("pod {name} is left alone: {e:#}"))?,
-        }
+/// The pods of the request as this node has them.
+fn find_pods(session: &mut Session, pods: &[Pod]) -> Result<Chosen> {
+    let (chosen, warnings) = Chosen::find(pods);
+    for text in warnings {
+        session.warn(text)?;
     }
-    if found.is_empty() {
+    if chosen.pods().is_empty() {
         return Err(Coded::new("no-pods", "none of the chosen pods runs on this node"));
     }
-    Ok((found, names))
+    Ok(chosen)
 }
 
 /// Makes sure that nobody else accelerates here; leftovers of an ended lease are drained and removed.

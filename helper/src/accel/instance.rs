@@ -2,7 +2,7 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -20,7 +20,7 @@ use sockpath_bpf::accel::types::{accel_control, accel_end, accel_state};
 use super::calibrate;
 use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
-use crate::node::{FoundPod, Netns};
+use crate::node::{FoundPod, Netns, PodCgroup};
 use crate::session::clock_ns;
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
@@ -153,7 +153,7 @@ impl Instance {
     /// Meets the sockets of these pods from now on.
     pub fn attach(&self, pods: &[FoundPod]) -> Result<()> {
         let program = pinned(&self.pins, "established")?;
-        for (i, pod) in pods.iter().enumerate() {
+        for pod in pods {
             let Some(cgroup) = &pod.cgroup else { continue };
             let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
             // SAFETY: both descriptors are open; no options.
@@ -170,9 +170,24 @@ impl Instance {
             }
             // SAFETY: a fresh descriptor that nobody else owns.
             let link = unsafe { OwnedFd::from_raw_fd(fd) };
-            pin(&link, &self.pins.path(&format!("established-{i}")))?;
+            pin(&link, &self.pins.path(&established_link(cgroup)))?;
         }
         Ok(())
+    }
+
+    /// No longer meets the sockets that this pod opens from now on.
+    pub fn detach(&self, pod: &FoundPod) -> Result<()> {
+        let Some(cgroup) = &pod.cgroup else { return Ok(()) };
+        let path = self.pins.path(&established_link(cgroup));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody is ending it, or has.
+    pub fn is_stopped(&self) -> bool {
+        self.control.read(0, field!(paused)) != Some(0) || !self.pins.path("control").exists()
     }
 
     /// Starts the sums over closed connections afresh.
@@ -353,6 +368,11 @@ fn count_sockets(pins: &Pins) -> Result<usize> {
         count += usize::from(socks.lookup(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot look into the sockmap")?.is_some());
     }
     Ok(count)
+}
+
+/// The pin of the link to a pod's cgroup; the id of a cgroup is not given out again while the machine runs.
+fn established_link(cgroup: &PodCgroup) -> String {
+    format!("established-{}", cgroup.id)
 }
 
 /// Pins a link.

@@ -6,6 +6,7 @@
 mod attend;
 mod calibrate;
 mod canary;
+mod chosen;
 mod connections;
 pub mod detached;
 mod foreground;
@@ -18,6 +19,8 @@ mod review;
 mod shared;
 mod stop;
 mod suspension;
+mod trial;
 
 pub use foreground::run;
 pub use stop::{cleanup, status, stop};
+pub use trial::try_out;

@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 /// Where the kernel's BPF file system is mounted by convention.
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// The pinned objects of one instance, by name.
 #[derive(Debug, Clone)]

@@ -37,6 +37,7 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::ForeignOwner),
     Some(Reason::NetworkPolicy),
     Some(Reason::Memory),
+    Some(Reason::PeerNotChosen),
 ];
 
 /// A snapshot of all pairs.

@@ -20,7 +20,7 @@ use crate::session::Session;
 const CLEANUP_DRAIN: Duration = Duration::from_secs(5);
 
 /// Time between two looks at the queues; readers need some to empty them.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Answers `status`.
 pub fn status(session: &mut Session) -> Result<EndReason> {

@@ -15,10 +15,13 @@ pub fn pass(reason: PauseReason) -> accel_pass {
     }
 }
 
+/// Reasons that a request takes back.
+const PASSING: [accel_pass; 2] = [accel_pass::ACCEL_POLICY, accel_pass::ACCEL_UNCHOSEN];
+
 /// The paused pods, by the inode of their network namespace, and why.
 #[derive(Debug, Default)]
 pub struct Suspension {
-    paused: HashMap<u32, accel_pass>,
+    paused: HashMap<u32, Vec<accel_pass>>,
     /// Somebody resumed since the last look.
     resumed: bool,
 }
@@ -26,13 +29,23 @@ pub struct Suspension {
 impl Suspension {
     /// Begins to keep these pods' pairs on TCP; takes effect at the next [`Suspension::apply`].
     pub fn pause(&mut self, netns: Vec<u32>, why: accel_pass) {
-        self.paused.extend(netns.into_iter().map(|n| (n, why)));
+        for n in netns {
+            let reasons = self.paused.entry(n).or_default();
+            if !reasons.contains(&why) {
+                reasons.push(why);
+            }
+        }
     }
 
-    /// Lets them go again.
-    pub fn resume(&mut self, netns: &[u32]) {
+    /// Lets them go again, as far as this reason is concerned.
+    pub fn resume(&mut self, netns: &[u32], why: accel_pass) {
         for n in netns {
-            self.resumed |= self.paused.remove(n).is_some();
+            let Some(reasons) = self.paused.get_mut(n) else { continue };
+            reasons.retain(|r| *r != why);
+            if reasons.is_empty() {
+                self.paused.remove(n);
+                self.resumed = true;
+            }
         }
     }
 
@@ -51,7 +64,7 @@ impl Suspension {
                 Some(why) if a.end.hold == 0 => connections::order_out(instance, a, b, why),
                 // On its way out; if for a reason that passes, this one is noted when it is there.
                 Some(_) => {}
-                None if a.end.left != accel_pass::ACCEL_POLICY => {}
+                None if !PASSING.contains(&a.end.left) => {}
                 None if out && a.end.hold == 0 => connections::let_back(instance, a, b),
                 // It comes back when it is out.
                 None => leaving = true,
@@ -61,7 +74,7 @@ impl Suspension {
     }
 
     fn verdict(&self, a: &Known, b: &Known) -> Option<accel_pass> {
-        [a, b].iter().find_map(|k| self.paused.get(&k.identity.netns)).copied()
+        [a, b].iter().find_map(|k| self.paused.get(&k.identity.netns)?.first()).copied()
     }
 }
 

@@ -111,11 +111,18 @@ impl Keeper for PodKeeper {
             // Closes the WebSocket; with stdinOnce that is the end of the helper's stdin.
             self.process.abort();
             let cause = match how {
-                Ending::Done => String::new(),
+                Ending::Done | Ending::Stay => String::new(),
                 Ending::Kill => autopsy(&self.pods, &self.name, &self.node).await,
             };
-            let manner = if how == Ending::Done { Manner::Ended } else { Manner::Running };
-            if let Err(p) = self.debts.settle(&self.name, manner).await {
+            let settled = match how {
+                Ending::Stay => {
+                    self.debts.forget(&self.name);
+                    Ok(())
+                }
+                Ending::Done => self.debts.settle(&self.name, Manner::Ended).await,
+                Ending::Kill => self.debts.settle(&self.name, Manner::Running).await,
+            };
+            if let Err(p) = settled {
                 eprintln!("warning: {p}");
             }
             self.listener.abort();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, Container, HostPathVolumeSource, Pod, PodSpec, ResourceRequirements, SELinuxOptions, SeccompProfile,
@@ -10,10 +11,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
-use super::owner::Owner;
+use super::owner::{self, Owner};
 use super::privilege::{self, MODES};
 use super::yaml;
 use crate::backend::Mode;
+use crate::cli::Seccomp;
 
 /// Name of the one container.
 pub const CONTAINER: &str = "helper";
@@ -51,18 +53,10 @@ pub struct HelperSpec {
     pub deadline_seconds: i64,
     /// `RuntimeDefault`, or `Unconfined` for runtimes whose default profile refuses bpf(2) to everybody.
     pub seccomp: Seccomp,
+    /// How long it goes on after its session, if it does.
+    pub stays: Option<Duration>,
     /// Who starts it.
     pub owner: Owner,
-}
-
-/// The seccomp profile of the helper.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Seccomp {
-    /// The runtime's default; bpf(2), setns(2) and perf_event_open(2) are let through with the capabilities we ask for.
-    #[default]
-    RuntimeDefault,
-    /// None.
-    Unconfined,
 }
 
 impl HelperSpec {
@@ -88,7 +82,11 @@ impl HelperSpec {
             (LABEL_SESSION.to_owned(), self.owner.session.clone()),
             (LABEL_MODE.to_owned(), privilege::mode_name(self.mode).to_owned()),
         ]));
-        pod.metadata.annotations = Some(self.owner.annotations());
+        let mut annotations = self.owner.annotations();
+        if let Some(lease) = self.stays {
+            annotations.extend(owner::until(lease));
+        }
+        pod.metadata.annotations = Some(annotations);
         pod.spec = Some(PodSpec {
             node_name: Some(self.node.clone()),
             restart_policy: Some("Never".to_owned()),
@@ -258,6 +256,7 @@ mod tests {
             image: "example.test/helper@sha256:00".into(),
             deadline_seconds: 3600,
             seccomp: Seccomp::default(),
+            stays: None,
             owner: Owner { session: "abcde".into(), client: "c1".into(), process: "1-2".into(), user: "me@here".into() },
         }
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::helper_pod::{HelperSpec, Seccomp, to_yaml};
+use super::helper_pod::{HelperSpec, to_yaml};
 use super::owner::Owner;
 use super::privilege::{MODES, capabilities};
 use crate::backend::Mode;
+use crate::cli::Seccomp;
 
 const POLICY: &str = include_str!("../../../manifests/policy.yaml");
 const EXAMPLE: &str = include_str!("../../../manifests/helper-pod.yaml");
@@ -29,6 +30,7 @@ fn the_example_pod_is_what_a_dry_run_prints() {
         image: super::DEFAULT_IMAGE.into(),
         deadline_seconds: super::DEADLINE_SECONDS,
         seccomp: Seccomp::default(),
+        stays: None,
         owner,
     };
     let mut pod = spec.build();

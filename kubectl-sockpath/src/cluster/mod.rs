@@ -3,12 +3,14 @@
 mod attach;
 mod client;
 mod examine;
+mod follow;
 mod helper_pod;
 mod lookup;
 #[cfg(test)]
 mod manifests_tests;
 #[cfg(test)]
 mod mock;
+mod network_policy;
 mod owner;
 mod pod_info;
 mod privilege;
@@ -18,8 +20,10 @@ mod remedy;
 mod service_info;
 mod start;
 mod startup;
+mod watch;
 mod yaml;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,14 +32,15 @@ use sockpath_protocol::message::{Check, CheckState};
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::backend::Mode;
-use crate::cli::Global;
+use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::progress::Progress;
 use crate::session::{Fleet, Ready};
 
 pub use client::{Api, ConnectOptions};
-pub use helper_pod::{DEFAULT_IMAGE, HelperSpec, Seccomp};
+pub use helper_pod::{DEFAULT_IMAGE, HelperSpec};
 pub use problem::{Kind as ProblemKind, Problem};
+pub use watch::{News, Watch};
 
 /// How long an attached helper may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +48,8 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 const REAP_PATIENCE: Duration = Duration::from_secs(2);
 /// The kubelet ends a helper after this time even if plugin, API server and helper all fail: as long as the longest lease.
 const DEADLINE_SECONDS: i64 = 24 * 3600;
+/// A helper that stays has this long on top of its lease to start and to drain.
+const MARGIN_SECONDS: i64 = 120;
 
 /// Access to a cluster.
 #[derive(Debug)]
@@ -66,7 +73,7 @@ impl Settings {
         Self {
             namespace: global.helper_namespace.clone(),
             image: global.helper_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
-            seccomp: Seccomp::default(),
+            seccomp: global.seccomp,
         }
     }
 
@@ -77,6 +84,7 @@ impl Settings {
             namespace: self.namespace.clone(),
             image: self.image.clone(),
             deadline_seconds: DEADLINE_SECONDS,
+            stays: None,
             seccomp: self.seccomp,
             owner: owner.clone(),
         }
@@ -117,11 +125,9 @@ impl Cluster {
     pub async fn helpers(&self, nodes: &[Node], _pods: &[Pod], mode: Mode, progress: &Progress) -> Result<Fleet> {
         let api = self.lookup.api();
         let reaping = tokio::spawn(reap::reap_leftovers(api.clone(), self.settings.namespace.clone()));
-        let specs = nodes.iter().map(|n| self.settings.spec(mode, &n.name, &self.owner)).collect();
-        let transports = start::start_all(api, specs, &self.debts, progress).await?;
         let mut fleet = Fleet::default();
-        for transport in transports {
-            fleet.join(Ready::handshake(transport, HELLO_PATIENCE).await?);
+        for ready in self.recruits(nodes, mode, progress).await? {
+            fleet.join(ready);
         }
         if let Ok(Ok(removed)) = tokio::time::timeout(REAP_PATIENCE, reaping).await {
             for what in removed {
@@ -129,6 +135,65 @@ impl Cluster {
             }
         }
         Ok(fleet)
+    }
+
+    /// Starts a helper pod on each node and waits for its hello.
+    ///
+    /// # Errors
+    /// When one cannot be started; all pods are deleted first.
+    pub async fn recruits(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Vec<Ready>> {
+        self.start(nodes.iter().map(|n| self.settings.spec(mode, &n.name, &self.owner)).collect(), progress).await
+    }
+
+    /// As [`Self::helpers`], for helpers that go on for up to `lease` after their session.
+    ///
+    /// # Errors
+    /// When one cannot be started; all pods are deleted first.
+    pub async fn helpers_that_stay(&self, nodes: &[Node], lease: Duration, progress: &Progress) -> Result<Fleet> {
+        let seconds = i64::try_from(lease.as_secs()).unwrap_or(DEADLINE_SECONDS);
+        let deadline_seconds = (seconds + MARGIN_SECONDS).min(DEADLINE_SECONDS);
+        let spec = |n: &Node| helper_pod::HelperSpec {
+            deadline_seconds,
+            stays: Some(lease),
+            ..self.settings.spec(Mode::Accelerate, &n.name, &self.owner)
+        };
+        let mut fleet = Fleet::default();
+        for ready in self.start(nodes.iter().map(spec).collect(), progress).await? {
+            fleet.join(ready);
+        }
+        Ok(fleet)
+    }
+
+    async fn start(&self, specs: Vec<HelperSpec>, progress: &Progress) -> Result<Vec<Ready>> {
+        let mut ready = Vec::new();
+        for transport in start::start_all(self.lookup.api(), specs, &self.debts, progress).await? {
+            ready.push(Ready::handshake(transport, HELLO_PATIENCE).await?);
+        }
+        Ok(ready)
+    }
+
+    /// Watches what may change while these pods' connections are accelerated: pods in the scope, where `open` says that all of it is
+    /// meant, and NetworkPolicies.
+    #[must_use]
+    pub fn watch(&self, scope: &Scope, pods: &[Pod], open: bool) -> Watch {
+        let mut namespaces: BTreeSet<String> = pods.iter().map(|p| p.namespace.clone()).collect();
+        match &scope.namespace {
+            Some(namespace) if open => drop(namespaces.insert(namespace.clone())),
+            Some(_) => {}
+            // Named pods lie where they lie; otherwise all namespaces are meant.
+            None if open => namespaces.clear(),
+            None => {}
+        }
+        let selector = scope.selector.as_deref().filter(|_| open);
+        Watch::start(self.lookup.api(), &namespaces, selector)
+    }
+
+    /// Removes helper pods that were left running on these nodes; tells which.
+    ///
+    /// # Errors
+    /// When pods cannot be listed or deleted.
+    pub async fn remove_those_that_stayed(&self, nodes: &[String]) -> Result<Vec<String>> {
+        Ok(reap::remove_those_that_stayed(self.lookup.api(), &self.settings.namespace, nodes).await?)
     }
 
     /// Deletes the pods of a start that was cancelled.
@@ -177,7 +242,17 @@ impl Cluster {
     /// # Errors
     /// When they cannot be listed.
     pub async fn all_nodes(&self) -> Result<Vec<Node>> {
-        Ok(self.lookup.usable_nodes().await?)
+        match self.lookup.usable_nodes().await {
+            // Who may not list nodes still knows those where helpers run.
+            Err(p) if p.kind == ProblemKind::Forbidden => {
+                let names = reap::nodes_with_helpers(self.lookup.api(), &self.settings.namespace).await.unwrap_or_default();
+                if names.is_empty() {
+                    return Err(remedy::for_nodes(p).into());
+                }
+                Ok(names.into_iter().map(|name| Node { name, ips: Vec::new(), netns: None }).collect())
+            }
+            other => Ok(other?),
+        }
     }
 }
 

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
 
 use super::helper_pod::random_suffix;
 
 const CLIENT: &str = "sockpath/client";
 const PROCESS: &str = "sockpath/client-process";
 const USER: &str = "sockpath/started-by";
+const UNTIL: &str = "sockpath/detached-until";
 
 /// The run of the plugin that starts helper pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +65,20 @@ impl Owner {
     pub fn user_of(annotations: &BTreeMap<String, String>) -> Option<&str> {
         annotations.get(USER).map(String::as_str)
     }
+}
+
+/// Says that a helper goes on for this long after its plugin has ended.
+#[must_use]
+pub fn until(lease: Duration) -> BTreeMap<String, String> {
+    let seconds = i64::try_from(lease.as_secs()).unwrap_or(i64::MAX);
+    let end = Timestamp::from_second(Timestamp::now().as_second().saturating_add(seconds)).unwrap_or(Timestamp::MAX);
+    BTreeMap::from([(UNTIL.to_owned(), end.to_string())])
+}
+
+/// Whether a helper was started to go on after its plugin has ended.
+#[must_use]
+pub fn stays(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.contains_key(UNTIL)
 }
 
 /// The PID namespace is part of it: in a container the same ids mean other processes.

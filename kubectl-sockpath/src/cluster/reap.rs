@@ -1,6 +1,6 @@
 //! Deleting helper pods: our own on every way out, and leftovers of runs that could not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
 use super::helper_pod::SELECTOR;
-use super::owner::Owner;
+use super::owner::{self, Owner};
 use super::problem::{Kind, Problem};
 
 /// How long a deletion is tried again while the API server cannot be reached (it may just be restarting).
@@ -171,6 +171,39 @@ async fn helper_pods(api: &Api, namespace: &str) -> Result<Vec<Pod>, Problem> {
     Ok(list.map(|l| l.items).unwrap_or_default())
 }
 
+/// Nodes on which helpers run that were left running.
+///
+/// # Errors
+/// When the pods cannot be listed.
+pub async fn nodes_with_helpers(api: &Api, namespace: &str) -> Result<BTreeSet<String>, Problem> {
+    let pods = helper_pods(api, namespace).await?;
+    Ok(pods.iter().filter(|pod| stays(pod)).filter_map(node_of).map(str::to_owned).collect())
+}
+
+/// Removes helpers that were left running on these nodes and are no longer wanted; tells which.
+///
+/// # Errors
+/// When pods cannot be listed or deleted.
+pub async fn remove_those_that_stayed(api: &Api, namespace: &str, nodes: &[String]) -> Result<Vec<String>, Problem> {
+    let mut removed = Vec::new();
+    for pod in helper_pods(api, namespace).await? {
+        let here = node_of(&pod).is_some_and(|node| nodes.iter().any(|n| n == node));
+        if let (true, Some(name)) = (here && stays(&pod), pod.metadata.name) {
+            delete(api, namespace, &name, Manner::Running).await?;
+            removed.push(format!("pod {namespace}/{name}"));
+        }
+    }
+    Ok(removed)
+}
+
+fn stays(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(owner::stays)
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
 /// Removes leftovers quietly, as each command does at its start; what cannot be removed is left to `cleanup` to complain about.
 pub async fn reap_leftovers(api: Api, namespace: String) -> Vec<String> {
     let mut removed = Vec::new();
@@ -214,6 +247,7 @@ fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {
         return None;
     }
     let name = pod.metadata.name.clone()?;
+    // One that was left running on purpose ends with its lease, or is stopped.
     let orphaned = pod.metadata.annotations.as_ref().is_some_and(Owner::has_ended);
     let status = pod.status.as_ref();
     if matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")) {
@@ -224,7 +258,7 @@ fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {
         let recently = ended.map(|t| now.as_second() - t.0.as_second()).any(|ago| ago < FINISHED_FOR_SECONDS);
         return (orphaned || !recently).then_some(Leftover { name, manner: Manner::Ended, why: "it has ended" });
     }
-    orphaned.then_some(Leftover { name, manner: Manner::Running, why: "the plugin that started it is gone" })
+    (orphaned && !stays(pod)).then_some(Leftover { name, manner: Manner::Running, why: "the plugin that started it is gone" })
 }
 
 #[cfg(test)]

@@ -56,6 +56,18 @@ pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
     }
 }
 
+/// Adds the next step to a refused look at the nodes.
+#[must_use]
+pub fn for_nodes(problem: Problem) -> Problem {
+    match problem.kind {
+        Kind::Forbidden => problem.with_remedy(
+            "no helper of ours runs, so there are no nodes to go by either; an administrator can let you list them:\n\
+             kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-nodes --user=YOU",
+        ),
+        _ => problem,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -176,6 +176,7 @@ fn global(command: &clap::Command, done: &[String]) -> Global {
         as_group: Vec::new(),
         helper_image: None,
         helper_namespace: String::new(),
+        seccomp: cli::Seccomp::default(),
         request_timeout: PATIENCE,
         verbose: 0,
         color: cli::ColorChoice::Never,

@@ -32,7 +32,7 @@ struct Answer {
 }
 
 /// Asks every node and waits until all have answered and ended.
-async fn ask(global: &Global, progress: &Progress, request: &Request, patience: Duration) -> Result<Vec<Answer>> {
+async fn ask(global: &Global, progress: &Progress, request: &Request, patience: Duration) -> Result<(Backend, Vec<Answer>)> {
     let interrupt = Interrupt::watch()?;
     let asking = async {
         progress.phase("", "asking the nodes");
@@ -57,7 +57,7 @@ async fn ask(global: &Global, progress: &Progress, request: &Request, patience: 
                 }
             })
             .await;
-        Ok(answers)
+        Ok((backend, answers))
     };
     let answers = tokio::select! {
         biased;
@@ -98,7 +98,7 @@ struct NodeStatus<'a> {
 /// `status`.
 pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
-    let answers = ask(global, progress, &Request::Status, PATIENCE).await?;
+    let (_, answers) = ask(global, progress, &Request::Status, PATIENCE).await?;
     let statuses: Vec<NodeStatus<'_>> = answers
         .iter()
         .flat_map(|a| {
@@ -145,7 +145,7 @@ struct NodeStop<'a> {
 pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
     let request = Request::Stop(StopRequest { drain_ms: u64::try_from(args.drain.as_millis()).unwrap_or(u64::MAX) });
-    let answers = ask(global, progress, &request, args.drain + PATIENCE).await?;
+    let (backend, answers) = ask(global, progress, &request, args.drain + PATIENCE).await?;
     let mut stops = Vec::new();
     for answer in &answers {
         let mut stop = NodeStop { node: &answer.node, summary: None, removed: Vec::new() };
@@ -158,8 +158,11 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
         }
         stops.push(stop);
     }
+    // Where sockets are left, the pod goes on until its lease ends.
+    let ended: Vec<String> = stops.iter().filter(|s| s.summary.is_none_or(|s| s.left_enrolled == 0)).map(|s| s.node.to_owned()).collect();
+    let pods = backend.remove_those_that_stayed(&ended).await?;
     if args.output.is_some() {
-        print(&json::document(&serde_json::json!({ "nodes": stops }))?)?;
+        print(&json::document(&serde_json::json!({ "nodes": stops, "removed": pods }))?)?;
     } else {
         let summaries: Vec<AccelSummary> = stops.iter().filter_map(|s| s.summary.cloned()).collect();
         if !summaries.is_empty() {
@@ -170,7 +173,11 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
                 print(&format!("{}: removed {what}\n", stop.node))?;
             }
         }
-        if summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answers.iter().all(|a| a.lost.is_none()) {
+        for what in &pods {
+            print(&format!("removed {what}\n"))?;
+        }
+        if pods.is_empty() && summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answers.iter().all(|a| a.lost.is_none())
+        {
             print("nothing was accelerated\n")?;
         }
     }

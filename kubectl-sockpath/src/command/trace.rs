@@ -173,6 +173,7 @@ impl<'a> Session<'a> {
             Some(recorder) => recorder.begin(&self.capture.origin),
             None => Ok(()),
         };
+        self.fleet.compare_clocks();
         let mut stop = match begun {
             Ok(()) => match self.arm().await {
                 Ok(()) => self.listen().await,
@@ -180,6 +181,14 @@ impl<'a> Session<'a> {
             },
             Err(e) => Stop::Failed(e),
         };
+        for (helper, clock) in self.fleet.members().iter().enumerate().filter_map(|(i, m)| Some((i, m.clock()?))) {
+            self.capture.compare(helper, clock);
+            if let Some(recorder) = &mut self.recorder
+                && let Err(e) = recorder.compare(helper, clock)
+            {
+                self.recording_failed.get_or_insert(e);
+            }
+        }
         let mut shortcut = None;
         if self.args.compare && matches!(stop, Stop::Enough) {
             stop = match self.accelerate().await {

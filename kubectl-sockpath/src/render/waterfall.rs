@@ -80,6 +80,26 @@ pub fn heading(report: &Report, style: &Style) -> String {
     for line in wrap(&about.join(", "), style.width) {
         Line::new(style).text(&line).end(&mut out);
     }
+    out.push_str(&clocks(report, style));
+    out
+}
+
+/// How the nodes' clocks lie to each other, where there are several.
+fn clocks(report: &Report, style: &Style) -> String {
+    let mut out = String::new();
+    for row in &report.clocks {
+        let doubt = nanos(row.uncertainty_ns);
+        let text = if row.offset_ns.unsigned_abs() <= row.uncertainty_ns {
+            format!("clocks of {} and {}: no difference that could be told from round trips ({doubt} either way)", row.against, row.node)
+        } else {
+            let word = if row.offset_ns > 0 { "ahead of" } else { "behind" };
+            let offset = nanos(row.offset_ns.unsigned_abs());
+            format!("clock of {}: {offset} {word} that of {}, {doubt} either way", row.node, row.against)
+        };
+        for line in wrap(&text, style.width) {
+            Line::new(style).paint(Paint::Dim, &line).end(&mut out);
+        }
+    }
     out
 }
 

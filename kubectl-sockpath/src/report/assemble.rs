@@ -8,7 +8,7 @@ use sockpath_protocol::request::Pod;
 
 use super::capture::Capture;
 use super::document::{
-    DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, SeenCounts, VanishedRow,
+    ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, SeenCounts, VanishedRow,
 };
 use super::findings;
 use super::hint::Hint;
@@ -17,6 +17,7 @@ use super::leg::{Leg, leg};
 use super::overhead::overhead;
 use super::rewrites::rewrites;
 use super::times::Times;
+use crate::session::ClockEstimate;
 use crate::target::Scenario;
 
 /// Puts everything together.
@@ -50,6 +51,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         source: party(std::slice::from_ref(&plan.request.source), "", None),
         target: target(capture, journeys),
         nodes: nodes(capture),
+        clocks: clocks(capture),
         kernel: kernel(capture),
         stages,
         end_to_end,
@@ -165,6 +167,17 @@ fn nodes(capture: &Capture) -> Vec<NodeRow> {
         }
     }
     rows
+}
+
+/// Nothing on one node, and nothing where a helper went away before its clock was read.
+fn clocks(capture: &Capture) -> Vec<ClockRow> {
+    let mut measured = capture.origin.helpers.iter().zip(&capture.helpers).filter_map(|(o, log)| Some((o.nodes.join(", "), log.clock?)));
+    let Some((against, first)) = measured.next() else { return Vec::new() };
+    let row = |(node, clock): (String, ClockEstimate)| {
+        let (offset_ns, uncertainty_ns) = first.to(&clock);
+        ClockRow { node, against: against.clone(), offset_ns, uncertainty_ns, round_trips: clock.round_trips }
+    };
+    measured.map(row).collect()
 }
 
 fn kernel(capture: &Capture) -> String {

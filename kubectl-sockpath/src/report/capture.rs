@@ -8,7 +8,7 @@ use sockpath_protocol::message::{Armed, Counters, EndReason, Hello, Probed};
 use sockpath_protocol::packet::{Direction, Incident, Outcome, Packet, PacketKind, Place};
 use sockpath_protocol::stage::Side;
 
-use crate::session::Event;
+use crate::session::{ClockEstimate, Event};
 use crate::target::Plan;
 
 /// Packets kept for the report. A packet with 30 hops takes about 4 KiB, so this stays under 80 MiB.
@@ -51,6 +51,8 @@ pub struct HelperLog {
     pub counters: Option<Counters>,
     /// How its session ended.
     pub ended: Option<EndReason>,
+    /// How its clock lies to the plugin's.
+    pub clock: Option<ClockEstimate>,
     /// Why its session was lost.
     pub lost: Option<String>,
     /// Its error, with the code scripts rely on.
@@ -133,6 +135,13 @@ impl Capture {
         }
     }
 
+    /// Notes how a helper's clock lies to the plugin's.
+    pub fn compare(&mut self, helper: usize, clock: ClockEstimate) {
+        if let Some(log) = self.helpers.get_mut(helper) {
+            log.clock = Some(clock);
+        }
+    }
+
     /// Takes in one message.
     pub fn hear(&mut self, helper: usize, message: Message) {
         let Some(log) = self.helpers.get_mut(helper) else { return };
@@ -160,6 +169,7 @@ impl Capture {
             | Message::Canary(_)
             | Message::Check(_)
             | Message::Removed { .. }
+            | Message::Clock(_)
             | Message::Heartbeat
             | Message::End(_) => {}
         }

@@ -62,6 +62,8 @@ pub struct Report {
     pub probes: Vec<ProbeRow>,
     /// What the reader should know and do, most urgent first.
     pub findings: Vec<Finding>,
+    /// How the clocks of several nodes lie to each other; empty on one node.
+    pub clocks: Vec<ClockRow>,
     /// Events that found no room in the ring buffer.
     pub lost_events: u64,
     /// What watching cost.
@@ -104,6 +106,21 @@ pub struct NodeRow {
     pub armed_ns: Option<u64>,
     /// Add this to `at_ns` of a hop for nanoseconds since 1970; by the node's own clocks.
     pub clock_offset_ns: i64,
+}
+
+/// How a node's clock lies to that of the first node, by round trips to both. Times are never computed across nodes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClockRow {
+    /// The node.
+    pub node: String,
+    /// The node it is compared with.
+    pub against: String,
+    /// Its `CLOCK_REALTIME` minus the other's, in nanoseconds.
+    pub offset_ns: i64,
+    /// The offset may be off by this much either way, in nanoseconds: half a round trip to each.
+    pub uncertainty_ns: u64,
+    /// Round trips to the node that it is the best of.
+    pub round_trips: u32,
 }
 
 /// What the request's figures are made of.

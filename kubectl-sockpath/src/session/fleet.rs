@@ -1,5 +1,6 @@
 //! One or several helpers as one stream of events.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,13 +11,26 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
-use super::{Aftermath, Ending, Keeper, Transport};
+use super::{Aftermath, ClockEstimate, ClockMeter, Ending, Keeper, Transport};
 
 /// Longest line taken from a helper, in bytes; a packet with a few hundred hops stays far below.
 const MAX_LINE: usize = 16 << 20;
 
 /// Events that wait for the plugin before helpers have to wait.
 const EVENTS_AHEAD: usize = 1024;
+
+/// While clocks are compared: time between two questions, and how many answers are enough. The quickest of them counts.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
+const CLOCK_ROUND_TRIPS: u32 = 20;
+
+/// A helper's clock, shared by who asks and who hears the answers.
+type Clock = Arc<Mutex<ClockTask>>;
+
+#[derive(Debug, Default)]
+struct ClockTask {
+    wanted: bool,
+    meter: ClockMeter,
+}
 
 /// What comes from a helper.
 #[derive(Debug)]
@@ -132,9 +146,12 @@ pub struct Member {
     /// What it said first.
     pub hello: Hello,
     requests: mpsc::Sender<Request>,
+    clock: Clock,
     tasks: [JoinHandle<()>; 2],
     keeper: Option<Box<dyn Keeper>>,
     over: bool,
+    /// It has said that it goes on without us.
+    stays: bool,
 }
 
 impl Member {
@@ -142,6 +159,12 @@ impl Member {
     #[must_use]
     pub fn name(&self) -> String {
         self.nodes.join(", ")
+    }
+
+    /// How its clock lies to ours, as far as it was measured ([`Fleet::compare_clocks`]).
+    #[must_use]
+    pub fn clock(&self) -> Option<ClockEstimate> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).meter.estimate()
     }
 
     /// Whether its stream has ended.
@@ -177,11 +200,21 @@ impl Fleet {
     pub fn join(&mut self, ready: Ready) -> usize {
         let index = self.members.len();
         let (requests, inbox) = mpsc::channel(16);
+        let clock = Clock::default();
         let tasks = [
-            tokio::spawn(listen(index, ready.reader, self.sink.clone())),
-            tokio::spawn(talk(ready.writer, inbox, Duration::from_millis(HEARTBEAT_INTERVAL_MS))),
+            tokio::spawn(listen(index, ready.reader, self.sink.clone(), clock.clone())),
+            tokio::spawn(talk(ready.writer, inbox, clock.clone(), Duration::from_millis(HEARTBEAT_INTERVAL_MS))),
         ];
-        self.members.push(Member { nodes: ready.nodes, hello: ready.hello, requests, tasks, keeper: Some(ready.keeper), over: false });
+        self.members.push(Member {
+            nodes: ready.nodes,
+            hello: ready.hello,
+            requests,
+            clock,
+            tasks,
+            keeper: Some(ready.keeper),
+            over: false,
+            stays: false,
+        });
         index
     }
 
@@ -195,6 +228,15 @@ impl Fleet {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.members.iter().all(|m| m.over)
+    }
+
+    /// Begins to compare the clocks of all nodes with ours, where there are several.
+    pub fn compare_clocks(&self) {
+        if self.members.len() > 1 {
+            for member in &self.members {
+                member.clock.lock().unwrap_or_else(PoisonError::into_inner).wanted = true;
+            }
+        }
     }
 
     /// Asks one helper for something. A helper that has gone is noticed through [`Fleet::next`], not here.
@@ -218,10 +260,11 @@ impl Fleet {
             return None;
         }
         let (index, event) = self.events.recv().await?;
-        if matches!(event, Event::Said(_)) {
+        let member = self.members.get_mut(index)?;
+        if let Event::Said(message) = &event {
+            member.stays |= matches!(&**message, Message::Summary(summary) if summary.detached);
             return Some((index, event));
         }
-        let member = self.members.get_mut(index)?;
         member.over = true;
         let Event::Lost(error) = event else { return Some((index, event)) };
         let aftermath = match member.keeper.take() {
@@ -233,6 +276,20 @@ impl Fleet {
             other => other,
         };
         Some((index, Event::Lost(error)))
+    }
+
+    /// Ends the session with a helper that is not heard any more; `None` when it has ended already.
+    pub async fn give_up(&mut self, index: usize, why: String) -> Option<Event> {
+        let member = self.members.get_mut(index).filter(|m| !m.over)?;
+        member.over = true;
+        for task in &member.tasks {
+            task.abort();
+        }
+        let aftermath = match member.keeper.take() {
+            Some(keeper) => keeper.end(Ending::Kill).await,
+            None => Aftermath::default(),
+        };
+        Some(Event::Lost(SessionError::CutOff { detail: join(&why, &aftermath) }))
     }
 
     /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended.
@@ -257,7 +314,11 @@ impl Fleet {
                 task.abort();
             }
             if let Some(keeper) = member.keeper.take() {
-                let how = if member.over { Ending::Done } else { Ending::Kill };
+                let how = match (member.over, member.stays) {
+                    (true, true) => Ending::Stay,
+                    (true, false) => Ending::Done,
+                    (false, _) => Ending::Kill,
+                };
                 endings.push(tokio::spawn(keeper.end(how)));
             }
             if !std::mem::replace(&mut member.over, true) {
@@ -321,9 +382,13 @@ impl Lines {
     }
 }
 
-async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, Event)>) {
+async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, Event)>, clock: Clock) {
     loop {
         let event = match lines.next().await {
+            Ok(Some(Message::Clock(reading))) => {
+                clock.lock().unwrap_or_else(PoisonError::into_inner).meter.answered(&reading);
+                continue;
+            }
             Ok(Some(Message::Heartbeat | Message::Hello(_))) => continue,
             Ok(Some(Message::End(end))) => Event::Ended(end.reason),
             Ok(Some(message)) => Event::Said(Box::new(message)),
@@ -338,9 +403,11 @@ async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, Event
 }
 
 /// Writes requests and, in between, heartbeats; ends when the helper's stdin is gone or nobody asks any more.
-async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Request>, beat: Duration) {
+async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Request>, clock: Clock, beat: Duration) {
     let mut ticks = interval(beat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut questions = interval(CLOCK_INTERVAL);
+    questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let request = tokio::select! {
             biased;
@@ -349,6 +416,13 @@ async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::R
                 None => return,
             },
             _ = ticks.tick() => Request::Heartbeat,
+            _ = questions.tick() => {
+                let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
+                if !clock.wanted || clock.meter.estimate().is_some_and(|e| e.round_trips >= CLOCK_ROUND_TRIPS) {
+                    continue;
+                }
+                Request::Clock { id: clock.meter.ask() }
+            }
         };
         if write(&mut writer, &request).await.is_err() {
             return;

@@ -2,6 +2,7 @@
 //!
 //! A [`Transport`] is all that differs between a child process (the lab) and an attached pod (a cluster).
 
+mod clock;
 mod fleet;
 mod local;
 
@@ -10,6 +11,7 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use clock::{ClockEstimate, ClockMeter};
 pub use fleet::{Event, Fleet, Member, Ready, SessionError};
 pub use local::spawn;
 
@@ -44,6 +46,8 @@ pub trait Keeper: Send {
 pub enum Ending {
     /// It has said `end`.
     Done,
+    /// It has said `end`, and goes on without us.
+    Stay,
     /// It has not, or does not answer.
     Kill,
 }

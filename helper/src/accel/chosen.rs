@@ -1,0 +1,110 @@
+//! The pods whose connections are taken: those that were named at the start, and those that came or went since.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use sockpath_protocol::accel::PodName;
+use sockpath_protocol::request::Pod;
+
+use super::instance::Instance;
+use super::report::PodNames;
+use crate::node::{self, FoundPod, Netns};
+
+/// The chosen pods as this node has them.
+#[derive(Debug, Default)]
+pub struct Chosen {
+    /// By UID, in the order of `found`.
+    uids: Vec<String>,
+    found: Vec<FoundPod>,
+    names: PodNames,
+    /// Namespaces of pods that were let go while they run: held, so that the numbers of their inodes are not given to others.
+    let_go: Vec<Netns>,
+}
+
+/// What a change brought.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Network namespaces of pods that run but are no longer chosen, by inode.
+    pub let_go: Vec<u32>,
+    /// Those of pods that are chosen now.
+    pub joined: Vec<u32>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Chosen {
+    /// Finds pods on this node; what there is to warn of.
+    pub fn find(pods: &[Pod]) -> (Self, Vec<String>) {
+        let mut chosen = Self::default();
+        let warnings = pods.iter().filter_map(|pod| chosen.add(pod)).collect();
+        (chosen, warnings)
+    }
+
+    /// The pods.
+    pub fn pods(&self) -> &[FoundPod] {
+        &self.found
+    }
+
+    /// Their names.
+    pub fn names(&self) -> &PodNames {
+        &self.names
+    }
+
+    /// The network namespaces of those of these pods that are chosen.
+    pub fn netns_of(&self, pods: &[PodName]) -> Vec<u32> {
+        let wanted: HashSet<String> = pods.iter().map(PodName::to_string).collect();
+        self.names.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
+    }
+
+    /// Makes these the chosen ones: meets the sockets of those that are new, and lets the others go.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was changed by then stays so.
+    pub fn change(&mut self, instance: &Instance, pods: &[Pod]) -> Result<Change> {
+        let mut change = Change::default();
+        let wanted: HashSet<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
+        for i in (0..self.uids.len()).rev().filter(|&i| !wanted.contains(self.uids[i].as_str())).collect::<Vec<_>>() {
+            self.uids.remove(i);
+            let gone = self.found.remove(i);
+            self.names.remove(&gone.netns.inode);
+            instance.detach(&gone)?;
+            if gone.cgroup.as_ref().is_some_and(|c| c.dir.exists()) {
+                change.let_go.push(gone.netns.inode);
+                self.let_go.push(gone.netns);
+            }
+        }
+        for pod in pods.iter().filter(|p| !self.uids.contains(&p.uid)).collect::<Vec<_>>() {
+            change.warnings.extend(self.add(pod));
+            if self.uids.last() != Some(&pod.uid) {
+                continue;
+            }
+            let Some(found) = self.found.last() else { continue };
+            instance.attach(std::slice::from_ref(found))?;
+            instance.meet_live(found)?;
+            change.joined.push(found.netns.inode);
+            self.let_go.retain(|netns| netns.inode != found.netns.inode);
+        }
+        Ok(change)
+    }
+
+    /// Adds one pod; gives a warning where it cannot be taken as asked.
+    fn add(&mut self, pod: &Pod) -> Option<String> {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        if pod.host_network {
+            return Some(format!("pod {name} uses the node's network namespace and is left alone"));
+        }
+        match node::find(pod) {
+            Ok(found) => {
+                let warning = found
+                    .cgroup
+                    .is_none()
+                    .then(|| format!("pod {name} has no cgroup v2 directory; only connections that are open now are accelerated"));
+                self.names.insert(found.netns.inode, name);
+                self.uids.push(pod.uid.clone());
+                self.found.push(found);
+                warning
+            }
+            Err(e) => Some(format!("pod {name} is left alone: {e:#}")),
+        }
+    }
+}

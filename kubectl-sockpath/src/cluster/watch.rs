@@ -1,0 +1,295 @@
+//! What happens in the cluster while an acceleration runs: pods come and go, NetworkPolicies change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt;
+use sockpath_protocol::accel::PodName;
+use tokio::sync::mpsc;
+
+use super::client::Api;
+use super::follow::{Change, Which, follow};
+use super::network_policy::{Subject, Subjects, touched};
+
+/// Changes that wait for us before the followers have to.
+const CHANGES_AHEAD: usize = 256;
+
+/// What an acceleration has to react to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Pods came, went or changed.
+    Pods,
+    /// NetworkPolicies changed.
+    Policies {
+        /// What changed, in words.
+        what: String,
+        /// Pods whose pairs have to go by TCP from now on.
+        pause: Vec<PodName>,
+        /// Pods whose policies are again what they were at the start.
+        resume: Vec<PodName>,
+    },
+    /// Something cannot be watched: what that means, and what to do.
+    Unwatched(String),
+}
+
+/// Watches pods and NetworkPolicies until it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    pods: mpsc::Receiver<Change<Pod>>,
+    policies: mpsc::Receiver<Change<NetworkPolicy>>,
+    known: Known,
+}
+
+impl Watch {
+    /// Watches the pods that match a selector, and all policies, of these namespaces; of all when there are none.
+    #[must_use]
+    pub fn start(api: &Api, namespaces: &BTreeSet<String>, selector: Option<&str>) -> Self {
+        let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
+        let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
+        let places: Vec<Option<String>> = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+        for namespace in places {
+            let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
+            let which = Which { namespace: namespace.clone(), selector: selector.map(str::to_owned) };
+            tokio::spawn(follow(api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
+            let which = Which { namespace, selector: None };
+            tokio::spawn(follow(api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
+        }
+        Self { pods, policies, known: Known::default() }
+    }
+
+    /// Where nothing changes: the lab.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { pods: mpsc::channel(1).1, policies: mpsc::channel(1).1, known: Known::default() }
+    }
+
+    /// What comes next; never, once nothing is watched any more. Cancel-safe.
+    pub async fn next(&mut self) -> News {
+        loop {
+            let news = tokio::select! {
+                // Policies first: what they pause must not be accelerated any longer than needed.
+                biased;
+                Some(change) = self.policies.recv() => self.known.policy(change),
+                Some(change) = self.pods.recv() => self.known.pod(change),
+                else => std::future::pending().await,
+            };
+            if let Some(news) = news {
+                return news;
+            }
+        }
+    }
+}
+
+/// A policy's namespace and name.
+type Key = (String, String);
+
+/// What is known about pods and policies, and what follows from it. Pure.
+#[derive(Debug, Default)]
+struct Known {
+    subjects: Subjects,
+    /// Policies as they were when they were first listed.
+    before: BTreeMap<Key, NetworkPolicy>,
+    now: BTreeMap<Key, NetworkPolicy>,
+    /// Namespaces whose policies have been listed.
+    listed: BTreeSet<Option<String>>,
+    /// Pods whose labels changed while there were policies.
+    relabelled: BTreeSet<PodName>,
+    paused: BTreeSet<PodName>,
+    refused: bool,
+}
+
+fn key(policy: &NetworkPolicy) -> Key {
+    (policy.namespace().unwrap_or_default(), policy.name_any())
+}
+
+fn name(pod: &Pod) -> PodName {
+    PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() }
+}
+
+impl Known {
+    fn pod(&mut self, change: Change<Pod>) -> Option<News> {
+        match change {
+            Change::Listed { namespace, objects } => {
+                self.subjects.retain(|pod, _| namespace.as_ref().is_some_and(|ns| *ns != pod.namespace));
+                self.subjects.extend(objects.iter().map(|pod| (name(pod), Subject::of(pod))));
+            }
+            Change::Applied(pod) => {
+                let (name, subject) = (name(&pod), Subject::of(&pod));
+                let other_labels = |before: &Subject| !before.has_labels_of(&subject);
+                if self.subjects.get(&name).is_some_and(other_labels) && !self.now.is_empty() {
+                    self.relabelled.insert(name.clone());
+                }
+                self.subjects.insert(name, subject);
+            }
+            Change::Deleted(pod) => {
+                self.subjects.remove(&name(&pod));
+            }
+            Change::Refused(p) => return Some(News::Unwatched(format!("pods that come from now on are not taken in: {p}"))),
+        }
+        // Pods that a changed policy selects may have come; who is to be told of the pods asks for them then.
+        Some(self.reconsider("the labels of a pod that NetworkPolicies may select").unwrap_or(News::Pods))
+    }
+
+    fn policy(&mut self, change: Change<NetworkPolicy>) -> Option<News> {
+        let what = |how: &str, (namespace, name): &Key| format!("NetworkPolicy {namespace}/{name} {how}");
+        match change {
+            Change::Listed { namespace, objects } => {
+                let fresh: BTreeMap<Key, NetworkPolicy> = objects.into_iter().map(|p| (key(&p), p)).collect();
+                let here = |key: &Key| namespace.as_ref().is_none_or(|ns| *ns == key.0);
+                self.now.retain(|key, _| !here(key));
+                self.now.extend(fresh.clone());
+                if self.listed.insert(namespace.clone()) {
+                    self.before.extend(fresh);
+                    return None;
+                }
+                self.reconsider("NetworkPolicies changed while the API server was away")
+            }
+            Change::Applied(policy) => {
+                let key = key(&policy);
+                let how = if self.now.contains_key(&key) { "was changed" } else { "was added" };
+                self.now.insert(key.clone(), policy);
+                self.reconsider(&what(how, &key))
+            }
+            Change::Deleted(policy) => {
+                let key = key(&policy);
+                self.now.remove(&key);
+                self.reconsider(&what("was deleted", &key))
+            }
+            Change::Refused(p) => {
+                let first = !std::mem::replace(&mut self.refused, true);
+                first.then(|| {
+                    News::Unwatched(format!(
+                        "NetworkPolicies are not watched, so connections go on past policies that change: {p}\n\
+                         the ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them"
+                    ))
+                })
+            }
+        }
+    }
+
+    /// What has to be paused is what policies touch that are not as they were at the start.
+    fn reconsider(&mut self, what: &str) -> Option<News> {
+        let spec = |policies: &BTreeMap<Key, NetworkPolicy>, key: &Key| policies.get(key).map(|p| p.spec.clone());
+        let keys: BTreeSet<&Key> = self.before.keys().chain(self.now.keys()).collect();
+        let changed = keys.into_iter().filter(|key| spec(&self.before, key) != spec(&self.now, key));
+        let versions = changed.flat_map(|key| [self.before.get(key), self.now.get(key)].into_iter().flatten());
+        let mut wanted: BTreeSet<PodName> = versions.flat_map(|policy| touched(policy, &self.subjects)).collect();
+        wanted.extend(self.relabelled.iter().cloned());
+        let pause: Vec<PodName> = wanted.difference(&self.paused).cloned().collect();
+        let resume: Vec<PodName> = self.paused.difference(&wanted).cloned().collect();
+        self.paused = wanted;
+        let news = !(pause.is_empty() && resume.is_empty());
+        news.then(|| News::Policies { what: what.to_owned(), pause, resume })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::mock::Mock;
+    use super::super::problem::{Kind, Problem};
+    use super::*;
+
+    fn pod(name: &str, labels: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}})).unwrap()
+    }
+
+    fn policy(name: &str, app: &str) -> NetworkPolicy {
+        let spec = json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"]});
+        serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec})).unwrap()
+    }
+
+    fn listed<K>(objects: Vec<K>) -> Change<K> {
+        Change::Listed { namespace: Some("shop".into()), objects }
+    }
+
+    fn known(policies: Vec<NetworkPolicy>) -> Known {
+        let mut known = Known::default();
+        known.pod(listed(vec![pod("web", json!({"app": "web"})), pod("db", json!({"app": "db"}))]));
+        assert_eq!(known.policy(listed(policies)), None, "what was there before is part of how things were");
+        known
+    }
+
+    /// What news say: paused and resumed names.
+    fn said(news: Option<News>) -> String {
+        let names = |pods: Vec<PodName>| pods.into_iter().map(|p| p.name).collect::<Vec<_>>().join(",");
+        match news {
+            Some(News::Policies { what, pause, resume }) => format!("{what}: -{} +{}", names(pause), names(resume)),
+            Some(News::Pods) => "pods".to_owned(),
+            Some(News::Unwatched(text)) => text,
+            None => "nothing".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_policy_that_comes_pauses_what_it_selects_until_it_goes() {
+        let mut known = known(vec![policy("old", "web")]);
+        assert_eq!(said(known.policy(Change::Applied(policy("new", "db")))), "NetworkPolicy shop/new was added: -db +");
+        assert_eq!(said(known.policy(Change::Applied(policy("new", "db")))), "nothing", "only its status changed");
+        assert_eq!(said(known.policy(Change::Applied(policy("new", "web")))), "NetworkPolicy shop/new was changed: -web +db");
+        assert_eq!(said(known.policy(Change::Deleted(policy("new", "web")))), "NetworkPolicy shop/new was deleted: - +web");
+        assert_eq!(said(known.policy(Change::Deleted(policy("old", "web")))), "NetworkPolicy shop/old was deleted: -web +");
+        assert_eq!(said(known.policy(Change::Applied(policy("old", "web")))), "NetworkPolicy shop/old was added: - +web");
+    }
+
+    #[test]
+    fn a_changed_policy_touches_what_it_selected_before_and_selects_now() {
+        let mut known = known(vec![policy("p", "web")]);
+        assert_eq!(said(known.policy(Change::Applied(policy("p", "db")))), "NetworkPolicy shop/p was changed: -db,web +");
+    }
+
+    #[test]
+    fn changes_that_were_missed_are_found_in_the_next_list() {
+        let mut known = known(vec![policy("p", "web")]);
+        assert_eq!(said(known.policy(listed(vec![policy("p", "web")]))), "nothing");
+        let missed = said(known.policy(listed(vec![policy("q", "db")])));
+        assert!(missed.ends_with("away: -db,web +"), "{missed}");
+    }
+
+    #[test]
+    fn pods_that_come_under_a_changed_policy_or_change_their_labels_are_paused() {
+        let mut known = known(vec![policy("p", "web")]);
+        assert_eq!(said(known.policy(Change::Applied(policy("new", "late")))), "nothing");
+        assert!(said(known.pod(Change::Applied(pod("late", json!({"app": "late"}))))).ends_with("-late +"));
+        assert_eq!(said(known.pod(Change::Applied(pod("late", json!({"app": "late"}))))), "pods");
+        assert!(said(known.pod(Change::Applied(pod("db", json!({"app": "web"}))))).ends_with("-db +"));
+        assert!(said(known.pod(Change::Deleted(pod("late", json!({}))))).ends_with("- +late"));
+    }
+
+    #[test]
+    fn without_the_right_to_watch_that_is_said_once() {
+        let mut known = known(Vec::new());
+        let refused = || Change::Refused(Problem::new(Kind::Forbidden, "cannot watch: no"));
+        assert!(said(known.policy(refused())).contains("sockpath-lookup"));
+        assert_eq!(said(known.policy(refused())), "nothing");
+    }
+
+    #[tokio::test]
+    async fn several_namespaces_are_watched_through_the_api() {
+        let line = json!({"type": "ADDED", "object": policy("new", "web")}).to_string() + "\n";
+        let list = |items: Value| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
+        let policies = "GET /apis/networking.k8s.io/v1/namespaces/shop/networkpolicies";
+        let mock = Mock::default()
+            .on(policies, 200, list(json!([])))
+            .on(policies, 200, json!(line))
+            .on(policies, 200, json!(""))
+            .on("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies", 200, list(json!([])))
+            .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([pod("web", json!({"app": "web"}))])))
+            .on("GET /api/v1/namespaces/shop/pods", 200, json!(""))
+            .forbid("GET /api/v1/namespaces/ops/pods");
+        let mut watch = Watch::start(&mock.api("shop"), &BTreeSet::from(["shop".to_owned(), "ops".to_owned()]), None);
+        let mut heard = BTreeSet::new();
+        while heard.len() < 3 {
+            let news = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await.expect("news");
+            heard.insert(match news {
+                News::Pods => "pods",
+                News::Policies { pause, .. } if pause.len() == 1 => "paused",
+                News::Policies { .. } => "else",
+                News::Unwatched(_) => "unwatched",
+            });
+        }
+        assert_eq!(heard, BTreeSet::from(["pods", "paused", "unwatched"]));
+    }
+}

@@ -1,0 +1,208 @@
+//! What helpers have said about an acceleration, and how it is told at the end.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use sockpath_protocol::Message;
+use sockpath_protocol::accel::{AccelSummary, Canary, PairState, Totals};
+use sockpath_protocol::message::EndReason;
+
+use super::super::print;
+use crate::exit::Exit;
+use crate::render::json;
+use crate::render::pairs::{self, NodePairs};
+use crate::session::Event;
+use crate::terminal::Style;
+
+/// The whole as `-o json` prints it.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    dry_run: bool,
+    detached: bool,
+    totals: Totals,
+    ran_ms: u64,
+    left_enrolled: u64,
+    nodes: &'a [NodePairs],
+    canaries: &'a [Canary],
+    warnings: &'a [String],
+    lost: &'a [String],
+}
+
+/// What helpers have said.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// The pairs by helper.
+    pub nodes: Vec<NodePairs>,
+    /// Helpers that sent a snapshot: they have started.
+    pub started: BTreeSet<usize>,
+    /// Helpers whose acceleration has ended.
+    pub over: BTreeSet<usize>,
+    /// Warnings, each once.
+    pub warnings: Vec<String>,
+    /// Helpers that went away, in words.
+    pub lost: Vec<String>,
+    /// What a helper failed at.
+    pub error: Option<String>,
+    summaries: Vec<AccelSummary>,
+    canaries: Vec<Canary>,
+}
+
+impl Heard {
+    /// Takes in what the helper with this index and name said; gives what the user is to be told at once.
+    pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
+        match event {
+            Event::Said(message) => return self.hear(helper, name, *message),
+            Event::Ended(EndReason::Signal) => {
+                self.over.insert(helper);
+                return Some(
+                    self.lose(format!("the helper on {name} was told to end (its pod was deleted or evicted, or its node is drained)")),
+                );
+            }
+            Event::Ended(_) => {
+                self.over.insert(helper);
+            }
+            Event::Lost(error) => {
+                self.over.insert(helper);
+                return Some(self.lose(format!("the helper on {name}: {error}")));
+            }
+        }
+        None
+    }
+
+    fn hear(&mut self, helper: usize, name: &str, message: Message) -> Option<String> {
+        match message {
+            Message::Pairs(snapshot) => {
+                if let Some(node) = self.nodes.get_mut(helper) {
+                    node.snapshot = snapshot;
+                }
+                self.started.insert(helper);
+            }
+            Message::Summary(summary) => {
+                self.summaries.push(summary);
+                self.over.insert(helper);
+            }
+            Message::Canary(canary) if !self.canaries.contains(&canary) => self.canaries.push(canary),
+            Message::Warning { text } => {
+                let text = if self.nodes.len() > 1 { format!("{name}: {text}") } else { text };
+                if !self.warnings.contains(&text) {
+                    self.warnings.push(text.clone());
+                    return Some(text);
+                }
+            }
+            Message::Error { text, .. } => {
+                self.error.get_or_insert(format!("{name}: {text}"));
+            }
+            _ => {}
+        }
+        None
+    }
+
+    fn lose(&mut self, text: String) -> String {
+        let text = format!("{text}; connections there fall back to TCP by themselves");
+        self.lost.push(text.clone());
+        text
+    }
+
+    /// Prints how it went and says how the command ends.
+    pub fn conclude(self, form: &Form) -> Result<Exit> {
+        let pairs: usize = self.nodes.iter().map(|n| n.snapshot.pairs.len()).sum();
+        if form.json {
+            print(&json::document(&self.document(form))?)?;
+        } else if self.error.is_none() || !self.summaries.is_empty() {
+            if form.dry_run || pairs > 0 {
+                print(&pairs::table(&self.nodes, &form.style, usize::MAX))?;
+            }
+            if !form.dry_run && !self.summaries.is_empty() {
+                print(&pairs::summary(&self.summaries, &form.style))?;
+            }
+        }
+        for canary in self.canaries.iter().filter(|c| !c.passed) {
+            let _ = writeln!(std::io::stderr(), "warning: this kernel fails the check `{}`: {}", canary.name, canary.detail);
+        }
+        if let Some(error) = self.error {
+            bail!("{error}");
+        }
+        if !self.lost.is_empty() {
+            bail!("{}", self.lost.join("\n"));
+        }
+        if form.dry_run && form.interrupted {
+            return Ok(Exit::Interrupted);
+        }
+        let eligible = self.nodes.iter().flat_map(|n| &n.snapshot.pairs).any(|p| p.state != PairState::LeftAlone);
+        if form.dry_run && !eligible {
+            let what = if pairs == 0 { "no connection between the chosen pods was seen" } else { "no connection could be accelerated" };
+            let _ = writeln!(std::io::stderr(), "{what}");
+            return Ok(Exit::Nothing);
+        }
+        Ok(Exit::Done)
+    }
+
+    fn document(&self, form: &Form) -> Document<'_> {
+        Document {
+            dry_run: form.dry_run,
+            detached: form.detached,
+            totals: if self.summaries.is_empty() {
+                pairs::totals(self.nodes.iter().map(|n| &n.snapshot.totals))
+            } else {
+                pairs::totals(self.summaries.iter().map(|s| &s.totals))
+            },
+            ran_ms: self.summaries.iter().map(|s| s.ran_ms).max().unwrap_or(0),
+            left_enrolled: self.summaries.iter().map(|s| s.left_enrolled).sum(),
+            nodes: &self.nodes,
+            canaries: &self.canaries,
+            warnings: &self.warnings,
+            lost: &self.lost,
+        }
+    }
+}
+
+/// How the end is told.
+#[derive(Debug)]
+pub struct Form {
+    /// As JSON.
+    pub json: bool,
+    /// Nothing was touched.
+    pub dry_run: bool,
+    /// It goes on without us.
+    pub detached: bool,
+    /// The user pressed Ctrl-C.
+    pub interrupted: bool,
+    /// How text looks.
+    pub style: Style,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SessionError;
+
+    #[test]
+    fn a_node_that_goes_away_is_told_and_does_not_end_the_others() {
+        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
+        let lost = heard.take(0, "n1", Event::Lost(SessionError::CutOff { detail: "evicted".into() })).unwrap();
+        assert!(lost.contains("helper on n1") && lost.contains("evicted") && lost.contains("TCP by themselves"), "{lost}");
+        assert!(heard.error.is_none() && heard.over.contains(&0) && !heard.over.contains(&1));
+        let drained = heard.take(1, "n2", Event::Ended(EndReason::Signal)).unwrap();
+        assert!(drained.contains("n2 was told to end"), "{drained}");
+        let form = Form {
+            json: false,
+            dry_run: false,
+            detached: false,
+            interrupted: false,
+            style: Style::of_stdout(crate::cli::ColorChoice::Never),
+        };
+        let end = heard.conclude(&form).unwrap_err().to_string();
+        assert!(end.contains("n1") && end.contains("n2"), "{end}");
+    }
+
+    #[test]
+    fn warnings_are_told_once_and_name_the_node_where_there_are_several() {
+        let warning = || Event::Said(Box::new(Message::Warning { text: "w".into() }));
+        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
+        assert_eq!(heard.take(0, "n1", warning()).as_deref(), Some("n1: w"));
+        assert_eq!(heard.take(0, "n1", warning()), None);
+        assert_eq!(heard.take(1, "n2", warning()).as_deref(), Some("n2: w"));
+    }
+}

@@ -1,0 +1,108 @@
+//! `accelerate`.
+
+mod heard;
+mod running;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::request::Pod;
+
+use super::print;
+use crate::backend::{Backend, Mode};
+use crate::cli::{self, Global, ObjectOutput};
+use crate::cluster;
+use crate::duration::human;
+use crate::exit::{Exit, Interrupted, UsageError};
+use crate::interrupt::Interrupt;
+use crate::inventory::{Inventory, Scope};
+use crate::progress::Progress;
+use crate::session::Fleet;
+use crate::target::select_pods;
+use crate::terminal::Style;
+
+use running::Session;
+
+/// The lease while a session renews it: how long connections stay accelerated after everything of ours was killed.
+const FOREGROUND_LEASE: Duration = Duration::from_secs(5);
+
+/// The lease of `--detach` when none is given.
+const DETACHED_LEASE: Duration = Duration::from_secs(3600);
+
+/// Shortest and longest time that can be asked for.
+const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+
+/// Runs it.
+pub async fn run(args: &cli::Accelerate, global: &Global, progress: &Progress) -> Result<Exit> {
+    let style = Style::of_stdout(global.color);
+    if args.dry_run.as_deref() == Some("client") {
+        print(&cluster::helper_pod_manifest(global, Mode::Accelerate, args.output == Some(ObjectOutput::Json))?)?;
+        return Ok(Exit::Done);
+    }
+    let dry_run = args.dry_run.as_deref() == Some("watch");
+    check(args, dry_run)?;
+    let interrupt = Interrupt::watch()?;
+    let started = async {
+        progress.phase("", "looking up pods");
+        let backend = Backend::connect(global, true).await?;
+        let started = start(args, &backend, progress).await?;
+        Ok::<_, anyhow::Error>((backend, started))
+    };
+    let (backend, started) = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Err(Interrupted.into()),
+        started = started => started?,
+    };
+    Session::new((args, &backend, progress), started, interrupt, style).run().await
+}
+
+fn check(args: &cli::Accelerate, dry_run: bool) -> Result<()> {
+    if args.output == Some(ObjectOutput::Yaml) {
+        return Err(UsageError::new("-o yaml goes with --dry-run=client only"));
+    }
+    if let Some(lease) = args.lease
+        && !LEASES.contains(&lease)
+    {
+        let (least, most) = (human(*LEASES.start()), human(*LEASES.end()));
+        return Err(UsageError::new(format!("--for takes {least} to {most}, not {}", human(lease))));
+    }
+    if dry_run && args.detach {
+        return Err(UsageError::new("--dry-run watches and returns, there is nothing to detach"));
+    }
+    Ok(())
+}
+
+async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -> Result<(Scope, Vec<Pod>, Fleet)> {
+    let namespace = (!args.all_namespaces).then(|| backend.namespace().to_owned());
+    let scope = Scope { namespace, selector: args.selector.clone() };
+    let pods: Vec<Pod> = select_pods(backend, &args.pods, &scope).await?.into_iter().map(|p| p.pod).collect();
+    let mut names: Vec<String> = pods.iter().map(|p| p.node.clone()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let nodes = backend.nodes(&names).await?;
+    let fleet = if args.detach {
+        backend.helpers_that_stay(&nodes, args.lease.unwrap_or(DETACHED_LEASE), progress).await?
+    } else {
+        backend.helpers(&nodes, &pods, Mode::Accelerate, progress).await?
+    };
+    Ok((scope, pods, fleet))
+}
+
+/// What `trace --compare` asks: accelerate these pods while the session lasts.
+pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
+    let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
+    AccelerateRequest { pods, lease_ms, detach: false, dry_run_ms: None, stay: false, owner: owner(), leave_blocking_readers: true }
+}
+
+/// Who asks, for a second user to be told.
+fn owner() -> String {
+    let user = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .or_else(|_| std::env::var("LOGNAME"))
+        .unwrap_or_else(|_| "somebody".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let at = if host.is_empty() { String::new() } else { format!("@{host}") };
+    format!("{user}{at} (process {})", std::process::id())
+}

@@ -1,0 +1,431 @@
+//! An acceleration while it runs: pairs are shown, pods that come are taken in, changed policies obeyed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal, Write};
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
+use sockpath_protocol::request::Pod;
+use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::super::print;
+use super::heard::{Form, Heard};
+use super::{DETACHED_LEASE, FOREGROUND_LEASE, owner};
+use crate::backend::{Backend, Mode};
+use crate::cli::{self, ObjectOutput};
+use crate::cluster::{News, Watch};
+use crate::duration::human;
+use crate::exit::Exit;
+use crate::interrupt::Interrupt;
+use crate::inventory::{Inventory, PodInfo, Scope};
+use crate::progress::Progress;
+use crate::render::pairs::{self, Changes, NodePairs};
+use crate::session::{Event, Fleet, Member, Ready};
+use crate::target::select_pods;
+use crate::terminal::Style;
+
+/// How long a dry run watches.
+const DRY_RUN: Duration = Duration::from_secs(3);
+
+/// How long helpers may take to drain and end.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// How long the start may take on every node.
+const STARTING: Duration = Duration::from_secs(30);
+
+/// Changes of pods are gathered for this long before pods are chosen again.
+const GATHER: Duration = Duration::from_millis(400);
+
+/// A helper sends a snapshot every second. One that was silent for longer than it may be without us has ended.
+const SILENCE: Duration = Duration::from_millis(HEARTBEAT_TIMEOUT_MS + 2_000);
+
+/// Something that is under way beside the loop.
+type Task<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
+
+/// Waits for a task; never, when there is none. Cancel-safe.
+async fn done<T>(task: &mut Task<'_, T>) -> T {
+    match task {
+        Some(running) => {
+            let outcome = running.await;
+            *task = None;
+            outcome
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What the loop has to deal with next.
+enum Step {
+    Interrupted,
+    TimeIsUp,
+    Helper(Option<(usize, Event)>),
+    News(News),
+    ChooseAgain,
+    Chosen(Result<Vec<PodInfo>>),
+    Recruited(Vec<String>, Result<Vec<Ready>>),
+    LookAround,
+}
+
+/// An acceleration.
+pub struct Session<'a> {
+    args: &'a cli::Accelerate,
+    backend: &'a Backend,
+    progress: &'a Progress,
+    scope: Scope,
+    fleet: Fleet,
+    pods: Vec<Pod>,
+    watch: Watch,
+    interrupt: Interrupt,
+    heard: Heard,
+    /// When each helper was heard last.
+    heard_at: Vec<Instant>,
+    /// Pods whose pairs a changed policy keeps on TCP.
+    paused: BTreeSet<PodName>,
+    /// Nodes where a helper went away or could not be started: not tried again.
+    given_up: BTreeSet<String>,
+    choose_at: Option<Instant>,
+    choosing: Task<'a, Result<Vec<PodInfo>>>,
+    recruiting: Task<'a, (Vec<String>, Result<Vec<Ready>>)>,
+    dry_run: bool,
+    style: Style,
+    /// Lines of the live table on the screen.
+    drawn: usize,
+    changes: Changes,
+}
+
+impl<'a> Session<'a> {
+    /// One with these helpers and pods, not yet begun.
+    pub fn new(
+        (args, backend, progress): (&'a cli::Accelerate, &'a Backend, &'a Progress),
+        (scope, pods, fleet): (Scope, Vec<Pod>, Fleet),
+        interrupt: Interrupt,
+        style: Style,
+    ) -> Self {
+        let dry_run = args.dry_run.as_deref() == Some("watch");
+        let watch = if args.detach || dry_run { Watch::nothing() } else { backend.watch(&scope, &pods, args.pods.is_empty()) };
+        Self {
+            args,
+            backend,
+            progress,
+            scope,
+            pods,
+            watch,
+            interrupt,
+            heard: Heard::default(),
+            heard_at: Vec::new(),
+            paused: BTreeSet::new(),
+            given_up: BTreeSet::new(),
+            choose_at: None,
+            choosing: None,
+            recruiting: None,
+            dry_run,
+            style,
+            drawn: 0,
+            changes: Changes::default(),
+            fleet,
+        }
+    }
+
+    /// Runs it to its end.
+    pub async fn run(mut self) -> Result<Exit> {
+        self.progress.phase("", if self.dry_run { "watching connections" } else { "pairing connections" });
+        for index in 0..self.fleet.members().len() {
+            self.begin(index).await;
+        }
+        if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
+            self.progress.note(
+                "note: nobody watches while it is detached: pods that come later are not taken in, and connections go on past NetworkPolicies that change",
+            );
+        }
+        let interrupted = self.attend().await?;
+        self.progress.clear();
+        self.erase()?;
+        let names: Vec<String> = self.fleet.members().iter().map(Member::name).collect();
+        let (heard, progress) = (&mut self.heard, self.progress);
+        let tell = |helper: usize, event| {
+            if let Some(text) = heard.take(helper, names.get(helper).map_or("?", String::as_str), event) {
+                progress.note(&format!("warning: {text}"));
+            }
+        };
+        self.fleet.finish(ENDING, tell).await;
+        let json = self.args.output == Some(ObjectOutput::Json);
+        self.heard.conclude(&Form { json, dry_run: self.dry_run, detached: self.args.detach, interrupted, style: self.style })
+    }
+
+    /// Asks one helper to begin.
+    async fn begin(&mut self, index: usize) {
+        let Some(member) = self.fleet.members().get(index) else { return };
+        self.heard.nodes.push(NodePairs { node: member.name(), ..NodePairs::default() });
+        self.heard_at.push(Instant::now());
+        let lease = if self.args.detach { self.args.lease.unwrap_or(DETACHED_LEASE) } else { FOREGROUND_LEASE };
+        let request = AccelerateRequest {
+            pods: self.pods_of(member),
+            lease_ms: millis(lease),
+            detach: self.args.detach,
+            dry_run_ms: self.dry_run.then(|| millis(DRY_RUN)),
+            stay: matches!(self.backend, Backend::Cluster(_)),
+            owner: owner(),
+            leave_blocking_readers: !self.args.blocking_readers,
+        };
+        self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
+        self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+    }
+
+    fn pods_of(&self, member: &Member) -> Vec<Pod> {
+        self.pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect()
+    }
+
+    /// Has one helper, or all, keep these pods' pairs on TCP.
+    async fn pause(&self, index: Option<usize>, pods: Vec<PodName>) {
+        if pods.is_empty() {
+            return;
+        }
+        let request = Request::Pause(PauseRequest { pods, reason: PauseReason::NetworkPolicy });
+        match index {
+            Some(index) => self.fleet.send(index, request).await,
+            None => self.fleet.send_all(&request).await,
+        }
+    }
+
+    /// Goes on until there is a reason to end; whether that was Ctrl-C.
+    async fn attend(&mut self) -> Result<bool> {
+        let begun = Instant::now();
+        let never = begun + Duration::from_secs(365 * 86_400);
+        let end = match (self.dry_run, self.args.detach, self.args.lease) {
+            (true, ..) => begun + DRY_RUN + Duration::from_millis(500),
+            (false, true, _) => begun + STARTING,
+            (false, false, Some(d)) => begun + d,
+            (false, false, None) => never,
+        };
+        let mut looks = interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if self.is_over() {
+                return Ok(false);
+            }
+            let step = {
+                let Self { interrupt, fleet, watch, choosing, recruiting, choose_at, .. } = self;
+                let (due, idle) = (choose_at.unwrap_or(never), choosing.is_none() && recruiting.is_none());
+                tokio::select! {
+                    biased;
+                    () = interrupt.wait() => Step::Interrupted,
+                    () = sleep_until(end) => Step::TimeIsUp,
+                    news = watch.next() => Step::News(news),
+                    event = fleet.next() => Step::Helper(event),
+                    found = done(choosing) => Step::Chosen(found),
+                    (nodes, ready) = done(recruiting) => Step::Recruited(nodes, ready),
+                    () = sleep_until(due), if choose_at.is_some() && idle => Step::ChooseAgain,
+                    _ = looks.tick() => Step::LookAround,
+                }
+            };
+            match step {
+                Step::Interrupted => return Ok(true),
+                Step::TimeIsUp if self.args.detach => {
+                    let us = super::super::invocation();
+                    bail!("not every node began within {}: run `{us} stop`, then `{us} doctor`", human(STARTING));
+                }
+                Step::TimeIsUp | Step::Helper(None) => return Ok(false),
+                Step::Helper(Some((helper, event))) => self.hear(helper, event)?,
+                Step::News(news) => self.react(news).await?,
+                Step::ChooseAgain => self.choose_again(),
+                Step::Chosen(found) => self.choose(found).await?,
+                Step::Recruited(nodes, ready) => self.take_in(nodes, ready).await?,
+                Step::LookAround => self.give_up_the_silent().await?,
+            }
+        }
+    }
+
+    /// Whether nothing is left to attend to.
+    fn is_over(&self) -> bool {
+        let members = self.fleet.members().len();
+        let over = self.heard.over.len() >= members && self.recruiting.is_none();
+        // Detached, the work is done as soon as every node has begun; one that cannot ends the command.
+        let detached = self.args.detach && (self.heard.started.len() == members || !self.heard.lost.is_empty());
+        self.heard.error.is_some() || over || detached
+    }
+
+    fn hear(&mut self, helper: usize, event: Event) -> Result<()> {
+        let snapshot = matches!(&event, Event::Said(m) if matches!(**m, Message::Pairs(_)));
+        let name = self.fleet.members().get(helper).map_or_else(String::new, Member::name);
+        if let Some(at) = self.heard_at.get_mut(helper) {
+            *at = Instant::now();
+        }
+        if let Some(text) = self.heard.take(helper, &name, event) {
+            self.warn(&text)?;
+        }
+        if self.heard.over.contains(&helper) {
+            self.given_up.insert(name);
+        }
+        if snapshot && self.args.output.is_none() && !self.args.detach && !self.dry_run {
+            self.progress.clear();
+            self.draw()?;
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, text: &str) -> Result<()> {
+        self.erase()?;
+        self.progress.note(&format!("warning: {text}"));
+        Ok(())
+    }
+
+    async fn react(&mut self, news: News) -> Result<()> {
+        if !matches!(news, News::Unwatched(_)) {
+            self.choose_at.get_or_insert(Instant::now() + GATHER);
+        }
+        match news {
+            News::Pods => Ok(()),
+            News::Unwatched(text) => self.warn(&text),
+            News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
+        }
+    }
+
+    /// Has pairs go by TCP that changed policies are about, and lets those go again whose policies are what they were.
+    async fn obey(&mut self, what: &str, mut pause: Vec<PodName>, mut resume: Vec<PodName>) -> Result<()> {
+        // All are remembered, chosen or not yet: who joins later is paused at once.
+        self.paused.extend(pause.iter().cloned());
+        self.paused.retain(|p| !resume.contains(p));
+        let is_chosen = |name: &PodName| self.pods.iter().any(|p| p.namespace == name.namespace && p.name == name.name);
+        pause.retain(is_chosen);
+        resume.retain(is_chosen);
+        let names = |pods: &[PodName]| pods.iter().map(PodName::to_string).collect::<Vec<_>>().join(", ");
+        if !pause.is_empty() {
+            let text = format!("{what}: connections of {} go by TCP", names(&pause));
+            self.pause(None, pause).await;
+            self.note(&text)?;
+        }
+        if !resume.is_empty() {
+            let text = format!("{what}: the policies of {} are again what they were, they are accelerated again", names(&resume));
+            self.fleet.send_all(&Request::Resume(ResumeRequest { pods: resume })).await;
+            self.note(&text)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, text: &str) -> Result<()> {
+        self.erase()?;
+        self.progress.note(text);
+        Ok(())
+    }
+
+    /// Looks again which pods are meant.
+    fn choose_again(&mut self) {
+        self.choose_at = None;
+        let (backend, args, scope) = (self.backend, self.args, self.scope.clone());
+        self.choosing = Some(Box::pin(async move { select_pods(backend, &args.pods, &scope).await }));
+    }
+
+    /// Tells helpers which pods are meant now, and starts some where there are none yet.
+    async fn choose(&mut self, found: Result<Vec<PodInfo>>) -> Result<()> {
+        let found: Vec<Pod> = match found {
+            Ok(found) => found.into_iter().map(|p| p.pod).collect(),
+            // The API server may be away, or a pod that was named is just being replaced.
+            Err(e) => {
+                self.progress.detail(&format!("pods are left as they are: {e:#}"));
+                return Ok(());
+            }
+        };
+        let before = std::mem::replace(&mut self.pods, found);
+        let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
+        if uids(&before) == uids(&self.pods) {
+            return Ok(());
+        }
+        for index in 0..self.fleet.members().len() {
+            let member = &self.fleet.members()[index];
+            let here =
+                |pods: &[Pod]| -> Vec<String> { pods.iter().filter(|p| member.nodes.contains(&p.node)).map(|p| p.uid.clone()).collect() };
+            if here(&before) != here(&self.pods) {
+                let request = Request::Choose(ChoosePods { pods: self.pods_of(member) });
+                self.fleet.send(index, request).await;
+                self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+            }
+        }
+        self.recruit();
+        Ok(())
+    }
+
+    /// Starts helpers on nodes that have chosen pods for the first time.
+    fn recruit(&mut self) {
+        let served: BTreeSet<&String> = self.fleet.members().iter().flat_map(|m| &m.nodes).chain(&self.given_up).collect();
+        let nodes: BTreeMap<String, ()> = self.pods.iter().filter(|p| !served.contains(&p.node)).map(|p| (p.node.clone(), ())).collect();
+        if nodes.is_empty() || self.recruiting.is_some() {
+            return;
+        }
+        let names: Vec<String> = nodes.into_keys().collect();
+        let (backend, progress) = (self.backend, self.progress);
+        self.recruiting = Some(Box::pin(async move {
+            let ready = async {
+                let nodes = backend.nodes(&names).await?;
+                backend.recruits(&nodes, Mode::Accelerate, progress).await
+            };
+            let ready = ready.await;
+            (names, ready)
+        }));
+    }
+
+    async fn take_in(&mut self, nodes: Vec<String>, ready: Result<Vec<Ready>>) -> Result<()> {
+        match ready {
+            Ok(ready) => {
+                for ready in ready {
+                    let index = self.fleet.join(ready);
+                    self.begin(index).await;
+                }
+            }
+            Err(e) => {
+                self.warn(&format!("pods on {} are left alone: {e:#}", nodes.join(", ")))?;
+                self.given_up.extend(nodes);
+            }
+        }
+        // Pods may have come to further nodes meanwhile.
+        self.recruit();
+        Ok(())
+    }
+
+    /// Ends sessions that say nothing any more: a node that is cut off breaks no connection.
+    async fn give_up_the_silent(&mut self) -> Result<()> {
+        for index in 0..self.fleet.members().len() {
+            let silent = self.heard_at.get(index).is_some_and(|at| at.elapsed() > SILENCE) && self.heard.started.contains(&index);
+            if silent && !self.fleet.members()[index].is_over() {
+                let why = format!("nothing was heard from it for {}: its node or kubelet is cut off", human(SILENCE));
+                if let Some(event) = self.fleet.give_up(index, why).await {
+                    self.hear(index, event)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Redraws the table on a terminal, appends what changed elsewhere.
+    fn draw(&mut self) -> Result<()> {
+        if !std::io::stdout().is_terminal() {
+            return print(&self.changes.lines(&self.heard.nodes));
+        }
+        let rows = terminal_size::terminal_size().map_or(20, |(_, h)| usize::from(h.0).saturating_sub(4));
+        self.style = Style {
+            width: terminal_size::terminal_size().map_or(self.style.width, |(w, _)| usize::from(w.0).max(crate::terminal::MIN_WIDTH)),
+            ..self.style
+        };
+        let text = format!("{}Ctrl-C puts everything back\n", pairs::table(&self.heard.nodes, &self.style, rows));
+        self.erase()?;
+        self.drawn = text.lines().count();
+        print(&text)
+    }
+
+    /// Takes the live table off the screen.
+    fn erase(&mut self) -> Result<()> {
+        if self.drawn > 0 {
+            let mut out = std::io::stdout().lock();
+            write!(out, "\x1b[{}A\x1b[J", self.drawn)?;
+            out.flush()?;
+            self.drawn = 0;
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,220 @@
+//! What happens to an acceleration when something goes away in the middle: no byte is lost, nothing is left. Every byte is checked.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sockpath_tests::cluster::{Cluster, HELPERS, Held, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
+use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
+
+fn prepare(cluster: Held) -> Held {
+    install(&cluster, &["client", "client-1", "web", "web-1"]);
+    serve(&cluster, "web");
+    serve(&cluster, "web-1");
+    cluster
+}
+
+/// An acceleration of both nodes, with a connection on each that it has taken.
+struct Both<'a> {
+    running: Running,
+    near: Talk<'a>,
+    far: Talk<'a>,
+}
+
+impl<'a> Both<'a> {
+    fn start(cluster: &'a Cluster) -> Self {
+        let near = Talk::start(cluster, "client", &pod_ip(cluster, "web"), PORT, 3);
+        let far = Talk::start(cluster, "client-1", &pod_ip(cluster, "web-1"), PORT, 3);
+        let mut running = Running::start(cluster.plugin().args(["accelerate", "-l", "set=e2e"]));
+        // Which node is told first is not known.
+        let (mut a, mut b) = (false, false);
+        running.expect("both nodes accelerate", Duration::from_secs(40), |l| l.contains("accelerated"));
+        while !(a && b) {
+            a |= running.said.iter().any(|l| l.contains("/client:") && l.contains("/web:") && l.contains("accelerated"));
+            b |= running.said.iter().any(|l| l.contains("/client-1:") && l.contains("/web-1:") && l.contains("accelerated"));
+            if !(a && b) {
+                running.expect("both nodes accelerate", Duration::from_secs(40), |l| l.contains("accelerated"));
+            }
+        }
+        Self { running, near, far }
+    }
+
+    /// The connections go on and end with every byte in place.
+    fn end_connections(near: Talk<'_>, far: Talk<'_>) {
+        for talk in [near, far] {
+            talk.goes_on();
+            assert!(talk.end() > 0);
+        }
+    }
+}
+
+/// Name of the helper pod on a node.
+fn helper_on(cluster: &Cluster, node: &str) -> String {
+    let pods = cluster.helper_pods();
+    let pod = pods.iter().find(|p| p["spec"]["nodeName"] == node).unwrap_or_else(|| panic!("no helper on {node}: {pods:?}"));
+    pod["metadata"]["name"].as_str().unwrap().to_owned()
+}
+
+/// Processes of a helper pod as this machine numbers them, by the UID in their cgroup.
+fn processes(cluster: &Cluster, node: &str) -> Vec<i32> {
+    let uid = cluster
+        .helper_pods()
+        .iter()
+        .find(|p| p["spec"]["nodeName"] == node)
+        .map(|p| p["metadata"]["uid"].as_str().unwrap().to_owned())
+        .unwrap();
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let is_helper = |pid: &i32| {
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        cgroup.contains(&uid) && command.starts_with("/sockpath-helper")
+    };
+    pids.filter(is_helper).collect()
+}
+
+#[test]
+fn a_killed_helper_loses_nothing() {
+    let Some(cluster) = own_cluster_or_skip("a_killed_helper_loses_nothing").map(prepare) else { return };
+    let Both { mut running, near, far } = Both::start(&cluster);
+    let nodes = cluster.nodes();
+    for pid in processes(&cluster, &nodes[0]) {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    let told = running.expect("the loss is told", Duration::from_secs(20), |l| l.contains("went away"));
+    assert!(told.contains("killed by signal 9") || told.contains("stream to node"), "{told}");
+    // The other node goes on.
+    near.goes_on();
+    far.goes_on();
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(1), "what was lost is an error: {said}");
+    // What the killed one left in the kernel waits for the next command.
+    let pins = cluster.pins().unwrap();
+    assert!(pins.iter().all(|p| p.starts_with(&nodes[0])), "{pins:?}");
+    let cleaned = run(cluster.plugin().arg("cleanup"));
+    assert!(cleaned.contains("/sys/fs/bpf/sockpath"), "{cleaned}");
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_deleted_helper_pod_puts_everything_back() {
+    let Some(cluster) = cluster_or_skip("a_deleted_helper_pod_puts_everything_back", Setup::RoutesNftables).map(prepare) else { return };
+    let Both { mut running, near, far } = Both::start(&cluster);
+    let name = helper_on(&cluster, &cluster.nodes()[0]);
+    run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--wait=false"]));
+    let told = running.expect("it is told", Duration::from_secs(30), |l| l.contains("was told to end") || l.contains("went away"));
+    assert!(told.contains("n1") || told.contains(&cluster.nodes()[0]), "{told}");
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn an_evicted_helper_puts_everything_back() {
+    let Some(cluster) = cluster_or_skip("an_evicted_helper_puts_everything_back", Setup::RoutesNftables).map(prepare) else { return };
+    let Both { mut running, near, far } = Both::start(&cluster);
+    let name = helper_on(&cluster, &cluster.nodes()[1]);
+    let eviction = serde_json::json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": HELPERS}});
+    let file = std::env::temp_dir().join(format!("sockpath-eviction-{}.json", std::process::id()));
+    fs::write(&file, eviction.to_string()).unwrap();
+    run(cluster.kubectl().args(["create", "--raw", &format!("/api/v1/namespaces/{HELPERS}/pods/{name}/eviction"), "-f"]).arg(&file));
+    let _ = fs::remove_file(file);
+    running.expect("it is told", Duration::from_secs(30), |l| l.contains("was told to end") || l.contains("went away"));
+    near.goes_on();
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_drained_node_puts_everything_back() {
+    let Some(cluster) = own_cluster_or_skip("a_drained_node_puts_everything_back").map(prepare) else { return };
+    let Both { mut running, near, far } = Both::start(&cluster);
+    let node = cluster.nodes()[1].clone();
+    // Only the helper is evicted, so that there are connections left to look at.
+    let drain = ["drain", &node, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"];
+    run(cluster.kubectl().args(drain).args(["--pod-selector", "app.kubernetes.io/name=sockpath-helper"]));
+    running.expect("it is told", Duration::from_secs(30), |l| l.contains("was told to end") || l.contains("went away"));
+    // A pod that changes does not bring the helper back to the node.
+    run(cluster.kubectl().args(["-n", sockpath_tests::cluster::NAMESPACE, "annotate", "pod", "web-1", "e2e=1", "--overwrite"]));
+    near.goes_on();
+    assert_eq!(cluster.helper_pods().iter().filter(|p| p["spec"]["nodeName"] == node.as_str()).count(), 0);
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    run(cluster.kubectl().args(["uncordon", &node]));
+    assert_eq!(status.code(), Some(1), "{said}");
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_drained_node_ends_a_detached_acceleration() {
+    let Some(cluster) = own_cluster_or_skip("a_drained_node_ends_a_detached_acceleration").map(prepare) else { return };
+    let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 3);
+    let out = output(cluster.plugin().args(["accelerate", "client-1", "web-1", "--detach", "--for", "10m"]));
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    far.goes_on();
+    let node = cluster.nodes()[1].clone();
+    let drain = ["drain", &node, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"];
+    run(cluster.kubectl().args(drain).args(["--pod-selector", "app.kubernetes.io/name=sockpath-helper"]));
+    run(cluster.kubectl().args(["uncordon", &node]));
+    far.goes_on();
+    assert!(far.end() > 0);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_plugin_leaves_nothing_accelerated() {
+    let Some(cluster) = cluster_or_skip("a_killed_plugin_leaves_nothing_accelerated", Setup::RoutesNftables).map(prepare) else { return };
+    let Both { running, near, far } = Both::start(&cluster);
+    running.signal(Signal::SIGKILL);
+    drop(running);
+    cluster.eventually("the helpers end by themselves", Duration::from_secs(20), |c| {
+        c.helper_pods().iter().all(|p| p["status"]["phase"] == "Succeeded")
+    });
+    assert!(cluster.pins().is_none_or(|p| p.is_empty()), "{:?}", cluster.pins());
+    // The objects go with the next command.
+    run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn the_api_server_restarts() {
+    let Some(cluster) = own_cluster_or_skip("the_api_server_restarts").map(prepare) else { return };
+    let Both { running, near, far } = Both::start(&cluster);
+    cluster.daemon("restart", "n1", "kube-apiserver");
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("error: ") && said.contains("fall back to TCP"), "{said}");
+    cluster.wait_api();
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_kubelet_that_stops_does_not_hold_anything() {
+    let Some(cluster) = own_cluster_or_skip("a_kubelet_that_stops_does_not_hold_anything").map(prepare) else { return };
+    let Both { mut running, near, far } = Both::start(&cluster);
+    cluster.daemon("stop", "n2", "kubelet");
+    // The helper misses the heartbeats and ends; the plugin misses the helper.
+    running.expect("the silence is noticed", Duration::from_secs(30), |l| l.contains("nothing was heard"));
+    near.goes_on();
+    let pins = cluster.pins().unwrap();
+    let began = Instant::now();
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    cluster.daemon("cont", "n2", "kubelet");
+    assert!(pins.iter().all(|p| p.starts_with("n1")), "the helper behind the kubelet has put everything back: {pins:?}");
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    Both::end_connections(near, far);
+    cluster.assert_nothing_left();
+}
