@@ -172,6 +172,12 @@ impl Cluster {
         nodes
     }
 
+    /// Whether it is our own: its nodes are on this machine.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.setup.is_some()
+    }
+
     /// kubectl as administrator.
     #[must_use]
     pub fn kubectl(&self) -> Command {

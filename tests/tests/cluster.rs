@@ -46,6 +46,12 @@ fn every_scenario(cluster: &Cluster) {
     assert_eq!(cross_node["scenario"], "cross-node");
     assert_eq!(cross_node["nodes"].as_array().unwrap().len(), 2, "a helper on each node");
     assert_sees(&cross_node, &["nf-local-out", "node-xmit", "nf-local-in"]);
+    let clock = &cross_node["clocks"][0];
+    let (offset, doubt) = (clock["offset_ns"].as_i64().unwrap(), clock["uncertainty_ns"].as_u64().unwrap());
+    assert!(clock["round_trips"].as_u64().unwrap() > 0 && doubt > 0, "{clock}");
+    // Nodes of our own cluster read one clock, so what is measured has to be nothing, give or take what is said.
+    assert!(!cluster.is_own() || offset.unsigned_abs() <= doubt, "{clock}");
+    assert_eq!(same_node["clocks"].as_array().unwrap().len(), 0, "one node, one clock");
 
     let node_port = run(cluster.kubectl().args(["-n", NAMESPACE, "get", "service", "web-1", "-o", "jsonpath={.spec.ports[0].nodePort}"]));
     let first = cluster.nodes().remove(0);

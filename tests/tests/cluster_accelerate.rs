@@ -197,7 +197,8 @@ fn delete_extra(cluster: &Cluster) {
 fn pods_that_come_are_taken_in_and_those_that_vanish_are_let_go() {
     let Some(cluster) = scene("pods_that_come_are_taken_in_and_those_that_vanish_are_let_go") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
-    // Only the first node has chosen pods at first.
+    // Only the first node has chosen pods at first, also after a run that was cut short.
+    run(cluster.kubectl().args(["-n", NAMESPACE, "label", "pod", "client", "web", "client-1", "web-1", "grows-"]));
     run(cluster.kubectl().args(["-n", NAMESPACE, "label", "pod", "client", "web", "grows=yes", "--overwrite"]));
     let mut running = Running::start(&mut accelerate(&cluster, &["-l", "grows=yes"]));
     running.expect_pair("client", "web", "accelerated");
