@@ -314,6 +314,16 @@ struct bpf_iter__bpf_sk_storage_map {
 	void *value;
 };
 
+struct task_struct;
+struct file;
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
+};
+
 struct request_sock {
 	struct sock_common __req_common;
 };
@@ -439,6 +449,7 @@ struct pt_regs {
 #endif
 
 struct task_struct {
+	int tgid;
 	void *stack;
 	char comm[16];
 	struct files_struct *files;

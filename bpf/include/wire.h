@@ -66,6 +66,29 @@ enum accel_role {
 	ACCEL_SERVER,
 };
 
+/*
+ * Redirected bytes that a reader which splices cannot see are given back to TCP by user space, which takes them with a
+ * descriptor of the reader and sends them with one of the writer. State of the reader's end.
+ */
+enum accel_relay {
+	ACCEL_RELAY_NONE,
+	/* User space takes what was redirected; what is written meanwhile is redirected too, behind it. */
+	ACCEL_RELAY_TAKING,
+	/* Everything is in the hand of user space, which sends it. */
+	ACCEL_RELAY_GIVING,
+	/* TCP has it: the writer's next bytes may follow. */
+	ACCEL_RELAY_DONE,
+	/* It cannot be done: no descriptor, or the writer has shut down. */
+	ACCEL_RELAY_FAILED,
+};
+
+/* A task that holds a socket; what the iterator over open files writes. */
+struct accel_holder {
+	__u64 cookie;
+	__u32 tgid;
+	__u32 fd;
+};
+
 /* accel_end.flags */
 enum {
 	/* Met after it was established. */
@@ -123,6 +146,11 @@ struct accel_end {
 	__u32 spilled;
 	/* accel_control.peculiar when flags were looked at last. */
 	__u32 peculiar;
+	/* Written by user space and, while it gives, under the writer's lock: bytes in its hand that TCP does not have yet. */
+	enum accel_relay relay;
+	__u32 hand;
+	/* When the writer first had to wait for the relay. */
+	__u64 relay_since;
 
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
@@ -180,7 +208,8 @@ struct accel_control {
 	/* How a task that sleeps in plain tcp_recvmsg is told from others; 0 when not known. */
 	__u64 wake_function;
 	__u32 frame_offset;
-	__u32 unused;
+	/* The process that relays. */
+	__u32 relay_tgid;
 	__u64 native_from[ACCEL_NATIVE];
 	__u64 native_to[ACCEL_NATIVE];
 	/* Sums over sockets that are gone. */

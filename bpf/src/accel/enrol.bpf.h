@@ -8,26 +8,17 @@
 static __always_inline bool no_call_inside(const struct accel_control *ctl, const struct sock *sk, bool linked)
 {
 	const struct sk_psock *psock = psock_of(sk);
-	const struct socket_wq *wq = sk->sk_wq;
-	const struct list_head *head, *pos;
-	int held, asleep = 0, i;
+	struct sleepers asleep;
+	int held;
 
 	if (!psock)
 		return true;
 	held = psock->refcnt.refs.counter - linked;
 	if (held <= 0)
 		return true;
-	head = __builtin_preserve_access_index(&wq->wait.head);
-	pos = head->next;
-	for (i = 0; i < MAX_SLEEPERS && pos != head; i++) {
-		const struct wait_queue_entry *w;
-
-		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
-		if ((__u64)w->func == ctl->wake_function && (!ctl->frame_offset || !sleeps_in_tcp(ctl, w)))
-			asleep++;
-		pos = w->entry.next;
-	}
-	return held <= asleep;
+	asleep = find_sleepers(ctl, sk, ctl->frame_offset);
+	/* Those that sleep in TCP hold no psock. Without knowing who does, all sleepers count. */
+	return held <= asleep.all - asleep.in_tcp;
 }
 
 /* What makes a socket unfit for the map now; 0 when nothing does. */
@@ -65,13 +56,14 @@ static __always_inline void remove_end(struct accel_control *ctl, struct accel_e
 	struct accel_end *peer = get_end(e->peer);
 	bool has_writer = peer && e->peer_cookie && peer->cookie == e->peer_cookie;
 
-	if (e->queued)
+	if (e->queued || e->relay == ACCEL_RELAY_TAKING || e->relay == ACCEL_RELAY_GIVING)
 		return;
 	if (has_writer && (!(ctl->paused || peer->hold) || peer->quiet < QUIET_LOOKS))
 		return;
 	e->result = bpf_map_delete_elem(&socks, &slot);
 	e->state = ACCEL_WATCHED;
 	e->order = ACCEL_NOTHING;
+	e->relay = ACCEL_RELAY_NONE;
 	e->fast = 0;
 }
 

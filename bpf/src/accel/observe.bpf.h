@@ -96,5 +96,8 @@ int BPF_PROG(system_call, struct pt_regs *regs, long id)
 		seen |= *before;
 	bpf_map_update_elem(&peculiar, &cookie, &seen, BPF_ANY);
 	ctl->peculiar++;
+	/* Redirected bytes may be unread, which this call will not see. */
+	if (seen & ACCEL_SAW_SPLICE)
+		ring(ctl);
 	return 0;
 }

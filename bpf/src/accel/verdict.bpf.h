@@ -4,65 +4,6 @@
 #define SEND_SHUTDOWN 2
 #define RCV_SHUTDOWN 1
 #define SOCK_ZEROCOPY_BIT (1UL << 18)
-/* Low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK). */
-#define USER_DATA_FLAGS 7UL
-
-static __always_inline struct sk_psock *psock_of(const struct sock *sk)
-{
-	unsigned long p = (unsigned long)sk->sk_user_data & ~USER_DATA_FLAGS;
-
-	return p ? bpf_core_cast((void *)p, struct sk_psock) : NULL;
-}
-
-/* Does the task of this wait queue entry sleep in plain tcp_recvmsg or tcp_splice_read? Only TCP bytes wake it from there. */
-static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const struct wait_queue_entry *w)
-{
-	__u64 back = 0;
-
-	if ((__u64)w->func != ctl->wake_function)
-		return false;
-	/*
-	 * The entry is a local variable of sk_wait_data(); at a fixed distance above it lies the address sk_wait_data()
-	 * returns to. The same task sleeping in tcp_bpf_recvmsg() or in a send call has something else there.
-	 */
-	if (!ctl->frame_offset || bpf_probe_read_kernel(&back, sizeof(back), (void *)w + ctl->frame_offset))
-		return true;
-	for (int i = 0; i < ACCEL_NATIVE; i++)
-		if (back >= ctl->native_from[i] && back < ctl->native_to[i])
-			return true;
-	return false;
-}
-
-static __always_inline bool reader_sleeps_in_tcp(const struct accel_control *ctl, const struct sock *sk)
-{
-	const struct socket_wq *wq = sk->sk_wq;
-	const struct list_head *head, *pos;
-	int i;
-
-	if (!ctl->wake_function)
-		return true;
-	head = __builtin_preserve_access_index(&wq->wait.head);
-	pos = head->next;
-	for (i = 0; i < MAX_SLEEPERS && pos != head; i++) {
-		const struct wait_queue_entry *w;
-
-		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
-		if (sleeps_in_tcp(ctl, w))
-			return true;
-		pos = w->entry.next;
-	}
-	return pos != head;
-}
-
-/* Redirected bytes that are unread. */
-static __always_inline __u32 queued(const struct sk_psock *psock)
-{
-	if (!psock || psock->ingress_msg.next == __builtin_preserve_access_index(&psock->ingress_msg))
-		return 0;
-	/* The sum is kept since the fix of FIONREAD; without it: some. */
-	return bpf_core_field_exists(psock->msg_tot_len) && psock->msg_tot_len ? psock->msg_tot_len : 1;
-}
-
 static __always_inline void learn_peculiar(struct accel_control *ctl, struct accel_end *e)
 {
 	__u32 *seen;
@@ -87,8 +28,6 @@ static __always_inline enum accel_pass objection(struct accel_control *ctl, stru
 		return ACCEL_RCVLOWAT;
 	if (peer->flags & ACCEL_SAW_WAITALL)
 		return ACCEL_WAITALL;
-	if (peer->flags & ACCEL_SAW_SPLICE)
-		return ACCEL_SPLICE;
 	return ACCEL_REDIRECT;
 }
 
@@ -103,6 +42,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	enum accel_pass why;
 	struct tcp_sock *to;
 	struct sock *psk;
+	struct sleepers readers;
 	__u32 behind, room;
 
 	peer = get_end(e->peer);
@@ -122,6 +62,8 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 		return ACCEL_ULP;
 	learn_peculiar(ctl, e);
 	learn_peculiar(ctl, peer);
+	if (peer->flags & ACCEL_SAW_SPLICE)
+		return relay(ctl, e, peer, me, to, size);
 	if (e->flags & ACCEL_SAW_OOB)
 		return ACCEL_URGENT;
 	/* Another task sleeps on this socket. A redirect needs no room in the send buffer, so it goes on until the pair has left. */
@@ -167,15 +109,14 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	if (to->urg_data)
 		return ACCEL_URGENT;
 	/* Every byte, by TCP and redirected, has been taken by receive calls that were seen. That implies order: tests drop both. */
-	if (!no_order_gate && (__u32)peer->taken != to->copied_seq - peer->base + (__u32)e->bytes)
+	if (!no_order_gate && !all_taken(e, peer, to))
 		return ACCEL_UNACCOUNTED;
-	if (count_sleepers(ctl, psk) > 1) {
+	readers = find_sleepers(ctl, psk, true);
+	if (readers.all > 1) {
 		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_TWO_TASKS);
 		return ACCEL_TWO_TASKS;
 	}
-	if (reader_sleeps_in_tcp(ctl, psk))
-		return ACCEL_READERS;
-	return ACCEL_REDIRECT;
+	return readers.in_tcp || readers.more || !ctl->wake_function ? ACCEL_READERS : ACCEL_REDIRECT;
 }
 
 SEC("sk_msg")
@@ -203,6 +144,8 @@ int verdict(struct sk_msg_md *msg)
 		}
 		why = ACCEL_PEER_GONE;
 	}
+	if (why == ACCEL_TAKE_MORE)
+		return SK_DROP;
 	/* SK_DROP would give the writer EACCES; TCP knows what to answer. */
 	e->fast = 0;
 	e->pass_bytes += msg->size;

@@ -3,12 +3,37 @@
 
 #define MAX_SLEEPERS 8
 
-/* How many tasks sleep in a blocking call on this socket? */
-static __always_inline int count_sleepers(const struct accel_control *ctl, const struct sock *sk)
+/* Tasks that sleep in a blocking call on a socket. */
+struct sleepers {
+	int all;
+	/* Those of them that may be in plain tcp_recvmsg or tcp_splice_read: only TCP bytes wake them from there. */
+	int in_tcp;
+	/* There are more waiters than were looked at. */
+	bool more;
+};
+
+static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const struct wait_queue_entry *w)
+{
+	__u64 back = 0;
+
+	/*
+	 * The entry is a local variable of sk_wait_data(); at a fixed distance above it lies the address sk_wait_data()
+	 * returns to. The same task sleeping in tcp_bpf_recvmsg() or in a send call has something else there.
+	 */
+	if (!ctl->frame_offset || bpf_probe_read_kernel(&back, sizeof(back), (void *)w + ctl->frame_offset))
+		return true;
+	for (int i = 0; i < ACCEL_NATIVE; i++)
+		if (back >= ctl->native_from[i] && back < ctl->native_to[i])
+			return true;
+	return false;
+}
+
+/* Walks over the socket's waiters; `where` says whether to find out where they sleep. */
+static __always_inline struct sleepers find_sleepers(const struct accel_control *ctl, const struct sock *sk, bool where)
 {
 	const struct socket_wq *wq = sk->sk_wq;
 	const struct list_head *head, *pos;
-	int n = 0;
+	struct sleepers found = {};
 
 	head = __builtin_preserve_access_index(&wq->wait.head);
 	pos = head->next;
@@ -16,10 +41,19 @@ static __always_inline int count_sleepers(const struct accel_control *ctl, const
 		const struct wait_queue_entry *w;
 
 		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
-		if ((__u64)w->func == ctl->wake_function)
-			n++;
+		if ((__u64)w->func == ctl->wake_function) {
+			found.all++;
+			if (where && sleeps_in_tcp(ctl, w))
+				found.in_tcp++;
+		}
 		pos = w->entry.next;
 	}
-	return n;
+	found.more = pos != head;
+	return found;
 }
 
+/* How many tasks sleep in a blocking call on this socket? */
+static __always_inline int count_sleepers(const struct accel_control *ctl, const struct sock *sk)
+{
+	return find_sleepers(ctl, sk, false).all;
+}

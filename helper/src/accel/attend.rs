@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use super::chosen::Chosen;
 use super::connections;
 use super::instance::Instance;
+use super::relay;
 use super::report::{self, PodNames};
 use super::review::Review;
 use super::shared::field;
@@ -145,6 +146,7 @@ impl Attendance<'_> {
         self.instance.recycle()?;
         connections::note_peculiar(self.instance)?;
         let all = connections::known(self.instance);
+        relay::recover(self.instance, &all)?;
         self.review.look(self.instance, &all);
         self.suspension.apply(self.instance);
         let leaving = all.iter().any(|k| k.end.hold != 0);

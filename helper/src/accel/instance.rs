@@ -15,7 +15,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
 use sockpath_bpf::accel::AccelSkelBuilder;
-use sockpath_bpf::accel::types::{accel_control, accel_end, accel_state};
+use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_state};
 
 use super::calibrate;
 use super::pins::Pins;
@@ -110,6 +110,11 @@ impl Instance {
             .context("cannot make the iterator over readers")?
             .pin(pins.path("kick"))?;
         skel.progs
+            .holders
+            .attach_iter_with_opts(libbpf_rs::IterOpts::None)
+            .context("cannot make the iterator over open files")?
+            .pin(pins.path("holders"))?;
+        skel.progs
             .received
             .attach_trace()
             .context("cannot watch receive calls (tracepoint sock_recv_length, Linux 6.3)")?
@@ -201,6 +206,18 @@ impl Instance {
     /// Makes the sockets known that are open in the network namespace of the calling thread.
     pub fn meet_live_here(&self) -> Result<()> {
         run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
+    }
+
+    /// The tasks that hold known sockets, in the process namespace of the helper, and the process that relays: this one.
+    pub fn holders(&self) -> Result<Vec<accel_holder>> {
+        let written = read_iterator(pinned(&self.pins, "holders")?.as_raw_fd())?;
+        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
+        let holders = written.chunks_exact(size_of::<accel_holder>()).map(|h| accel_holder {
+            cookie: u64::from_ne_bytes(h[..8].try_into().unwrap_or_default()),
+            tgid: word(&h[8..12]),
+            fd: word(&h[12..]),
+        });
+        Ok(holders.collect())
     }
 
     /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
@@ -401,6 +418,11 @@ fn pinned(pins: &Pins, name: &str) -> Result<OwnedFd> {
 
 /// Runs an iterator to its end; it shows the sockets of the calling thread's network namespace.
 pub fn run_iterator(link: RawFd) -> Result<()> {
+    read_iterator(link).map(drop)
+}
+
+/// The same; yields what it writes.
+fn read_iterator(link: RawFd) -> Result<Vec<u8>> {
     // SAFETY: a plain system call on a descriptor that the caller holds.
     let fd = unsafe { libbpf_rs::libbpf_sys::bpf_iter_create(link) };
     if fd < 0 {
@@ -408,9 +430,9 @@ pub fn run_iterator(link: RawFd) -> Result<()> {
     }
     // SAFETY: a fresh descriptor that nobody else owns.
     let mut file = unsafe { File::from_raw_fd(fd) };
-    let mut sink = [0; 4096];
-    while file.read(&mut sink).context("the iterator failed")? > 0 {}
-    Ok(())
+    let mut written = Vec::new();
+    file.read_to_end(&mut written).context("the iterator failed")?;
+    Ok(written)
 }
 
 /// Runs something in a network namespace, on a thread that ends with it: no other code ever sees the namespace.

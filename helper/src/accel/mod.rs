@@ -14,6 +14,7 @@ mod instance;
 mod matching;
 mod pins;
 mod private;
+mod relay;
 mod report;
 mod review;
 mod shared;

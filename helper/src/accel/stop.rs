@@ -11,6 +11,7 @@ use sockpath_protocol::message::EndReason;
 use super::connections;
 use super::instance::Instance;
 use super::pins::Pins;
+use super::relay;
 use super::report::{self, PodNames};
 use super::shared::field;
 use crate::node::{self, FoundPod};
@@ -80,6 +81,7 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     loop {
         connections::order_all_out(instance);
         instance.forget_gone()?;
+        relay::recover(instance, &connections::known(instance))?;
         kick(instance, pods)?;
         if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
             break;
