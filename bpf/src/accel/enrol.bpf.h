@@ -95,7 +95,10 @@ int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
 	}
 	psock = psock_of(sk);
 	e->queued = queued(psock);
-	if (e->hold || ctl->paused)
+	/* What another owner holds is never quiet by its references, and never writes to us. */
+	if (e->left == ACCEL_FOREIGN && e->state == ACCEL_WATCHED)
+		e->quiet++;
+	else if (e->hold || ctl->paused)
 		e->quiet = no_call_inside(ctl, sk, e->state == ACCEL_ENROLLED) ? e->quiet + 1 : 0;
 	else
 		e->quiet = 0;

@@ -53,6 +53,7 @@ static __always_inline enum accel_pass relay(struct accel_control *ctl, struct a
 	now = bpf_ktime_get_coarse_ns();
 	if (!peer->relay_since)
 		peer->relay_since = now;
+	/* Scarce memory is no reason here: ENOMEM for the writer is better than bytes that come too early. */
 	if (now - peer->relay_since > RELAY_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > RELAY_LIMIT)
 		return ACCEL_BUDGET;
 	return ACCEL_REDIRECT;
