@@ -102,7 +102,7 @@ enum {
 	ACCEL_SAW_TWO_TASKS = 16,
 	/* A sender used MSG_OOB. */
 	ACCEL_SAW_OOB = 32,
-	/* A reader slept in its receive call. */
+	/* A reader slept in its receive call, or made one that may sleep. */
 	ACCEL_SAW_ASLEEP = 64,
 };
 

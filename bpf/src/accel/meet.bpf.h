@@ -113,6 +113,9 @@ int established(struct bpf_sock_ops *ctx)
 		if (!e)
 			break;
 		e->role = ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB ? ACCEL_CLIENT : ACCEL_SERVER;
+		/* Never so but in the variant that tests need. */
+		if (!ctl->learn_reads)
+			ring(ctl);
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:

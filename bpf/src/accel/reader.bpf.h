@@ -6,6 +6,7 @@
  */
 
 #define MSG_PEEK 0x2
+#define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define MSG_ERRQUEUE 0x2000
 
@@ -77,13 +78,18 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
+	if (!(ctl = get_control()))
+		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
+	/* It might have slept, and may next time. O_NONBLOCK has become MSG_DONTWAIT here. */
+	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking && !(e->flags & ACCEL_SAW_ASLEEP)) {
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
+		ring(ctl);
+	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
 	__sync_fetch_and_add(&e->reads, 1);
-	if (!(ctl = get_control()))
-		return 0;
 	if (e->learned < ctl->learn_reads && ctl->observing) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)

@@ -19,7 +19,7 @@ pub struct AccelerateRequest {
     /// Only watch and report what would be done, for this many milliseconds.
     #[serde(default)]
     pub dry_run_ms: Option<u64>,
-    /// Leave readers alone that sleep in their receive call. While such a socket is in the sockmap, a signal or a reset ends the
+    /// Leave readers alone whose receive calls may sleep (neither `O_NONBLOCK` nor `MSG_DONTWAIT`). While such a socket is in the sockmap, a signal or a reset ends the
     /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`).
     #[serde(default = "yes")]
     pub leave_blocking_readers: bool,
@@ -210,8 +210,8 @@ pub enum Reason {
     /// One task may sleep in a receive call on the socket while another sends: the kernel wakes the sleeper without data when the
     /// send buffer has room again, and its blocking call returns EAGAIN.
     TwoTasks,
-    /// The reader sleeps in its receive call, and the request wants such readers left alone: a signal or a reset wakes them
-    /// with EAGAIN.
+    /// The reader uses receive calls that may sleep, and the request wants such readers left alone: a signal or a reset wakes
+    /// them with EAGAIN.
     BlockingReader,
     /// The reader uses MSG_WAITALL.
     WaitAll,

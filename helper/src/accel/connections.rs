@@ -75,10 +75,11 @@ pub fn pair(instance: &Instance) -> HashSet<u64> {
 /// Orders pairs into the map whose readers are known well enough; both ends or none.
 pub fn enrol(instance: &Instance) -> Result<usize> {
     let all = known(instance);
+    let learn_reads = instance.control.read(0, field!(learn_reads)).unwrap_or(LEARN_READS);
     let mut ordered = Vec::new();
     for k in &all {
         let Some(peer) = peer_of(&all, k) else { continue };
-        if k.identity.slot < peer.identity.slot && is_ready(k, peer) {
+        if k.identity.slot < peer.identity.slot && is_ready(k, peer, learn_reads) {
             for slot in [k.identity.slot, peer.identity.slot] {
                 instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
                 ordered.push(slot);
@@ -106,22 +107,19 @@ pub fn enrol(instance: &Instance) -> Result<usize> {
     Ok(ordered.len() / 2)
 }
 
-fn is_ready(a: &Known, b: &Known) -> bool {
+fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
+    let learned = |k: &Known| k.end.learned >= learn_reads;
     let fresh = |k: &Known| {
         let end = &k.end;
         end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
     };
-    fresh(a) && fresh(b) && (learned(a) && learned(b) || streams(a, b) || streams(b, a))
-}
-
-fn learned(k: &Known) -> bool {
-    k.end.learned >= LEARN_READS
+    fresh(a) && fresh(b) && (learned(a) && learned(b) || learned(b) && streams(a, b) || learned(a) && streams(b, a))
 }
 
 /// Whether bytes go one way only, for so long that the silent side may join without its readers being known. On kernels with a
 /// wrong FIONREAD a reader there would be misled if answers came after all.
 fn streams(from: &Known, to: &Known) -> bool {
-    learned(to) && from.end.reads == 0 && to.end.taken >= STREAM_BYTES
+    from.end.reads == 0 && to.end.taken >= STREAM_BYTES
 }
 
 /// Writes one field of both ends of a pair.

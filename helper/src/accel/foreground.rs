@@ -121,7 +121,10 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
 fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<[OwnedFd; 2]> {
     // What the canaries do must not be observed.
     instance.control.set(0, field!(observing), 1);
+    let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
+    instance.control.set(0, field!(leave_blocking), 0);
     let canaries = canary::run(instance).context("the kernel could not be tried out on private sockets")?;
+    instance.control.set(0, field!(leave_blocking), leave_blocking);
     let failed = canaries.iter().find(|c| !c.passed && c.corruption_risk).cloned();
     for canary in canaries {
         session.send(&Message::Canary(canary))?;

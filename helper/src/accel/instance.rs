@@ -137,7 +137,7 @@ impl Instance {
             deadline_ns: now + u64::try_from(start.lease.as_nanos()).unwrap_or(u64::MAX / 4),
             started_ns: now,
             budget: BUDGET,
-            learn_reads: LEARN_READS,
+            learn_reads: if is_without_order_gate() { 0 } else { LEARN_READS },
             detached: u32::from(start.detached),
             leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,

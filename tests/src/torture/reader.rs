@@ -49,7 +49,7 @@ pub enum ReaderKind {
     Fionread,
     /// Another kind for every read.
     Mixed,
-    /// Another of the kinds that never sleep in a receive call for every read.
+    /// Another of the kinds whose receive calls cannot sleep for every read.
     Shifting,
     /// Several threads in recv on one socket (only where a side reads to the end).
     Threads,
@@ -57,7 +57,7 @@ pub enum ReaderKind {
 
 impl ReaderKind {
     /// All kinds that read through [`Reader`].
-    pub const SINGLE: [Self; 14] = [
+    pub const SINGLE: [Self; 15] = [
         Self::Recv,
         Self::Read,
         Self::Poll,
@@ -72,20 +72,12 @@ impl ReaderKind {
         Self::LowWater,
         Self::Fionread,
         Self::Mixed,
+        Self::PollRead,
     ];
 
-    /// Kinds that wait elsewhere than in a receive call: those that are accelerated by default.
-    pub const POLLING: [Self; 9] = [
-        Self::Poll,
-        Self::PollRead,
-        Self::PollRecvmsg,
-        Self::PollPeek,
-        Self::EpollLevel,
-        Self::EpollEdge,
-        Self::Uring,
-        Self::UringPoll,
-        Self::Shifting,
-    ];
+    /// Kinds whose receive calls cannot sleep: those that are accelerated by default.
+    pub const POLLING: [Self; 8] =
+        [Self::Poll, Self::PollRecvmsg, Self::PollPeek, Self::EpollLevel, Self::EpollEdge, Self::Uring, Self::UringPoll, Self::Shifting];
 
     /// Those that [`ReaderKind::Mixed`] changes between.
     const MIXABLE: [Self; 9] =

@@ -157,11 +157,14 @@ impl Server {
         let (mut bytes, mut have) = ([0; HEADER], 0);
         while have < HEADER {
             guard.begin(Call::Read, have as u64);
-            let n = socket.recv(&mut bytes[have..], 0);
+            // Not asleep in recv, or no connection would be accelerated.
+            let n = socket.poll(libc::POLLIN, None).and_then(|_| socket.recv(&mut bytes[have..], libc::MSG_DONTWAIT));
             guard.end(Call::Read, have as u64);
-            match n? {
-                0 => return Err(io::Error::other(format!("end of stream after {have} bytes"))),
-                n => have += n,
+            match n {
+                Ok(0) => return Err(io::Error::other(format!("end of stream after {have} bytes"))),
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(bytes)

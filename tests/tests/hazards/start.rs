@@ -3,25 +3,33 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sockpath_protocol::accel::PairState;
+use sockpath_protocol::accel::{Pair, PairState};
 use sockpath_tests::torture::accelerator::{self, Choice};
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{Scene, TCP, exchange, pair};
 
-/// Connections whose eight small writes arrive altered in any way.
-fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32, i32)]) -> usize {
+/// Long enough for a connection to be enrolled, if nothing has to be learned before.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Connections whose eight small writes arrive altered in any way: `slow` ones pause between them, when the server has accepted.
+fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32, i32)], slow: bool) -> usize {
     let listener = scene.httpbin.listen(port, options);
     let to = scene.httpbin_at(port);
     let expected: Vec<u8> = (b'A'..=b'H').flat_map(|letter| [letter; 100]).collect();
     let mut corrupted = 0;
     for _ in 0..connections {
         let client = scene.curl.connect(to);
-        for letter in b'A'..=b'H' {
+        client.send(&[b'A'; 100]);
+        let early = slow.then(|| listener.accept());
+        for letter in b'B'..=b'H' {
+            if slow {
+                std::thread::sleep(PAUSE);
+            }
             client.send(&[letter; 100]);
         }
-        let server = listener.accept();
+        let server = early.unwrap_or_else(|| listener.accept());
         client.close();
         let mut got = Vec::new();
         loop {
@@ -42,8 +50,9 @@ fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32,
 fn h01_reordering_at_start_defer_accept() {
     let Some(scene) = Scene::new("h01_reordering_at_start_defer_accept") else { return };
     let on = scene.accelerate();
-    assert_eq!(corrupted(&scene, 6000, 150, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)]), 0);
-    assert_eq!(corrupted(&scene, 6001, 150, &[]), 0);
+    assert_eq!(corrupted(&scene, 6000, 150, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], false), 0);
+    assert_eq!(corrupted(&scene, 6001, 150, &[], false), 0);
+    assert_eq!(corrupted(&scene, 6002, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true), 0);
     on.finish().expect("end");
 }
 
@@ -59,6 +68,25 @@ fn h01_reordering_at_start_mid_stream() {
     let read = server.number(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Poll, pause_us: 0 });
     assert_eq!(read, 40_000);
     exchange(&client, &server, 20);
+    on.finish().expect("end");
+}
+
+/// The two tests above, against programs without the order gate: they have to fail there, or they show nothing.
+#[test]
+fn h01_fails_without_the_order_gate() {
+    let Some(scene) = Scene::new("h01_fails_without_the_order_gate") else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 5);
+    client.send_content(1, 0, 20_000);
+    let mut on = scene.accelerate_with(&Choice { without_order_gate: true, ..Choice::default() });
+    let enrolled = |p: &Pair| p.state == PairState::Waiting && p.reason.is_none();
+    let port = client.local().port();
+    on.await_pairs(Duration::from_secs(10), |t| t.pairs.iter().any(|p| p.client.port() == port && enrolled(p))).expect("not enrolled");
+    client.send_content(1, 20_000, 20_000);
+    let read = server.call(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Poll, pause_us: 0 });
+    assert!(matches!(&read, Answer::Fault(text) if text.contains("wrong byte")), "nothing was reordered: {read:?}");
+    let altered = corrupted(&scene, 6001, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true);
+    assert!(altered > 0, "no connection with a deferred accept was reordered");
     on.finish().expect("end");
 }
 
