@@ -10,7 +10,7 @@ BIN := target/release
 STATIC := target/$(HOST)/release/sockpath-helper
 RUN_TESTS := RUST_BACKTRACE=1 SOCKPATH_HELPER=$(CURDIR)/$(STATIC) cargo test --release --locked
 
-.PHONY: build demo test unit kernel-tests torture bench e2e image kernels lint deps clean help
+.PHONY: build demo test unit kernel-tests torture bench e2e image reproducible kernels lint deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +53,14 @@ bench: build target/.deps-test ## The tables of docs/benchmarks.md (root, quiet 
 	$(BIN)/bench
 
 e2e: build ## End-to-end tests on the cluster of KUBECONFIG
-	$(RUN_TESTS) -p sockpath-tests --test cluster -- --test-threads=1 --nocapture
+	$(RUN_TESTS) -p sockpath-tests --test cluster --test cluster_faults --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
 
 image: build ## The helper's image as an OCI archive, without a daemon
 	cargo build --release --locked -p sockpath-tests --bin oci-image
 	$(BIN)/oci-image $(STATIC) target/sockpath-helper.oci.tar
+
+reproducible: deps ## Build the image twice from two directories and compare the digests
+	.ci/reproducible
 
 lint: deps ## Format and clippy, warnings denied
 	cargo fmt --all --check

@@ -18,6 +18,8 @@ use crate::{accel, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
+/// The kubelet sets it in every container, whatever the pod says about Services.
+const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 /// Names of socket maps of ours, in bpf/src/accel.
 const OURS: [&str; 2] = ["socks", "sockpath"];
 
@@ -123,7 +125,12 @@ fn process_view() -> Check {
     }
     match Netns::open("/proc/1/ns/net") {
         Ok(netns) => row("processes", CheckState::Ok, format!("the node's are seen, its network namespace is {}", netns.inode), None),
-        Err(e) => row("processes", CheckState::Failed, format!("{e:#}"), Some("the helper pod needs CAP_SYS_PTRACE")),
+        Err(e) if std::env::var_os(IN_A_POD).is_some() => {
+            let remedy = "the helper pod needs CAP_SYS_PTRACE, and no AppArmor or SELinux profile that hides other processes";
+            row("processes", CheckState::Failed, format!("{e:#}"), Some(remedy))
+        }
+        // The lab names its namespaces by path.
+        Err(_) => row("processes", CheckState::Ok, "process 1 is out of reach here, which the lab does without", None),
     }
 }
 

@@ -120,10 +120,11 @@ impl Cluster {
         let kubeconfig = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
         let archive = env::temp_dir().join(format!("sockpath-helper-{}.tar", std::process::id()));
         let pinned = build_image(&archive);
-        run(Command::new(scripts().join("load-image")).arg(&archive));
+        let (name, digest) = pinned.split_once('@').unwrap_or_else(|| panic!("oci-image printed no digest: {pinned}"));
+        // By digest alone, as the policy wants it and a release's plugin asks for it.
+        let image = format!("{}@{digest}", name.rsplit_once(':').map_or(name, |(repository, _)| repository));
+        run(Command::new(scripts().join("load-image")).arg(&archive).args([name, &image]));
         let _ = fs::remove_file(archive);
-        // The runtime knows images it did not pull by name only, so the policy is told the name instead of the digest.
-        let image = pinned.split('@').next().unwrap_or_default().to_owned();
         let cluster = Self { kubeconfig, setup: Some(setup), image };
         cluster.prepare();
         cluster

@@ -193,6 +193,20 @@ impl Running {
         self.expect(&what, Duration::from_secs(30), |l| l.starts_with(&from) && l.contains(&to) && l.contains(state))
     }
 
+    /// Waits until all these pairs of pods were in this state, in whatever order they came to it.
+    ///
+    /// # Panics
+    /// As [`Self::expect`].
+    pub fn expect_pairs(&mut self, pairs: &[(&str, &str)], state: &str) {
+        let before = self.said.len();
+        let is = |line: &str, (client, server): &(&str, &str)| {
+            line.contains(&format!("/{client}:")) && line.contains(&format!("/{server}:")) && line.contains(state)
+        };
+        while !pairs.iter().all(|pair| self.said[before..].iter().any(|line| is(line, pair))) {
+            self.expect(&format!("{pairs:?} are {state}"), Duration::from_secs(40), |line| pairs.iter().any(|pair| is(line, pair)));
+        }
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

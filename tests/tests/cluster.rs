@@ -223,8 +223,16 @@ fn doctor_finds_nothing_wrong_and_says_so_of_every_node() {
     let checks = report["checks"].as_array().unwrap();
     for node in cluster.nodes() {
         let scope = format!("node {node}");
-        assert!(checks.iter().any(|c| c["scope"] == scope && c["name"] == "BTF" && c["state"] == "ok"), "{report:#}");
+        let state = |name: &str| checks.iter().find(|c| c["scope"] == scope && c["name"] == name).map(|c| c["state"].clone());
+        for name in ["kernel", "BTF", "seccomp", "processes", "cgroups", "bpffs", "hooks", "canary redirect", "canary order", "canary fin"]
+        {
+            assert_eq!(state(name), Some("ok".into()), "{name} on {node}: {report:#}");
+        }
+        assert!(state("socket maps").is_some(), "{report:#}");
     }
     assert_eq!(report["ok"], true, "{report:#}");
-    cluster.assert_no_helpers();
+    for unwell in checks.iter().filter(|c| c["state"] != "ok") {
+        assert!(unwell["remedy"].is_string(), "each row that is not well ends in what to do: {unwell:#}");
+    }
+    cluster.assert_nothing_left();
 }

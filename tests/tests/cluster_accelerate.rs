@@ -280,8 +280,7 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
     let touched = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let other = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
     let mut running = Running::start(&mut accelerate(&cluster, &["-l", "set=e2e"]));
-    running.expect_pair("client", "web", "accelerated");
-    running.expect_pair("client-1", "web-1", "accelerated");
+    running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
 
     let began = Instant::now();
     policy(&cluster, "apply", PORT);

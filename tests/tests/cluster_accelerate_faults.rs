@@ -28,16 +28,7 @@ impl<'a> Both<'a> {
         let near = Talk::start(cluster, "client", &pod_ip(cluster, "web"), PORT, 3);
         let far = Talk::start(cluster, "client-1", &pod_ip(cluster, "web-1"), PORT, 3);
         let mut running = Running::start(cluster.plugin().args(["accelerate", "-l", "set=e2e"]));
-        // Which node is told first is not known.
-        let (mut a, mut b) = (false, false);
-        running.expect("both nodes accelerate", Duration::from_secs(40), |l| l.contains("accelerated"));
-        while !(a && b) {
-            a |= running.said.iter().any(|l| l.contains("/client:") && l.contains("/web:") && l.contains("accelerated"));
-            b |= running.said.iter().any(|l| l.contains("/client-1:") && l.contains("/web-1:") && l.contains("accelerated"));
-            if !(a && b) {
-                running.expect("both nodes accelerate", Duration::from_secs(40), |l| l.contains("accelerated"));
-            }
-        }
+        running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
         Self { running, near, far }
     }
 

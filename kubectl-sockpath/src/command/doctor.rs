@@ -87,26 +87,27 @@ async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
     };
     for group in groups {
         let name = group.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", ");
+        // A lab that is not up: its kernel is this one all the same.
+        let scope = if name.is_empty() { "this machine".to_owned() } else { format!("node {name}") };
         match backend.helpers(&group, &[], Mode::Doctor, progress).await {
-            Ok(fleet) => rows.extend(ask(fleet, &name).await),
-            Err(e) => rows.push(failed(&format!("node {name}"), "helper", &e)),
+            Ok(fleet) => rows.extend(ask(fleet, &scope).await),
+            Err(e) => rows.push(failed(&scope, "helper", &e)),
         }
     }
 }
 
-async fn ask(mut fleet: Fleet, node: &str) -> Vec<Row> {
-    let scope = format!("node {node}");
+async fn ask(mut fleet: Fleet, scope: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     fleet.send_all(&Request::Doctor).await;
     fleet
         .finish(PATIENCE, |_, event| match event {
             Event::Said(message) => match *message {
-                Message::Check(check) => rows.push(Row { scope: scope.clone(), check }),
-                Message::Canary(c) => rows.push(Row { scope: scope.clone(), check: canary_row(&c) }),
-                Message::Error { text, .. } => rows.push(failed(&scope, "helper", &anyhow::anyhow!(text))),
+                Message::Check(check) => rows.push(Row { scope: scope.to_owned(), check }),
+                Message::Canary(c) => rows.push(Row { scope: scope.to_owned(), check: canary_row(&c) }),
+                Message::Error { text, .. } => rows.push(failed(scope, "helper", &anyhow::anyhow!(text))),
                 _ => {}
             },
-            Event::Lost(e) => rows.push(failed(&scope, "helper", &e.into())),
+            Event::Lost(e) => rows.push(failed(scope, "helper", &e.into())),
             Event::Ended(_) => {}
         })
         .await;
@@ -119,8 +120,11 @@ fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
         (false, false) => CheckState::Degraded,
         (false, true) => CheckState::Failed,
     };
-    let remedy =
-        (!canary.passed).then(|| "this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned());
+    let remedy = match state {
+        CheckState::Ok => None,
+        CheckState::Degraded => Some("nothing has to be done: such connections are left alone, others are accelerated".to_owned()),
+        CheckState::Failed => Some("this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned()),
+    };
     Check { name: format!("canary {}", canary.name), state, found: canary.detail.clone(), remedy }
 }
 
