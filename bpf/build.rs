@@ -1,7 +1,7 @@
 //! Compiles each BPF object and generates its skeleton.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -15,8 +15,13 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=include");
     println!("cargo:rerun-if-env-changed=CLANG");
-    let mut builder_args = vec![OsStr::new("-I"), OsStr::new("include"), OsStr::new("-I"), OsStr::new("src")];
+    let mut builder_args: Vec<&OsStr> = vec![OsStr::new("-I"), OsStr::new("include"), OsStr::new("-I"), OsStr::new("src")];
     builder_args.extend(["-Wall", "-Werror", "-Wno-unused-function", "-std=gnu11", "-mcpu=v3"].map(OsStr::new));
+    // Lines of BTF name their source; where it lay when it was built is nobody's business and would make each build another.
+    let mut prefix = OsString::from("-ffile-prefix-map=");
+    prefix.push(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
+    prefix.push("=bpf");
+    builder_args.push(&prefix);
     for name in OBJECTS {
         let mut builder = SkeletonBuilder::new();
         if let Some(clang) = clang() {

@@ -93,6 +93,18 @@ fn detached_it_goes_on_and_ends_by_itself() {
 }
 
 #[test]
+fn cleanup_leaves_alone_what_is_in_use() {
+    let Some(scene) = Scene::new("cleanup_leaves_alone_what_is_in_use") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let removed = accelerator::cleanup(&scene.lab).expect("cleanup");
+    assert!(removed.is_empty() && pins(&scene).exists(), "{removed:?}");
+    exchange(&client, &server, 20);
+    on.finish().expect("end");
+    assert!(!pins(&scene).exists(), "something is left behind");
+}
+
+#[test]
 fn what_a_killed_helper_leaves_is_cleaned_up() {
     let Some(scene) = Scene::new("what_a_killed_helper_leaves_is_cleaned_up") else { return };
     let mut on = scene.accelerate();

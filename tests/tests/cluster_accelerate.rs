@@ -132,6 +132,10 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     // Commands in between do not take the helper for a leftover.
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
     assert_eq!(cluster.helper_pods().len(), 2);
+    // It is no leftover either.
+    let cleanup = run(cluster.plugin().arg("cleanup"));
+    assert!(cleanup.contains("kept what") && cleanup.contains("uses it") && !cleanup.contains("removed"), "{cleanup}");
+    assert!(is_active(&cluster));
     // A second one is told who holds it.
     let second = output(&mut accelerate(&cluster, &["client", "web"]));
     let said = text(&second.stderr);

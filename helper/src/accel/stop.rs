@@ -17,6 +17,9 @@ use super::shared::field;
 use crate::node::{self, FoundPod};
 use crate::session::Session;
 
+/// A session renews its lease at least this often; one that has not was killed.
+const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
+
 /// How long `cleanup` waits for queues to drain.
 const CLEANUP_DRAIN: Duration = Duration::from_secs(5);
 
@@ -46,11 +49,32 @@ pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndRea
     Ok(EndReason::Done)
 }
 
-/// Removes every leftover of ours on this node.
+/// Removes every leftover of ours on this node. What somebody uses is none.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of_this_instance()?;
-    end(session, &pins, CLEANUP_DRAIN).await?;
+    match user(&pins).await? {
+        Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it"))?,
+        None => end(session, &pins, CLEANUP_DRAIN).await?,
+    }
     Ok(EndReason::Done)
+}
+
+/// Who accelerates on this node, if somebody does: a lease that was left to run out by itself, or one that is renewed.
+async fn user(pins: &Pins) -> Result<Option<String>> {
+    let Some(instance) = Instance::open(pins)? else { return Ok(None) };
+    let lease = || instance.control.read(0, field!(deadline_ns)).unwrap_or(0);
+    let detached = instance.control.read(0, field!(detached)) == Some(1);
+    let (before, until) = (lease(), Instant::now() + RENEWED_WITHIN);
+    while !instance.is_stopped() && !instance.lease_left()?.is_zero() {
+        if detached || lease() > before {
+            return Ok(Some(instance.owner()));
+        }
+        if Instant::now() >= until {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(None)
 }
 
 /// Drains, removes, unpins, and says what was done.
