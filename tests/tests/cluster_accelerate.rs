@@ -341,3 +341,22 @@ fn without_the_right_to_watch_policies_that_is_said() {
     assert_eq!(said.matches("NetworkPolicies are not watched").count(), 1, "{said}");
     cluster.assert_nothing_left();
 }
+
+#[test]
+fn z_through_a_service_with_iptables_and_vxlan() {
+    let Some(cluster) = cluster_or_skip("z_through_a_service_with_iptables_and_vxlan", Setup::VxlanIptables) else { return };
+    install(&cluster, &["client", "web"]);
+    serve(&cluster, "web");
+    let service = run(cluster.kubectl().args(["-n", NAMESPACE, "get", "service", "talk", "-o", "jsonpath={.spec.clusterIP}"]));
+    let live = Talk::start(&cluster, "client", &service, 90, 2);
+    let mut running = Running::start(&mut accelerate(&cluster, &["client", "web"]));
+    running.expect("the pair through the Service is accelerated", Duration::from_secs(30), |l| {
+        l.contains(&format!("via {service}:90")) && l.contains("accelerated")
+    });
+    live.goes_on();
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    assert!(status.success(), "{said}");
+    assert!(live.end() > 0);
+    cluster.assert_nothing_left();
+}

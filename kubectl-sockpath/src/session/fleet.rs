@@ -1,36 +1,21 @@
 //! One or several helpers as one stream of events.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sockpath_protocol::message::{EndReason, Hello};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Aftermath, ClockEstimate, ClockMeter, Ending, Keeper, Transport};
-
-/// Longest line taken from a helper, in bytes; a packet with a few hundred hops stays far below.
-const MAX_LINE: usize = 16 << 20;
+use super::stream::{Clock, Lines, listen, talk};
+use super::{Aftermath, ClockEstimate, Ending, Keeper, Transport};
 
 /// Events that wait for the plugin before helpers have to wait.
 const EVENTS_AHEAD: usize = 1024;
-
-/// While clocks are compared: time between two questions, and how many answers are enough. The quickest of them counts.
-const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
-const CLOCK_ROUND_TRIPS: u32 = 20;
-
-/// A helper's clock, shared by who asks and who hears the answers.
-type Clock = Arc<Mutex<ClockTask>>;
-
-#[derive(Debug, Default)]
-struct ClockTask {
-    wanted: bool,
-    meter: ClockMeter,
-}
 
 /// What comes from a helper.
 #[derive(Debug)]
@@ -337,225 +322,6 @@ fn join(detail: &str, aftermath: &Aftermath) -> String {
     [detail, &aftermath.cause, &stderr].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
-/// Messages out of a byte stream.
-struct Lines {
-    reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
-    line: Vec<u8>,
-}
-
-impl Lines {
-    fn new(reader: Box<dyn AsyncRead + Send + Unpin>) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, reader), line: Vec::new() }
-    }
-
-    /// The next message; `None` at the end of the stream. A half line at the end counts as cut off.
-    async fn next(&mut self) -> Result<Option<Message>, String> {
-        loop {
-            self.line.clear();
-            loop {
-                let available = match self.reader.fill_buf().await {
-                    Ok(b) => b,
-                    Err(_) => return Ok(None),
-                };
-                if available.is_empty() {
-                    return Ok(None);
-                }
-                let newline = available.iter().position(|b| *b == b'\n');
-                let take = newline.map_or(available.len(), |i| i + 1);
-                self.line.extend_from_slice(&available[..take]);
-                self.reader.consume(take);
-                if self.line.len() > MAX_LINE {
-                    return Err(format!("a line of more than {MAX_LINE} bytes"));
-                }
-                if newline.is_some() {
-                    break;
-                }
-            }
-            let line = self.line.trim_ascii();
-            if !line.is_empty() {
-                return serde_json::from_slice(line).map(Some).map_err(|e| {
-                    let cut = |text: &str| crate::terminal::fit(&crate::terminal::printable(text), 80, false);
-                    format!("{} in `{}`", cut(&e.to_string()), cut(&String::from_utf8_lossy(line)))
-                });
-            }
-        }
-    }
-}
-
-async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, Event)>, clock: Clock) {
-    loop {
-        let event = match lines.next().await {
-            Ok(Some(Message::Clock(reading))) => {
-                clock.lock().unwrap_or_else(PoisonError::into_inner).meter.answered(&reading);
-                continue;
-            }
-            Ok(Some(Message::Heartbeat | Message::Hello(_))) => continue,
-            Ok(Some(Message::End(end))) => Event::Ended(end.reason),
-            Ok(Some(message)) => Event::Said(Box::new(message)),
-            Ok(None) => Event::Lost(SessionError::CutOff { detail: String::new() }),
-            Err(detail) => Event::Lost(SessionError::Garbled { detail }),
-        };
-        let last = !matches!(event, Event::Said(_));
-        if sink.send((index, event)).await.is_err() || last {
-            return;
-        }
-    }
-}
-
-/// Writes requests and, in between, heartbeats; ends when the helper's stdin is gone or nobody asks any more.
-async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Request>, clock: Clock, beat: Duration) {
-    let mut ticks = interval(beat);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut questions = interval(CLOCK_INTERVAL);
-    questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let request = tokio::select! {
-            biased;
-            request = inbox.recv() => match request {
-                Some(request) => request,
-                None => return,
-            },
-            _ = ticks.tick() => Request::Heartbeat,
-            _ = questions.tick() => {
-                let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
-                if !clock.wanted || clock.meter.estimate().is_some_and(|e| e.round_trips >= CLOCK_ROUND_TRIPS) {
-                    continue;
-                }
-                Request::Clock { id: clock.meter.ask() }
-            }
-        };
-        if write(&mut writer, &request).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn write(writer: &mut (dyn AsyncWrite + Send + Unpin), request: &Request) -> Result<()> {
-    let mut line = serde_json::to_vec(request).context("cannot encode a request")?;
-    line.push(b'\n');
-    writer.write_all(&line).await?;
-    writer.flush().await?;
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use std::future::Future;
-    use std::pin::Pin;
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-    use sockpath_protocol::message::End;
-    use tokio::io::{DuplexStream, split};
-
-    struct Noted(Arc<Mutex<Vec<Ending>>>);
-
-    impl Keeper for Noted {
-        fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
-            self.0.lock().unwrap().push(how);
-            Box::pin(async { Aftermath { cause: "killed by signal 9".to_owned(), stderr: "error: oops\n".to_owned() } })
-        }
-    }
-
-    fn pair(node: &str) -> (Transport, DuplexStream, Arc<Mutex<Vec<Ending>>>) {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let (reader, writer) = split(ours);
-        let endings = Arc::new(Mutex::new(Vec::new()));
-        let keeper = Box::new(Noted(endings.clone()));
-        (Transport { nodes: vec![node.to_owned()], reader: Box::new(reader), writer: Box::new(writer), keeper }, theirs, endings)
-    }
-
-    fn hello(protocol: u32) -> Message {
-        Message::Hello(Hello {
-            protocol,
-            version: "9".to_owned(),
-            kernel: "6.18".to_owned(),
-            arch: "x86_64".to_owned(),
-            boot: String::new(),
-            features: Default::default(),
-            monotonic_ns: 1,
-            realtime_ns: 2,
-        })
-    }
-
-    async fn say(to: &mut DuplexStream, message: &Message) {
-        let mut line = serde_json::to_vec(message).unwrap();
-        line.push(b'\n');
-        to.write_all(&line).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn two_helpers_are_merged_and_ended_in_order() {
-        let mut fleet = Fleet::default();
-        let mut far = Vec::new();
-        let mut endings = Vec::new();
-        for node in ["a", "b"] {
-            let (transport, mut theirs, noted) = pair(node);
-            say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-            fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
-            far.push(theirs);
-            endings.push(noted);
-        }
-        say(&mut far[1], &Message::Warning { text: "w".to_owned() }).await;
-        let (index, event) = fleet.next().await.unwrap();
-        assert_eq!(index, 1);
-        assert!(matches!(event, Event::Said(m) if *m == Message::Warning { text: "w".to_owned() }));
-        for theirs in &mut far {
-            say(theirs, &Message::End(End { reason: EndReason::Finished })).await;
-        }
-        let mut ended = Vec::new();
-        fleet.finish(Duration::from_secs(1), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
-        ended.sort_unstable();
-        assert_eq!(ended, [(0, true), (1, true)]);
-        assert_eq!(*endings[0].lock().unwrap(), [Ending::Done]);
-        let mut said = Vec::new();
-        drop(fleet);
-        tokio::io::AsyncReadExt::read_to_end(&mut far[0], &mut said).await.unwrap();
-        let said = String::from_utf8(said).unwrap();
-        assert!(said.ends_with("{\"type\":\"finish\"}\n"), "{said}");
-    }
-
-    #[tokio::test]
-    async fn a_stream_without_end_is_told_as_such() {
-        let (transport, mut theirs, noted) = pair("a");
-        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-        let mut fleet = Fleet::default();
-        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
-        theirs.write_all(b"{\"type\":\"warn").await.unwrap();
-        drop(theirs);
-        let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
-        let text = error.to_string();
-        assert!(text.contains("before it was done") && text.contains("killed by signal 9: oops"), "{text}");
-        assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
-        assert!(fleet.next().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn versions_must_match() {
-        let (transport, mut theirs, _) = pair("a");
-        say(&mut theirs, &hello(PROTOCOL_VERSION + 1)).await;
-        let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
-        assert!(format!("{error:#}").contains("the same release"), "{error:#}");
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_does_not_end_is_killed() {
-        let (transport, mut theirs, noted) = pair("a");
-        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-        let mut fleet = Fleet::default();
-        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
-        let mut lost = 0;
-        fleet.finish(Duration::from_millis(20), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
-        assert_eq!(lost, 1);
-        assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
-    }
-
-    #[tokio::test]
-    async fn garbage_is_quoted() {
-        let (transport, mut theirs, _) = pair("a");
-        theirs.write_all(b"\x1b[31mhi\n").await.unwrap();
-        let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
-        let text = format!("{error:#}");
-        assert!(text.contains("one release") && text.contains("?[31mhi"), "{text}");
-    }
-}
+#[path = "fleet_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 mod clock;
 mod fleet;
 mod local;
+mod stream;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,0 +1,118 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use sockpath_protocol::message::End;
+use tokio::io::{AsyncWriteExt, DuplexStream, split};
+
+struct Noted(Arc<Mutex<Vec<Ending>>>);
+
+impl Keeper for Noted {
+    fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
+        self.0.lock().unwrap().push(how);
+        Box::pin(async { Aftermath { cause: "killed by signal 9".to_owned(), stderr: "error: oops\n".to_owned() } })
+    }
+}
+
+fn pair(node: &str) -> (Transport, DuplexStream, Arc<Mutex<Vec<Ending>>>) {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let (reader, writer) = split(ours);
+    let endings = Arc::new(Mutex::new(Vec::new()));
+    let keeper = Box::new(Noted(endings.clone()));
+    (Transport { nodes: vec![node.to_owned()], reader: Box::new(reader), writer: Box::new(writer), keeper }, theirs, endings)
+}
+
+fn hello(protocol: u32) -> Message {
+    Message::Hello(Hello {
+        protocol,
+        version: "9".to_owned(),
+        kernel: "6.18".to_owned(),
+        arch: "x86_64".to_owned(),
+        boot: String::new(),
+        features: Default::default(),
+        monotonic_ns: 1,
+        realtime_ns: 2,
+    })
+}
+
+async fn say(to: &mut DuplexStream, message: &Message) {
+    let mut line = serde_json::to_vec(message).unwrap();
+    line.push(b'\n');
+    to.write_all(&line).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_helpers_are_merged_and_ended_in_order() {
+    let mut fleet = Fleet::default();
+    let mut far = Vec::new();
+    let mut endings = Vec::new();
+    for node in ["a", "b"] {
+        let (transport, mut theirs, noted) = pair(node);
+        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+        far.push(theirs);
+        endings.push(noted);
+    }
+    say(&mut far[1], &Message::Warning { text: "w".to_owned() }).await;
+    let (index, event) = fleet.next().await.unwrap();
+    assert_eq!(index, 1);
+    assert!(matches!(event, Event::Said(m) if *m == Message::Warning { text: "w".to_owned() }));
+    for theirs in &mut far {
+        say(theirs, &Message::End(End { reason: EndReason::Finished })).await;
+    }
+    let mut ended = Vec::new();
+    fleet.finish(Duration::from_secs(1), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
+    ended.sort_unstable();
+    assert_eq!(ended, [(0, true), (1, true)]);
+    assert_eq!(*endings[0].lock().unwrap(), [Ending::Done]);
+    let mut said = Vec::new();
+    drop(fleet);
+    tokio::io::AsyncReadExt::read_to_end(&mut far[0], &mut said).await.unwrap();
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.ends_with("{\"type\":\"finish\"}\n"), "{said}");
+}
+
+#[tokio::test]
+async fn a_stream_without_end_is_told_as_such() {
+    let (transport, mut theirs, noted) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let mut fleet = Fleet::default();
+    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    theirs.write_all(b"{\"type\":\"warn").await.unwrap();
+    drop(theirs);
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
+    let text = error.to_string();
+    assert!(text.contains("before it was done") && text.contains("killed by signal 9: oops"), "{text}");
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+    assert!(fleet.next().await.is_none());
+}
+
+#[tokio::test]
+async fn versions_must_match() {
+    let (transport, mut theirs, _) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION + 1)).await;
+    let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
+    assert!(format!("{error:#}").contains("the same release"), "{error:#}");
+}
+
+#[tokio::test]
+async fn a_helper_that_does_not_end_is_killed() {
+    let (transport, mut theirs, noted) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let mut fleet = Fleet::default();
+    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    let mut lost = 0;
+    fleet.finish(Duration::from_millis(20), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
+    assert_eq!(lost, 1);
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+}
+
+#[tokio::test]
+async fn garbage_is_quoted() {
+    let (transport, mut theirs, _) = pair("a");
+    theirs.write_all(b"\x1b[31mhi\n").await.unwrap();
+    let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("one release") && text.contains("?[31mhi"), "{text}");
+}
