@@ -122,3 +122,18 @@ fn what_a_killed_helper_leaves_is_cleaned_up() {
     on.finish().expect("end");
     assert!(!pins(&scene).exists(), "something is left behind");
 }
+
+#[test]
+fn lab_down_removes_the_pins_of_its_acceleration() {
+    let Some(scene) = Scene::new("lab_down_removes_the_pins_of_its_acceleration") else { return };
+    let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
+    let (client, _server) = scene.connect_accelerated(&mut on, 6000);
+    assert!(on.finish().expect("end").detached);
+    // Nobody reads this.
+    client.send(b"unread");
+    let pins = pins(&scene);
+    assert!(pins.exists());
+    let down = scene.lab.down();
+    assert!(down.status.success(), "{down:?}");
+    assert!(!pins.exists(), "{} is left behind", pins.display());
+}

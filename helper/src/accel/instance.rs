@@ -18,7 +18,7 @@ use sockpath_bpf::accel::AccelSkelBuilder;
 use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_state};
 
 use super::calibrate;
-use super::pins::Pins;
+use super::pins::{ESTABLISHED, Pins};
 use super::shared::{Control, Ends, SharedArray, field};
 use crate::node::{FoundPod, Netns, PodCgroup};
 use crate::session::clock_ns;
@@ -389,7 +389,7 @@ fn count_sockets(pins: &Pins) -> Result<usize> {
 
 /// The pin of the link to a pod's cgroup; the id of a cgroup is not given out again while the machine runs.
 fn established_link(cgroup: &PodCgroup) -> String {
-    format!("established-{}", cgroup.id)
+    format!("{ESTABLISHED}{}", cgroup.id)
 }
 
 /// Pins a link.

@@ -3,6 +3,7 @@
 //! The programs (`bpf/src/accel`) watch the sockets of the chosen pods and carry the bytes; this side pairs sockets, orders
 //! pairs into the sockmap and out of it, and renews the lease without which everything goes by TCP.
 
+mod abandon;
 mod attend;
 mod calibrate;
 mod canary;
@@ -22,6 +23,7 @@ mod stop;
 mod suspension;
 mod trial;
 
+pub use abandon::Abandoned;
 pub use foreground::run;
 pub use stop::{cleanup, status, stop};
 pub use trial::try_out;

@@ -11,6 +11,12 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 /// Where the kernel's BPF file system is mounted by convention.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// Name of the directory of a node, and of the lab without a name.
+const SHARED: &str = "sockpath";
+
+/// What the names of links to cgroups begin with; the number of the cgroup follows.
+pub const ESTABLISHED: &str = "established-";
+
 /// The pinned objects of one instance, by name.
 #[derive(Debug, Clone)]
 pub struct Pins {
@@ -27,7 +33,7 @@ impl Pins {
                 }
                 format!("sockpath-{lab}")
             }
-            _ => "sockpath".to_owned(),
+            _ => SHARED.to_owned(),
         };
         Ok(Self { dir: Path::new(BPFFS).join(name) })
     }
@@ -40,6 +46,18 @@ impl Pins {
     /// The path of one pin.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Whether they belong to a lab with a name of its own, and to nothing else.
+    pub fn are_of_a_named_instance(&self) -> bool {
+        self.dir.file_name().is_some_and(|name| name != SHARED)
+    }
+
+    /// The cgroups whose sockets the programs meet, by number.
+    pub fn attached_cgroups(&self) -> Result<Vec<u64>> {
+        let entries = fs::read_dir(&self.dir).with_context(|| format!("cannot list {}", self.dir.display()))?;
+        let id = |name: &str| name.strip_prefix(ESTABLISHED)?.parse().ok();
+        Ok(entries.flatten().filter_map(|e| id(&e.file_name().to_string_lossy())).collect())
     }
 
     /// Whether anything of this instance is there.

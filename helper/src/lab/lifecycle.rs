@@ -12,6 +12,7 @@ use super::plan::{self, Instance, NODES, PODS, SERVICES};
 use super::rules::{Family, Restore};
 use super::state::{self, Locked, Phase, State};
 use super::{cgroup, netns, node, server};
+use crate::accel::Abandoned;
 
 /// Brings the lab up, or says that it is up.
 pub async fn up(instance: &Instance, overlay: Overlay) -> Result<ExitCode> {
@@ -180,11 +181,16 @@ async fn remove_all(instance: &Instance, locked: Locked) -> Result<bool> {
 /// Says whether there was anything.
 async fn tear_down(instance: &Instance) -> Result<bool> {
     let mut found = false;
+    let mut accelerated = None;
     if let Some(root) = cgroup::mounted()? {
         let dir = root.join(instance.cgroup_name());
+        accelerated = Abandoned::of_cgroups_below(&dir)?;
         if dir.exists() {
             if cgroup::contains_self(&root, &dir) {
                 bail!("this command runs inside the lab that it should remove; run it outside of `lab exec`");
+            }
+            if let Some(accelerated) = &accelerated {
+                accelerated.drain().await.context("cannot end the acceleration of the lab's pods")?;
             }
             cgroup::remove(&dir)?;
             found = true;
@@ -204,6 +210,10 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
                 }
             }
         }
+    }
+    if let Some(accelerated) = accelerated {
+        accelerated.remove().await.context("cannot remove what the acceleration of the lab's pods left")?;
+        found = true;
     }
     Ok(found)
 }
