@@ -63,7 +63,7 @@ enum Role {
         #[arg(long)]
         count: u64,
         /// How many at a time
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 120)]
         concurrency: usize,
         /// Make no new connections after so many milliseconds
         #[arg(long)]

@@ -9,7 +9,7 @@ use sockpath_protocol::lab::LabStatus;
 
 use super::chaos::{self, Deeds};
 use super::peers::Peer;
-use super::plan::{Listener, TIGHT};
+use super::plan::{DOOMED, Listener, TIGHT};
 use super::prng::Prng;
 use super::report::Totals;
 use super::tight::TightMemory;
@@ -23,8 +23,6 @@ const DOOMED_PORT: u16 = 7100;
 const TIGHT_PORT: u16 = 7200;
 /// Numbers of the second client's connections begin here; a multiple of the range of source ports, so that both clients use equal ones.
 const SECOND: u64 = 15_000_000_000;
-/// Numbers of the connections to the doomed server begin here.
-const DOOMED: u64 = 30_000_000_000;
 
 /// What to run.
 #[derive(Debug, Clone, Copy)]
@@ -212,6 +210,7 @@ fn add(sum: &mut Totals, more: &Totals) {
     sum.headless += more.headless;
     sum.received += more.received;
     sum.sent += more.sent;
+    sum.messages += more.messages;
     sum.faults += more.faults;
     sum.deviations += more.deviations;
     sum.misled += more.misled;
@@ -287,11 +286,12 @@ impl Verdict {
         self.faults.is_empty()
     }
 
-    /// The part of all content bytes, cross-node and unaccelerated times included, that went socket to socket.
+    /// The part of all writes, cross-node ones and those of unaccelerated times included, that went socket to socket. What peers that
+    /// were killed meanwhile exchanged is in the first number only.
     #[must_use]
     pub fn bypassed_share(&self) -> f64 {
-        let all = self.clients.sent + self.servers.sent;
-        self.deeds.as_ref().map_or(0.0, |d| d.bypassed_bytes as f64 / all.max(1) as f64)
+        let all = self.clients.messages + self.servers.messages;
+        self.deeds.as_ref().map_or(0.0, |d| d.bypassed_messages as f64 / all.max(1) as f64)
     }
 }
 
@@ -315,7 +315,8 @@ impl fmt::Display for Verdict {
             let ways: Vec<_> = deeds.ways.iter().map(|(w, n)| format!("{w} {n}")).collect();
             writeln!(f, "acceleration went on and off: {}; it was on for {:.1} s", ways.join(", "), deeds.on.as_secs_f64())?;
             let (mb, messages) = (deeds.bypassed_bytes / MB, deeds.bypassed_messages);
-            writeln!(f, "{mb} MB in {messages} messages bypassed TCP, {:.0} % of all bytes", 100.0 * self.bypassed_share())?;
+            let all = self.clients.messages + self.servers.messages;
+            writeln!(f, "{mb} MB in {messages} messages bypassed TCP, {:.0} % of all {all} writes", 100.0 * self.bypassed_share())?;
             let mut passes: Vec<_> = deeds.passes.iter().collect();
             passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
             let passes: Vec<_> = passes.iter().map(|(reason, n)| format!("{} {n}", reason.text())).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::content::{Content, Direction, check_tiling};
 use super::net::Socket;
 use super::outcome::{End, Outcome, closer};
-use super::plan::{Ending, Plan, Shape, Side, SidePlan};
+use super::plan::{Ending, Plan, SETTLED, Shape, Side, SidePlan};
 use super::prng::{Prng, mix};
 use super::reader::{Reader, ReaderKind};
 use super::watch::{Call, Guard, Watch};
@@ -364,6 +364,9 @@ impl Talk<'_> {
     }
 
     fn send_message(&self, writer: &mut Writer<'_>, round: usize, rng: &mut Prng, outcome: &mut Outcome) -> bool {
+        if round == SETTLED && self.side == Side::Client {
+            std::thread::sleep(Duration::from_micros(self.plan.settle_us));
+        }
         let from: usize = self.mine().writes[..round].iter().map(|w| *w as usize).sum();
         let to = from + self.mine().writes[round] as usize;
         pause(rng, self.mine().write_pause_us);

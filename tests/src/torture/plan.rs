@@ -8,8 +8,15 @@ pub use super::side::{Side, SidePlan};
 use super::side::{limit, restrict_to_mptcp, side_plan};
 use super::writer::WriterKind;
 
-/// Connections with a number from here on run where memory is tight; MPTCP stalls there even without us (seen on 6.18).
+/// Connections with a number from here on go to servers that are killed, or run where memory is tight: MPTCP stalls there even
+/// without us (seen on 6.18, seed 105).
+pub const DOOMED: u64 = 30_000_000_000;
+
+/// Connections with a number from here on run where memory is tight.
 pub const TIGHT: u64 = 45_000_000_000;
+
+/// The message before which a client waits once.
+pub const SETTLED: usize = 5;
 
 /// How a listener is set up; each variant has its own ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +110,8 @@ pub struct Plan {
     pub accept_pause_us: u64,
     /// So many writes of each side are exchanged in turn before the shape begins: acceleration needs to know how a side reads.
     pub prelude: usize,
+    /// Microseconds that the client waits once before message [`SETTLED`]: the helper of a busy machine needs them to take the pair in.
+    pub settle_us: u64,
 }
 
 impl Plan {
@@ -111,7 +120,7 @@ impl Plan {
     pub fn new(seed: u64, id: u64) -> Self {
         let mut r = Prng::new(seed, id);
         let mut listener = if r.one_in(3) { Listener::Plain } else { r.pick(&Listener::ALL) };
-        if listener == Listener::Mptcp && id >= TIGHT {
+        if listener == Listener::Mptcp && id >= DOOMED {
             listener = Listener::Plain;
         }
         let shape = r.pick(&[
@@ -251,6 +260,7 @@ impl Plan {
             joined_header: r.one_in(2) || listener == Listener::FastOpen,
             accept_pause_us: if r.one_in(4) { r.log_between(1, 3000) } else { 0 },
             prelude: usize::try_from(prelude).unwrap_or(0),
+            settle_us: if r.one_in(4) { 0 } else { r.log_between(5_000, 600_000) },
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Totals {
     pub received: u64,
     /// Bytes written.
     pub sent: u64,
+    /// Writes of the plans that were written whole.
+    pub messages: u64,
     /// Connections with faults.
     pub faults: u64,
     /// Connections that were told of the end of the stream where TCP tells of a reset, because the peer closed with unread bytes.

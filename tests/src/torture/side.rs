@@ -53,6 +53,16 @@ impl SidePlan {
     pub fn total(&self) -> u64 {
         self.writes.iter().map(|w| u64::from(*w)).sum()
     }
+
+    /// How many of its writes lie whole within its first `sent` bytes.
+    #[must_use]
+    pub fn messages(&self, sent: u64) -> u64 {
+        let ends = self.writes.iter().scan(0, |at, w| {
+            *at += u64::from(*w);
+            Some(*at)
+        });
+        ends.take_while(|end| *end <= sent).count() as u64
+    }
 }
 
 /// A side at random. One that `polls` waits elsewhere than in its receive calls, so that it is accelerated by default.

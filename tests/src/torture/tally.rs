@@ -33,6 +33,7 @@ impl Tally {
             t.connections += 1;
             t.received += outcome.received;
             t.sent += outcome.sent;
+            t.messages += plan.of(side).messages(outcome.sent);
             *t.routes.entry(route.to_owned()).or_default() += 1;
             t.deviations += u64::from(deviates);
             t.misled += u64::from(outcome.misled > 0);
