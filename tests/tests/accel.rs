@@ -2,12 +2,14 @@
 
 #![allow(missing_docs, reason = "tests")]
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState};
+use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState, Reason};
 use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
+use sockpath_tests::torture::pods::Pod;
 
 #[path = "hazards/scene.rs"]
 #[allow(dead_code, reason = "the hazards use the rest")]
@@ -136,4 +138,26 @@ fn lab_down_removes_the_pins_of_its_acceleration() {
     let down = scene.lab.down();
     assert!(down.status.success(), "{down:?}");
     assert!(!pins.exists(), "{} is left behind", pins.display());
+}
+
+#[test]
+fn a_pair_across_nodes_is_shown_and_left_alone() {
+    let Some(scene) = Scene::new("a_pair_across_nodes_is_shown_and_left_alone") else { return };
+    let remote = Pod::new(&scene.lab, "httpbin-remote");
+    let pods = scene.lab.status().pods;
+    let ip =
+        pods.iter().find(|p| p.name == "httpbin-remote").and_then(|p| p.ips.iter().copied().find(IpAddr::is_ipv4)).expect("an address");
+    let request = AccelerateRequest { pods: pods.iter().map(Into::into).collect(), ..Choice::default().request(&scene.lab) };
+    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    session.say(&Request::Accelerate(Box::new(request))).expect("the helper reads");
+    let mut on = Accelerator(session);
+    on.next_pairs().expect("it starts");
+    let listener = remote.listen(6000, &[]);
+    let client = scene.curl.connect(SocketAddr::new(ip, 6000));
+    let server = listener.accept();
+    exchange(&client, &server, 50);
+    scene::assert_left_alone(&mut on, &client, Reason::OtherNode);
+    exchange(&client, &server, 50);
+    scene::assert_untouched(&mut on, &client);
+    on.finish().expect("end");
 }

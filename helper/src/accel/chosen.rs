@@ -1,6 +1,6 @@
 //! The pods whose connections are taken: those that were named at the start, and those that came or went since.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
 use sockpath_protocol::accel::PodName;
@@ -17,6 +17,8 @@ pub struct Chosen {
     uids: Vec<String>,
     found: Vec<FoundPod>,
     names: PodNames,
+    /// The node of each pod, by the inode of its network namespace: in the lab one helper serves several.
+    nodes: HashMap<u32, String>,
     /// Namespaces of pods that were let go while they run: held, so that the numbers of their inodes are not given to others.
     let_go: Vec<Netns>,
 }
@@ -48,6 +50,12 @@ impl Chosen {
     /// Their names.
     pub fn names(&self) -> &PodNames {
         &self.names
+    }
+
+    /// Whether two of them are on different nodes.
+    pub fn are_apart(&self, netns: [u32; 2]) -> bool {
+        let [a, b] = netns.map(|n| self.nodes.get(&n));
+        a.is_some() && b.is_some() && a != b
     }
 
     /// The network namespaces of those of these pods that are chosen.
@@ -100,6 +108,7 @@ impl Chosen {
                     .is_none()
                     .then(|| format!("pod {name} has no cgroup v2 directory; only connections that are open now are accelerated"));
                 self.names.insert(found.netns.inode, name);
+                self.nodes.insert(found.netns.inode, pod.node.clone());
                 self.uids.push(pod.uid.clone());
                 self.found.push(found);
                 warning

@@ -141,6 +141,17 @@ pub fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
     set_both(instance, a, b, field!(left), why);
 }
 
+/// Keeps pairs out whose ends are `apart`, by their network namespaces, before they were ever in.
+pub fn keep_apart(instance: &Instance, apart: impl Fn([u32; 2]) -> bool) {
+    let all = known(instance);
+    for a in &all {
+        let Some(b) = peer_of(&all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+        if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.identity.netns, b.identity.netns]) {
+            keep_out(instance, a, b, accel_pass::ACCEL_OTHER_NODE);
+        }
+    }
+}
+
 /// Lets a pair that had left come back at the next pass.
 pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
     set_both(instance, a, b, field!(left), accel_pass(0));

@@ -38,6 +38,7 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::NetworkPolicy),
     Some(Reason::Memory),
     Some(Reason::PeerNotChosen),
+    Some(Reason::OtherNode),
 ];
 
 /// A snapshot of all pairs.
