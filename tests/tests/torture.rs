@@ -36,9 +36,9 @@ fn accelerated_connections_see_what_plain_ones_see() {
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
     let share = accelerated.bypassed_share();
     let deeds = accelerated.deeds.expect("nobody switched acceleration");
-    // A run of this size redirects some 200,000 messages, a quarter of all; the rest is cross-node, ineligible, or falls into the
-    // times when acceleration is off.
-    assert!(deeds.bypassed_messages > 20_000 && share > 0.05, "little was accelerated: {share:.3} of all writes, {deeds:?}");
+    // Seen: 80,000 to 200,000 messages, 7 to 26 % of all. The rest is cross-node, ineligible, or falls into the times when
+    // acceleration is off or starting, which takes seconds on a machine as busy as this run makes it.
+    assert!(deeds.bypassed_messages > 20_000 && share > 0.02, "little was accelerated: {share:.3} of all writes, {deeds:?}");
     // Bytes and ends of every connection whose outcome its plan decides.
     assert_eq!((accelerated.clients.digest, accelerated.servers.digest), (plain.clients.digest, plain.servers.digest));
 }
