@@ -29,6 +29,10 @@ struct Ground<'a> {
 
 /// Runs all of them; nothing else may be known to the instance yet.
 pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
+    // What they do must not be observed, and they receive as blocking readers do.
+    instance.control.set(0, field!(observing), 1);
+    let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
+    instance.control.set(0, field!(leave_blocking), 0);
     let mut ground = Ground::prepare(instance)?;
     let canaries =
         vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
@@ -45,6 +49,7 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
         instance.forget_gone()?;
     }
     instance.forget_totals();
+    instance.control.set(0, field!(leave_blocking), leave_blocking);
     Ok(canaries)
 }
 

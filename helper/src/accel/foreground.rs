@@ -16,7 +16,6 @@ use super::detached;
 use super::instance::{Instance, Start, is_without_order_gate};
 use super::pins::Pins;
 use super::report::PodNames;
-use super::shared::field;
 use super::stop::{LOOK_AGAIN, dismantle, summary};
 use crate::node::FoundPod;
 use crate::session::{Coded, Inbound, Session};
@@ -119,12 +118,7 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
 
 /// Tries the kernel out on private sockets, then meets the sockets of the pods. What it returns has to be held.
 fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<[OwnedFd; 2]> {
-    // What the canaries do must not be observed.
-    instance.control.set(0, field!(observing), 1);
-    let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
-    instance.control.set(0, field!(leave_blocking), 0);
     let canaries = canary::run(instance).context("the kernel could not be tried out on private sockets")?;
-    instance.control.set(0, field!(leave_blocking), leave_blocking);
     let failed = canaries.iter().find(|c| !c.passed && c.corruption_risk).cloned();
     for canary in canaries {
         session.send(&Message::Canary(canary))?;

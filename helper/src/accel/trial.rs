@@ -10,7 +10,6 @@ use sockpath_protocol::accel::Canary;
 use super::canary;
 use super::instance::{Instance, Start};
 use super::pins::{BPFFS, Pins};
-use super::shared::field;
 
 /// Tries the kernel out on private sockets. Everything is pinned in a BPF file system of its own, which goes with the thread: nothing
 /// can be left behind, and whoever accelerates on this node meanwhile is not disturbed.
@@ -28,7 +27,6 @@ pub fn try_out() -> Result<Vec<Canary>> {
             }
             let start = Start { owner: "doctor", lease: Duration::from_secs(30), leave_blocking_readers: true, detached: false };
             let instance = Instance::create(&pins, &start)?;
-            instance.control.set(0, field!(observing), 1);
             canary::run(&instance).context("the kernel could not be tried out on private sockets")
         });
         thread.join().unwrap_or_else(|_| bail!("the thread that tried it out panicked"))
