@@ -54,6 +54,9 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(ctl = get_control()))
 		return 0;
+	/* The verdict has looked. */
+	if (e->state == ACCEL_ENROLLED)
+		return 0;
 	if (count_sleepers(ctl, sk))
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
 	if (!ctl->leave_blocking || !e->peer_cookie || !(peer = get_end(e->peer)))
@@ -71,6 +74,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	struct accel_control *ctl;
 	struct conn *conn;
 	__u32 *seen;
+	__u64 reads;
 
 	/* Sockets of others end here. */
 	if (ret <= 0 || !sk->sk_bpf_storage)
@@ -89,7 +93,10 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
-	__sync_fetch_and_add(&e->reads, 1);
+	reads = __sync_fetch_and_add(&e->reads, 1) + 1;
+	/* Not a short connection, it seems: its calls are worth observing. */
+	if (reads == ctl->learn_reads && !ctl->observing)
+		ring(ctl);
 	if (e->learned < ctl->learn_reads && ctl->observing) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)

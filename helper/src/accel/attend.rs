@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use super::chosen::Chosen;
 use super::connections;
 use super::instance::Instance;
+use super::observation::Observation;
 use super::relay;
 use super::report::{self, PodNames};
 use super::review::Review;
@@ -27,9 +28,11 @@ use crate::session::{Inbound, Session};
 /// Time between two snapshots.
 pub const SNAPSHOT: Duration = Duration::from_secs(1);
 
-/// At least this long between two passes over the connections, and this many times as long as the last one took: 2 % of a CPU.
+/// At least this long between two passes over the connections, and this many times as long as the last one took: 10 % of a CPU
+/// while there are connections to pair and enrol, 2 % for looking after those that are.
 const PASS_INTERVAL: Duration = Duration::from_millis(5);
-const PASS_SHARE: u32 = 50;
+const PASS_SHARE: u32 = 10;
+const REVIEW_SHARE: u32 = 50;
 
 /// Who is told, and who decides when it ends.
 pub enum Audience<'a> {
@@ -131,6 +134,7 @@ struct Attendance<'a> {
     chosen: &'a mut Chosen,
     review: Review,
     suspension: Suspension,
+    observation: Observation,
 }
 
 impl Attendance<'_> {
@@ -158,7 +162,8 @@ impl Attendance<'_> {
         if spilled {
             kick(self.instance, self.chosen.pods())?;
         }
-        connections::enrol(self.instance)?;
+        self.observation.adjust(self.instance, &all)?;
+        connections::enrol(self.instance, &all)?;
         Ok(leaving || spilled)
     }
 
@@ -197,7 +202,8 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance = Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default() };
+    let mut attendance =
+        Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default(), observation: Observation::default() };
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewals = tokio::time::interval(audience.renewal_interval());
@@ -238,7 +244,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
                 let began = Instant::now();
                 let leaving = attendance.look_after()?;
                 let interval = if leaving { PASS_INTERVAL } else { REVIEW };
-                next_review = Instant::now() + interval.max(began.elapsed() * PASS_SHARE);
+                next_review = Instant::now() + interval.max(began.elapsed() * REVIEW_SHARE);
             }
             _ = snapshots.tick() => {
                 instance.forget_gone()?;

@@ -50,6 +50,7 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     }
     instance.forget_totals();
     instance.control.set(0, field!(leave_blocking), leave_blocking);
+    instance.control.set(0, field!(observing), 0);
     Ok(canaries)
 }
 
@@ -68,7 +69,7 @@ impl<'a> Ground<'a> {
             exchange(&mut reader, &mut writer)?;
         }
         connections::pair(instance);
-        if connections::enrol(instance)? != 1 {
+        if connections::enrol(instance, &connections::known(instance))? != 1 {
             bail!("the kernel did not take two private sockets into a sockmap");
         }
         let port = writer.local_addr().context("a socket without an address")?.port();

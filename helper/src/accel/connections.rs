@@ -13,8 +13,9 @@ use super::shared::field;
 /// may sleep in a receive call while another sends.
 pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32 | 64;
 
-/// What makes a one-way stream, in bytes.
-const STREAM_BYTES: u64 = 16 << 20;
+/// Bytes for each turn of a conversation above which TCP carries them at least as fast: a writer that is ahead of its reader
+/// fills the budget, and TCP moves large pieces, or pages of files, without the copy a redirect makes.
+pub const MOST_PER_TURN: u64 = 256 << 10;
 
 /// A known socket at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +61,14 @@ pub fn note_peculiar(instance: &Instance) -> Result<()> {
 
 /// Notes the peers of sockets that have none yet. Returns the cookies of those whose match is not unique.
 pub fn pair(instance: &Instance) -> HashSet<u64> {
-    let single: Vec<Identity> = known(instance).into_iter().filter(|k| k.end.peer_cookie == 0).map(|k| k.identity).collect();
+    let is_single = |slot: &usize| {
+        instance.ends.read(*slot, field!(cookie)).is_some_and(|c| c != 0) && instance.ends.read(*slot, field!(peer_cookie)) == Some(0)
+    };
+    let single: Vec<Identity> = (0..instance.used())
+        .filter(is_single)
+        .filter_map(|slot| instance.ends.get(slot).map(|end| Identity::of(slot, &end)))
+        .filter(|identity| identity.cookie != 0)
+        .collect();
     let matches = matching::find(&single);
     for &(a, b) in &matches.pairs {
         let (a, b) = (&single[a], &single[b]);
@@ -72,14 +80,18 @@ pub fn pair(instance: &Instance) -> HashSet<u64> {
     matches.ambiguous.iter().map(|&i| single[i].cookie).collect()
 }
 
-/// Orders pairs into the map whose readers are known well enough; both ends or none.
-pub fn enrol(instance: &Instance) -> Result<usize> {
-    let all = known(instance);
+/// Orders pairs of `all` into the map whose readers are known well enough; both ends or none.
+pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     let learn_reads = instance.control.read(0, field!(learn_reads)).unwrap_or(LEARN_READS);
     let mut ordered = Vec::new();
-    for k in &all {
-        let Some(peer) = peer_of(&all, k) else { continue };
-        if k.identity.slot < peer.identity.slot && is_ready(k, peer, learn_reads) {
+    // `all` may be older than what was decided since.
+    let stays_out = |k: &Known| {
+        let read = |f: fn(*mut accel_end) -> *mut u32| instance.ends.read(k.identity.slot, f);
+        read(field!(hold)) != Some(0) || instance.ends.read(k.identity.slot, field!(left)) != Some(accel_pass(0))
+    };
+    for k in all {
+        let Some(peer) = peer_of(all, k) else { continue };
+        if k.identity.slot < peer.identity.slot && is_ready(k, peer, learn_reads) && !stays_out(k) && !stays_out(peer) {
             for slot in [k.identity.slot, peer.identity.slot] {
                 instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
                 ordered.push(slot);
@@ -107,19 +119,29 @@ pub fn enrol(instance: &Instance) -> Result<usize> {
     Ok(ordered.len() / 2)
 }
 
-fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
-    let learned = |k: &Known| k.end.learned >= learn_reads;
+/// Whether a pair may go into the map once its readers are known.
+pub fn is_candidate(a: &Known, b: &Known) -> bool {
     let fresh = |k: &Known| {
         let end = &k.end;
         end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
     };
-    fresh(a) && fresh(b) && (learned(a) && learned(b) || learned(b) && streams(a, b) || learned(a) && streams(b, a))
+    fresh(a) && fresh(b) && converses(a, b)
 }
 
-/// Whether bytes go one way only, for so long that the silent side may join without its readers being known. On kernels with a
-/// wrong FIONREAD a reader there would be misled if answers came after all.
-fn streams(from: &Known, to: &Known) -> bool {
-    from.end.reads == 0 && to.end.taken >= STREAM_BYTES
+/// Whether both sides read often enough for short connections to cost nothing, and in turns that redirection makes faster.
+fn converses(a: &Known, b: &Known) -> bool {
+    let turns = a.end.reads.min(b.end.reads);
+    turns >= u64::from(LEARN_READS) && (a.end.taken + b.end.taken) / turns <= MOST_PER_TURN
+}
+
+/// Whether a pair is left alone because it moves much in one direction and little in turns.
+pub fn streams(a: &Known, b: &Known) -> bool {
+    let (turns, bytes) = (a.end.reads.min(b.end.reads).max(1), a.end.taken + b.end.taken);
+    a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS) && bytes / turns > MOST_PER_TURN
+}
+
+fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
+    is_candidate(a, b) && [a, b].iter().all(|k| k.end.learned >= learn_reads)
 }
 
 /// Writes one field of both ends of a pair.

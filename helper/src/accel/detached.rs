@@ -56,11 +56,9 @@ async fn go_on(request: &AccelerateRequest, session: Option<&mut Session>) -> Re
     let pins = Pins::of_this_instance()?;
     let Some(instance) = Instance::open(&pins)? else { return Ok(()) };
     let (mut chosen, _) = Chosen::find(&request.pods);
-    let observers = instance.observe()?;
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
     attend(&instance, &mut chosen, Audience::Nobody(session)).await?;
-    drop(observers);
     if !instance.is_stopped() && dismantle(&instance, chosen.pods(), drain).await?.left_enrolled == 0 {
         drop(instance);
         pins.remove()?;

@@ -1,6 +1,5 @@
 //! An acceleration while its session lasts.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -39,8 +38,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     };
     let reason = match prepare(session, &instance, chosen.pods()) {
         Err(e) => Err(e),
-        Ok(_observers) if request.dry_run_ms.is_some() => watch(session, &instance, chosen.names(), &request).await,
-        Ok(_observers) => attend(&instance, &mut chosen, Audience::Session { session: &mut *session, lease }).await,
+        Ok(()) if request.dry_run_ms.is_some() => watch(session, &instance, chosen.names(), &request).await,
+        Ok(()) => attend(&instance, &mut chosen, Audience::Session { session: &mut *session, lease }).await,
     };
     if request.dry_run_ms.is_some() {
         pins.remove()?;
@@ -116,8 +115,8 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
     if pins.claim()? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
 }
 
-/// Tries the kernel out on private sockets, then meets the sockets of the pods. What it returns has to be held.
-fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<[OwnedFd; 2]> {
+/// Tries the kernel out on private sockets, then meets the sockets of the pods.
+fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     let canaries = canary::run(instance).context("the kernel could not be tried out on private sockets")?;
     let failed = canaries.iter().find(|c| !c.passed && c.corruption_risk).cloned();
     for canary in canaries {
@@ -132,14 +131,13 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
             ),
         ));
     }
-    let observers = instance.observe()?;
     instance.attach(pods)?;
-    meet_all(instance, pods)?;
-    Ok(observers)
+    meet_all(instance, pods)
 }
 
 /// Only tells what would be done.
 async fn watch(session: &mut Session, instance: &Instance, names: &PodNames, request: &AccelerateRequest) -> Result<EndReason> {
+    let _observers = instance.observe()?;
     let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     let reason = loop {

@@ -305,7 +305,9 @@ impl Instance {
 
     /// Observes system and send calls on watched sockets until the returned links are dropped.
     pub fn observe(&self) -> Result<[OwnedFd; 2]> {
-        Ok([self.attach_tracepoint("system_call")?, self.attach_tracepoint("sent")?])
+        let links = [self.attach_tracepoint("system_call")?, self.attach_tracepoint("sent")?];
+        self.control.set(0, field!(observing), 1);
+        Ok(links)
     }
 
     fn attach_tracepoint(&self, program: &str) -> Result<OwnedFd> {

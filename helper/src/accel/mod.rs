@@ -13,6 +13,7 @@ pub mod detached;
 mod foreground;
 mod instance;
 mod matching;
+mod observation;
 mod pins;
 mod private;
 mod relay;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_role, accel_state};
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 
-use super::connections::{Known, peer_of};
+use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
 
 /// Names of pods by the inode of their network namespace.
@@ -166,6 +166,7 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
         () if peculiar(64) => Reason::BlockingReader,
         () if peculiar(32) => Reason::Urgent,
         () if peculiar(16) => Reason::TwoTasks,
+        () if streams(a, b) => Reason::SlowerThanTcp,
         () => return (PairState::Waiting, Some(Reason::Learning)),
     };
     (PairState::LeftAlone, Some(reason))

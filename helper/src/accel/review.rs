@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_state};
 
-use super::connections::{self, Known, PECULIAR, peer_of};
+use super::connections::{self, Known, MOST_PER_TURN, PECULIAR, peer_of};
 use super::instance::Instance;
 
 /// A pair that sent less by TCP since the last look is not judged.
@@ -124,6 +124,10 @@ fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
         return Judgement::Leave(accel_pass::ACCEL_SLOWER);
     }
     let redirected = now.bytes.wrapping_sub(before.bytes);
+    let turns = [0, 1].map(|i| now.reads[i].wrapping_sub(before.reads[i])).into_iter().min().unwrap_or(0);
+    if redirected >= 4 * MOST_PER_TURN && redirected / turns.max(1) > MOST_PER_TURN {
+        return Judgement::Leave(accel_pass::ACCEL_SLOWER);
+    }
     if by_tcp >= JUDGED_BYTES && by_tcp > redirected / 2 {
         return Judgement::Leave(accel_pass::ACCEL_SLOWER);
     }
