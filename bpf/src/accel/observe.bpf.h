@@ -2,8 +2,8 @@
 /*
  * Calls that redirected bytes would break, seen before the kernel carries them out: splice(2), which sees TCP's queue only,
  * MSG_WAITALL, which returns short, MSG_OOB, which would lose its urgency, and FIONREAD, which on many kernels (6.18.14 to July
- * 2026) counts only what was redirected once a socket is in a sockmap. Attached while a helper attends: a tracepoint on system
- * calls makes each call on the machine some 60 ns slower.
+ * 2026) counts only what was redirected once a socket is in a sockmap. Attached while a pair is in the map or may go
+ * there: a tracepoint on system calls makes each call on the machine some 60 ns slower.
  */
 
 #if defined(__TARGET_ARCH_x86)

@@ -13,6 +13,9 @@ use super::shared::field;
 /// may sleep in a receive call while another sends.
 pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32 | 64;
 
+/// `accel_end.flags`: met after it was established.
+const LIVE: u32 = 1;
+
 /// Bytes for each turn of a conversation above which TCP carries them at least as fast: a writer that is ahead of its reader
 /// fills the budget, and TCP moves large pieces, or pages of files, without the copy a redirect makes.
 pub const MOST_PER_TURN: u64 = 256 << 10;
@@ -128,10 +131,13 @@ pub fn is_candidate(a: &Known, b: &Known) -> bool {
     fresh(a) && fresh(b) && converses(a, b)
 }
 
-/// Whether both sides read often enough for short connections to cost nothing, and in turns that redirection makes faster.
+/// Whether a side read often enough for short connections to cost nothing, and what is read goes in turns that redirection
+/// makes faster. Connections that were open before are not short.
 fn converses(a: &Known, b: &Known) -> bool {
-    let turns = a.end.reads.min(b.end.reads);
-    turns >= u64::from(LEARN_READS) && (a.end.taken + b.end.taken) / turns <= MOST_PER_TURN
+    // One of them: who reads the other way may do so by splice(2), and has to be observed for that to be known.
+    let often = a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS);
+    let open_before = [a, b].iter().all(|k| k.end.flags & LIVE != 0);
+    (often || open_before) && (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1) <= MOST_PER_TURN
 }
 
 /// Whether a pair is left alone because it moves much in one direction and little in turns.

@@ -118,15 +118,22 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Brings a lab and the servers up.
+    /// Brings a lab and the servers up; this program is their program.
     ///
     /// # Errors
     /// When a server does not start.
     pub fn new() -> Result<Self> {
+        Self::with_program(std::env::current_exe().context("cannot find this program")?)
+    }
+
+    /// The same with the benchmark's program at `program`.
+    ///
+    /// # Errors
+    /// When a server does not start.
+    pub fn with_program(program: PathBuf) -> Result<Self> {
         let lab = Lab::up();
         let status = lab.status();
         forward_service_ports(&lab, &status)?;
-        let program = std::env::current_exe().context("cannot find this program")?;
         let mut ground = Self { lab, status, program, servers: Vec::new() };
         for pod in ["curl", "httpbin", "httpbin-remote"] {
             for cpus in [Cpus::One, Cpus::Two] {

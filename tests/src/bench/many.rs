@@ -63,7 +63,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     while accelerated < COUNT as u64 && Instant::now() < end {
         turnaround(&mut client, COUNT)?;
         on.0.drain();
-        accelerated = on.next_pairs()?.totals.accelerated;
+        accelerated = on.0.pairs.totals.accelerated;
     }
     let took = start.elapsed();
     let goal = if took < Duration::from_secs(2) && accelerated >= COUNT as u64 { "< 2 s: yes" } else { "< 2 s: **no**" };

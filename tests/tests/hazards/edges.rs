@@ -1,4 +1,4 @@
-//! Rows 13, 14, 16, 17 and 19: what lies around a pair.
+//! Rows 13, 14 and 19: what lies around a pair.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{Pair, PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
-use sockpath_tests::torture::accelerator::{self, Accelerator};
+use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::controller::forward_service_ports;
 use sockpath_tests::torture::reader::ReaderKind;
@@ -122,78 +122,6 @@ fn h20_memory_is_scarce() {
     }
     assert!(tight.most_used() > TightMemory::TCP_BYTES / 2, "{} bytes of TCP memory in use at most", tight.most_used());
     on.finish().expect("end");
-}
-
-/// Bytes per second of a stream of writes of `size`, through agents in both pods.
-fn stream(scene: &Scene, port: u16, size: usize) -> f64 {
-    let (client, server) = scene.connect(port);
-    let total = size * 20_000;
-    let start = Instant::now();
-    let kind = ReaderKind::Poll;
-    let reading = server.start_on(1, Op::ReadContent { id: 4, from: 0, to: total as u64, kind, pause_us: 0 });
-    for from in (0..total).step_by(total / 4) {
-        client.send_content(4, from as u64, total / 4);
-    }
-    assert_eq!(reading.number(), i64::try_from(total).expect("a count"));
-    total as f64 / start.elapsed().as_secs_f64()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-#[test]
-fn h16_slower_than_tcp() {
-    // A wide margin: this guards against a pair that is stuck on a slow way. The exact figures are those of `make bench`.
-    const LEAST: f64 = 0.5;
-    let Some(scene) = Scene::new("h16_slower_than_tcp") else { return };
-    for size in [1 << 10, 4 << 10] {
-        let mut ratios = Vec::new();
-        for n in 0..5 {
-            let plain = stream(&scene, 6000 + n * 2, size);
-            let on = scene.accelerate();
-            let fast = stream(&scene, 6001 + n * 2, size);
-            on.finish().expect("end");
-            ratios.push(fast / plain);
-        }
-        let ratio = median(ratios.clone());
-        assert!(ratio > LEAST, "streams in writes of {size} bytes run at {ratio:.2} of TCP: {ratios:.2?}");
-    }
-}
-
-/// Connections per second, one request and answer each.
-fn churn(scene: &Scene, port: u16) -> f64 {
-    let listener = scene.httpbin.listen(port, &[]);
-    let to = scene.httpbin_at(port);
-    let start = Instant::now();
-    const CONNECTIONS: u32 = 150;
-    for _ in 0..CONNECTIONS {
-        let client = scene.curl.connect(to);
-        let server = listener.accept();
-        exchange(&client, &server, 1);
-        client.close();
-        server.close();
-    }
-    listener.close();
-    f64::from(CONNECTIONS) / start.elapsed().as_secs_f64()
-}
-
-#[test]
-fn h17_connection_churn() {
-    // As above: `make bench` has the exact figures. A busy machine spreads these from 0.5 to 1.7.
-    const LEAST: f64 = 0.4;
-    let Some(scene) = Scene::new("h17_connection_churn") else { return };
-    let mut ratios = Vec::new();
-    for n in 0..5 {
-        let plain = churn(&scene, 6000 + n * 2);
-        let on: Accelerator = scene.accelerate();
-        let fast = churn(&scene, 6001 + n * 2);
-        on.finish().expect("end");
-        ratios.push(fast / plain);
-    }
-    let ratio = median(ratios.clone());
-    assert!(ratio > LEAST, "connections come and go at {ratio:.2} of TCP: {ratios:.2?}");
 }
 
 /// Helpers of sk_msg that the advisories of 2026 are about (CVE-2026-74589, -68284, -64548).

@@ -5,4 +5,5 @@ mod ends;
 mod identity;
 mod readers;
 mod scene;
+mod speed;
 mod start;
