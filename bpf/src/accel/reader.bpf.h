@@ -89,7 +89,8 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	/* It might have slept, and may next time. O_NONBLOCK has become MSG_DONTWAIT here. */
 	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking && !(e->flags & ACCEL_SAW_ASLEEP)) {
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
-		ring(ctl);
+		if (e->state == ACCEL_ENROLLED)
+			ring(ctl);
 	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);

@@ -124,11 +124,13 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
 
 /// Whether a pair may go into the map once its readers are known.
 pub fn is_candidate(a: &Known, b: &Known) -> bool {
-    let fresh = |k: &Known| {
-        let end = &k.end;
-        end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
-    };
-    fresh(a) && fresh(b) && converses(a, b)
+    is_fresh(a) && is_fresh(b) && converses(a, b)
+}
+
+/// Whether nothing keeps this end out of the map.
+fn is_fresh(k: &Known) -> bool {
+    let end = &k.end;
+    end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
 }
 
 /// Whether a side read often enough for short connections to cost nothing, and what is read goes in turns that redirection
@@ -147,7 +149,10 @@ pub fn streams(a: &Known, b: &Known) -> bool {
 }
 
 fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
-    is_candidate(a, b) && [a, b].iter().all(|k| k.end.learned >= learn_reads)
+    // The variant without the order gate learns nothing, and takes everything.
+    let takes_all = learn_reads < LEARN_READS;
+    let learned = [a, b].iter().all(|k| k.end.learned >= learn_reads);
+    is_fresh(a) && is_fresh(b) && learned && (takes_all || converses(a, b))
 }
 
 /// Writes one field of both ends of a pair.
