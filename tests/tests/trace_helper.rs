@@ -282,6 +282,10 @@ fn through_a_service() {
         let [(rewritten, note)] = &rewrites(there)[..] else { panic!("{there:#?}") };
         assert_eq!(rewritten.to, backend);
         assert!(note.contains("PRE_ROUTING rewrote destination") && note.contains(&format!("Service default/{target}")), "{note}");
+        let rule = there.hops.iter().find_map(|h| h.rule.as_deref()).unwrap_or_else(|| panic!("{there:#?}"));
+        assert!(rule.chain.starts_with("KUBE-SEP-") && rule.handle.is_some(), "{rule:?}");
+        assert!(rule.comment.as_deref().is_some_and(|c| c == format!("default/{target}:http")), "{rule:?}");
+        assert!(matches!(&rule.via[..], [a, b, c] if a == "PREROUTING" && b == "KUBE-SERVICES" && c.starts_with("KUBE-SVC-")), "{rule:?}");
         let [(rewritten, note)] = &rewrites(back)[..] else { panic!("{back:#?}") };
         assert_eq!(rewritten.from, to);
         assert!(note.contains("rewrote source"), "{note}");

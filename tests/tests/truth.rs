@@ -49,6 +49,8 @@ fn an_nft_drop_in_forward_of_node_1() {
     let drop = drop_with(&traced, &["NETFILTER_DROP"]);
     assert_eq!(drop["node"], "node-1", "{}", traced.dump());
     assert_eq!(drop["stage"], "node-forward", "{}", traced.dump());
+    assert_eq!((&drop["rule"]["table"], &drop["rule"]["chain"]), (&"inet planted".into(), &"forward".into()), "{}", traced.dump());
+    assert!(drop["rule"]["handle"].is_u64(), "{}", traced.dump());
     assert_advice(drop);
 }
 
@@ -178,11 +180,12 @@ fn a_rule_that_translates_elsewhere_is_shown() {
     nft(
         &lab,
         "node-1",
-        "table ip planted { chain pre { type nat hook prerouting priority -150; ip daddr 10.42.1.3 tcp dport 8080 dnat to 10.42.2.2:8080; }; }",
+        "table ip planted { chain pre { type nat hook prerouting priority -150; ip daddr 10.42.1.3 tcp dport 8080 dnat to 10.42.2.2:8080 comment \"elsewhere\"; }; }",
     );
     let traced = trace(&lab, &["curl", "httpbin:8080", "--probe", "--duration", "2s"]);
     let rewrite = traced.list("rewrites").iter().find(|r| r["to"] == "10.42.2.2:8080");
     assert!(rewrite.is_some_and(|r| r["from"] == "10.42.1.3:8080" && r["node"] == "node-1"), "{}", traced.dump());
+    assert!(rewrite.is_some_and(|r| r["chain"] == "pre" && r["by"]["comment"] == "elsewhere"), "{}", traced.dump());
     assert!(traced.mentions("findings", "10.42.2.2"), "{}", traced.dump());
 }
 

@@ -147,12 +147,44 @@ pub struct Hop {
     /// Addresses, when they differ from the hop before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewritten: Option<Flow>,
+    /// The netfilter rule that rewrote it before this hop, when it could be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Box<Rule>>,
     /// Offsets of the MAC, network and transport header from `skb->head`, in bytes, where set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offsets: Option<HeaderOffsets>,
     /// What is worth saying about this hop: cached route, noqueue, rule that rewrote, queue length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// A netfilter rule, or the policy of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    /// Family and name of its table: `ip nat`.
+    pub table: String,
+    /// Its chain: `KUBE-SEP-...`.
+    pub chain: String,
+    /// Its number, as `nft -a list` shows it; absent for a policy.
+    pub handle: Option<u64>,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// The chains that lead there, from the hook's own on; empty when it lies in that one or the way is not known.
+    #[serde(default)]
+    pub via: Vec<String>,
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "chain {} of table {}", self.chain, self.table)?;
+        if let Some(handle) = self.handle {
+            write!(f, ", handle {handle}")?;
+        }
+        match &self.comment {
+            Some(comment) => write!(f, " ({comment})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where an skb's headers lie, in bytes from `skb->head`.
@@ -209,8 +241,11 @@ pub struct Drop {
     pub place: u32,
     /// The stage it was in.
     pub stage: StageId,
-    /// What is known besides: the rule, the queue, the sysctl.
+    /// What is known besides: the queue, the sysctl.
     pub detail: Option<String>,
+    /// The netfilter rule that dropped it, when it could be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Box<Rule>>,
 }
 
 /// Something that happened to the conversation besides hops.

@@ -22,6 +22,7 @@ use hooks::Offer;
 use names::Names;
 use pace::{Look, Mode, Pace};
 use programs::Programs;
+use rules::Rules;
 use scene::Scene;
 
 pub mod assemble;
@@ -37,6 +38,7 @@ mod pace;
 pub mod places;
 mod probe;
 mod programs;
+pub mod rules;
 mod scene;
 
 /// Packets reported a second when the request does not say.
@@ -63,7 +65,8 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         (false, 0) => DEFAULT_PACKETS_PER_SECOND,
         (false, n) => n,
     };
-    let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone()));
+    let mut assembler =
+        Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone())).with_rules(Rules::of(&scene));
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
     }

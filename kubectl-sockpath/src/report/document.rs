@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
-use sockpath_protocol::packet::{Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Outcome, PacketKind};
+use sockpath_protocol::packet::{Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Outcome, PacketKind, Rule};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -172,6 +172,8 @@ pub struct DropRow {
     pub device: Option<String>,
     /// What is known besides.
     pub detail: Option<String>,
+    /// The netfilter rule that did it, when it could be found.
+    pub rule: Option<Rule>,
     /// What to do.
     pub advice: Option<&'static str>,
     /// How many packets.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
-use sockpath_protocol::packet::{Direction, Flow, RewriteKind};
+use sockpath_protocol::packet::{Direction, Flow, RewriteKind, Rule};
 use sockpath_protocol::stage::StageId;
 
 use super::journey::{Journey, is_netfilter};
@@ -29,8 +29,12 @@ pub struct RewriteRow {
     pub pod: Option<String>,
     /// Device there.
     pub device: Option<String>,
-    /// The rule or chain, when it is known.
+    /// Hook, chain and Service in words, as far as known.
     pub rule: Option<String>,
+    /// Chain of the rule that did it.
+    pub chain: Option<String>,
+    /// That rule: table, chain, handle, comment, and the chains that lead there.
+    pub by: Option<Rule>,
     /// Packets it was seen on.
     pub count: usize,
 }
@@ -43,8 +47,8 @@ pub(super) fn rewrites(journeys: &[Journey<'_>]) -> Vec<RewriteRow> {
             match rows.iter_mut().find(|r| same(r, &row)) {
                 Some(known) => {
                     known.count += 1;
-                    if known.rule.is_none() {
-                        known.rule = row.rule;
+                    if known.rule.is_none() || (known.by.is_none() && row.by.is_some()) {
+                        (known.rule, known.chain, known.by) = (row.rule, row.chain, row.by);
                     }
                 }
                 None => rows.push(row),
@@ -94,7 +98,9 @@ fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
                     node: cause.spot.node.clone(),
                     pod: cause.spot.pod.clone(),
                     device: cause.spot.device.clone(),
-                    rule: hop.note.as_deref().and_then(rule),
+                    rule: hop.note.as_deref().and_then(|note| rule(note, hop.rule.as_deref())),
+                    chain: hop.rule.as_ref().map(|r| r.chain.clone()),
+                    by: hop.rule.as_deref().cloned(),
                     count: 1,
                 });
             }
@@ -105,11 +111,12 @@ fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
 }
 
 /// What is known of the rule: the hook and the Service from the helper's note (`PRE_ROUTING rewrote destination A to B (Service NS/NAME)`).
-fn rule(note: &str) -> Option<String> {
+fn rule(note: &str, by: Option<&Rule>) -> Option<String> {
     let Some((before, after)) = note.split_once(" rewrote ") else { return Some(note.to_owned()).filter(|n| !n.is_empty()) };
     let hook = before.rsplit([' ', ',', ';']).next().filter(|h| h.contains("ROUTING") || h.contains("LOCAL"));
     let service = after.split_once('(').and_then(|(_, s)| s.split_once(')')).map(|(s, _)| s);
-    let parts: Vec<&str> = hook.into_iter().chain(service).collect();
+    let chain = by.map(|by| by.chain.as_str());
+    let parts: Vec<&str> = hook.into_iter().chain(chain).chain(service).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
@@ -143,7 +150,7 @@ mod tests {
             ("KUBE-SEP-X", Some("KUBE-SEP-X")),
             ("", None),
         ] {
-            assert_eq!(rule(note).as_deref(), expected, "{note}");
+            assert_eq!(rule(note, None).as_deref(), expected, "{note}");
         }
     }
 }

@@ -13,6 +13,7 @@ use super::open::Open;
 use super::stages::{Placed, Role, is_cut, stage_at};
 use crate::trace::event::{Hook, Sight, hook_name};
 use crate::trace::places::Places;
+use crate::trace::rules::Rules;
 
 /// What a namespace is to a packet of this direction, after it has or has not been received there.
 fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
@@ -42,7 +43,7 @@ pub struct Answer {
 }
 
 /// Turns the sights of a packet into hops, in the order of time.
-pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDeque<Answer>) -> Vec<Hop> {
+pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair, answers: &VecDeque<Answer>) -> Vec<Hop> {
     let mut sights = mem::take(&mut open.sights);
     sights.sort_by_key(|s| s.at);
     let waited = |i: usize| {
@@ -77,6 +78,9 @@ pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDequ
         if let Some((before, after)) = rewritten {
             notes.push(rewrite_note(&placed, i, pair, open.protocol, before.to != after.to, (before, after)));
         }
+        // The way back undoes what the first packet of a connection met: no rule is run again.
+        let there = open.course.direction == Direction::Request;
+        let rule = rewritten.filter(|_| there).and_then(|(before, after)| rules.translation(p.sight.netns, open.protocol, before, after));
         hops.push(Hop {
             stage,
             hook: hook_of(p.sight),
@@ -87,6 +91,7 @@ pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDequ
             len: p.sight.len,
             segments: p.sight.segments.max(1),
             rewritten: rewritten.map(|(_, after)| after),
+            rule: rule.map(Box::new),
             offsets: p.sight.offsets,
             note: (!notes.is_empty()).then(|| notes.join(", ")),
         });

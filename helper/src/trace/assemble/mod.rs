@@ -17,6 +17,7 @@ use self::outcome::{Verdict, verdict};
 use super::event::{Hook, Sight};
 use super::names::Names;
 use super::places::Places;
+use super::rules::Rules;
 
 pub mod conversation;
 mod hops;
@@ -55,6 +56,7 @@ pub struct Assembler {
     conversations: Conversations,
     places: Places,
     names: Names,
+    rules: Rules,
     open: BTreeMap<u32, Open>,
     sights: usize,
     /// Packets that wait for a reader, by what the reader's socket says.
@@ -82,6 +84,7 @@ impl Assembler {
             conversations: Conversations::new(pair),
             places,
             names,
+            rules: Rules::new(Box::new(|_| None)),
             open: BTreeMap::new(),
             sights: 0,
             waiting: HashMap::new(),
@@ -96,6 +99,13 @@ impl Assembler {
             delivered_requests: 0,
             misses: 0,
         }
+    }
+
+    /// With the rules of its namespaces, to name those that rewrite or drop.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Without netfilter links (before 6.4) a packet is delivered where a pod's stack receives it.

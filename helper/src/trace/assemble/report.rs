@@ -11,6 +11,7 @@ use super::outcome::{Verdict, expected_after};
 use super::{Assembler, hops, incident};
 use crate::trace::event::{Hook, Sight, hook_name};
 use crate::trace::names::Names;
+use crate::trace::rules::At;
 
 impl Assembler {
     pub(super) fn dropped(&mut self, sight: Sight) {
@@ -51,6 +52,7 @@ impl Assembler {
             len: sight.len,
             segments: sight.segments.max(1),
             rewritten: None,
+            rule: None,
             offsets: sight.offsets,
             note: Some("its way until here was not recorded".to_owned()),
         };
@@ -79,7 +81,10 @@ impl Assembler {
                 better.clone_into(&mut reason);
             }
         }
-        Drop { reason, location, place: self.places.number(sight.netns, sight.ifindex), stage, detail }
+        let at = (reason == "NETFILTER_DROP").then(|| hook_of(stage)).flatten();
+        let rule = at.zip(sight.protocol).and_then(|(at, protocol)| self.rules.drop(sight.netns, protocol, sight.flow, at));
+        let place = self.places.number(sight.netns, sight.ifindex);
+        Drop { reason, location, place, stage, detail, rule: rule.map(Box::new) }
     }
 
     pub(super) fn report(&mut self, id: u32, verdict: Verdict) {
@@ -91,7 +96,7 @@ impl Assembler {
                 self.waiting.remove(&open.course);
             }
         }
-        let hops = hops::hops(&mut open, &mut self.places, self.conversations.pair(), &self.answers);
+        let hops = hops::hops(&mut open, &mut self.places, &mut self.rules, self.conversations.pair(), &self.answers);
         let last = hops.last().map_or(StageId::SendNetwork, |h| h.stage);
         let outcome = match (verdict, &open.drop) {
             (Verdict::Delivered, _) => Outcome::Delivered,
@@ -151,5 +156,17 @@ impl Assembler {
             place,
             detail: incident::detail(sight),
         }));
+    }
+}
+
+/// The netfilter hook whose rules run in this stage.
+fn hook_of(stage: StageId) -> Option<At> {
+    match stage {
+        StageId::NfPreRouting | StageId::NodePreRouting => Some(At::PreRouting),
+        StageId::NfLocalIn | StageId::NodeLocalIn => Some(At::LocalIn),
+        StageId::NodeForward => Some(At::Forward),
+        StageId::NfLocalOut | StageId::NodeLocalOut => Some(At::LocalOut),
+        StageId::NfPostRouting | StageId::NodePostRouting => Some(At::PostRouting),
+        _ => None,
     }
 }
