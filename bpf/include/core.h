@@ -295,6 +295,15 @@ struct sk_psock {
 	refcount_t refcnt;
 };
 
+struct sk_msg_sg {
+	__u32 size;
+};
+
+struct sk_msg {
+	struct sk_msg_sg sg;
+	struct list_head list;
+};
+
 struct bpf_map;
 struct seq_file;
 
@@ -448,11 +457,16 @@ struct pt_regs {
 };
 #endif
 
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct task_struct {
 	int tgid;
 	void *stack;
 	char comm[16];
 	struct files_struct *files;
+	struct nsproxy *nsproxy;
 };
 
 #pragma clang attribute pop

@@ -260,6 +260,10 @@ enum trace_hook {
 	TRACE_RETRANSMIT_SYNACK,
 	TRACE_SET_STATE,
 	TRACE_RCVQUEUE_FULL,
+	/* Bytes that go socket to socket: written, put into the reader's queue, read. */
+	TRACE_BYPASS_WRITE,
+	TRACE_BYPASS_READY,
+	TRACE_BYPASS_READ,
 	TRACE_HOOK_MAX,
 };
 

@@ -14,6 +14,7 @@
 #include "trace/track.bpf.h"
 #include "trace/device.bpf.h"
 #include "trace/netfilter.bpf.h"
+#include "trace/bypass.bpf.h"
 #include "trace/socket.bpf.h"
 #include "trace/route.bpf.h"
 #include "trace/drop.bpf.h"

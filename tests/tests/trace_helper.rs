@@ -85,7 +85,7 @@ impl Session {
 
     fn probe(&mut self, protocol: Protocol, to: &str) {
         let to: SocketAddr = to.parse().unwrap();
-        self.ask(&Request::Probe(ProbeRequest { protocol, to, timeout_ms: 3000, http: true }));
+        self.ask(&Request::Probe(ProbeRequest { protocol, to, timeout_ms: 3000, http: true, requests: 0 }));
         self.wait_for(|m| matches!(m, Message::Probed(_)));
     }
 
@@ -355,7 +355,7 @@ fn drops_are_named() {
     lab.run("node-1", ["nft", "add", "rule", "ip", "planted", "f", "ip", "daddr", "10.42.1.3", "drop"]);
     let mut session = Session::start(&lab, request(&lab, "curl", "httpbin"));
     let to = "10.42.1.3:8080".parse().unwrap();
-    session.ask(&Request::Probe(ProbeRequest { protocol: Protocol::Tcp, to, timeout_ms: 500, http: false }));
+    session.ask(&Request::Probe(ProbeRequest { protocol: Protocol::Tcp, to, timeout_ms: 500, http: false, requests: 0 }));
     session.wait_for(|m| matches!(m, Message::Packet(_)));
     let said = session.finish();
     let Outcome::Dropped(drop) = &said.packet(Direction::Request, PacketKind::Syn).outcome else { panic!("{:#?}", said.packets) };

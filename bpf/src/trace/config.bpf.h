@@ -20,6 +20,8 @@ __u64 uplinks[TRACE_MAX_UPLINKS];
 __u32 uplink_count;
 /* Nothing is recorded before this is set. */
 bool armed;
+/* The pair may be accelerated: look for bytes that go socket to socket. */
+bool bypass;
 /* As enum trace_rest says. */
 __u32 resting;
 /* Packets of the pair, about: CPUs do not wait for each other. */

@@ -70,6 +70,8 @@ int BPF_PROG(tcp_sendmsg_locked, const struct sock *arg, const struct msghdr *ms
 	struct tuple t;
 	__u32 net, seq;
 
+	if (bypass)
+		goes_by_tcp();
 	net = find_net(sk->__sk_common.skc_net.net);
 	if (!net || !armed)
 		return 0;
@@ -157,6 +159,8 @@ int BPF_PROG(sk_data_ready, const struct sock *arg)
 	__u32 net, seq = 0, id = 0;
 	struct tuple t;
 
+	if (bypass && !runs_in_softirq(ctx) && woken_by_its_writer(sk, ctx))
+		return 0;
 	if (idle_at_sockets())
 		return 0;
 	net = find_net(sk->__sk_common.skc_net.net);
@@ -236,7 +240,11 @@ static __always_inline int received(void *ctx, const struct sock *sk, enum trace
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 {
-	if (idle_at_sockets() || ret <= 0 || flags & MSG_PEEK)
+	if (ret <= 0 || flags & MSG_PEEK)
+		return 0;
+	if (bypass)
+		bypass_read(ctx, AS(sock, sk), ret);
+	if (idle_at_sockets())
 		return 0;
 	return received(ctx, AS(sock, sk), TRACE_RECV_LENGTH, ret);
 }

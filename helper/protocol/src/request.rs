@@ -14,6 +14,9 @@ pub enum Request {
     Trace(Box<TraceRequest>),
     /// Send one probe from inside the source's network namespace (during a trace).
     Probe(ProbeRequest),
+    /// Bytes of the pair may go socket to socket from now on: show that way, too (during a trace). A helper finds out by itself
+    /// within a second where it sees the pins of an acceleration.
+    LookForBypass,
     /// Let pods of this node exchange bytes socket to socket.
     Accelerate(Box<AccelerateRequest>),
     /// Choose these pods instead of those before (during an acceleration).
@@ -177,4 +180,7 @@ pub struct ProbeRequest {
     /// For TCP: send a small HTTP request after connecting and read what comes, so that data packets are seen.
     #[serde(default)]
     pub http: bool,
+    /// For HTTP: so many requests one after the other on one connection, 20 ms apart; 0 is one, and the connection is closed.
+    #[serde(default)]
+    pub requests: u32,
 }

@@ -61,7 +61,7 @@ macro_rules! stages {
 }
 
 stages! {
-    SocketWrite "socket-write" Some("S1"), Send, "socket write", "the socket call: bytes are copied into an sk_buff", ["tp_btf/tcp_sendmsg_locked", "fentry/tcp_sendmsg", "fentry/udp_sendmsg", "tp_btf/sock_send_length"], false;
+    SocketWrite "socket-write" Some("S1"), Send, "socket write", "the socket call: bytes are copied into an sk_buff", ["tp_btf/tcp_sendmsg_locked", "tp_btf/sys_enter", "fentry/tcp_sendmsg", "fentry/udp_sendmsg", "tp_btf/sock_send_length"], false;
     SendStack "send-stack" Some("S2"), Send, "protocol stack begins", "the transport protocol takes over", ["fentry/tcp_write_xmit"], false;
     SendTransport "send-transport" Some("S3"), Send, "transport header", "ports, sequence and checksum are written", ["fentry/__tcp_transmit_skb", "fentry/udp_send_skb"], false;
     RouteOut "route-out" Some("S4"), Send, "route lookup", "the route for the destination is looked up, or taken from the socket's cache", ["tp_btf/fib_table_lookup", "tp_btf/fib6_table_lookup", "fentry/ip_route_output_flow"], false;
@@ -118,7 +118,8 @@ stages! {
     Copied "copied" Some("R19"), Receive, "copied to the application", "the bytes are in the application's buffer", ["tp_btf/sock_recv_length", "tp_btf/tcp_rcv_space_adjust"], false;
     Released "released" Some("R20"), Receive, "sk_buff released", "the sk_buff is freed", ["tp_btf/consume_skb"], false;
 
-    Verdict "verdict" None, Send, "sk_msg verdict", "accelerated: the bytes are put into the peer's queue", ["tp_btf/tcp_bpf_sendmsg"], false;
+    Verdict "verdict" None, Send, "sk_msg verdict", "accelerated: the bytes are put into the peer's queue", ["fentry/tcp_bpf_sendmsg"], false;
+    IngressQueue "ingress-queue" None, Receive, "peer's ingress queue", "accelerated: the message waits in the sockmap queue of the reader's socket", ["fentry/tcp_bpf_sendmsg_redir"], false;
 }
 
 impl StageId {

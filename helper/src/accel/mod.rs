@@ -14,7 +14,7 @@ mod foreground;
 mod instance;
 mod matching;
 mod observation;
-mod pins;
+pub mod pins;
 mod private;
 mod relay;
 mod report;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, Object, libbpf_sys};
 
-use super::hooks::{HookKind, PROGRAMS, Program, public_name};
+use super::hooks::{HookKind, PROGRAMS, Program, When, public_name};
 use super::netns::inside;
 use super::scene::Scene;
 
@@ -19,6 +19,7 @@ pub struct Attachments {
     steady: Held,
     /// Absent while they rest.
     busy: Option<Held>,
+    bypass: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +40,7 @@ pub struct Hooks {
 impl Attachments {
     /// Attaches every program that is loaded. A tracepoint that refuses is noted; netfilter's hooks have to be had.
     pub fn all(object: &mut Object, scene: &Scene, hooks: &mut Hooks) -> Result<Self> {
-        let mut all = Self { steady: Held::default(), busy: Some(Held::default()) };
+        let mut all = Self { steady: Held::default(), busy: Some(Held::default()), bypass: false };
         for known in PROGRAMS {
             all.attach(object, known, scene, hooks, true)?;
         }
@@ -64,11 +65,28 @@ impl Attachments {
         Ok(())
     }
 
+    /// From now on bytes that go socket to socket are looked for.
+    pub fn look_for_bypass(&mut self, object: &mut Object, scene: &Scene) -> Result<()> {
+        self.bypass = true;
+        if self.busy.is_none() {
+            return self.wake(object, scene);
+        }
+        for known in PROGRAMS.iter().filter(|p| p.when == When::Bypass) {
+            self.attach(object, known, scene, &mut Hooks::default(), false)?;
+        }
+        Ok(())
+    }
+
     fn attach(&mut self, object: &mut Object, known: &Program, scene: &Scene, hooks: &mut Hooks, steady: bool) -> Result<()> {
         let Some(program) = object.progs_mut().find(|p| p.name() == known.name && p.autoload()) else { return Ok(()) };
         match known.hook {
-            HookKind::Tracepoint(_) if known.busy || steady => {
-                let held = if known.busy { self.busy.get_or_insert_default() } else { &mut self.steady };
+            HookKind::Tracepoint(_) => {
+                let held = match known.when {
+                    When::Always if steady => &mut self.steady,
+                    When::Busy => self.busy.get_or_insert_default(),
+                    When::Bypass if self.bypass => self.busy.get_or_insert_default(),
+                    When::Always | When::Bypass => return Ok(()),
+                };
                 match program.attach_trace() {
                     Ok(link) => {
                         held.tracepoints.push(link);
@@ -79,7 +97,6 @@ impl Attachments {
                     }
                 }
             }
-            HookKind::Tracepoint(_) => {}
             HookKind::Netfilter { first } => {
                 let fd = program.as_fd();
                 for (netns, territory) in &scene.netns {

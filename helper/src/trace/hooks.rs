@@ -13,8 +13,19 @@ pub struct Program {
     pub name: &'static str,
     /// What it is attached to.
     pub hook: HookKind,
-    /// Whether it fires for the packets of everybody on the machine.
-    pub busy: bool,
+    /// When it is attached.
+    pub when: When,
+}
+
+/// When a program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// As long as the trace lasts: it seldom runs.
+    Always,
+    /// Not while the trace rests: it fires for the packets of everybody on the machine.
+    Busy,
+    /// As `Busy`, and only if bytes of the pair may go socket to socket: it fires for every system call.
+    Bypass,
 }
 
 /// What a program is attached to.
@@ -30,18 +41,18 @@ pub enum HookKind {
 }
 
 const fn busy(name: &'static str) -> Program {
-    Program { name, hook: HookKind::Tracepoint(name), busy: true }
+    Program { name, hook: HookKind::Tracepoint(name), when: When::Busy }
 }
 
 const fn rare(name: &'static str) -> Program {
-    Program { name, hook: HookKind::Tracepoint(name), busy: false }
+    Program { name, hook: HookKind::Tracepoint(name), when: When::Always }
 }
 
 /// The programs, in the order in which they are attached: what begins a packet comes last.
 pub const PROGRAMS: &[Program] = &[
     busy("consume_skb"),
     rare("kfree_skb"),
-    Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb"), busy: false },
+    Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb"), when: When::Always },
     busy("sock_recv_length"),
     busy("tcp_rcv_space_adjust"),
     busy("skb_copy_datagram_iovec"),
@@ -64,9 +75,10 @@ pub const PROGRAMS: &[Program] = &[
     rare("tcp_retransmit_synack"),
     rare("inet_sock_set_state"),
     rare("sock_rcvqueue_full"),
+    Program { name: "system_call", hook: HookKind::Tracepoint("sys_enter"), when: When::Bypass },
     busy("tcp_sendmsg_locked"),
-    Program { name: "nf_last", hook: HookKind::Netfilter { first: false }, busy: false },
-    Program { name: "nf_first", hook: HookKind::Netfilter { first: true }, busy: false },
+    Program { name: "nf_last", hook: HookKind::Netfilter { first: false }, when: When::Always },
+    Program { name: "nf_first", hook: HookKind::Netfilter { first: true }, when: When::Always },
 ];
 
 /// Hooks that would say more where a kernel lets programs attach to functions.

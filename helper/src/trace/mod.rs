@@ -14,6 +14,7 @@ use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::accel::pins::Pins;
 use crate::session::{Inbound, Session, clock_ns};
 use assemble::Assembler;
 use backlog::Backlogs;
@@ -82,6 +83,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         armed: Instant::now(),
         pace,
         mode: Mode::Watching,
+        bypass: false,
         rested: Duration::ZERO,
         rests: None,
     };
@@ -109,6 +111,8 @@ struct Trace<'a> {
     armed: Instant,
     pace: Pace,
     mode: Mode,
+    /// Whether the pair may be accelerated.
+    bypass: bool,
     /// How long what fires for everybody was detached, and since when it is.
     rested: Duration,
     rests: Option<Instant>,
@@ -122,6 +126,7 @@ impl Trace<'_> {
         scene: &Scene,
         assembler: &mut Assembler,
     ) -> Result<EndReason> {
+        let accelerations = Pins::of_this_instance()?;
         let (probed_tx, mut probed) = mpsc::channel(16);
         let mut consume = interval(CONSUME_EVERY);
         let mut count = interval(COUNTERS_EVERY);
@@ -141,6 +146,7 @@ impl Trace<'_> {
                         self.set_mode(Mode::Watching, scene)?;
                         start_probe(scene, probe, probed_tx.clone());
                     }
+                    Inbound::Request(Request::LookForBypass) => self.look_for_bypass(scene)?,
                     Inbound::Request(other) => session.warn(format!("not during a trace: {other:?}"))?,
                     Inbound::Stop(reason) => return Ok(reason),
                 },
@@ -158,11 +164,26 @@ impl Trace<'_> {
                 _ = meter.tick() => self.meter.look(),
                 _ = count.tick() => {
                     self.look_at_backlogs(assembler)?;
+                    if accelerations.exist() {
+                        self.look_for_bypass(scene)?;
+                    }
                     let counters = self.counters(assembler)?;
                     session.send(&Message::Counters(counters))?;
                 }
             }
         }
+    }
+
+    fn look_for_bypass(&mut self, scene: &Scene) -> Result<()> {
+        if self.bypass {
+            return Ok(());
+        }
+        self.bypass = true;
+        self.pace.never_silent();
+        let look = self.look()?;
+        self.pace.watch(look);
+        self.set_mode(Mode::Watching, scene)?;
+        self.programs.look_for_bypass(scene)
     }
 
     fn look(&self) -> Result<Look> {

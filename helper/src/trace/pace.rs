@@ -98,6 +98,11 @@ impl Pace {
         self.mode
     }
 
+    /// The pair may speak without packets: netfilter's hooks would not hear it.
+    pub fn never_silent(&mut self) {
+        self.may_be_silent = false;
+    }
+
     /// Something is about to happen, or what was decided cannot be done.
     pub fn watch(&mut self, look: Look) {
         self.mode = Mode::Watching;

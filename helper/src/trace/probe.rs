@@ -18,12 +18,18 @@ const GREETING: &[u8] = b"sockpath probe\n";
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 64 << 10;
 
+/// Most requests of one probe.
+const MAX_REQUESTS: u32 = 1000;
+/// Time between them: room for an acceleration to find the connection.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
+
 /// Sends one probe and waits for its answer. Blocks, so it runs on a thread.
 #[must_use]
 pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
     let start = Instant::now();
     let timeout = Duration::from_millis(request.timeout_ms.clamp(1, 60_000));
     let result = inside(netns, || match request.protocol {
+        Protocol::Tcp if request.http && request.requests > 1 => conversation(request.to, timeout, request.requests),
         Protocol::Tcp => tcp(request.to, timeout, request.http),
         Protocol::Udp => udp(request.to, timeout),
         Protocol::Icmp => icmp(request.to.ip(), timeout),
@@ -59,6 +65,29 @@ fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
             Err(e) => return Err(e).context("connected, but nothing came back on the request"),
         }
     }
+}
+
+/// Requests on one connection, waited for in poll(2) as event loops do: readers asleep in recv are not accelerated.
+fn conversation(to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, timeout).with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_write_timeout(Some(timeout)).context("cannot set a timeout")?;
+    let wait = nix::poll::PollTimeout::try_from(timeout).unwrap_or(nix::poll::PollTimeout::MAX);
+    let mut answer = vec![0; MAX_ANSWER];
+    for left in (0..requests.min(MAX_REQUESTS)).rev() {
+        let connection = if left == 0 { "close" } else { "keep-alive" };
+        let request = format!("GET / HTTP/1.1\r\nHost: {to}\r\nUser-Agent: sockpath-probe\r\nConnection: {connection}\r\n\r\n");
+        stream.write_all(request.as_bytes()).context("cannot send a request")?;
+        let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&stream), nix::poll::PollFlags::POLLIN)];
+        if nix::poll::poll(&mut poll, wait).context("cannot wait for an answer")? == 0 {
+            bail!("connected, but nothing came back on a request");
+        }
+        // A server may close after any answer.
+        if stream.read(&mut answer).context("cannot read an answer")? == 0 {
+            break;
+        }
+        std::thread::sleep(BETWEEN_REQUESTS);
+    }
+    Ok(())
 }
 
 fn udp(to: SocketAddr, timeout: Duration) -> Result<()> {

@@ -93,6 +93,15 @@ impl<'a> Programs<'a> {
         Ok(!busy)
     }
 
+    /// From now on bytes that go socket to socket are looked for, too.
+    pub fn look_for_bypass(&mut self, scene: &Scene) -> Result<()> {
+        self.attachments.look_for_bypass(self.skel.object_mut(), scene)?;
+        if let Some(bss) = self.skel.maps.bss_data.as_mut() {
+            bss.bypass = true;
+        }
+        Ok(())
+    }
+
     /// Packets of the pair that were met, recorded or not.
     #[must_use]
     pub fn met(&self) -> u64 {

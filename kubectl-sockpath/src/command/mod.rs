@@ -2,6 +2,7 @@
 
 mod accelerate;
 mod cleanup;
+mod compare;
 mod complete;
 mod doctor;
 mod status;

@@ -10,6 +10,7 @@ use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, sleep_until};
 
+use super::compare::{REQUESTS, Shortcut};
 use super::print;
 use super::trace_output::{exports, rendered, replay};
 use crate::backend::{Backend, Mode};
@@ -134,6 +135,9 @@ struct Session<'a> {
     interrupt: Interrupt,
     progress: &'a Progress,
     backend: &'a Backend,
+    probes_sent: usize,
+    /// Present in the second half of a comparison.
+    shortcut: Option<Shortcut>,
     count: Option<u64>,
     duration: Option<Duration>,
 }
@@ -163,6 +167,8 @@ impl<'a> Session<'a> {
             interrupt,
             progress,
             backend,
+            probes_sent: 0,
+            shortcut: None,
             count: args.count.or((!open).then_some(COUNT)),
             duration: args.duration.or((!open).then_some(DURATION)),
         })
@@ -189,15 +195,8 @@ impl<'a> Session<'a> {
                 self.recording_failed.get_or_insert(e);
             }
         }
-        let mut shortcut = None;
         if self.args.compare && matches!(stop, Stop::Enough) {
-            stop = match self.accelerate().await {
-                Ok(fleet) => {
-                    shortcut = Some(fleet);
-                    self.listen().await
-                }
-                Err(stop) => stop,
-            };
+            stop = self.listen_to_the_short_way().await;
         }
         self.progress.clear();
         let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
@@ -214,15 +213,9 @@ impl<'a> Session<'a> {
                 capture.take(helper, event);
             })
             .await;
-        if let Some(mut fleet) = shortcut {
-            // The normal path is restored after the trace has ended, so that the restoring is not part of it.
-            fleet
-                .finish(patience, |_, event| {
-                    if let Event::Lost(error) = event {
-                        self.progress.note(&format!("warning: the helper that accelerated: {error}"));
-                    }
-                })
-                .await;
+        // The normal path is restored after the trace has ended, so that the restoring is not part of it.
+        if let Some(shortcut) = self.shortcut.take() {
+            shortcut.end(patience, self.progress).await;
         }
         if let Some(mut stream) = self.stream.take() {
             let outcome = async {
@@ -276,64 +269,53 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Accelerates the two pods for the second half of `--compare`.
-    async fn accelerate(&mut self) -> Result<Fleet, Stop> {
+    /// The second half of `--compare`: accelerates the two pods and listens again.
+    async fn listen_to_the_short_way(&mut self) -> Stop {
         self.progress.clear();
-        let request = &self.capture.origin.plan.request;
-        let pods: Vec<_> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
-        let starting = async {
-            let mut fleet = self.backend.helpers(&request.nodes, &pods, Mode::Accelerate, self.progress).await?;
-            for (index, member) in fleet.members().iter().enumerate() {
-                let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
-                fleet.send(index, Request::Accelerate(Box::new(super::accelerate::foreground_request(pods)))).await;
-            }
-            let mut waiting = fleet.members().len();
-            while waiting > 0 {
-                match fleet.next().await {
-                    Some((_, Event::Said(message))) => match *message {
-                        Message::Pairs(_) => waiting -= 1,
-                        Message::Error { text, .. } => bail!("cannot accelerate for the comparison: {text}"),
-                        _ => {}
-                    },
-                    Some((_, Event::Lost(error))) => bail!("cannot accelerate for the comparison: {error}"),
-                    Some((_, Event::Ended(_))) => {}
-                    None => bail!("cannot accelerate for the comparison: the helper ended"),
-                }
-            }
-            Ok(fleet)
-        };
-        tokio::select! {
+        self.fleet.send_all(&Request::LookForBypass).await;
+        let starting = Shortcut::start(self.backend, &self.capture.origin.plan.request, self.progress);
+        let started = tokio::select! {
             biased;
-            () = self.interrupt.wait() => Err(Stop::Interrupted),
-            fleet = starting => fleet.map_err(Stop::Failed),
+            () = self.interrupt.wait() => return Stop::Interrupted,
+            started = starting => started,
+        };
+        match started {
+            Ok(shortcut) => self.shortcut = Some(shortcut),
+            Err(e) => return Stop::Failed(e),
         }
+        let stop = self.listen().await;
+        if let (Some(shortcut), Stop::Enough, 0) = (&self.shortcut, &stop, self.capture.requests_bypassed) {
+            self.progress.note(&format!("nothing went socket to socket: {}", shortcut.why_not()));
+        }
+        stop
     }
 
     async fn listen(&mut self) -> Stop {
         let start = Instant::now();
         // A second round (`--compare`) counts from where the first one ended.
-        let (delivered_before, probed_before) = (self.capture.requests_delivered, self.capture.probes.len());
+        let (delivered_before, probes_before) = (self.delivered(), self.probes_sent);
         let seen_before = self.capture.seen.values().sum::<u64>();
         let never = start + Duration::from_secs(365 * 86_400);
         let end = self.duration.map_or(never, |d| start + d);
         let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some();
         let mut quiet = Some(start + QUIET);
-        let mut probe_at = (self.args.probe && may_probe).then_some(start);
+        // Where only probes speak, nobody has to wait for silence a second time.
+        let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probes.len() >= probes_before;
+        let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
         // After a single probe nobody wants to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
-        let mut probes_sent: usize = 0;
         let mut shown = Instant::now();
         self.announce();
         loop {
-            if self.count.is_some_and(|n| self.capture.requests_delivered - delivered_before >= n) {
+            if self.count.is_some_and(|n| self.delivered() - delivered_before >= n) {
                 return Stop::Enough;
             }
-            let probing_only = probes_sent > 0 && self.args.count.is_none() && self.args.duration.is_none();
-            if probing_only && after_probe.is_none() && self.capture.probes.len() - probed_before >= probes_sent {
+            let probes_sent = self.probes_sent - probes_before;
+            let answered = probes_sent > 0 && self.capture.probes.len() >= self.probes_sent;
+            if answered && self.args.count.is_none() && self.args.duration.is_none() && after_probe.is_none() {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }
             // With a count, one probe after the other, but not for ever where they do not get through.
-            let answered = probes_sent > 0 && self.capture.probes.len() - probed_before >= probes_sent;
             if let (true, Some(count)) = (answered, self.args.count) {
                 if self.answers_come() && (probes_sent as u64) < count {
                     probe_at.get_or_insert_with(|| Instant::now() + BETWEEN_PROBES);
@@ -351,7 +333,7 @@ impl<'a> Session<'a> {
                 () = sleep_until(after_probe.unwrap_or(never)), if after_probe.is_some() => return Stop::Enough,
                 () = sleep_until(probe_at.unwrap_or(never)), if probe_at.is_some() => {
                     probe_at = None;
-                    probes_sent += 1;
+                    self.probes_sent += 1;
                     self.probe().await;
                 }
                 () = sleep_until(quiet.unwrap_or(never)), if quiet.is_some() => {
@@ -361,6 +343,7 @@ impl<'a> Session<'a> {
                         probe_at = may_probe.then(Instant::now);
                     }
                 }
+                () = attend(&mut self.shortcut) => {}
                 event = self.fleet.next() => match event {
                     Some((helper, event)) => {
                         if let Err(stop) = self.take(helper, event).await {
@@ -375,6 +358,11 @@ impl<'a> Session<'a> {
                 },
             }
         }
+    }
+
+    /// What `--count` counts: in the second half of a comparison only what went the short way.
+    fn delivered(&self) -> u64 {
+        if self.shortcut.is_some() { self.capture.requests_bypassed } else { self.capture.requests_delivered }
     }
 
     /// What was seen so far, beside the spinner.
@@ -422,7 +410,10 @@ impl<'a> Session<'a> {
     /// Sends a probe from the source; only the helper of its node can.
     async fn probe(&mut self) {
         let plan = &self.capture.origin.plan;
-        let Some(probe) = plan.probe.clone() else { return };
+        let Some(mut probe) = plan.probe.clone() else { return };
+        if self.args.compare {
+            probe.requests = REQUESTS;
+        }
         let node = &plan.request.source.node;
         let index = self.fleet.members().iter().position(|m| m.nodes.contains(node)).unwrap_or(0);
         self.fleet.send(index, Request::Probe(probe)).await;
@@ -497,6 +488,13 @@ impl<'a> Session<'a> {
             return Ok(Exit::Nothing);
         }
         Ok(Exit::Done)
+    }
+}
+
+async fn attend(shortcut: &mut Option<Shortcut>) {
+    match shortcut {
+        Some(shortcut) => shortcut.attend().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -36,7 +36,7 @@ fn is_socket(id: StageId) -> bool {
 /// Adds the stages that were not seen.
 pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageRow> {
     if situation.class == Class::Bypass {
-        return rows;
+        return short_way(rows);
     }
     let split = rows.iter().position(|r| r.side != Side::Send).unwrap_or(rows.len());
     let receive = rows.iter().position(|r| r.side == Side::Receive).unwrap_or(rows.len());
@@ -56,6 +56,50 @@ pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageR
     let to_the_end = situation.complete && situation.class == Class::Data && situation.protocol != Protocol::Icmp;
     all.extend(side(received, Side::Receive, true, to_the_end, situation));
     all
+}
+
+/// What must have happened between the stages of the short way that were seen: the verdict and the queue before the reader was
+/// woken, the dequeuing before the bytes were copied.
+fn short_way(rows: Vec<StageRow>) -> Vec<StageRow> {
+    let mut all: Vec<StageRow> = Vec::with_capacity(rows.len() + 3);
+    for row in rows {
+        let before: &[StageId] = match row.id {
+            StageId::ReaderWoken => &[StageId::Verdict, StageId::IngressQueue],
+            StageId::Copied => &[StageId::Dequeued],
+            _ => &[],
+        };
+        for id in before {
+            let stage = id.stage();
+            let neighbour = if stage.side == Side::Send { all.last() } else { Some(&row) };
+            let inferred = inferred(stage, neighbour, Seen::Inferred, format!("inferred from what was seen around it{}", elsewhere(stage)));
+            all.push(inferred);
+        }
+        all.push(row);
+    }
+    all
+}
+
+/// A row without figures, in the place of its neighbour.
+fn inferred(stage: &Stage, neighbour: Option<&StageRow>, seen: Seen, note: String) -> StageRow {
+    StageRow {
+        id: stage.id,
+        step: stage.step,
+        name: stage.name,
+        side: stage.side,
+        node: neighbour.and_then(|r| r.node.clone()),
+        pod: neighbour.and_then(|r| r.pod.clone()),
+        netns: neighbour.and_then(|r| r.netns),
+        device: None,
+        context: None,
+        comm: None,
+        observed_by: None,
+        seen,
+        count: 0,
+        times: Times::default(),
+        share: None,
+        waits: stage.waits,
+        note: Some(note),
+    }
 }
 
 /// Fills one side, from its first stage or the first observed to its last or the last observed.
@@ -78,25 +122,7 @@ fn side(rows: Vec<StageRow>, side: Side, from_start: bool, to_end: bool, situati
         let at = rows.iter().rposition(|r| r.step.is_some() && r.side == side && (r.id as usize) < index).map_or(0, |i| i + 1);
         let neighbour = rows.get(at.saturating_sub(1));
         let (seen, note) = reason(stage, device.as_deref(), situation);
-        let row = StageRow {
-            id: stage.id,
-            step: stage.step,
-            name: stage.name,
-            side: stage.side,
-            node: neighbour.and_then(|r| r.node.clone()),
-            pod: neighbour.and_then(|r| r.pod.clone()),
-            netns: neighbour.and_then(|r| r.netns),
-            device: None,
-            context: None,
-            comm: None,
-            observed_by: None,
-            seen,
-            count: 0,
-            times: Times::default(),
-            share: None,
-            waits: stage.waits,
-            note: Some(note),
-        };
+        let row = inferred(stage, neighbour, seen, note);
         rows.insert(at, row);
     }
     rows

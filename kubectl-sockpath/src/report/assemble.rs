@@ -8,7 +8,8 @@ use sockpath_protocol::request::Pod;
 
 use super::capture::Capture;
 use super::document::{
-    ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, SeenCounts, VanishedRow,
+    ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts,
+    VanishedRow,
 };
 use super::findings;
 use super::hint::Hint;
@@ -19,6 +20,11 @@ use super::rewrites::rewrites;
 use super::times::Times;
 use crate::session::ClockEstimate;
 use crate::target::Scenario;
+
+fn saving(normal: Times, accelerated: Option<&Leg>) -> Option<Saving> {
+    let (normal, short) = (normal.p50_ns.filter(|n| *n > 0)?, accelerated?.end_to_end.p50_ns?);
+    Some(Saving { normal_p50_ns: normal, accelerated_p50_ns: short, share: (normal as f64 - short as f64) / normal as f64 })
+}
 
 /// Puts everything together.
 pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
@@ -58,6 +64,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         stack_traversals,
         request: summary,
         reply,
+        saving: saving(end_to_end, accelerated.as_ref()),
         accelerated,
         seen: SeenCounts {
             requests: count(Direction::Request),

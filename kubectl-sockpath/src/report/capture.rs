@@ -80,6 +80,8 @@ pub struct Capture {
     pub warnings: BTreeMap<String, u64>,
     /// Request packets with payload that were delivered, kept or not.
     pub requests_delivered: u64,
+    /// Of these, bytes that went socket to socket.
+    pub requests_bypassed: u64,
     /// Packets that were dropped, kept or not.
     pub dropped: u64,
     /// Packets that came, by direction.
@@ -108,6 +110,7 @@ impl Capture {
             probes: Vec::new(),
             warnings: BTreeMap::new(),
             requests_delivered: 0,
+            requests_bypassed: 0,
             dropped: 0,
             seen: BTreeMap::new(),
             limit: limit.max(1),
@@ -186,6 +189,7 @@ impl Capture {
         }
         self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
         self.requests_delivered += u64::from(is_delivered_request(&packet));
+        self.requests_bypassed += u64::from(is_delivered_request(&packet) && packet.kind == PacketKind::Bypass);
         if self.packets.len() < self.limit {
             self.packets.push((helper, packet));
             return;

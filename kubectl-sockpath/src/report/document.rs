@@ -48,6 +48,8 @@ pub struct Report {
     pub reply: Option<Leg>,
     /// The way socket to socket, when packets took it as well.
     pub accelerated: Option<Leg>,
+    /// What the short way saved against the network path, when both were seen.
+    pub saving: Option<Saving>,
     /// How many packets were seen.
     pub seen: SeenCounts,
     /// Address translations.
@@ -151,6 +153,17 @@ pub struct SeenCounts {
     pub replies: u64,
     /// Connections (both directions).
     pub conversations: u64,
+}
+
+/// What the way socket to socket saves: typical times, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Saving {
+    /// The network path.
+    pub normal_p50_ns: u64,
+    /// The short way.
+    pub accelerated_p50_ns: u64,
+    /// Share of the network path's time that is saved; negative when the short way took longer.
+    pub share: f64,
 }
 
 /// Drops of one kind at one place.

@@ -303,7 +303,7 @@ fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], 
         let port = port.or_else(declared).or((protocol == Protocol::Icmp).then_some(0));
         ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port))
     };
-    to.map(|to| ProbeRequest { protocol, to, timeout_ms: PROBE_TIMEOUT_MS, http: protocol == Protocol::Tcp })
+    to.map(|to| ProbeRequest { protocol, to, timeout_ms: PROBE_TIMEOUT_MS, http: protocol == Protocol::Tcp, requests: 0 })
 }
 
 /// The pods an `accelerate` takes: those named, or all of a scope.

@@ -1,9 +1,11 @@
 //! Joining to their packets what the kernel reports without one: bytes written and read, route lookups, readers woken.
 
+use sockpath_protocol::packet::PacketKind;
 use sockpath_protocol::request::Protocol;
 
 use super::conversation::Course;
 use super::hops::Answer;
+use super::open::Open;
 use super::{Assembler, MAX_ANSWERS, MAX_WAITING, ROUTE_AGE, TABLE_GAP};
 use crate::trace::event::{Hook, Sight};
 
@@ -52,6 +54,27 @@ impl Assembler {
             writes.pop_front();
         }
         writes.push_back(sight);
+    }
+
+    /// Bytes that go socket to socket.
+    pub(super) fn bypassed(&mut self, sight: Sight) {
+        let Some(protocol) = sight.protocol else { return };
+        if sight.hook == Hook::TRACE_BYPASS_WRITE {
+            self.last_id = self.last_id.max(sight.id);
+            let course = self.conversations.of(protocol, sight.flow, 0, 0);
+            let mut open = Open::new(course, protocol, &sight);
+            open.kind = PacketKind::Bypass;
+            let id = sight.id;
+            self.sights += usize::from(open.add(sight));
+            self.open.insert(id, open);
+            return;
+        }
+        let Some(open) = self.open.get_mut(&sight.id) else { return };
+        match sight.hook {
+            Hook::TRACE_BYPASS_READY => (open.woken, open.arrived_in) = (true, Some(sight.netns)),
+            _ => open.copied = true,
+        }
+        self.sights += usize::from(open.add(sight));
     }
 
     pub(super) fn routed(&mut self, sight: Sight) {

@@ -143,6 +143,7 @@ impl Assembler {
             Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => self.read(&sight),
             Hook::TRACE_COPY_DATAGRAM | Hook::TRACE_CONSUME_SKB => self.at_the_reader(sight),
             Hook::TRACE_KFREE_SKB => self.dropped(sight),
+            Hook::TRACE_BYPASS_WRITE | Hook::TRACE_BYPASS_READY | Hook::TRACE_BYPASS_READ => self.bypassed(sight),
             Hook::TRACE_NEIGH_SEND
             | Hook::TRACE_NEIGH_DEAD
             | Hook::TRACE_SEND_RESET

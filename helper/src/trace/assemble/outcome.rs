@@ -99,6 +99,7 @@ pub fn expected_after(stage: StageId, protocol: Protocol) -> StageId {
         StageId::NfLocalIn => StageId::ReceiveTransport,
         StageId::ReceiveTransport if protocol == Protocol::Tcp => StageId::SocketLookup,
         StageId::ReceiveTransport | StageId::SocketLookup | StageId::ReceiveQueue => StageId::ReaderWoken,
+        StageId::IngressQueue => StageId::ReaderWoken,
         StageId::ReaderWoken | StageId::ReceiveStackDone => StageId::Dequeued,
         StageId::Dequeued | StageId::Verdict => StageId::Copied,
         StageId::Copied | StageId::Released => StageId::Released,

@@ -72,7 +72,7 @@ pub fn is_cut(before: &Sight, after: &Sight) -> bool {
 
 fn sending(hook: Hook) -> Option<StageId> {
     Some(match hook {
-        Hook::TRACE_TCP_SENDMSG => StageId::SocketWrite,
+        Hook::TRACE_TCP_SENDMSG | Hook::TRACE_BYPASS_WRITE => StageId::SocketWrite,
         Hook::TRACE_FIB_LOOKUP => StageId::RouteOut,
         Hook::TRACE_NF_FIRST_LOCAL_OUT => StageId::NfLocalOut,
         Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::OutputDevice,
@@ -94,9 +94,9 @@ fn receiving(hook: Hook) -> Option<StageId> {
         Hook::TRACE_NF_FIRST_LOCAL_IN => StageId::NfLocalIn,
         Hook::TRACE_NF_LAST_LOCAL_IN => StageId::ReceiveTransport,
         Hook::TRACE_TCP_PROBE => StageId::SocketLookup,
-        Hook::TRACE_DATA_READY => StageId::ReaderWoken,
+        Hook::TRACE_DATA_READY | Hook::TRACE_BYPASS_READY => StageId::ReaderWoken,
         Hook::TRACE_COPY_DATAGRAM => StageId::Dequeued,
-        Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => StageId::Copied,
+        Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST | Hook::TRACE_BYPASS_READ => StageId::Copied,
         Hook::TRACE_CONSUME_SKB => StageId::Released,
         _ => return None,
     })

@@ -1,0 +1,76 @@
+//! `trace` of a pair whose bytes go socket to socket.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+use sockpath_tests::lab::Lab;
+use sockpath_tests::polled::Polled;
+use sockpath_tests::root_or_skip;
+use sockpath_tests::trace::{Trace, Traced, trace};
+
+fn ids(stages: &Value) -> Vec<&str> {
+    stages.as_array().into_iter().flatten().filter_map(|s| s["id"].as_str()).collect()
+}
+
+fn assert_short_way(traced: &Traced) {
+    let short = &traced.document["accelerated"];
+    let way = ["socket-write", "verdict", "ingress-queue", "reader-woken", "dequeued", "copied"];
+    assert_eq!(ids(&short["stages"]), way, "{}", traced.dump());
+    let seen: Vec<&str> = short["stages"].as_array().unwrap().iter().filter_map(|s| s["seen"].as_str()).collect();
+    assert_eq!(seen, ["observed", "inferred", "inferred", "observed", "inferred", "observed"]);
+    let sum: u64 = short["stages"].as_array().unwrap().iter().filter_map(|s| s["p50_ns"].as_u64()).sum();
+    assert_eq!(Some(sum), short["end_to_end"]["p50_ns"].as_u64());
+    assert!(traced.document["saving"]["share"].is_f64(), "{}", traced.dump());
+}
+
+#[test]
+fn compare_shows_both_ways_and_ends() {
+    if !root_or_skip("compare_shows_both_ways_and_ends") {
+        return;
+    }
+    let lab = Lab::up();
+    for target in ["httpbin", "svc/httpbin"] {
+        let traced = trace(&lab, &["curl", target, "--compare"]);
+        assert_eq!(traced.code, 0, "{}", traced.dump());
+        assert_eq!(traced.document["request"]["packets_of"], "data", "{}", traced.dump());
+        assert!(ids(&traced.document["stages"]).contains(&"node-forward"), "{}", traced.dump());
+        assert_short_way(&traced);
+    }
+    // The normal path is back.
+    let traced = trace(&lab, &["curl", "httpbin", "--probe"]);
+    assert!(traced.document["accelerated"].is_null(), "{}", traced.dump());
+}
+
+#[test]
+fn an_acceleration_of_others_is_noticed() {
+    if !root_or_skip("an_acceleration_of_others_is_noticed") {
+        return;
+    }
+    let lab = Lab::up();
+    let status = lab.plugin().args(["accelerate", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
+    assert!(status.success());
+    let stop = AtomicBool::new(false);
+    let traced = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lab.inside("curl", || {
+                let stream = TcpStream::connect("10.42.1.3:8080").unwrap();
+                stream.set_nonblocking(true).unwrap();
+                let mut stream = Polled(stream);
+                while !stop.load(Ordering::Relaxed) {
+                    stream.write_all(b"not http, so it is echoed\n").unwrap();
+                    let _ = stream.read(&mut [0; 64]).unwrap();
+                }
+            });
+        });
+        let traced = Trace::start(&lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
+        stop.store(true, Ordering::Relaxed);
+        traced
+    });
+    let stopped = lab.plugin().args(["stop", "--lab"]).status().unwrap();
+    assert!(stopped.success());
+    let kinds = traced.list("packets").iter().filter(|p| p["kind"] == "bypass").count();
+    assert!(kinds > 0, "{}", traced.dump());
+}
