@@ -260,8 +260,9 @@ enum trace_hook {
 	TRACE_RETRANSMIT_SYNACK,
 	TRACE_SET_STATE,
 	TRACE_RCVQUEUE_FULL,
-	/* Bytes that go socket to socket: written, put into the reader's queue, read. */
-	TRACE_BYPASS_WRITE,
+	/* The begin of a call that writes a datagram, or bytes that go socket to socket. */
+	TRACE_WRITE_CALL,
+	/* Those are put into the reader's queue, and read. */
 	TRACE_BYPASS_READY,
 	TRACE_BYPASS_READ,
 	TRACE_HOOK_MAX,

@@ -50,23 +50,29 @@ fn an_acceleration_of_others_is_noticed() {
         return;
     }
     let lab = Lab::up();
-    let status = lab.plugin().args(["accelerate", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
-    assert!(status.success());
     let stop = AtomicBool::new(false);
     let traced = std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let (open, opened) = std::sync::mpsc::channel();
+        let stop = &stop;
+        let lab = &lab;
+        scope.spawn(move || {
             lab.inside("curl", || {
                 let stream = TcpStream::connect("10.42.1.3:8080").unwrap();
                 stream.set_nonblocking(true).unwrap();
                 let mut stream = Polled(stream);
+                open.send(()).unwrap();
                 while !stop.load(Ordering::Relaxed) {
                     stream.write_all(b"not http, so it is echoed\n").unwrap();
                     let _ = stream.read(&mut [0; 64]).unwrap();
                 }
             });
         });
-        let traced = Trace::start(&lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
+        opened.recv().unwrap();
+        // A connection that is open is found in the pod's network namespace; this one is not of its cgroup.
+        let status = lab.plugin().args(["accelerate", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
+        let traced = Trace::start(lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
         stop.store(true, Ordering::Relaxed);
+        assert!(status.success());
         traced
     });
     let stopped = lab.plugin().args(["stop", "--lab"]).status().unwrap();

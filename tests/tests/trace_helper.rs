@@ -307,6 +307,7 @@ fn datagrams_and_echoes() {
         let said = traced(&lab, "curl", "httpbin", protocol, to);
         said.assert_sound();
         let (there, back) = (said.packet(Direction::Request, there), said.packet(Direction::Reply, back));
+        assert_eq!(stages(there).first(), Some(&"socket-write"), "{there:#?}");
         if protocol == Protocol::Udp {
             for p in [there, back] {
                 assert_eq!(stages(p).last(), Some(&"copied"), "{p:#?}");

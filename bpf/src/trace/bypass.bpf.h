@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Bytes that go socket to socket: a sockmap's verdict puts them into the peer's queue within the writer's system call, and no
+ * Calls that write, and bytes that go socket to socket: a sockmap's verdict puts them into the peer's queue within the writer's system call, and no
  * packet exists. Seen are the call's begin, the reader's being woken from within it, and the end of the reader's call. The
- * verdict itself is a BPF program, which no tracepoint shows. Attached only while the pair may be accelerated.
+ * verdict itself is a BPF program, which no tracepoint shows. Attached only while the pair may be accelerated or has sent datagrams.
  */
 #ifndef SOCKPATH_TRACE_BYPASS_H
 #define SOCKPATH_TRACE_BYPASS_H
@@ -122,6 +122,24 @@ static __always_inline void bypass_event(void *ctx, const struct tuple *t, enum 
 	submit(e);
 }
 
+/*
+ * A datagram is sent from within the call that writes it. (TCP has a hook of its own, which knows the sequence number; its
+ * segments may leave in any context.)
+ */
+static __always_inline void call_of_datagram(void *ctx, const struct view *v, __u32 id)
+{
+	__u64 key = bpf_get_current_pid_tgid();
+	struct sending_call *call;
+
+	if (!calls_watched || v->t.protocol == PROTO_TCP || runs_in_softirq(ctx))
+		return;
+	call = bpf_map_lookup_elem(&sending_calls, &key);
+	if (!call || call->done)
+		return;
+	call->done = 1;
+	bypass_event(ctx, &v->t, TRACE_WRITE_CALL, id, call->net, v->payload, call->at);
+}
+
 /* From the writer to the reader, whose socket this is. */
 static __always_inline bool to_the_reader(struct tuple *t, const struct sock *sk)
 {
@@ -171,7 +189,7 @@ static __noinline int woken_by_its_writer(const struct sock *sk, void *ctx)
 	COUNT(recorded);
 	key = (__u64)sk;
 	bpf_map_update_elem(&bypassed, &key, &id, BPF_ANY);
-	bypass_event(ctx, &v.t, TRACE_BYPASS_WRITE, id, call->net, size, call->at);
+	bypass_event(ctx, &v.t, TRACE_WRITE_CALL, id, call->net, size, call->at);
 	bypass_event(ctx, &v.t, TRACE_BYPASS_READY, id, net, size, 0);
 	return 1;
 }

@@ -22,6 +22,8 @@ __u32 uplink_count;
 bool armed;
 /* The pair may be accelerated: look for bytes that go socket to socket. */
 bool bypass;
+/* The begin of calls that write is noted. */
+bool calls_watched;
 /* As enum trace_rest says. */
 __u32 resting;
 /* Packets of the pair, about: CPUs do not wait for each other. */

@@ -59,6 +59,8 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 		e->arg = resting;
 	}
 	submit(e);
+	if (origin)
+		call_of_datagram(ctx, &v, id);
 	return id;
 }
 

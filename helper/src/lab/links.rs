@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
@@ -115,30 +115,20 @@ impl Links {
         request.execute().await.with_context(|| format!("cannot add address {address}/{prefix}"))
     }
 
-    /// Adds an IPv4 route. `onlink`: take the gateway for reachable on the device although no address says so.
-    pub async fn route_v4(&self, to: (Ipv4Addr, u8), via: Ipv4Addr, device: u32, onlink: bool) -> Result<()> {
-        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.0, to.1)
-            .gateway(via)
+    /// Adds a route; gateway and destination are of one family. `onlink`: take the gateway for reachable on the device although
+    /// no address says so.
+    pub async fn route<A: Into<IpAddr>>(&self, to: (A, u8), via: A, device: u32, onlink: bool) -> Result<()> {
+        let (to, prefix, via) = (to.0.into(), to.1, via.into());
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, prefix)
+            .and_then(|route| route.gateway(via))
+            .with_context(|| format!("a route to {to}/{prefix} cannot go via {via}"))?
             .output_interface(device)
             .scope(RouteScope::Universe);
         if onlink {
             route = route.onlink();
         }
-        self.handle.route().add(route.build()).execute().await.with_context(|| format!("cannot add route {}/{} via {via}", to.0, to.1))
-    }
-
-    /// Adds an IPv6 route, as [`Self::route_v4`].
-    pub async fn route_v6(&self, to: (Ipv6Addr, u8), via: Ipv6Addr, device: u32, onlink: bool) -> Result<()> {
-        let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(to.0, to.1)
-            .gateway(via)
-            .output_interface(device)
-            .scope(RouteScope::Universe);
-        if onlink {
-            route = route.onlink();
-        }
-        self.handle.route().add(route.build()).execute().await.with_context(|| format!("cannot add route {}/{} via {via}", to.0, to.1))
+        self.handle.route().add(route.build()).execute().await.with_context(|| format!("cannot add route {to}/{prefix} via {via}"))
     }
 
     /// Adds a permanent neighbour.

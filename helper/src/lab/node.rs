@@ -125,8 +125,8 @@ pub async fn join_nodes(places: &[Place; NODES.len()]) -> Result<()> {
         place.links.up("eth0", eth0).await?;
         place.links.address(eth0, node.ipv4(), 24).await?;
         place.links.address(eth0, node.ipv6(), 64).await?;
-        place.links.route_v4((Ipv4Addr::UNSPECIFIED, 0), DEAD_END_V4, eth0, false).await?;
-        place.links.route_v6((Ipv6Addr::UNSPECIFIED, 0), DEAD_END_V6, eth0, false).await?;
+        place.links.route((Ipv4Addr::UNSPECIFIED, 0), DEAD_END_V4, eth0, false).await?;
+        place.links.route((Ipv6Addr::UNSPECIFIED, 0), DEAD_END_V6, eth0, false).await?;
     }
     Ok(())
 }
@@ -144,8 +144,8 @@ pub async fn equip_node(place: &Place, node: &Node, overlay: Overlay) -> Result<
     let eth0 = links.index("eth0").await?;
     match overlay {
         Overlay::None => {
-            links.route_v4((peer.pod_ipv4(0), 24), peer.ipv4(), eth0, false).await?;
-            links.route_v6((peer.pod_ipv6(0), 64), peer.ipv6(), eth0, false).await
+            links.route((peer.pod_ipv4(0), 24), peer.ipv4(), eth0, false).await?;
+            links.route((peer.pod_ipv6(0), 64), peer.ipv6(), eth0, false).await
         }
         Overlay::Vxlan => {
             let device = LinkVxlan::new(VXLAN_DEVICE, VXLAN_ID)
@@ -163,8 +163,8 @@ pub async fn equip_node(place: &Place, node: &Node, overlay: Overlay) -> Result<
             links.neighbour(vxlan, peer.pod_ipv4(0), peer.vxlan_mac()).await?;
             links.neighbour(vxlan, peer.pod_ipv6(0), peer.vxlan_mac()).await?;
             links.vxlan_peer(vxlan, peer.vxlan_mac(), peer.ipv4()).await?;
-            links.route_v4((peer.pod_ipv4(0), 24), peer.pod_ipv4(0), vxlan, true).await?;
-            links.route_v6((peer.pod_ipv6(0), 64), peer.pod_ipv6(0), vxlan, true).await
+            links.route((peer.pod_ipv4(0), 24), peer.pod_ipv4(0), vxlan, true).await?;
+            links.route((peer.pod_ipv6(0), 64), peer.pod_ipv6(0), vxlan, true).await
         }
     }
 }
@@ -183,8 +183,8 @@ pub async fn plug_pod(node: &Place, place: &Place, pod: &Pod, instance: &Instanc
     links.up("eth0", eth0).await?;
     links.address(eth0, pod.ipv4(), 24).await?;
     links.address(eth0, pod.ipv6(), 64).await?;
-    links.route_v4((Ipv4Addr::UNSPECIFIED, 0), pod.node.pod_ipv4(1), eth0, false).await?;
-    links.route_v6((Ipv6Addr::UNSPECIFIED, 0), pod.node.pod_ipv6(1), eth0, false).await
+    links.route((Ipv4Addr::UNSPECIFIED, 0), pod.node.pod_ipv4(1), eth0, false).await?;
+    links.route((Ipv6Addr::UNSPECIFIED, 0), pod.node.pod_ipv6(1), eth0, false).await
 }
 
 /// What is missing in a node's or pod's network, if anything is. `devices` must be there and up.

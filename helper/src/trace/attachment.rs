@@ -19,7 +19,7 @@ pub struct Attachments {
     steady: Held,
     /// Absent while they rest.
     busy: Option<Held>,
-    bypass: bool,
+    calls: bool,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ pub struct Hooks {
 impl Attachments {
     /// Attaches every program that is loaded. A tracepoint that refuses is noted; netfilter's hooks have to be had.
     pub fn all(object: &mut Object, scene: &Scene, hooks: &mut Hooks) -> Result<Self> {
-        let mut all = Self { steady: Held::default(), busy: Some(Held::default()), bypass: false };
+        let mut all = Self { steady: Held::default(), busy: Some(Held::default()), calls: false };
         for known in PROGRAMS {
             all.attach(object, known, scene, hooks, true)?;
         }
@@ -65,13 +65,13 @@ impl Attachments {
         Ok(())
     }
 
-    /// From now on bytes that go socket to socket are looked for.
-    pub fn look_for_bypass(&mut self, object: &mut Object, scene: &Scene) -> Result<()> {
-        self.bypass = true;
+    /// From now on the begin of calls that write is noted.
+    pub fn watch_calls(&mut self, object: &mut Object, scene: &Scene) -> Result<()> {
+        self.calls = true;
         if self.busy.is_none() {
             return self.wake(object, scene);
         }
-        for known in PROGRAMS.iter().filter(|p| p.when == When::Bypass) {
+        for known in PROGRAMS.iter().filter(|p| p.when == When::Calls) {
             self.attach(object, known, scene, &mut Hooks::default(), false)?;
         }
         Ok(())
@@ -84,8 +84,8 @@ impl Attachments {
                 let held = match known.when {
                     When::Always if steady => &mut self.steady,
                     When::Busy => self.busy.get_or_insert_default(),
-                    When::Bypass if self.bypass => self.busy.get_or_insert_default(),
-                    When::Always | When::Bypass => return Ok(()),
+                    When::Calls if self.calls => self.busy.get_or_insert_default(),
+                    When::Always | When::Calls => return Ok(()),
                 };
                 match program.attach_trace() {
                     Ok(link) => {

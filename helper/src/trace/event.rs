@@ -166,7 +166,7 @@ pub fn hook_name(hook: Hook) -> &'static str {
         Hook::TRACE_RETRANSMIT_SYNACK => "tp_btf/tcp_retransmit_synack",
         Hook::TRACE_SET_STATE => "tp_btf/inet_sock_set_state",
         Hook::TRACE_RCVQUEUE_FULL => "tp_btf/sock_rcvqueue_full",
-        Hook::TRACE_BYPASS_WRITE => "tp_btf/sys_enter",
+        Hook::TRACE_WRITE_CALL => "tp_btf/sys_enter",
         Hook::TRACE_BYPASS_READY => "tp_btf/sk_data_ready",
         Hook::TRACE_BYPASS_READ => "tp_btf/sock_recv_length",
         _ => "unknown",

@@ -24,8 +24,8 @@ pub enum When {
     Always,
     /// Not while the trace rests: it fires for the packets of everybody on the machine.
     Busy,
-    /// As `Busy`, and only if bytes of the pair may go socket to socket: it fires for every system call.
-    Bypass,
+    /// As `Busy`, and only when the pair sends datagrams or its bytes may go socket to socket: it fires for every system call.
+    Calls,
 }
 
 /// What a program is attached to.
@@ -75,7 +75,7 @@ pub const PROGRAMS: &[Program] = &[
     rare("tcp_retransmit_synack"),
     rare("inet_sock_set_state"),
     rare("sock_rcvqueue_full"),
-    Program { name: "system_call", hook: HookKind::Tracepoint("sys_enter"), when: When::Bypass },
+    Program { name: "system_call", hook: HookKind::Tracepoint("sys_enter"), when: When::Calls },
     busy("tcp_sendmsg_locked"),
     Program { name: "nf_last", hook: HookKind::Netfilter { first: false }, when: When::Always },
     Program { name: "nf_first", hook: HookKind::Netfilter { first: true }, when: When::Always },

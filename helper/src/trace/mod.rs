@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::time::ClockId;
 use sockpath_protocol::message::{Armed, Counters, EndReason, Probed};
-use sockpath_protocol::request::{ProbeRequest, TraceRequest};
+use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -144,6 +144,9 @@ impl Trace<'_> {
                         let look = self.look()?;
                         self.pace.watch(look);
                         self.set_mode(Mode::Watching, scene)?;
+                        if probe.protocol != Protocol::Tcp {
+                            self.programs.watch_calls(scene)?;
+                        }
                         start_probe(scene, probe, probed_tx.clone());
                     }
                     Inbound::Request(Request::LookForBypass) => self.look_for_bypass(scene)?,
@@ -156,6 +159,9 @@ impl Trace<'_> {
                     let mode = self.pace.look(look);
                     self.set_mode(mode, scene)?;
                     self.observe(session, assembler)?;
+                    if assembler.saw_datagrams() {
+                        self.programs.watch_calls(scene)?;
+                    }
                     if request.count.is_some_and(|n| assembler.delivered_requests() >= n) {
                         return Ok(EndReason::Finished);
                     }

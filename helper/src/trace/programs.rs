@@ -95,9 +95,19 @@ impl<'a> Programs<'a> {
 
     /// From now on bytes that go socket to socket are looked for, too.
     pub fn look_for_bypass(&mut self, scene: &Scene) -> Result<()> {
-        self.attachments.look_for_bypass(self.skel.object_mut(), scene)?;
+        self.watch_calls(scene)?;
         if let Some(bss) = self.skel.maps.bss_data.as_mut() {
             bss.bypass = true;
+        }
+        Ok(())
+    }
+
+    /// From now on the begin of calls that write is noted.
+    pub fn watch_calls(&mut self, scene: &Scene) -> Result<()> {
+        let bss = self.skel.maps.bss_data.as_mut().context("the trace programs have no state")?;
+        if !bss.calls_watched {
+            bss.calls_watched = true;
+            self.attachments.watch_calls(self.skel.object_mut(), scene)?;
         }
         Ok(())
     }

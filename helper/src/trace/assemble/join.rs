@@ -56,10 +56,10 @@ impl Assembler {
         writes.push_back(sight);
     }
 
-    /// Bytes that go socket to socket.
+    /// Bytes that go socket to socket; or the call that wrote a datagram, which is known already.
     pub(super) fn bypassed(&mut self, sight: Sight) {
         let Some(protocol) = sight.protocol else { return };
-        if sight.hook == Hook::TRACE_BYPASS_WRITE {
+        if sight.hook == Hook::TRACE_WRITE_CALL && !self.open.contains_key(&sight.id) {
             self.last_id = self.last_id.max(sight.id);
             let course = self.conversations.of(protocol, sight.flow, 0, 0);
             let mut open = Open::new(course, protocol, &sight);
@@ -71,6 +71,12 @@ impl Assembler {
         }
         let Some(open) = self.open.get_mut(&sight.id) else { return };
         match sight.hook {
+            Hook::TRACE_WRITE_CALL => {
+                // A lookup before the call was that of connect(2).
+                let before = open.sights.len();
+                open.sights.retain(|s| s.hook != Hook::TRACE_FIB_LOOKUP || s.at >= sight.at);
+                self.sights = self.sights.saturating_sub(before - open.sights.len());
+            }
             Hook::TRACE_BYPASS_READY => (open.woken, open.arrived_in) = (true, Some(sight.netns)),
             _ => open.copied = true,
         }

@@ -69,6 +69,7 @@ pub struct Assembler {
     /// Neighbours that answered lately.
     answers: VecDeque<Answer>,
     has_netfilter: bool,
+    datagrams: bool,
     ready: Vec<Message>,
     last_id: u32,
     reported: u64,
@@ -93,6 +94,7 @@ impl Assembler {
             on_cpu: HashMap::new(),
             answers: VecDeque::new(),
             has_netfilter: true,
+            datagrams: false,
             ready: Vec::new(),
             last_id: 0,
             reported: 0,
@@ -121,6 +123,12 @@ impl Assembler {
         self.delivered_requests
     }
 
+    /// Whether packets without sequence numbers were seen: the calls that write them have to be watched.
+    #[must_use]
+    pub fn saw_datagrams(&self) -> bool {
+        self.datagrams
+    }
+
     /// Observations that belonged to no packet.
     #[must_use]
     pub fn misses(&self) -> u64 {
@@ -143,7 +151,7 @@ impl Assembler {
             Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => self.read(&sight),
             Hook::TRACE_COPY_DATAGRAM | Hook::TRACE_CONSUME_SKB => self.at_the_reader(sight),
             Hook::TRACE_KFREE_SKB => self.dropped(sight),
-            Hook::TRACE_BYPASS_WRITE | Hook::TRACE_BYPASS_READY | Hook::TRACE_BYPASS_READ => self.bypassed(sight),
+            Hook::TRACE_WRITE_CALL | Hook::TRACE_BYPASS_READY | Hook::TRACE_BYPASS_READ => self.bypassed(sight),
             Hook::TRACE_NEIGH_SEND
             | Hook::TRACE_NEIGH_DEAD
             | Hook::TRACE_SEND_RESET
@@ -255,6 +263,7 @@ impl Assembler {
             route.netns = sight.netns;
             self.sights += usize::from(open.add(route));
         }
+        self.datagrams |= protocol != Protocol::Tcp;
         self.open.insert(sight.id, open);
     }
 }

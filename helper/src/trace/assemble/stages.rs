@@ -72,7 +72,7 @@ pub fn is_cut(before: &Sight, after: &Sight) -> bool {
 
 fn sending(hook: Hook) -> Option<StageId> {
     Some(match hook {
-        Hook::TRACE_TCP_SENDMSG | Hook::TRACE_BYPASS_WRITE => StageId::SocketWrite,
+        Hook::TRACE_TCP_SENDMSG | Hook::TRACE_WRITE_CALL => StageId::SocketWrite,
         Hook::TRACE_FIB_LOOKUP => StageId::RouteOut,
         Hook::TRACE_NF_FIRST_LOCAL_OUT => StageId::NfLocalOut,
         Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::OutputDevice,
