@@ -67,10 +67,10 @@ fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
     }
 }
 
-/// Requests on one connection, waited for in poll(2) as event loops do: readers asleep in recv are not accelerated.
+/// Requests on one connection, waited for in poll(2) as event loops do: receive calls that may sleep are not accelerated.
 fn conversation(to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, timeout).with_context(|| format!("cannot connect to {to}"))?;
-    stream.set_write_timeout(Some(timeout)).context("cannot set a timeout")?;
+    stream.set_nonblocking(true).context("cannot make a socket non-blocking")?;
     let wait = nix::poll::PollTimeout::try_from(timeout).unwrap_or(nix::poll::PollTimeout::MAX);
     let mut answer = vec![0; MAX_ANSWER];
     for left in (0..requests.min(MAX_REQUESTS)).rev() {
