@@ -7,8 +7,9 @@ const HOT: u64 = 10;
 const WATCHED_MS: u64 = 250;
 /// Runs a second that are worth a rest: the hooks then take more than 1 % of a CPU.
 const WORTH_A_REST: u64 = 200_000;
-/// A pair that says nothing for this long, in nanoseconds, is silent.
-const SILENCE_NS: u64 = 500_000_000;
+/// A pair that says nothing for this long, in nanoseconds, is silent. The first packet after a silence is seen by netfilter's hooks
+/// alone, so it must be longer than the pauses of ordinary traffic.
+const SILENCE_NS: u64 = 2_000_000_000;
 /// The pair's rate is counted over at least this time, in nanoseconds.
 const COUNT_NS: u64 = 200_000_000;
 
@@ -140,13 +141,13 @@ mod tests {
     #[test]
     fn a_silent_pair_rests_while_others_are_busy() {
         let mut pace = Pace::new(200, true, 0);
-        assert_eq!(pace.look(at(400, 0, 1_000_000)), Mode::Watching);
-        assert_eq!(pace.look(at(600, 0, 100_000)), Mode::Watching);
-        assert_eq!(pace.look(at(1_100, 0, 1_000_000)), Mode::Silent);
-        assert_eq!(pace.look(at(1_200, 0, 0)), Mode::Silent);
-        assert_eq!(pace.look(at(1_205, 1, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(1_700, 1, 1_000_000)), Mode::Watching);
-        assert_eq!(pace.look(at(2_205, 1, 1_000_000)), Mode::Silent);
+        assert_eq!(pace.look(at(1_900, 0, 1_000_000)), Mode::Watching);
+        assert_eq!(pace.look(at(2_100, 0, 100_000)), Mode::Watching);
+        assert_eq!(pace.look(at(2_600, 0, 1_000_000)), Mode::Silent);
+        assert_eq!(pace.look(at(2_700, 0, 0)), Mode::Silent);
+        assert_eq!(pace.look(at(2_705, 1, 0)), Mode::Watching);
+        assert_eq!(pace.look(at(4_700, 1, 1_000_000)), Mode::Watching);
+        assert_eq!(pace.look(at(4_705, 1, 1_000_000)), Mode::Silent);
     }
 
     #[test]
