@@ -91,7 +91,7 @@ struct accel_holder {
 };
 
 /* accel_end.flags */
-enum {
+enum accel_flag {
 	/* Met after it was established. */
 	ACCEL_LIVE = 1,
 	/* A reader used MSG_WAITALL. */

@@ -4,6 +4,9 @@
 /* Drops the order gate: only for showing that the torture suite notices. */
 const volatile bool no_order_gate = false;
 
+/* Never read: it makes the type known to user space. */
+const volatile enum accel_flag flag_layout = ACCEL_LIVE;
+
 /* The slot of a socket; lives and dies with it. */
 struct conn {
 	__u32 slot;

@@ -3,18 +3,21 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_end, accel_order, accel_pass, accel_state};
+use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_order, accel_pass, accel_state};
 
 use super::instance::{Instance, LEARN_READS};
 use super::matching::{self, Identity};
 use super::shared::field;
 
-/// `accel_end.flags`: a reader used MSG_WAITALL, FIONREAD or splice(2), or one task
-/// may sleep in a receive call while another sends.
-pub const PECULIAR: u32 = 2 | 4 | 8 | 16 | 32 | 64;
-
-/// `accel_end.flags`: met after it was established.
-const LIVE: u32 = 1;
+/// What was seen at one end that keeps a pair out of the map, and the reason that is told; the gravest first.
+const PECULIARITIES: [(accel_flag, accel_pass); 6] = [
+    (accel_flag::ACCEL_SAW_WAITALL, accel_pass::ACCEL_WAITALL),
+    (accel_flag::ACCEL_SAW_SPLICE, accel_pass::ACCEL_SPLICE),
+    (accel_flag::ACCEL_SAW_ASLEEP, accel_pass::ACCEL_BLOCKING),
+    (accel_flag::ACCEL_SAW_OOB, accel_pass::ACCEL_URGENT),
+    (accel_flag::ACCEL_SAW_FIONREAD, accel_pass::ACCEL_FIONREAD),
+    (accel_flag::ACCEL_SAW_TWO_TASKS, accel_pass::ACCEL_TWO_TASKS),
+];
 
 /// Bytes for each turn of a conversation above which TCP carries them at least as fast: a writer that is ahead of its reader
 /// fills the budget, and TCP moves large pieces, or pages of files, without the copy a redirect makes.
@@ -27,6 +30,18 @@ pub struct Known {
     pub identity: Identity,
     /// Everything that is known.
     pub end: accel_end,
+}
+
+impl Known {
+    /// Whether this was seen of it.
+    pub fn has(&self, flag: accel_flag) -> bool {
+        self.end.flags & flag.0 != 0
+    }
+
+    /// What was seen of it that keeps its pair out of the map.
+    pub fn peculiarity(&self) -> Option<accel_pass> {
+        PECULIARITIES.iter().find(|(flag, _)| self.has(*flag)).map(|(_, why)| *why)
+    }
 }
 
 /// All known sockets, by slot.
@@ -130,7 +145,7 @@ pub fn is_candidate(a: &Known, b: &Known) -> bool {
 /// Whether nothing keeps this end out of the map.
 fn is_fresh(k: &Known) -> bool {
     let end = &k.end;
-    end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && end.flags & PECULIAR == 0
+    end.state == accel_state::ACCEL_WATCHED && end.result == 0 && end.hold == 0 && end.left.0 == 0 && k.peculiarity().is_none()
 }
 
 /// Whether a side read often enough for short connections to cost nothing, and what is read goes in turns that redirection
@@ -138,7 +153,7 @@ fn is_fresh(k: &Known) -> bool {
 fn converses(a: &Known, b: &Known) -> bool {
     // One of them: who reads the other way may do so by splice(2), and has to be observed for that to be known.
     let often = a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS);
-    let open_before = [a, b].iter().all(|k| k.end.flags & LIVE != 0);
+    let open_before = [a, b].iter().all(|k| k.has(accel_flag::ACCEL_LIVE));
     (often || open_before) && (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1) <= MOST_PER_TURN
 }
 

@@ -11,7 +11,7 @@ use super::instance::Instance;
 use super::shared::field;
 
 /// How long observers stay when nobody needs them any more: attaching them costs a walk over all tasks.
-const LINGER: Duration = Duration::from_millis(250);
+const LINGER: Duration = Duration::from_millis(10);
 
 /// The observers, attached or not.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_role, accel_state};
+use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::{Known, peer_of, streams};
@@ -40,6 +40,11 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::PeerNotChosen),
     Some(Reason::OtherNode),
 ];
+
+/// How users are told of it.
+fn reason(pass: accel_pass) -> Option<Reason> {
+    REASONS.get(pass.0 as usize).copied().flatten()
+}
 
 /// A snapshot of all pairs.
 pub fn snapshot(instance: &Instance, all: &[Known], pods: &PodNames) -> PairsSnapshot {
@@ -111,7 +116,7 @@ fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
         via_service: client.zip(server).is_some_and(|(c, s)| c.identity.is_translated(&s.identity)),
         state,
         reason,
-        live: ends.iter().any(|k| k.end.flags & 1 != 0),
+        live: ends.iter().any(|k| k.has(accel_flag::ACCEL_LIVE)),
         bypassed_bytes: ends.iter().map(|k| k.end.bytes).sum(),
         bypassed_messages: ends.iter().map(|k| k.end.messages).sum(),
         passes,
@@ -132,19 +137,17 @@ fn is_client(a: &Known, b: &Known) -> bool {
 fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
     let [a, b] = ends else { return (PairState::LeftAlone, Some(Reason::PeerNotChosen)) };
     if a.end.hold != 0 || b.end.hold != 0 {
-        return (PairState::Draining, REASONS.get(a.end.left.0 as usize).copied().flatten());
+        return (PairState::Draining, reason(a.end.left));
     }
-    let reason_of = |k: &Known| REASONS.get(k.end.last_pass.0 as usize).copied().flatten();
     let both = |s: accel_state| a.end.state == s && b.end.state == s;
     if both(accel_state::ACCEL_ENROLLED) {
         if a.end.fast != 0 || b.end.fast != 0 {
             return (PairState::Accelerated, None);
         }
-        let reason = reason_of(a).or_else(|| reason_of(b));
+        let reason = reason(a.end.last_pass).or_else(|| reason(b.end.last_pass));
         return (if a.end.messages + b.end.messages > 0 { PairState::Paused } else { PairState::Waiting }, reason);
     }
-    let left = |k: &Known| REASONS.get(k.end.left.0 as usize).copied().flatten();
-    if let Some(why) = left(a).or_else(|| left(b)) {
+    if let Some(why) = reason(a.end.left).or_else(|| reason(b.end.left)) {
         let gone = both(accel_state::ACCEL_WATCHED);
         let bypassed = a.end.messages + b.end.messages > 0;
         let state = match () {
@@ -158,18 +161,11 @@ fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
     if a.end.result != 0 || b.end.result != 0 {
         return (PairState::LeftAlone, Some(Reason::Refused));
     }
-    let peculiar = |flag: u32| ends.iter().any(|k| k.end.flags & flag != 0);
-    let reason = match () {
-        () if peculiar(2) => Reason::WaitAll,
-        () if peculiar(8) => Reason::Splice,
-        () if peculiar(4) => Reason::Fionread,
-        () if peculiar(64) => Reason::BlockingReader,
-        () if peculiar(32) => Reason::Urgent,
-        () if peculiar(16) => Reason::TwoTasks,
-        () if streams(a, b) => Reason::SlowerThanTcp,
-        () => return (PairState::Waiting, Some(Reason::Learning)),
-    };
-    (PairState::LeftAlone, Some(reason))
+    let peculiarity = ends.iter().find_map(|k| k.peculiarity()).and_then(reason);
+    match peculiarity.or(streams(a, b).then_some(Reason::SlowerThanTcp)) {
+        Some(reason) => (PairState::LeftAlone, Some(reason)),
+        None => (PairState::Waiting, Some(Reason::Learning)),
+    }
 }
 
 fn median(samples: impl Iterator<Item = u32>) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_state};
 
-use super::connections::{self, Known, MOST_PER_TURN, PECULIAR, peer_of};
+use super::connections::{self, Known, MOST_PER_TURN, peer_of};
 use super::instance::Instance;
 
 /// A pair that sent less by TCP since the last look is not judged.
@@ -95,8 +95,8 @@ impl Review {
 /// Whether a pair in the map may stay there.
 fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
     for reader in [a, b] {
-        if reader.end.flags & PECULIAR != 0 {
-            return Judgement::Leave(peculiarity(&reader.end));
+        if let Some(why) = reader.peculiarity() {
+            return Judgement::Leave(why);
         }
     }
     for writer in [a, b] {
@@ -132,17 +132,6 @@ fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
         return Judgement::Leave(accel_pass::ACCEL_SLOWER);
     }
     Judgement::Stay
-}
-
-fn peculiarity(end: &accel_end) -> accel_pass {
-    match () {
-        () if end.flags & 2 != 0 => accel_pass::ACCEL_WAITALL,
-        () if end.flags & 8 != 0 => accel_pass::ACCEL_SPLICE,
-        () if end.flags & 64 != 0 => accel_pass::ACCEL_BLOCKING,
-        () if end.flags & 32 != 0 => accel_pass::ACCEL_URGENT,
-        () if end.flags & 4 != 0 => accel_pass::ACCEL_FIONREAD,
-        () => accel_pass::ACCEL_TWO_TASKS,
-    }
 }
 
 fn spills(end: &accel_end) -> u32 {
