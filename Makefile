@@ -10,7 +10,7 @@ BIN := target/release
 STATIC := target/$(HOST)/release/sockpath-helper
 RUN_TESTS := RUST_BACKTRACE=1 SOCKPATH_HELPER=$(CURDIR)/$(STATIC) cargo test --release --locked
 
-.PHONY: build demo test unit kernel-tests torture bench e2e image reproducible kernels lint deps clean help
+.PHONY: build demo test unit kernel-tests torture bench e2e image reproducible lint deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
