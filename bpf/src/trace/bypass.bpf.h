@@ -34,6 +34,8 @@ struct sending_call {
 	__u32 net;
 	/* TCP took its bytes, or they have been reported. */
 	__u32 done;
+	/* The verifier knows a pointer as a number once it has been through memory. */
+	void *context;
 };
 
 struct {
@@ -131,7 +133,7 @@ static __always_inline void call_of_datagram(void *ctx, const struct view *v, __
 	__u64 key = bpf_get_current_pid_tgid();
 	struct sending_call *call;
 
-	if (!calls_watched || v->t.protocol == PROTO_TCP || runs_in_softirq(ctx))
+	if (!calls_watched || v->t.protocol == PROTO_TCP)
 		return;
 	call = bpf_map_lookup_elem(&sending_calls, &key);
 	if (!call || call->done)
@@ -168,6 +170,9 @@ static __noinline int woken_by_its_writer(const struct sock *sk, void *ctx)
 
 	call = bpf_map_lookup_elem(&sending_calls, &task);
 	if (!call || call->done || !armed)
+		return 0;
+	*(void *volatile *)&call->context = ctx;
+	if (in_softirq(*(volatile __u64 *)&call->context))
 		return 0;
 	net = find_net(sk->__sk_common.skc_net.net);
 	if (!net)

@@ -31,7 +31,7 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	struct view v = {};
 	__u64 head;
 	__u32 id = 0;
-	bool origin = false;
+	bool origin = false, softirq;
 
 	if (!skb || !sight || !read_headers(&v, ip, skb->len))
 		return 0;
@@ -58,8 +58,9 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 		e->flags |= TRACE_F_ORIGIN;
 		e->arg = resting;
 	}
+	softirq = e->flags & TRACE_F_SOFTIRQ;
 	submit(e);
-	if (origin)
+	if (origin && !softirq)
 		call_of_datagram(ctx, &v, id);
 	return id;
 }

@@ -19,14 +19,6 @@ static __always_inline bool in_softirq(__u64 ctx_address)
 	return ctx_address - (__u64)task->stack >= THREAD_SIZE;
 }
 
-/* The verifier knows a pointer as a number once it has been through memory. */
-static __always_inline bool runs_in_softirq(void *ctx)
-{
-	void *volatile address = ctx;
-
-	return in_softirq(*(volatile __u64 *)&address);
-}
-
 static __always_inline struct trace_event *reserve(enum trace_hook hook, void *ctx)
 {
 	struct trace_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);

@@ -159,7 +159,7 @@ int BPF_PROG(sk_data_ready, const struct sock *arg)
 	__u32 net, seq = 0, id = 0;
 	struct tuple t;
 
-	if (bypass && !runs_in_softirq(ctx) && woken_by_its_writer(sk, ctx))
+	if (bypass && woken_by_its_writer(sk, ctx))
 		return 0;
 	if (idle_at_sockets())
 		return 0;
