@@ -32,6 +32,15 @@ impl<'a> Both<'a> {
         Self { running, near, far }
     }
 
+    /// Ctrl-C after a helper was lost, which is an error; the connections end with every byte in place, and nothing is left.
+    fn end_after_a_loss(cluster: &Cluster, running: Running, near: Talk<'_>, far: Talk<'_>) {
+        running.signal(Signal::SIGINT);
+        let (status, said) = running.end();
+        assert_eq!(status.code(), Some(1), "{said}");
+        Self::end_connections(near, far);
+        cluster.assert_nothing_left();
+    }
+
     /// The connections go on and end with every byte in place.
     fn end_connections(near: Talk<'_>, far: Talk<'_>) {
         for talk in [near, far] {
@@ -98,11 +107,7 @@ fn a_deleted_helper_pod_puts_everything_back() {
     run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--wait=false"]));
     let told = running.expect("it is told", Duration::from_secs(30), |l| l.contains("was told to end") || l.contains("went away"));
     assert!(told.contains("n1") || told.contains(&cluster.nodes()[0]), "{told}");
-    running.signal(Signal::SIGINT);
-    let (status, said) = running.end();
-    assert_eq!(status.code(), Some(1), "{said}");
-    Both::end_connections(near, far);
-    cluster.assert_nothing_left();
+    Both::end_after_a_loss(&cluster, running, near, far);
 }
 
 #[test]
@@ -117,11 +122,7 @@ fn an_evicted_helper_puts_everything_back() {
     let _ = fs::remove_file(file);
     running.expect("it is told", Duration::from_secs(30), |l| l.contains("was told to end") || l.contains("went away"));
     near.goes_on();
-    running.signal(Signal::SIGINT);
-    let (status, said) = running.end();
-    assert_eq!(status.code(), Some(1), "{said}");
-    Both::end_connections(near, far);
-    cluster.assert_nothing_left();
+    Both::end_after_a_loss(&cluster, running, near, far);
 }
 
 #[test]

@@ -153,7 +153,7 @@ impl Attendance<'_> {
         relay::recover(self.instance, &all)?;
         self.review.look(self.instance, &all);
         self.suspension.apply(self.instance);
-        connections::keep_apart(self.instance, |netns| self.chosen.are_apart(netns));
+        connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
         let leaving = all.iter().any(|k| k.end.hold != 0);
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {

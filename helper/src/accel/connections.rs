@@ -151,16 +151,23 @@ fn is_fresh(k: &Known) -> bool {
 /// Whether a side read often enough for short connections to cost nothing, and what is read goes in turns that redirection
 /// makes faster. Connections that were open before are not short.
 fn converses(a: &Known, b: &Known) -> bool {
-    // One of them: who reads the other way may do so by splice(2), and has to be observed for that to be known.
-    let often = a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS);
     let open_before = [a, b].iter().all(|k| k.has(accel_flag::ACCEL_LIVE));
-    (often || open_before) && (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1) <= MOST_PER_TURN
+    (reads_often(a, b) || open_before) && bytes_per_turn(a, b) <= MOST_PER_TURN
 }
 
 /// Whether a pair is left alone because it moves much in one direction and little in turns.
 pub fn streams(a: &Known, b: &Known) -> bool {
-    let (turns, bytes) = (a.end.reads.min(b.end.reads).max(1), a.end.taken + b.end.taken);
-    a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS) && bytes / turns > MOST_PER_TURN
+    reads_often(a, b) && bytes_per_turn(a, b) > MOST_PER_TURN
+}
+
+/// One of them is enough: who reads the other way may do so by splice(2), and has to be observed for that to be known.
+fn reads_often(a: &Known, b: &Known) -> bool {
+    a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS)
+}
+
+/// Bytes that were read for each time that the side which reads less often has read.
+fn bytes_per_turn(a: &Known, b: &Known) -> u64 {
+    (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1)
 }
 
 fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
@@ -189,11 +196,10 @@ pub fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
     set_both(instance, a, b, field!(left), why);
 }
 
-/// Keeps pairs out whose ends are `apart`, by their network namespaces, before they were ever in.
-pub fn keep_apart(instance: &Instance, apart: impl Fn([u32; 2]) -> bool) {
-    let all = known(instance);
-    for a in &all {
-        let Some(b) = peer_of(&all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+/// Keeps pairs of `all` out whose ends are `apart`, by their network namespaces, before they were ever in.
+pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -> bool) {
+    for a in all {
+        let Some(b) = peer_of(all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
         if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.identity.netns, b.identity.netns]) {
             keep_out(instance, a, b, accel_pass::ACCEL_OTHER_NODE);
         }
