@@ -1,7 +1,8 @@
 //! Does `trace` tell the truth? Each test plants a cause on the real kernel and demands that it is found and named.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sockpath_tests::lab::{Lab, succeed};
@@ -23,7 +24,6 @@ fn assert_advice(drop: &Value) {
 
 /// Runs `nft -f -` in a pod or node.
 fn nft(lab: &Lab, place: &str, rules: &str) {
-    use std::io::Write as _;
     let mut child = lab.exec(place, ["nft", "-f", "-"]).stdin(Stdio::piped()).spawn().expect("cannot run nft");
     child.stdin.take().expect("stdin is piped").write_all(rules.as_bytes()).expect("nft does not read its rules");
     assert!(child.wait().expect("cannot wait for nft").success(), "nft refused {rules}");
@@ -91,7 +91,7 @@ fn a_small_mtu_fragments_a_datagram() {
     let running = Trace::start(&lab, &["curl", "httpbin:8080", "--protocol", "udp", "--no-probe", "--duration", "3s"]);
     lab.inside("curl", || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("cannot bind");
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).expect("cannot set a timeout");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("cannot set a timeout");
         socket.send_to(&[7; 2000], "10.42.1.3:8080").expect("cannot send");
         let mut answer = [0; 4000];
         assert_eq!(socket.recv(&mut answer).expect("no echo"), 2000);
@@ -313,10 +313,21 @@ fn a_vanished_packet_has_a_last_place() {
         return;
     }
     let lab = Lab::up();
-    // One byte a second: after the handshake the request sits in the queue for longer than the trace, and nobody drops it.
+    // Connected before the queue is there, so that no neighbour has to be asked for through it.
+    let mut connection =
+        lab.inside("curl", || std::net::TcpStream::connect("10.42.1.3:8080")).expect("cannot connect to httpbin from inside curl");
+    // One byte a second, and what may pass at once is used up: what comes now sits in the queue for longer than the trace, and nobody drops it.
     let veth = lab.host_veth("httpbin", "node-1");
-    lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "8bit", "burst", "220", "limit", "100000"]);
-    let traced = trace(&lab, &["curl", "httpbin:8080", "--probe", "--duration", "4s"]);
+    lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "8bit", "burst", "1600", "limit", "100000"]);
+    let filler = lab.inside("curl", || std::net::UdpSocket::bind("0.0.0.0:0")).expect("cannot bind inside curl");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while lab.run("node-1", ["tc", "-s", "qdisc", "show", "dev", &veth]).contains("backlog 0b 0p") {
+        assert!(Instant::now() < deadline, "the queue of {veth} does not fill");
+        filler.send_to(&[7; 1000], "10.42.1.3:8080").expect("cannot send");
+    }
+    let running = Trace::start(&lab, &["curl", "httpbin:8080", "--no-probe", "--duration", "3s"]);
+    connection.write_all(b"GET / HTTP/1.1\r\nHost: httpbin\r\n\r\n").expect("cannot write the request");
+    let traced = running.finish();
     assert!(traced.mentions("findings", "last seen"), "{}", traced.dump());
     assert!(traced.mentions("findings", "expected"), "{}", traced.dump());
 }
