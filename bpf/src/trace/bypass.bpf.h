@@ -60,15 +60,17 @@ int BPF_PROG(system_call, struct pt_regs *regs, long id)
 	struct sending_call call = {};
 	struct nsproxy *proxy;
 	struct net *net;
+	__u32 inum;
 	__u64 key;
 
 	if (id != NR_WRITE && id != NR_WRITEV && id != NR_SENDTO && id != NR_SENDMSG && id != NR_SENDMMSG)
 		return 0;
 	task = bpf_get_current_task_btf();
 	if (bpf_probe_read_kernel(&proxy, sizeof(proxy), &task->nsproxy) || !proxy ||
-	    bpf_probe_read_kernel(&net, sizeof(net), &proxy->net_ns) || !net)
+	    bpf_probe_read_kernel(&net, sizeof(net), &proxy->net_ns) || !net ||
+	    bpf_probe_read_kernel(&inum, sizeof(inum), &net->ns.inum))
 		return 0;
-	call.net = find_net(AS(net, net));
+	call.net = find_inum(inum);
 	if (!call.net)
 		return 0;
 	call.at = bpf_ktime_get_ns();

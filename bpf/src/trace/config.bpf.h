@@ -85,12 +85,15 @@ __noinline __u32 find_slot(__u32 inum)
 }
 
 /* Slot + 1 of a namespace of interest, or 0. */
-static __always_inline __u32 find_net(const struct net *net)
+static __always_inline __u32 find_inum(__u32 inum)
 {
-	__u32 inum = net->ns.inum;
-
 	/* Most have no neighbour in the table. */
 	return nets[inum & (TRACE_NET_SLOTS - 1)].inum ? find_slot(inum) : 0;
+}
+
+static __always_inline __u32 find_net(const struct net *net)
+{
+	return find_inum(net->ns.inum);
 }
 
 __noinline int is_uplink(__u64 device)
