@@ -103,8 +103,10 @@ enum accel_flag {
 	ACCEL_SAW_TWO_TASKS = 16,
 	/* A sender used MSG_OOB. */
 	ACCEL_SAW_OOB = 32,
-	/* A reader slept in its receive call, or made one that may sleep. */
+	/* A reader slept in its receive call. */
 	ACCEL_SAW_ASLEEP = 64,
+	/* A reader made a receive call that may sleep. */
+	ACCEL_MAY_SLEEP = 128,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -193,8 +195,12 @@ struct accel_control {
 	__u32 budget;
 	/* Observed receive calls that have to be seen on a socket before bytes go to it directly. */
 	__u32 learn_reads;
+	/* The same where a call may sleep and none has: data lay there each time, as after poll(2). */
+	__u32 learn_sleepless;
 	/* System calls are observed. */
 	__u32 observing;
+	/* Arriving data is observed: a reader that sleeps until it comes is seen. */
+	__u32 observing_arrivals;
 	/* Readers that sleep in their receive call are left alone. */
 	__u32 leave_blocking;
 	/* A doorbell was rung and not answered. */

@@ -224,7 +224,7 @@ pub struct Accelerate {
     /// Leave it running and return
     #[arg(long)]
     pub detach: bool,
-    /// Also accelerate readers whose receive calls may sleep: a reset or a signal then ends it with EAGAIN
+    /// Also accelerate readers that wait inside recv(): a reset or a signal then ends that call with EAGAIN
     #[arg(long)]
     pub blocking_readers: bool,
     /// Watch for a few seconds and print what would be done; =client prints the helper pod

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState, Reason};
+use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState, PodElsewhere, Reason};
 use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
 use sockpath_tests::torture::pods::Pod;
@@ -50,6 +50,7 @@ fn a_second_user_is_told_who_holds_it() {
     let refused = refused.downcast_ref::<HelperError>().expect("the helper's own words");
     assert_eq!(refused.code, "held");
     assert!(refused.text.contains("torture-"), "it does not say who: {refused}");
+    assert!(refused.text.contains("`kubectl sockpath stop --lab`"), "what it says would end something else: {refused}");
     on.finish().expect("end");
 }
 
@@ -140,14 +141,17 @@ fn lab_down_removes_the_pins_of_its_acceleration() {
     assert!(!pins.exists(), "{} is left behind", pins.display());
 }
 
-#[test]
-fn a_pair_across_nodes_is_shown_and_left_alone() {
-    let Some(scene) = Scene::new("a_pair_across_nodes_is_shown_and_left_alone") else { return };
+/// An acceleration of all pods of the lab by one helper, or, as on a cluster, of one node's, which is told where the others are.
+fn across_nodes(test: &str, as_on_a_cluster: bool) {
+    let Some(scene) = Scene::new(test) else { return };
     let remote = Pod::new(&scene.lab, "httpbin-remote");
-    let pods = scene.lab.status().pods;
-    let ip =
-        pods.iter().find(|p| p.name == "httpbin-remote").and_then(|p| p.ips.iter().copied().find(IpAddr::is_ipv4)).expect("an address");
-    let request = AccelerateRequest { pods: pods.iter().map(Into::into).collect(), ..Choice::default().request(&scene.lab) };
+    let status = scene.lab.status();
+    let all = || status.pods.iter();
+    let ip = all().find(|p| p.name == "httpbin-remote").and_then(|p| p.ips.iter().copied().find(IpAddr::is_ipv4)).expect("an address");
+    let elsewhere: Vec<PodElsewhere> =
+        all().filter(|p| as_on_a_cluster && p.node != "node-1").map(|p| PodElsewhere::from(&p.into())).collect();
+    let pods = all().filter(|p| !as_on_a_cluster || p.node == "node-1").map(Into::into).collect();
+    let request = AccelerateRequest { pods, elsewhere, ..Choice::default().request(&scene.lab) };
     let mut session = Session::start(&scene.lab).expect("the helper starts");
     session.say(&Request::Accelerate(Box::new(request))).expect("the helper reads");
     let mut on = Accelerator(session);
@@ -157,7 +161,19 @@ fn a_pair_across_nodes_is_shown_and_left_alone() {
     let server = listener.accept();
     exchange(&client, &server, 50);
     scene::assert_left_alone(&mut on, &client, Reason::OtherNode);
+    let row = pair(&mut on, &client).expect("a row");
+    assert_eq!([row.client_pod.as_deref(), row.server_pod.as_deref()], [Some("default/curl"), Some("default/httpbin-remote")]);
     exchange(&client, &server, 50);
     scene::assert_untouched(&mut on, &client);
     on.finish().expect("end");
+}
+
+#[test]
+fn a_pair_across_nodes_is_shown_and_left_alone() {
+    across_nodes("a_pair_across_nodes_is_shown_and_left_alone", false);
+}
+
+#[test]
+fn a_peer_on_a_node_of_another_helper_is_told() {
+    across_nodes("a_peer_on_a_node_of_another_helper_is_told", true);
 }

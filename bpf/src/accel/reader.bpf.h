@@ -10,6 +10,12 @@
 #define MSG_WAITALL 0x100
 #define MSG_ERRQUEUE 0x2000
 
+/* How many observed receive calls tell how this socket is read. */
+static __always_inline __u32 reads_to_learn(const struct accel_control *ctl, const struct accel_end *e)
+{
+	return ctl->leave_blocking && (e->flags & ACCEL_MAY_SLEEP) ? ctl->learn_sleepless : ctl->learn_reads;
+}
+
 /* Time of one request and its answer, seen at the client: from one answer to the next, with the server reading in between. */
 static __always_inline void measure_cycle(struct accel_end *e, struct accel_end *peer)
 {
@@ -39,15 +45,15 @@ static __always_inline void measure_cycle(struct accel_end *e, struct accel_end 
 /*
  * tcp_bpf_recvmsg() returns EAGAIN, also from a blocking call, whenever it was woken without data: by room in the send buffer,
  * by data that another task gets, by a reset, by a signal. The first two are ruled out by leaving sockets alone on which one
- * task sleeps while another works, the last two only by leaving sleeping readers alone.
+ * task sleeps while another works, the last two only by leaving sleeping readers alone. A call that may sleep does no harm as
+ * long as it never has to: its caller knew, from poll(2) for instance, that there is something to read.
  */
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 {
 	struct accel_control *ctl;
-	struct accel_end *e, *peer;
+	struct accel_end *e;
 	struct conn *conn;
-	struct sock *psk;
 
 	if (!sk->sk_bpf_storage)
 		return 0;
@@ -59,11 +65,31 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 		return 0;
 	if (count_sleepers(ctl, sk))
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-	if (!ctl->leave_blocking || !e->peer_cookie || !(peer = get_end(e->peer)))
+	return 0;
+}
+
+/*
+ * TCP data has come and its reader is about to be woken: whoever waits for it inside a receive call is still in the socket's
+ * wait queue. Once a socket is in the map the verdict looks there before each message.
+ */
+SEC("tp_btf/sk_data_ready")
+int BPF_PROG(arrived, const struct sock *arg)
+{
+	struct sock *sk = (struct sock *)arg;
+	struct accel_control *ctl;
+	struct accel_end *e;
+	struct conn *conn;
+
+	if (!sk->sk_bpf_storage)
 		return 0;
-	psk = bpf_core_cast((void *)peer->sk, struct sock);
-	if (peer->cookie == e->peer_cookie && (__u64)psk->__sk_common.skc_cookie.counter == e->peer_cookie && count_sleepers(ctl, psk))
-		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_ASLEEP);
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(ctl = get_control()))
+		return 0;
+	/* Those whose calls never sleep may have a sender that does. */
+	if (e->state == ACCEL_ENROLLED || !(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP))
+		return 0;
+	if (count_sleepers(ctl, sk))
+		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
 	return 0;
 }
 
@@ -72,8 +98,9 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 {
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
+	bool observed;
 	struct conn *conn;
-	__u32 *seen;
+	__u32 *seen, enough;
 	__u64 reads;
 
 	/* Sockets of others end here. */
@@ -86,25 +113,27 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
+	observed = ctl->observing;
 	/* It might have slept, and may next time. O_NONBLOCK has become MSG_DONTWAIT here. */
-	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking && !(e->flags & ACCEL_SAW_ASLEEP)) {
-		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
-		if (e->state == ACCEL_ENROLLED)
-			ring(ctl);
+	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking) {
+		if (!(e->flags & ACCEL_MAY_SLEEP))
+			__sync_fetch_and_or(&e->flags, ACCEL_MAY_SLEEP);
+		observed = observed && (e->state == ACCEL_ENROLLED || ctl->observing_arrivals);
 	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
 	reads = __sync_fetch_and_add(&e->reads, 1) + 1;
 	/* Not a short connection, it seems: its calls are worth observing. */
-	if (reads == ctl->learn_reads && !ctl->observing)
+	if (reads == ctl->learn_reads && !observed)
 		ring(ctl);
-	if (e->learned < ctl->learn_reads && ctl->observing) {
+	enough = reads_to_learn(ctl, e);
+	if (observed && e->learned < enough) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)
 			__sync_fetch_and_or(&e->flags, *seen);
 		if (count_sleepers(ctl, sk))
 			__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-		if (++e->learned == ctl->learn_reads)
+		if (++e->learned == enough)
 			ring(ctl);
 	}
 	if (e->role != ACCEL_SERVER && e->peer_cookie) {

@@ -1,7 +1,7 @@
 //! Acceleration: what is asked, what is reported, and the one table of reasons why a pair is not accelerated.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,9 @@ use crate::request::Pod;
 pub struct AccelerateRequest {
     /// The chosen pods.
     pub pods: Vec<Pod>,
+    /// The chosen pods of other nodes, for the reason that is told of connections with them.
+    #[serde(default)]
+    pub elsewhere: Vec<PodElsewhere>,
     /// The lease: without renewal the kernel falls back to TCP after this many milliseconds.
     pub lease_ms: u64,
     /// Leave it running for `lease_ms` after the session ends.
@@ -19,8 +22,9 @@ pub struct AccelerateRequest {
     /// Only watch and report what would be done, for this many milliseconds.
     #[serde(default)]
     pub dry_run_ms: Option<u64>,
-    /// Leave readers alone whose receive calls may sleep (neither `O_NONBLOCK` nor `MSG_DONTWAIT`). While such a socket is in the sockmap, a signal or a reset ends the
-    /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`).
+    /// Leave readers alone that sleep inside their receive calls. While such a socket is in the sockmap, a signal or a reset ends the
+    /// call with EAGAIN instead of EINTR, a restart, or ECONNRESET (kernel function `tcp_bpf_recvmsg`). A call that could sleep
+    /// (neither `O_NONBLOCK` nor `MSG_DONTWAIT`) but always finds data, as after poll(2), is not one of them.
     #[serde(default = "yes")]
     pub leave_blocking_readers: bool,
     /// With `detach`: go on in the process that served the session, because it is the one that keeps the helper's pod; otherwise in
@@ -36,6 +40,24 @@ pub struct AccelerateRequest {
 pub struct ChoosePods {
     /// The chosen pods of this node.
     pub pods: Vec<Pod>,
+    /// Those of other nodes.
+    #[serde(default)]
+    pub elsewhere: Vec<PodElsewhere>,
+}
+
+/// A chosen pod on a node that this helper does not serve: it sees only this side's ends of connections with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodElsewhere {
+    /// Its name.
+    pub pod: PodName,
+    /// Its addresses, both families.
+    pub ips: Vec<IpAddr>,
+}
+
+impl From<&Pod> for PodElsewhere {
+    fn from(pod: &Pod) -> Self {
+        Self { pod: PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }, ips: pod.ips.clone() }
+    }
 }
 
 fn yes() -> bool {
@@ -210,7 +232,7 @@ pub enum Reason {
     /// One task may sleep in a receive call on the socket while another sends: the kernel wakes the sleeper without data when the
     /// send buffer has room again, and its blocking call returns EAGAIN.
     TwoTasks,
-    /// The reader uses receive calls that may sleep, and the request wants such readers left alone: a signal or a reset wakes
+    /// The reader was seen asleep inside a receive call, and the request wants such readers left alone: a signal or a reset wakes
     /// them with EAGAIN.
     BlockingReader,
     /// The reader uses MSG_WAITALL.
@@ -230,6 +252,19 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// What a user can do about it, and at what risk; `None` where nothing can be done or it goes away by itself.
+    #[must_use]
+    pub fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::BlockingReader => Some(
+                "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
+                 ends that call with EAGAIN, which programs do not expect of a blocking socket",
+            ),
+            Self::PeerNotChosen => Some("both ends have to be chosen pods: name both, or choose all with -A"),
+            _ => None,
+        }
+    }
+
     /// The reason in a few words, for tables.
     #[must_use]
     pub fn text(self) -> &'static str {

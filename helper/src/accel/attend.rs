@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sockpath_bpf::accel::types::accel_pass;
-use sockpath_protocol::accel::PodName;
+use sockpath_protocol::accel::{ChoosePods, PodName};
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::Pod;
 use sockpath_protocol::{Message, Request};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -18,7 +17,7 @@ use super::connections;
 use super::instance::Instance;
 use super::observation::Observation;
 use super::relay;
-use super::report::{self, PodNames};
+use super::report;
 use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
@@ -72,7 +71,7 @@ impl Audience<'_> {
                     return Ok(Wish::Pause(request.pods, suspension::pass(request.reason)));
                 }
                 Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(request.pods)),
-                Inbound::Request(Request::Choose(request)) => return Ok(Wish::Choose(request.pods)),
+                Inbound::Request(Request::Choose(request)) => return Ok(Wish::Choose(request)),
                 Inbound::Request(Request::Heartbeat) => {}
                 Inbound::Request(_) => {
                     session.warn("only `choose`, `pause`, `resume` and `finish` are understood while connections are accelerated")?;
@@ -98,9 +97,9 @@ impl Audience<'_> {
         }
     }
 
-    fn tell(&mut self, instance: &Instance, names: &PodNames) -> Result<()> {
+    fn tell(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()> {
         match self {
-            Self::Session { session, .. } => tell(session, instance, names),
+            Self::Session { session, .. } => tell(session, instance, chosen),
             Self::Nobody(_) => {
                 connections::pair(instance);
                 Ok(())
@@ -112,16 +111,17 @@ impl Audience<'_> {
 /// What the plugin wants while connections are accelerated.
 enum Wish {
     End(EndReason),
-    Choose(Vec<Pod>),
+    Choose(ChoosePods),
     Pause(Vec<PodName>, accel_pass),
     Resume(Vec<PodName>),
 }
 
 /// Sends a snapshot of all pairs.
-pub fn tell(session: &mut Session, instance: &Instance, names: &PodNames) -> Result<()> {
+pub fn tell(session: &mut Session, instance: &Instance, chosen: &Chosen) -> Result<()> {
     connections::note_peculiar(instance)?;
     connections::pair(instance);
-    let snapshot = report::snapshot(instance, &connections::known(instance), names);
+    connections::note_elsewhere(instance, &connections::known(instance), |ip| chosen.is_elsewhere(ip));
+    let snapshot = report::snapshot(instance, &connections::known(instance), chosen.names());
     session.send(&Message::Pairs(snapshot))
 }
 
@@ -154,6 +154,7 @@ impl Attendance<'_> {
         self.review.look(self.instance, &all);
         self.suspension.apply(self.instance);
         connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
+        connections::note_elsewhere(self.instance, &all, |ip| self.chosen.is_elsewhere(ip));
         let leaving = all.iter().any(|k| k.end.hold != 0);
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
@@ -171,8 +172,8 @@ impl Attendance<'_> {
     fn grant(&mut self, wish: Wish) -> Result<Vec<String>> {
         match wish {
             Wish::End(_) => {}
-            Wish::Choose(pods) => {
-                let change = self.chosen.change(self.instance, &pods)?;
+            Wish::Choose(request) => {
+                let change = self.chosen.change(self.instance, &request.pods, &request.elsewhere)?;
                 self.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
                 self.suspension.resume(&change.joined, accel_pass::ACCEL_UNCHOSEN);
                 return Ok(change.warnings);
@@ -248,7 +249,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
             }
             _ = snapshots.tick() => {
                 instance.forget_gone()?;
-                audience.tell(instance, attendance.chosen.names())?;
+                audience.tell(instance, attendance.chosen)?;
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The pods whose connections are taken: those that were named at the start, and those that came or went since.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_protocol::accel::PodName;
+use sockpath_protocol::accel::{PodElsewhere, PodName};
 use sockpath_protocol::request::Pod;
 
 use super::instance::Instance;
@@ -36,10 +37,23 @@ pub struct Change {
 
 impl Chosen {
     /// Finds pods on this node; what there is to warn of.
-    pub fn find(pods: &[Pod]) -> (Self, Vec<String>) {
+    pub fn find(pods: &[Pod], elsewhere: &[PodElsewhere]) -> (Self, Vec<String>) {
         let mut chosen = Self::default();
         let warnings = pods.iter().filter_map(|pod| chosen.add(pod)).collect();
+        chosen.note_elsewhere(elsewhere);
         (chosen, warnings)
+    }
+
+    /// Whether a chosen pod of another node has this address.
+    pub fn is_elsewhere(&self, ip: IpAddr) -> bool {
+        self.names.elsewhere.contains_key(&ip)
+    }
+
+    /// Notes where the other chosen pods are. A pod that is found here is not elsewhere.
+    fn note_elsewhere(&mut self, pods: &[PodElsewhere]) {
+        let here: HashSet<&String> = self.names.here.values().collect();
+        let addresses = pods.iter().map(|p| (p.pod.to_string(), &p.ips)).filter(|(name, _)| !here.contains(name));
+        self.names.elsewhere = addresses.flat_map(|(name, ips)| ips.iter().map(move |ip| (ip.to_canonical(), name.clone()))).collect();
     }
 
     /// The pods.
@@ -61,20 +75,20 @@ impl Chosen {
     /// The network namespaces of those of these pods that are chosen.
     pub fn netns_of(&self, pods: &[PodName]) -> Vec<u32> {
         let wanted: HashSet<String> = pods.iter().map(PodName::to_string).collect();
-        self.names.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
+        self.names.here.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
     }
 
     /// Makes these the chosen ones: meets the sockets of those that are new, and lets the others go.
     ///
     /// # Errors
     /// When the kernel refuses; what was changed by then stays so.
-    pub fn change(&mut self, instance: &Instance, pods: &[Pod]) -> Result<Change> {
+    pub fn change(&mut self, instance: &Instance, pods: &[Pod], elsewhere: &[PodElsewhere]) -> Result<Change> {
         let mut change = Change::default();
         let wanted: HashSet<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
         for i in (0..self.uids.len()).rev().filter(|&i| !wanted.contains(self.uids[i].as_str())).collect::<Vec<_>>() {
             self.uids.remove(i);
             let gone = self.found.remove(i);
-            self.names.remove(&gone.netns.inode);
+            self.names.here.remove(&gone.netns.inode);
             instance.detach(&gone)?;
             if gone.cgroup.as_ref().is_some_and(|c| c.dir.exists()) {
                 change.let_go.push(gone.netns.inode);
@@ -92,6 +106,7 @@ impl Chosen {
             change.joined.push(found.netns.inode);
             self.let_go.retain(|netns| netns.inode != found.netns.inode);
         }
+        self.note_elsewhere(elsewhere);
         Ok(change)
     }
 
@@ -107,7 +122,7 @@ impl Chosen {
                     .cgroup
                     .is_none()
                     .then(|| format!("pod {name} has no cgroup v2 directory; only connections that are open now are accelerated"));
-                self.names.insert(found.netns.inode, name);
+                self.names.here.insert(found.netns.inode, name);
                 self.nodes.insert(found.netns.inode, pod.node.clone());
                 self.uids.push(pod.uid.clone());
                 self.found.push(found);
@@ -115,5 +130,27 @@ impl Chosen {
             }
             Err(e) => Some(format!("pod {name} is left alone: {e:#}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_other_nodes_are_known_by_their_addresses() {
+        let pod = |name: &str, ips: &[&str]| PodElsewhere {
+            pod: PodName { namespace: "shop".into(), name: name.into() },
+            ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
+        };
+        let mut chosen = Chosen::default();
+        chosen.names.here.insert(7, "shop/web".into());
+        chosen.note_elsewhere(&[pod("web", &["10.42.1.2"]), pod("db", &["::ffff:10.42.2.3", "fd00::3"])]);
+        let elsewhere = |ip: &str| chosen.is_elsewhere(ip.parse().expect("an address"));
+        assert!(elsewhere("10.42.2.3") && elsewhere("fd00::3"));
+        assert!(!elsewhere("10.42.1.2"), "it is here");
+        assert!(!elsewhere("10.42.2.4"));
+        chosen.note_elsewhere(&[]);
+        assert!(!chosen.is_elsewhere("10.42.2.3".parse().expect("an address")), "it is no longer chosen");
     }
 }

@@ -1,9 +1,10 @@
 //! The connections of an instance: pairing their ends, and ordering them into the map and out of it.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_order, accel_pass, accel_state};
+use sockpath_bpf::accel::types::{accel_control, accel_end, accel_flag, accel_order, accel_pass, accel_state};
 
 use super::instance::{Instance, LEARN_READS};
 use super::matching::{self, Identity};
@@ -100,7 +101,7 @@ pub fn pair(instance: &Instance) -> HashSet<u64> {
 
 /// Orders pairs of `all` into the map whose readers are known well enough; both ends or none.
 pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
-    let learn_reads = instance.control.read(0, field!(learn_reads)).unwrap_or(LEARN_READS);
+    let Some(lesson) = Lesson::of(instance) else { return Ok(0) };
     let mut ordered = Vec::new();
     // `all` may be older than what was decided since.
     let stays_out = |k: &Known| {
@@ -109,7 +110,7 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     };
     for k in all {
         let Some(peer) = peer_of(all, k) else { continue };
-        if k.identity.slot < peer.identity.slot && is_ready(k, peer, learn_reads) && !stays_out(k) && !stays_out(peer) {
+        if k.identity.slot < peer.identity.slot && is_ready(k, peer, &lesson) && !stays_out(k) && !stays_out(peer) {
             for slot in [k.identity.slot, peer.identity.slot] {
                 instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
                 ordered.push(slot);
@@ -170,10 +171,30 @@ fn bytes_per_turn(a: &Known, b: &Known) -> u64 {
     (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1)
 }
 
-fn is_ready(a: &Known, b: &Known, learn_reads: u32) -> bool {
+/// How many observed receive calls tell how a socket is read.
+struct Lesson {
+    reads: u32,
+    /// Where a call may sleep, and that matters.
+    sleepless: u32,
+}
+
+impl Lesson {
+    fn of(instance: &Instance) -> Option<Self> {
+        let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
+        let reads = read(field!(learn_reads))?;
+        let sleepless = if read(field!(leave_blocking))? != 0 { read(field!(learn_sleepless))? } else { reads };
+        Some(Self { reads, sleepless })
+    }
+
+    fn is_learned(&self, k: &Known) -> bool {
+        k.end.learned >= if k.has(accel_flag::ACCEL_MAY_SLEEP) { self.sleepless } else { self.reads }
+    }
+}
+
+fn is_ready(a: &Known, b: &Known, lesson: &Lesson) -> bool {
     // The variant without the order gate learns nothing, and takes everything.
-    let takes_all = learn_reads < LEARN_READS;
-    let learned = [a, b].iter().all(|k| k.end.learned >= learn_reads);
+    let takes_all = lesson.reads < LEARN_READS;
+    let learned = [a, b].iter().all(|k| lesson.is_learned(k));
     is_fresh(a) && is_fresh(b) && learned && (takes_all || converses(a, b))
 }
 
@@ -202,6 +223,16 @@ pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -
         let Some(b) = peer_of(all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
         if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.identity.netns, b.identity.netns]) {
             keep_out(instance, a, b, accel_pass::ACCEL_OTHER_NODE);
+        }
+    }
+}
+
+/// Notes of lone ends of `all` whether a chosen pod of another node is at the other end.
+pub fn note_elsewhere(instance: &Instance, all: &[Known], elsewhere: impl Fn(IpAddr) -> bool) {
+    for k in all.iter().filter(|k| k.end.peer_cookie == 0) {
+        let why = if elsewhere(k.identity.remote.ip()) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
+        if k.end.left != why && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_OTHER_NODE) {
+            instance.ends.set(k.identity.slot, field!(left), why);
         }
     }
 }

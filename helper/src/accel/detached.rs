@@ -55,7 +55,7 @@ pub async fn stay(session: &mut Session, request: &AccelerateRequest) -> Result<
 async fn go_on(request: &AccelerateRequest, session: Option<&mut Session>) -> Result<()> {
     let pins = Pins::of_this_instance()?;
     let Some(instance) = Instance::open(&pins)? else { return Ok(()) };
-    let (mut chosen, _) = Chosen::find(&request.pods);
+    let (mut chosen, _) = Chosen::find(&request.pods, &request.elsewhere);
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
     attend(&instance, &mut chosen, Audience::Nobody(session)).await?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::Locate;
 use sockpath_protocol::{Message, Request};
 
 use super::attend::{Audience, SNAPSHOT, attend, tell};
@@ -14,7 +14,6 @@ use super::chosen::Chosen;
 use super::detached;
 use super::instance::{Instance, Start, is_without_order_gate};
 use super::pins::Pins;
-use super::report::PodNames;
 use super::stop::{LOOK_AGAIN, dismantle, summary};
 use crate::node::FoundPod;
 use crate::session::{Coded, Inbound, Session};
@@ -24,9 +23,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves an acceleration until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
-    let mut chosen = find_pods(session, &request.pods)?;
+    let mut chosen = find_pods(session, &request)?;
     let pins = Pins::of_this_instance()?;
-    clear_the_way(session, &pins).await?;
+    clear_the_way(session, &pins, &request).await?;
     let lease = Duration::from_millis(request.lease_ms);
     let start = Start { owner: &request.owner, lease, leave_blocking_readers: request.leave_blocking_readers, detached: request.detach };
     let instance = match Instance::create(&pins, &start) {
@@ -38,7 +37,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     };
     let reason = match prepare(session, &instance, chosen.pods()) {
         Err(e) => Err(e),
-        Ok(()) if request.dry_run_ms.is_some() => watch(session, &instance, chosen.names(), &request).await,
+        Ok(()) if request.dry_run_ms.is_some() => watch(session, &instance, &chosen, &request).await,
         Ok(()) => attend(&instance, &mut chosen, Audience::Session { session: &mut *session, lease }).await,
     };
     if request.dry_run_ms.is_some() {
@@ -75,8 +74,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
 }
 
 /// The pods of the request as this node has them.
-fn find_pods(session: &mut Session, pods: &[Pod]) -> Result<Chosen> {
-    let (chosen, warnings) = Chosen::find(pods);
+fn find_pods(session: &mut Session, request: &AccelerateRequest) -> Result<Chosen> {
+    let (chosen, warnings) = Chosen::find(&request.pods, &request.elsewhere);
     for text in warnings {
         session.warn(text)?;
     }
@@ -87,7 +86,7 @@ fn find_pods(session: &mut Session, pods: &[Pod]) -> Result<Chosen> {
 }
 
 /// Makes sure that nobody else accelerates here; leftovers of an ended lease are drained and removed.
-async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
+async fn clear_the_way(session: &mut Session, pins: &Pins, request: &AccelerateRequest) -> Result<()> {
     if pins.claim()? {
         return Ok(());
     }
@@ -97,9 +96,10 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
             return Err(Coded::new(
                 "held",
                 format!(
-                    "{} accelerates on this node already (lease ends in {} s); end it with `kubectl sockpath stop`",
+                    "{} accelerates on this node already (lease ends in {} s); end it with `kubectl sockpath stop{}`",
                     instance.owner(),
-                    left.as_secs().max(1)
+                    left.as_secs().max(1),
+                    if is_in_lab(request) { " --lab" } else { "" }
                 ),
             ));
         }
@@ -113,6 +113,11 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
     }
     pins.remove()?;
     if pins.claim()? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
+}
+
+/// Whether the pods are those of a lab, whose commands take `--lab`.
+fn is_in_lab(request: &AccelerateRequest) -> bool {
+    request.pods.iter().any(|pod| matches!(pod.locate, Locate::Path { .. }))
 }
 
 /// Tries the kernel out on private sockets, then meets the sockets of the pods.
@@ -136,8 +141,8 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
 }
 
 /// Only tells what would be done.
-async fn watch(session: &mut Session, instance: &Instance, names: &PodNames, request: &AccelerateRequest) -> Result<EndReason> {
-    let _observers = instance.observe()?;
+async fn watch(session: &mut Session, instance: &Instance, chosen: &Chosen, request: &AccelerateRequest) -> Result<EndReason> {
+    let (_calls, _arrivals) = (instance.observe()?, instance.observe_arrivals()?);
     let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     let reason = loop {
@@ -148,10 +153,10 @@ async fn watch(session: &mut Session, instance: &Instance, names: &PodNames, req
                 Inbound::Stop(reason) => break reason,
             },
             () = tokio::time::sleep_until(end.into()) => break EndReason::Done,
-            _ = snapshots.tick() => tell(session, instance, names)?,
+            _ = snapshots.tick() => tell(session, instance, chosen)?,
         }
     };
-    tell(session, instance, names)?;
+    tell(session, instance, chosen)?;
     session.send(&Message::Summary(summary(instance, false)?))?;
     Ok(reason)
 }

@@ -30,6 +30,9 @@ const BUDGET: u32 = 4 << 20;
 /// Observed receive calls that have to be seen on a socket before bytes go to it directly.
 pub const LEARN_READS: u32 = 4;
 
+/// The same for a reader whose calls may sleep and never do: one that only seldom sleeps has to be told from one that polls first.
+const LEARN_SLEEPLESS: u32 = 32;
+
 /// How an instance is started.
 #[derive(Debug)]
 pub struct Start<'a> {
@@ -122,6 +125,7 @@ impl Instance {
 
         skel.progs.system_call.pin(pins.path("system_call"))?;
         skel.progs.sent.pin(pins.path("sent"))?;
+        skel.progs.arrived.pin(pins.path("arrived"))?;
         skel.progs.established.pin(pins.path("established"))?;
         let stack = {
             let link = skel
@@ -138,6 +142,7 @@ impl Instance {
             started_ns: now,
             budget: BUDGET,
             learn_reads: if is_without_order_gate() { 0 } else { LEARN_READS },
+            learn_sleepless: if is_without_order_gate() { 0 } else { LEARN_SLEEPLESS },
             detached: u32::from(start.detached),
             leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,
@@ -310,12 +315,22 @@ impl Instance {
         Ok(links)
     }
 
+    /// Observes data that arrives at watched sockets until the returned link is dropped.
+    pub fn observe_arrivals(&self) -> Result<OwnedFd> {
+        let link = self.attach_tracepoint("arrived")?;
+        self.control.set(0, field!(observing_arrivals), 1);
+        Ok(link)
+    }
+
     fn attach_tracepoint(&self, program: &str) -> Result<OwnedFd> {
         let program = pinned(&self.pins, program)?;
         // SAFETY: no name is needed, the program knows its tracepoint; the descriptor is open.
         let fd = unsafe { libbpf_rs::libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
         if fd < 0 {
-            bail!("cannot observe calls on sockets (tracepoints sys_enter, sock_send_length): {}", std::io::Error::from_raw_os_error(-fd));
+            bail!(
+                "cannot observe calls on sockets (tracepoints sys_enter, sock_send_length, sk_data_ready): {}",
+                std::io::Error::from_raw_os_error(-fd)
+            );
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::accel_state;
+use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
 use super::connections::{self, Known, peer_of};
 use super::instance::Instance;
@@ -18,14 +18,21 @@ const LINGER: Duration = Duration::from_millis(10);
 pub struct Observation {
     links: Option<[OwnedFd; 2]>,
     needed: Option<Instant>,
+    arrivals: Option<OwnedFd>,
+    arrivals_needed: Option<Instant>,
 }
 
 impl Observation {
     /// Attaches observers when a pair is in the map or may go there, and detaches them when there is none.
     pub fn adjust(&mut self, instance: &Instance, all: &[Known]) -> Result<()> {
-        let needed = all
-            .iter()
-            .any(|k| k.end.state == accel_state::ACCEL_ENROLLED || peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer)));
+        let is_candidate = |k: &Known| peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
+        let (mut needed, mut sleepers) = (false, false);
+        for k in all {
+            let candidate = is_candidate(k);
+            needed |= candidate || k.end.state == accel_state::ACCEL_ENROLLED;
+            sleepers |= candidate && k.has(accel_flag::ACCEL_MAY_SLEEP);
+        }
+        self.adjust_arrivals(instance, sleepers)?;
         if needed {
             self.needed = Some(Instant::now());
             if self.links.is_none() {
@@ -38,6 +45,20 @@ impl Observation {
             for k in all {
                 instance.ends.set(k.identity.slot, field!(learned), 0);
             }
+        }
+        Ok(())
+    }
+
+    /// The same for arriving data: as long as a reader whose calls may sleep is not known well enough.
+    fn adjust_arrivals(&mut self, instance: &Instance, needed: bool) -> Result<()> {
+        if needed {
+            self.arrivals_needed = Some(Instant::now());
+            if self.arrivals.is_none() {
+                self.arrivals = Some(instance.observe_arrivals()?);
+            }
+        } else if self.arrivals.is_some() && self.arrivals_needed.is_none_or(|at| at.elapsed() > LINGER) {
+            instance.control.set(0, field!(observing_arrivals), 0);
+            self.arrivals = None;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What is told about the pairs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
@@ -8,8 +9,14 @@ use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
 
-/// Names of pods by the inode of their network namespace.
-pub type PodNames = HashMap<u32, String>;
+/// Names of the chosen pods.
+#[derive(Debug, Default)]
+pub struct PodNames {
+    /// Of those on this node, by the inode of their network namespace.
+    pub here: HashMap<u32, String>,
+    /// Of those on other nodes, by address.
+    pub elsewhere: HashMap<IpAddr, String>,
+}
 
 /// The reason behind each way a message can be passed, in the order of `enum accel_pass`.
 const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
@@ -96,7 +103,10 @@ fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
         None => (Some(known), None),
     };
     let ends: Vec<&Known> = [client, server].into_iter().flatten().collect();
-    let pod = |k: Option<&Known>| k.and_then(|k| pods.get(&k.identity.netns).cloned());
+    let pod = |k: Option<&Known>| match k {
+        Some(k) => pods.here.get(&k.identity.netns).cloned(),
+        None => pods.elsewhere.get(&known.identity.remote.ip()).cloned(),
+    };
     let mut passes = BTreeMap::new();
     for end in &ends {
         for (count, reason) in end.end.passes.iter().zip(REASONS) {
@@ -135,7 +145,10 @@ fn is_client(a: &Known, b: &Known) -> bool {
 }
 
 fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
-    let [a, b] = ends else { return (PairState::LeftAlone, Some(Reason::PeerNotChosen)) };
+    let [a, b] = ends else {
+        let why = ends.first().and_then(|lone| reason(lone.end.left)).unwrap_or(Reason::PeerNotChosen);
+        return (PairState::LeftAlone, Some(why));
+    };
     if a.end.hold != 0 || b.end.hold != 0 {
         return (PairState::Draining, reason(a.end.left));
     }

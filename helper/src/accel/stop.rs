@@ -35,7 +35,7 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
             active: true,
             owner: Some(instance.owner()),
             lease_left_ms: u64::try_from(instance.lease_left()?.as_millis()).unwrap_or(u64::MAX),
-            pairs: report::snapshot(&instance, &connections::known(&instance), &PodNames::new()),
+            pairs: report::snapshot(&instance, &connections::known(&instance), &PodNames::default()),
         },
     };
     session.send(&Message::Status(status))?;
@@ -138,7 +138,7 @@ pub fn kick(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 
 /// What it achieved so far.
 pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
-    let snapshot = report::snapshot(instance, &connections::known(instance), &PodNames::new());
+    let snapshot = report::snapshot(instance, &connections::known(instance), &PodNames::default());
     Ok(AccelSummary {
         totals: snapshot.totals,
         ran_ms: u64::try_from(instance.ran()?.as_millis()).unwrap_or(u64::MAX),

@@ -1,6 +1,6 @@
 //! Accelerated connections as a table, as lines of change, and as a summary.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -162,6 +162,12 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
     if pairs.len() > shown {
         Line::new(style).paint(Paint::Dim, &format!(" and {} more, -o json lists all", pairs.len() - shown)).end(&mut out);
     }
+    let reasons: BTreeSet<Reason> = pairs.iter().filter_map(|(_, p)| p.reason).collect();
+    for (reason, advice) in reasons.iter().filter_map(|r| Some((r, r.advice()?))) {
+        for line in crate::terminal::wrap(&format!("{}: {advice}", reason.text()), style.width) {
+            Line::new(style).paint(Paint::Dim, &line).end(&mut out);
+        }
+    }
     out
 }
 
@@ -297,6 +303,17 @@ mod tests {
         let two = [nodes(), nodes()].concat();
         assert!(table(&two, &Style::plain(160), 10).contains("NODE"));
         assert!(table(&two, &Style::plain(160), 1).contains("and 5 more"));
+    }
+
+    #[test]
+    fn what_can_be_done_about_a_reason_is_told_once() {
+        let mut nodes = nodes();
+        for pair in &mut nodes[0].snapshot.pairs {
+            (pair.state, pair.reason) = (PairState::LeftAlone, Some(Reason::BlockingReader));
+        }
+        let text = table(&nodes, &Style::plain(100), 10);
+        assert_eq!(text.matches("--blocking-readers").count(), 1, "{text}");
+        assert!(text.contains("EAGAIN") && text.lines().all(|l| l.chars().count() <= 100), "{text}");
     }
 
     #[test]

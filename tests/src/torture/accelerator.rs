@@ -206,11 +206,13 @@ pub struct Choice {
     pub detach: bool,
     /// Use the copy of the programs without the order gate, which corrupts data: it shows that a test would see that.
     pub without_order_gate: bool,
+    /// Carry readers, too, that sleep in their receive call.
+    pub blocking_readers: bool,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false, without_order_gate: false }
+        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false, without_order_gate: false, blocking_readers: false }
     }
 }
 
@@ -227,7 +229,10 @@ impl Choice {
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
         let owner = format!("torture-{}", std::process::id());
         // As JSON: options that the protocol gains later keep their defaults.
-        let request = serde_json::json!({ "pods": pods, "lease_ms": lease_ms, "detach": self.detach, "owner": owner });
+        let leave_alone = !self.blocking_readers;
+        let request = serde_json::json!({
+            "pods": pods, "lease_ms": lease_ms, "detach": self.detach, "owner": owner, "leave_blocking_readers": leave_alone,
+        });
         serde_json::from_value(request).unwrap_or_else(|e| panic!("the protocol has changed: {e}"))
     }
 }

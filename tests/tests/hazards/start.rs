@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sockpath_protocol::accel::{Pair, PairState};
+use sockpath_protocol::accel::{Pair, PairState, Reason};
 use sockpath_tests::torture::accelerator::{self, Choice};
 use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, TCP, exchange, pair};
+use crate::scene::{Scene, TCP, assert_left_alone, assert_untouched, exchange, pair};
 
 /// Long enough for a connection to be enrolled, if nothing has to be learned before.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -182,14 +183,14 @@ fn h03_no_backpressure() {
 }
 
 /// A reader that is asleep when its connection is enrolled, and goes on to read in the same way. Whether it is accelerated then is
-/// `carried`: who sleeps inside recv(2) is left alone, as a signal or reset would end that call with EAGAIN.
-fn asleep_before(test: &str, kind: ReaderKind, carried: bool) {
+/// `carried`: who sleeps inside recv(2) is left alone unless asked for, as a signal or reset would end that call with EAGAIN.
+fn asleep_before(test: &str, kind: ReaderKind, choice: &Choice, carried: bool) {
     let Some(scene) = Scene::new(test) else { return };
     let (client, server) = scene.connect(6000);
     exchange(&client, &server, 3);
     let asleep = server.start_on(1, Op::Read { kind, len: 100 });
     assert!(asleep.blocks_for(Duration::from_millis(200)), "there is nothing to read yet");
-    let mut on = scene.accelerate();
+    let mut on = scene.accelerate_with(choice);
     client.send(b"wake up");
     assert_eq!(asleep.bytes(), b"wake up");
     let patience = Duration::from_secs(if carried { 10 } else { 3 });
@@ -207,28 +208,107 @@ fn asleep_before(test: &str, kind: ReaderKind, carried: bool) {
         bypassed = pair(&mut on, &client).filter(|p| p.state == PairState::Accelerated).map_or(0, |p| p.bypassed_messages);
     }
     assert!(bypassed > 0 || !carried, "it never got accelerated: {:#?}", pair(&mut on, &client));
+    if !carried {
+        assert_left_alone(&mut on, &client, Reason::BlockingReader);
+        assert_untouched(&mut on, &client);
+    }
     on.finish().expect("end");
 }
 
 #[test]
 fn h04_reader_blocked_before_enrolment() {
-    asleep_before("h04_reader_blocked_before_enrolment", ReaderKind::Recv, false);
+    asleep_before("h04_reader_blocked_before_enrolment", ReaderKind::Recv, &Choice::default(), false);
 }
 
 #[test]
 fn h04_reader_in_poll_before_enrolment() {
-    asleep_before("h04_reader_in_poll_before_enrolment", ReaderKind::Poll, true);
+    asleep_before("h04_reader_in_poll_before_enrolment", ReaderKind::Poll, &Choice::default(), true);
+}
+
+#[test]
+fn h04_reader_blocked_before_enrolment_that_is_asked_for() {
+    let choice = Choice { blocking_readers: true, ..Choice::default() };
+    asleep_before("h04_reader_blocked_before_enrolment_that_is_asked_for", ReaderKind::Recv, &choice, true);
+}
+
+/// Many programs know from poll(2) that there is something, and then call recv on a socket that would block.
+#[test]
+fn h04_reader_in_poll_on_a_blocking_socket() {
+    asleep_before("h04_reader_in_poll_on_a_blocking_socket", ReaderKind::PollRead, &Choice::default(), true);
+}
+
+/// A message that is there when its reader calls recv without `O_NONBLOCK`, and one for which it waits inside recv.
+fn found_at_once(client: &Remote, server: &Remote, message: &[u8]) {
+    client.send(message);
+    assert_ne!(server.poll(libc::POLLIN, 10_000) & libc::POLLIN, 0, "nothing to read");
+    assert_eq!(server.start_on(1, Op::Recv { len: 100, flags: 0 }).bytes(), message);
+    server.send(b"!");
+    assert_eq!(client.recv_exactly(1), b"!");
+}
+
+fn waited_for(client: &Remote, server: &Remote, message: &[u8]) {
+    let asleep = server.start_on(1, Op::Recv { len: 100, flags: 0 });
+    assert!(asleep.blocks_for(Duration::from_millis(100)), "there is nothing to read yet");
+    client.send(message);
+    assert_eq!(asleep.bytes(), message);
+    server.send(b"!");
+    assert_eq!(client.recv_exactly(1), b"!");
+}
+
+#[test]
+fn h04_reader_that_seldom_sleeps() {
+    let Some(scene) = Scene::new("h04_reader_that_seldom_sleeps") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    for round in 0..6 {
+        for i in 0..15 {
+            found_at_once(&client, &server, format!("message {round} {i}").as_bytes());
+        }
+        waited_for(&client, &server, b"late");
+    }
+    assert_left_alone(&mut on, &client, Reason::BlockingReader);
+    assert_untouched(&mut on, &client);
+    on.finish().expect("end");
+}
+
+#[test]
+fn h04_reader_that_sleeps_for_the_first_time() {
+    let Some(scene) = Scene::new("h04_reader_that_sleeps_for_the_first_time") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    let end = Instant::now() + Duration::from_secs(15);
+    let accelerated = |p: &Pair| p.state == PairState::Accelerated && p.bypassed_messages > 0;
+    while !pair(&mut on, &client).as_ref().is_some_and(accelerated) {
+        assert!(Instant::now() < end, "never accelerated: {:#?}", pair(&mut on, &client));
+        for i in 0..50 {
+            found_at_once(&client, &server, format!("message {i}").as_bytes());
+        }
+    }
+    // The message it waits for is still redirected and wakes it as it should; then the pair leaves, for good.
+    waited_for(&client, &server, b"late");
+    let left = |p: &Pair| p.state == PairState::Returned && p.reason == Some(Reason::BlockingReader);
+    let port = client.local().port();
+    on.await_pairs(Duration::from_secs(10), |t| t.pairs.iter().any(|p| p.client.port() == port && left(p))).expect("it stays");
+    let before = pair(&mut on, &client).map(|p| p.bypassed_messages);
+    for i in 0..100 {
+        found_at_once(&client, &server, format!("message {i}").as_bytes());
+        if i % 10 == 0 {
+            waited_for(&client, &server, b"late");
+        }
+    }
+    assert_eq!(pair(&mut on, &client).map(|p| p.bypassed_messages), before);
+    on.finish().expect("end");
 }
 
 #[test]
 fn h04_reader_in_epoll_before_enrolment() {
-    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollLevel, true);
-    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollEdge, true);
+    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollLevel, &Choice::default(), true);
+    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollEdge, &Choice::default(), true);
 }
 
 #[test]
 fn h04_reader_in_io_uring_before_enrolment() {
-    asleep_before("h04_reader_in_io_uring_before_enrolment", ReaderKind::Uring, true);
+    asleep_before("h04_reader_in_io_uring_before_enrolment", ReaderKind::Uring, &Choice::default(), true);
 }
 
 #[test]

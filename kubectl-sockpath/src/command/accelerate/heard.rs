@@ -1,12 +1,12 @@
 //! What helpers have said about an acceleration, and how it is told at the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::Message;
-use sockpath_protocol::accel::{AccelSummary, Canary, PairState, Totals};
+use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
 use sockpath_protocol::message::EndReason;
 
 use super::super::print;
@@ -77,6 +77,7 @@ impl Heard {
                 if let Some(node) = self.nodes.get_mut(helper) {
                     node.snapshot = snapshot;
                 }
+                join_halves(&mut self.nodes);
                 self.started.insert(helper);
             }
             Message::Summary(summary) => {
@@ -158,6 +159,33 @@ impl Heard {
     }
 }
 
+/// A connection through a Service to another node: its client's node knows only the Service's address. The server's node knows the
+/// client's, where nothing hides it, so that both halves together tell who is at the other end.
+fn join_halves(nodes: &mut [NodePairs]) {
+    if nodes.len() < 2 {
+        return;
+    }
+    let lone = |p: &&Pair| p.state == PairState::LeftAlone && !p.client.ip().is_loopback();
+    let mut servers = HashMap::new();
+    for (index, node) in nodes.iter().enumerate() {
+        for pair in node.snapshot.pairs.iter().filter(lone) {
+            if let (Some(pod), Some(addr), Some(Reason::OtherNode)) = (&pair.server_pod, pair.server, pair.reason) {
+                servers.insert(pair.client, (index, pod.clone(), addr));
+            }
+        }
+    }
+    for (index, node) in nodes.iter_mut().enumerate() {
+        for pair in &mut node.snapshot.pairs {
+            let half = pair.reason == Some(Reason::PeerNotChosen) && pair.server.is_none();
+            if let Some((_, pod, addr)) = servers.get(&pair.client).filter(|(on, ..)| half && *on != index) {
+                pair.reason = Some(Reason::OtherNode);
+                pair.server_pod = Some(pod.clone());
+                pair.via_service = pair.dialled != *addr;
+            }
+        }
+    }
+}
+
 /// How the end is told.
 #[derive(Debug)]
 pub struct Form {
@@ -195,6 +223,41 @@ mod tests {
         };
         let end = heard.conclude(&form).unwrap_err().to_string();
         assert!(end.contains("n1") && end.contains("n2"), "{end}");
+    }
+
+    #[test]
+    fn both_halves_of_a_connection_through_a_service_tell_that_it_leaves_the_node() {
+        let half = |client: &str, dialled: &str, pods: [Option<&str>; 2], server: Option<&str>, reason: Reason| Pair {
+            client_pod: pods[0].map(str::to_owned),
+            server_pod: pods[1].map(str::to_owned),
+            client: client.parse().unwrap(),
+            dialled: dialled.parse().unwrap(),
+            server: server.map(|s| s.parse().unwrap()),
+            via_service: false,
+            state: PairState::LeftAlone,
+            reason: Some(reason),
+            live: false,
+            bypassed_bytes: 0,
+            bypassed_messages: 0,
+            passes: Default::default(),
+            turnaround_before_ns: None,
+            turnaround_after_ns: None,
+        };
+        let (web, db) = ([Some("shop/web"), None], [Some("shop/web"), Some("shop/db")]);
+        let snapshot = |pairs: Vec<Pair>| Message::Pairs(sockpath_protocol::accel::PairsSnapshot { pairs, totals: Totals::default() });
+        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
+        let clients = vec![
+            half("10.42.1.2:40000", "10.96.0.11:80", web, None, Reason::PeerNotChosen),
+            half("10.42.1.2:40001", "10.96.0.12:80", web, None, Reason::PeerNotChosen),
+        ];
+        heard.take(0, "n1", Event::Said(Box::new(snapshot(clients))));
+        assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::PeerNotChosen));
+        let servers = vec![half("10.42.1.2:40000", "10.42.2.3:8080", db, Some("10.42.2.3:8080"), Reason::OtherNode)];
+        heard.take(1, "n2", Event::Said(Box::new(snapshot(servers))));
+        let joined = &heard.nodes[0].snapshot.pairs[0];
+        assert_eq!((joined.reason, joined.via_service), (Some(Reason::OtherNode), true));
+        assert_eq!(joined.server_pod.as_deref(), Some("shop/db"));
+        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "nobody knows where this one goes");
     }
 
     #[test]

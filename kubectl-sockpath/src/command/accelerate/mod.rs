@@ -92,7 +92,16 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
 /// What `trace --compare` asks: accelerate these pods while the session lasts.
 pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
     let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
-    AccelerateRequest { pods, lease_ms, detach: false, dry_run_ms: None, stay: false, owner: owner(), leave_blocking_readers: true }
+    AccelerateRequest {
+        pods,
+        elsewhere: Vec::new(),
+        lease_ms,
+        detach: false,
+        dry_run_ms: None,
+        stay: false,
+        owner: owner(),
+        leave_blocking_readers: true,
+    }
 }
 
 /// Who asks, for a second user to be told.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
+use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodElsewhere, PodName, ResumeRequest};
 use sockpath_protocol::request::Pod;
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -163,6 +163,7 @@ impl<'a> Session<'a> {
         let lease = if self.args.detach { self.args.lease.unwrap_or(DETACHED_LEASE) } else { FOREGROUND_LEASE };
         let request = AccelerateRequest {
             pods: self.pods_of(member),
+            elsewhere: self.pods_beside(member),
             lease_ms: millis(lease),
             detach: self.args.detach,
             dry_run_ms: self.dry_run.then(|| millis(DRY_RUN)),
@@ -176,6 +177,11 @@ impl<'a> Session<'a> {
 
     fn pods_of(&self, member: &Member) -> Vec<Pod> {
         self.pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect()
+    }
+
+    /// The chosen pods that this helper does not serve.
+    fn pods_beside(&self, member: &Member) -> Vec<PodElsewhere> {
+        self.pods.iter().filter(|p| !member.nodes.contains(&p.node)).map(PodElsewhere::from).collect()
     }
 
     /// Has one helper, or all, keep these pods' pairs on TCP.
@@ -337,9 +343,11 @@ impl<'a> Session<'a> {
             let member = &self.fleet.members()[index];
             let here =
                 |pods: &[Pod]| -> Vec<String> { pods.iter().filter(|p| member.nodes.contains(&p.node)).map(|p| p.uid.clone()).collect() };
-            if here(&before) != here(&self.pods) {
-                let request = Request::Choose(ChoosePods { pods: self.pods_of(member) });
-                self.fleet.send(index, request).await;
+            let changed_here = here(&before) != here(&self.pods);
+            // Every helper is told: where the other pods are is why connections with them are left alone.
+            let request = Request::Choose(ChoosePods { pods: self.pods_of(member), elsewhere: self.pods_beside(member) });
+            self.fleet.send(index, request).await;
+            if changed_here {
                 self.pause(Some(index), self.paused.iter().cloned().collect()).await;
             }
         }
