@@ -40,11 +40,12 @@ struct Entry {
     clock: Option<ClockEstimate>,
 }
 
-/// A recording that is being written.
+/// A recording that is being written. After the first failure nothing more is.
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
     file: BufWriter<File>,
+    failed: bool,
 }
 
 impl Recorder {
@@ -54,7 +55,7 @@ impl Recorder {
     /// When it cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create the recording {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(256 << 10, file) })
+        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(256 << 10, file), failed: false })
     }
 
     /// Writes the first line.
@@ -91,16 +92,24 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be written.
     pub fn finish(mut self) -> Result<()> {
-        self.file.flush().with_context(|| self.failed())
+        if self.failed {
+            return Ok(());
+        }
+        self.file.flush().with_context(|| self.failure())
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(value).context("cannot encode a line of the recording")?;
         line.push(b'\n');
-        self.file.write_all(&line).with_context(|| self.failed())
+        if self.failed {
+            return Ok(());
+        }
+        let written = self.file.write_all(&line);
+        self.failed = written.is_err();
+        written.with_context(|| self.failure())
     }
 
-    fn failed(&self) -> String {
+    fn failure(&self) -> String {
         format!("the recording {} cannot be written, it ends early", self.path.display())
     }
 }

@@ -2,12 +2,10 @@
 
 mod accelerate;
 mod cleanup;
-mod compare;
 mod complete;
 mod doctor;
 mod status;
 mod trace;
-mod trace_output;
 mod version;
 
 use std::ffi::OsString;

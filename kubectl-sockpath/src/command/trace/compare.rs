@@ -31,7 +31,7 @@ impl Shortcut {
         let mut fleet = backend.helpers(&request.nodes, &pods, Mode::Accelerate, progress).await?;
         for (index, member) in fleet.members().iter().enumerate() {
             let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
-            fleet.send(index, Request::Accelerate(Box::new(super::accelerate::foreground_request(pods)))).await;
+            fleet.send(index, Request::Accelerate(Box::new(crate::command::accelerate::foreground_request(pods)))).await;
         }
         let mut waiting = fleet.members().len();
         while waiting > 0 {

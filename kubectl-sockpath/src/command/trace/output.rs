@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::print;
 use crate::cli::{self, TraceOutput};
+use crate::command::print;
 use crate::exit::{Exit, UsageError};
 use crate::recording;
 use crate::render::{html, json, pcapng, waterfall, wide};

@@ -1,0 +1,238 @@
+//! The live part of a trace: hooks are attached, packets are counted, probes are sent, and it is said what happens.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use sockpath_protocol::Request;
+use sockpath_protocol::packet::Direction;
+use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
+use tokio::time::{Instant, sleep_until};
+
+use super::compare::{REQUESTS, Shortcut};
+use super::session::{Session, Stop};
+use crate::duration::{human, nanos};
+use crate::report;
+use crate::session::Fleet;
+
+/// How long to wait for traffic before saying so.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How long to listen after a probe that nobody asked to repeat: enough for the connection to close.
+const AFTER_PROBE: Duration = Duration::from_millis(300);
+
+/// Least time between two probes.
+const BETWEEN_PROBES: Duration = Duration::from_millis(10);
+
+/// Time between two updates of the counts beside the spinner.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+
+/// How long hooks may take to be attached.
+const ARMING: Duration = Duration::from_secs(30);
+
+impl Session<'_> {
+    /// Asks helpers to watch and waits until all do.
+    pub(super) async fn arm(&mut self) -> Result<(), Stop> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin(&self.capture.origin).map_err(Stop::Failed)?;
+        }
+        self.progress.phase("", "attaching hooks");
+        for (index, request) in requests(&self.capture.origin.plan.request, &self.fleet, self.args.every_packet) {
+            self.fleet.send(index, Request::Trace(Box::new(request))).await;
+        }
+        let deadline = Instant::now() + ARMING;
+        loop {
+            let done = |h: &report::HelperLog| h.armed.is_some() || h.error.is_some() || h.lost.is_some() || h.ended.is_some();
+            if self.capture.helpers.iter().all(done) {
+                self.progress.done("");
+                return if self.capture.helpers.iter().any(|h| h.armed.is_some()) { Ok(()) } else { Err(Stop::Over) };
+            }
+            tokio::select! {
+                biased;
+                () = self.interrupt.wait() => return Err(Stop::Interrupted),
+                () = sleep_until(deadline) => {
+                    return Err(Stop::Failed(anyhow!("hooks were not attached within {}: run `{} doctor`", human(ARMING), crate::command::invocation())));
+                }
+                event = self.fleet.next() => match event {
+                    Some((helper, event)) => self.take(helper, event).await?,
+                    None => return Err(Stop::Over),
+                },
+            }
+        }
+    }
+
+    /// The second half of `--compare`: accelerates the two pods and listens again.
+    pub(super) async fn listen_to_the_short_way(&mut self) -> Stop {
+        self.progress.clear();
+        self.fleet.send_all(&Request::LookForBypass).await;
+        let starting = Shortcut::start(self.backend, &self.capture.origin.plan.request, self.progress);
+        let started = tokio::select! {
+            biased;
+            () = self.interrupt.wait() => return Stop::Interrupted,
+            started = starting => started,
+        };
+        match started {
+            Ok(shortcut) => self.shortcut = Some(shortcut),
+            Err(e) => return Stop::Failed(e),
+        }
+        let stop = self.listen().await;
+        if let (Some(shortcut), Stop::Enough, 0) = (&self.shortcut, &stop, self.capture.requests_bypassed) {
+            self.progress.note(&format!("nothing went socket to socket: {}", shortcut.why_not()));
+        }
+        stop
+    }
+
+    /// Watches until enough was seen.
+    pub(super) async fn listen(&mut self) -> Stop {
+        let start = Instant::now();
+        // A second round (`--compare`) counts from where the first one ended.
+        let (delivered_before, probes_before) = (self.delivered(), self.probes_sent);
+        let seen_before = self.capture.seen.values().sum::<u64>();
+        let never = start + Duration::from_secs(365 * 86_400);
+        let end = self.duration.map_or(never, |d| start + d);
+        let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some();
+        let mut quiet = Some(start + QUIET);
+        // Where only probes speak, nobody has to wait for silence a second time.
+        let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probes.len() >= probes_before;
+        let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
+        // After a single probe nobody wants to wait for the whole duration.
+        let mut after_probe: Option<Instant> = None;
+        let mut shown = Instant::now();
+        self.announce();
+        loop {
+            if self.count.is_some_and(|n| self.delivered() - delivered_before >= n) {
+                return Stop::Enough;
+            }
+            let probes_sent = self.probes_sent - probes_before;
+            let answered = probes_sent > 0 && self.capture.probes.len() >= self.probes_sent;
+            if answered && self.args.count.is_none() && self.args.duration.is_none() && after_probe.is_none() {
+                after_probe = Some(Instant::now() + AFTER_PROBE);
+            }
+            // With a count, one probe after the other, but not for ever where they do not get through.
+            if let (true, Some(count)) = (answered, self.args.count) {
+                if self.answers_come() && (probes_sent as u64) < count {
+                    probe_at.get_or_insert_with(|| Instant::now() + BETWEEN_PROBES);
+                } else if self.args.duration.is_none() {
+                    after_probe.get_or_insert_with(|| Instant::now() + AFTER_PROBE);
+                }
+            }
+            if self.capture.seen.values().sum::<u64>() > seen_before {
+                quiet = None;
+            }
+            tokio::select! {
+                biased;
+                () = self.interrupt.wait() => return Stop::Interrupted,
+                () = sleep_until(end) => return Stop::Enough,
+                () = sleep_until(after_probe.unwrap_or(never)), if after_probe.is_some() => return Stop::Enough,
+                () = sleep_until(probe_at.unwrap_or(never)), if probe_at.is_some() => {
+                    probe_at = None;
+                    self.probes_sent += 1;
+                    self.probe().await;
+                }
+                () = sleep_until(quiet.unwrap_or(never)), if quiet.is_some() => {
+                    quiet = None;
+                    if probes_sent == 0 {
+                        self.say_quiet(may_probe);
+                        probe_at = may_probe.then(Instant::now);
+                    }
+                }
+                () = attend(&mut self.shortcut) => {}
+                event = self.fleet.next() => match event {
+                    Some((helper, event)) => {
+                        if let Err(stop) = self.take(helper, event).await {
+                            return stop;
+                        }
+                        if shown.elapsed() >= BETWEEN_LOOKS {
+                            shown = Instant::now();
+                            self.show_counts();
+                        }
+                    }
+                    None => return Stop::Over,
+                },
+            }
+        }
+    }
+
+    /// What `--count` counts: in the second half of a comparison only what went the short way.
+    fn delivered(&self) -> u64 {
+        if self.shortcut.is_some() { self.capture.requests_bypassed } else { self.capture.requests_delivered }
+    }
+
+    /// What was seen so far, beside the spinner.
+    fn show_counts(&self) {
+        if !self.progress.is_live() {
+            return;
+        }
+        let seen = |d| self.capture.seen.get(&d).copied().unwrap_or(0);
+        let (requests, replies) = (seen(Direction::Request), seen(Direction::Reply));
+        let dropped = self.capture.dropped;
+        let dropped = if dropped > 0 { format!(", {dropped} dropped") } else { String::new() };
+        self.progress.phase("", &format!("watching: {requests} request and {replies} reply packets{dropped}, Ctrl-C ends"));
+    }
+
+    fn announce(&self) {
+        let plan = &self.capture.origin.plan;
+        let took = self.capture.helpers.iter().filter_map(|h| h.armed.as_ref()).map(|a| a.took_ns).max().unwrap_or(0);
+        let until = match (self.count, self.duration) {
+            (Some(n), Some(d)) => format!("{n} requests or {}", human(d)),
+            (Some(n), None) => format!("{n} requests"),
+            (None, Some(d)) => human(d),
+            (None, None) => "Ctrl-C".to_owned(),
+        };
+        let text = format!("watching {} to {} until {until} (armed in {})", plan.request.source.name, plan.target, nanos(took));
+        self.progress.announce(&text);
+    }
+
+    /// Whether repeated probes make sense: the last one was answered.
+    fn answers_come(&self) -> bool {
+        self.capture.probes.last().is_none_or(|p| p.answered)
+    }
+
+    fn say_quiet(&self, may_probe: bool) {
+        let plan = &self.capture.origin.plan;
+        let what = format!("no traffic from {} to {} within {}", plan.request.source.name, plan.target, human(QUIET));
+        match (&plan.probe, may_probe) {
+            (Some(probe), true) => self.progress.note(&format!("{what}: sending a probe to {} ({})", probe.to, probe_words(probe))),
+            (None, _) if !self.args.no_probe => {
+                self.progress.note(&format!("{what}, and no port is known to probe: write {}:PORT", plan.target));
+            }
+            _ => self.progress.note(&format!("{what}: still watching")),
+        }
+    }
+
+    /// Sends a probe from the source; only the helper of its node can.
+    async fn probe(&mut self) {
+        let plan = &self.capture.origin.plan;
+        let Some(mut probe) = plan.probe.clone() else { return };
+        if self.args.compare {
+            probe.requests = REQUESTS;
+        }
+        let node = &plan.request.source.node;
+        let index = self.fleet.members().iter().position(|m| m.nodes.contains(node)).unwrap_or(0);
+        self.fleet.send(index, Request::Probe(probe)).await;
+    }
+}
+
+async fn attend(shortcut: &mut Option<Shortcut>) {
+    match shortcut {
+        Some(shortcut) => shortcut.attend().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn probe_words(probe: &ProbeRequest) -> &'static str {
+    match probe.protocol {
+        Protocol::Tcp if probe.http => "TCP, one small HTTP request",
+        Protocol::Tcp => "TCP connect",
+        Protocol::Udp => "one UDP datagram",
+        Protocol::Icmp => "one ICMP echo request",
+    }
+}
+
+/// What each helper is asked: the whole, with the nodes it serves.
+fn requests(request: &TraceRequest, fleet: &Fleet, every_packet: bool) -> Vec<(usize, TraceRequest)> {
+    let of_member = |(index, member): (usize, &crate::session::Member)| {
+        let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
+        (index, TraceRequest { nodes, every_packet, ..request.clone() })
+    };
+    fleet.members().iter().enumerate().map(of_member).collect()
+}

@@ -1,0 +1,78 @@
+//! `trace`.
+
+mod compare;
+mod listening;
+mod output;
+mod session;
+
+use anyhow::{Context, Result};
+use sockpath_protocol::request::Protocol;
+
+use super::print;
+use crate::backend::{Backend, Mode};
+use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
+use crate::cluster;
+use crate::exit::{Exit, Interrupted, UsageError};
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+use crate::recording::Recorder;
+use crate::target;
+use crate::terminal::Style;
+use output::replay;
+use session::Session;
+
+/// Runs it.
+pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Result<Exit> {
+    let style = Style::of_stdout(global.color);
+    if let Some(path) = &args.replay {
+        return replay(path, args, &style);
+    }
+    if args.dry_run.as_deref() == Some("client") {
+        print(&cluster::helper_pod_manifest(global, Mode::Trace, args.output == Some(TraceOutput::Json))?)?;
+        return Ok(Exit::Done);
+    }
+    if args.output == Some(TraceOutput::Yaml) {
+        return Err(UsageError::new("-o yaml goes with --dry-run=client only; -o json prints the trace"));
+    }
+    let (Some(source), Some(target)) = (&args.source, &args.target) else {
+        return Err(UsageError::new("SOURCE and TARGET are needed"));
+    };
+    for path in [&args.html, &args.pcapng].into_iter().flatten() {
+        std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let recorder = args.record.as_deref().map(Recorder::create).transpose()?;
+    let interrupt = Interrupt::watch()?;
+
+    progress.phase("", "looking up names");
+    let backend = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Err(Interrupted.into()),
+        backend = Backend::connect(global, true) => backend?,
+    };
+    let plan = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Err(Interrupted.into()),
+        plan = target::plan(&backend, source, target, args.container.as_deref(), protocol(args.protocol)) => plan?,
+    };
+    if args.probe && plan.probe.is_none() {
+        return Err(UsageError::new(format!(
+            "--probe needs a port, and none is known for `{target}`: write {target}:PORT, or --protocol icmp"
+        )));
+    }
+    let pods: Vec<_> = std::iter::once(&plan.request.source).chain(&plan.request.targets).cloned().collect();
+    let fleet = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Err(Interrupted.into()),
+        fleet = backend.helpers(&plan.request.nodes, &pods, Mode::Trace, progress) => fleet?,
+    };
+    let session = Session::new(args, plan, fleet, recorder, interrupt, progress, &backend)?;
+    session.run(&style).await
+}
+
+fn protocol(protocol: ProbeProtocol) -> Protocol {
+    match protocol {
+        ProbeProtocol::Tcp => Protocol::Tcp,
+        ProbeProtocol::Udp => Protocol::Udp,
+        ProbeProtocol::Icmp => Protocol::Icmp,
+    }
+}

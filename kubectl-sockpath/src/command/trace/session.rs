@@ -1,0 +1,260 @@
+//! A running trace, from its helpers' start to its exit code.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use sockpath_protocol::Message;
+use sockpath_protocol::message::EndReason;
+use sockpath_protocol::packet::Packet;
+
+use super::compare::Shortcut;
+use super::output::{exports, rendered};
+use crate::backend::Backend;
+use crate::cli::{self, TraceOutput};
+use crate::command::print;
+use crate::exit::Exit;
+use crate::interrupt::Interrupt;
+use crate::output::Stream;
+use crate::progress::Progress;
+use crate::recording::Recorder;
+use crate::render::json;
+use crate::report::{self, Capture, HelperOrigin, Origin};
+use crate::session::{Event, Fleet};
+use crate::target::Plan;
+use crate::terminal::Style;
+
+/// How long a trace lasts by default.
+const DURATION: Duration = Duration::from_secs(10);
+
+/// How many request packets end a trace by default.
+const COUNT: u64 = 100;
+
+/// How long helpers may take to end.
+const ENDING: Duration = Duration::from_secs(3);
+
+/// The same after Ctrl-C.
+const ENDING_INTERRUPTED: Duration = Duration::from_millis(1500);
+
+/// How long a reader of stdout may still take after Ctrl-C.
+const AFTER_INTERRUPT: Duration = Duration::from_millis(200);
+
+/// Why a trace ends.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Enough was seen, or the time is over.
+    Enough,
+    /// Ctrl-C.
+    Interrupted,
+    /// No helper is left.
+    Over,
+    /// Something of ours failed: stdout, the recording.
+    Failed(anyhow::Error),
+}
+
+/// A running trace.
+pub(super) struct Session<'a> {
+    pub(super) args: &'a cli::Trace,
+    pub(super) fleet: Fleet,
+    pub(super) capture: Capture,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) stream: Option<Stream>,
+    pub(super) interrupt: Interrupt,
+    pub(super) progress: &'a Progress,
+    pub(super) backend: &'a Backend,
+    pub(super) probes_sent: usize,
+    /// Present in the second half of a comparison.
+    pub(super) shortcut: Option<Shortcut>,
+    pub(super) count: Option<u64>,
+    pub(super) duration: Option<Duration>,
+}
+
+impl<'a> Session<'a> {
+    /// A trace that is about to start.
+    ///
+    /// # Errors
+    /// When stdout cannot be written in the background.
+    pub(super) fn new(
+        args: &'a cli::Trace,
+        plan: Plan,
+        fleet: Fleet,
+        recorder: Option<Recorder>,
+        interrupt: Interrupt,
+        progress: &'a Progress,
+        backend: &'a Backend,
+    ) -> Result<Self> {
+        let streaming = args.output == Some(TraceOutput::Jsonl);
+        let helpers = fleet.members().iter().map(|m| HelperOrigin { nodes: m.nodes.clone(), hello: m.hello.clone() }).collect();
+        let origin = Origin { plan, release: env!("CARGO_PKG_VERSION").to_owned(), helpers };
+        // Only one of the two given means: that one alone decides.
+        let open = streaming || args.count.is_some() || args.duration.is_some();
+        Ok(Self {
+            args,
+            fleet,
+            capture: Capture::new(origin),
+            recorder,
+            stream: if streaming { Some(Stream::stdout()?) } else { None },
+            interrupt,
+            progress,
+            backend,
+            probes_sent: 0,
+            shortcut: None,
+            count: args.count.or((!open).then_some(COUNT)),
+            duration: args.duration.or((!open).then_some(DURATION)),
+        })
+    }
+
+    /// Traces to the end, whatever ends it: helpers, the recording and stdout are closed on every way out.
+    pub(super) async fn run(mut self, style: &Style) -> Result<Exit> {
+        self.fleet.compare_clocks();
+        let mut stop = match self.arm().await {
+            Ok(()) => self.listen().await,
+            Err(stop) => stop,
+        };
+        let clocks = self.keep_clocks();
+        if self.args.compare && matches!(stop, Stop::Enough) {
+            stop = self.listen_to_the_short_way().await;
+        }
+        self.progress.clear();
+        let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
+        let (late, rest) = self.end_helpers(patience).await;
+        // The normal path is restored after the trace has ended, so that the restoring is not part of it.
+        if let Some(shortcut) = self.shortcut.take() {
+            shortcut.end(patience, self.progress).await;
+        }
+        if let (Err(e), Stop::Enough | Stop::Over) = (self.close_stream(&late, matches!(stop, Stop::Interrupted)).await, &stop) {
+            stop = Stop::Failed(e);
+        }
+        let flushed = self.recorder.take().map_or(Ok(()), Recorder::finish);
+        self.conclude(stop, clocks.and(rest).and(flushed), style)
+    }
+
+    /// Keeps how the helpers' clocks lie to ours, in the report and in the recording.
+    fn keep_clocks(&mut self) -> Result<()> {
+        let clocks: Vec<_> = self.fleet.members().iter().enumerate().filter_map(|(i, m)| Some((i, m.clock()?))).collect();
+        for &(helper, clock) in &clocks {
+            self.capture.compare(helper, clock);
+        }
+        match &mut self.recorder {
+            Some(recorder) => clocks.into_iter().try_for_each(|(helper, clock)| recorder.compare(helper, clock)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the helpers; with the packets that they still told when somebody streams them, and whether the recording has it all.
+    async fn end_helpers(&mut self, patience: Duration) -> (Vec<(usize, Box<Packet>)>, Result<()>) {
+        let (capture, recorder, streams) = (&mut self.capture, &mut self.recorder, self.stream.is_some());
+        let (mut late, mut recorded) = (Vec::new(), Ok(()));
+        let hear = |helper, event: Event| {
+            if let (Some(recorder), Ok(())) = (&mut *recorder, &recorded) {
+                recorded = recorder.take(helper, &event);
+            }
+            if let (Event::Said(message), true) = (&event, streams)
+                && let Message::Packet(packet) = &**message
+            {
+                late.push((helper, packet.clone()));
+            }
+            capture.take(helper, event);
+        };
+        self.fleet.finish(patience, hear).await;
+        (late, recorded)
+    }
+
+    /// Sends what is left to a stdout that streams, and closes it.
+    async fn close_stream(&mut self, late: &[(usize, Box<Packet>)], interrupted: bool) -> Result<()> {
+        let Some(mut stream) = self.stream.take() else { return Ok(()) };
+        let closing = async {
+            for (helper, packet) in late {
+                stream.send(json::line(&report::packet_row(&self.capture, *helper, packet))?).await?;
+            }
+            stream.close(if interrupted { AFTER_INTERRUPT } else { Duration::MAX }).await
+        };
+        tokio::select! {
+            biased;
+            outcome = closing => outcome,
+            // A reader that does not read must not hold us after Ctrl-C.
+            () = async { self.interrupt.wait().await; tokio::time::sleep(AFTER_INTERRUPT).await } => Ok(()),
+        }
+    }
+
+    /// Keeps, records and streams what a helper said.
+    pub(super) async fn take(&mut self, helper: usize, event: Event) -> Result<(), Stop> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.take(helper, &event).map_err(Stop::Failed)?;
+        }
+        if let Event::Said(message) = &event {
+            match &**message {
+                Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.note(&format!("warning: {text}")),
+                Message::Packet(packet) => {
+                    if let Some(stream) = &mut self.stream {
+                        let line = json::line(&report::packet_row(&self.capture, helper, packet)).map_err(Stop::Failed)?;
+                        tokio::select! {
+                            biased;
+                            sent = stream.send(line) => sent.map_err(Stop::Failed)?,
+                            () = self.interrupt.wait() => return Err(Stop::Interrupted),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.capture.take(helper, event);
+        Ok(())
+    }
+
+    fn conclude(self, stop: Stop, recorded: Result<()>, style: &Style) -> Result<Exit> {
+        let interrupted = matches!(stop, Stop::Interrupted);
+        let failed = match stop {
+            Stop::Failed(e) if crate::exit::is_broken_pipe(&e) => return Err(e),
+            Stop::Failed(e) => Some(e),
+            Stop::Enough | Stop::Interrupted | Stop::Over => None,
+        };
+        let report = report::report(&self.capture);
+        let saw = self.capture.saw_something();
+        let armed = self.capture.helpers.iter().any(|h| h.armed.is_some());
+        if self.args.output != Some(TraceOutput::Jsonl) && (saw || (armed && self.args.output == Some(TraceOutput::Json))) {
+            print(&rendered(self.args, &report, style)?)?;
+        }
+        exports(self.args, &report)?;
+        if let Some(e) = failed.or(recorded.err()) {
+            return Err(e);
+        }
+        if let Some((text, _)) = self.capture.helpers.iter().find_map(|h| h.error.as_ref()) {
+            bail!("{text}");
+        }
+        for (log, member) in self.capture.helpers.iter().zip(self.fleet.members()) {
+            if let Some(text) = &log.lost {
+                bail!("the helper on {}: {text}", member.name());
+            }
+            if let (Some(why), false) = (log.ended.and_then(ended_from_outside), interrupted) {
+                bail!("the helper on {} {why}, what it would have seen later is missing", member.name());
+            }
+        }
+        if interrupted {
+            return Ok(Exit::Interrupted);
+        }
+        if !saw {
+            let plan = &self.capture.origin.plan;
+            let mut text = format!("no packet from {} to {} was seen", plan.request.source.name, plan.target);
+            for finding in &report.findings {
+                text.push_str(&format!("\n  {}", finding.text));
+                if let Some(next) = &finding.next {
+                    text.push_str(&format!("\n    {next}"));
+                }
+            }
+            let _ = writeln!(std::io::stderr(), "{text}");
+            return Ok(Exit::Nothing);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// Ends of a helper's session that nobody here asked for.
+fn ended_from_outside(reason: EndReason) -> Option<&'static str> {
+    match reason {
+        EndReason::Signal => Some("was told to end (its pod was deleted, or its node drains)"),
+        EndReason::HeartbeatMissed => Some("heard nothing from here for too long and ended"),
+        EndReason::StdinClosed => Some("lost its connection to here and ended"),
+        EndReason::Done | EndReason::Finished | EndReason::Failed => None,
+    }
+}
