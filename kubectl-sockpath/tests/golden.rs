@@ -90,6 +90,12 @@ fn pages_are_whole_and_need_nothing_else() {
 }
 
 #[test]
+fn a_page() {
+    let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
+    check("same-node-service.html", &html::render(&report).expect("HTML"));
+}
+
+#[test]
 fn capture_files_are_well_formed() {
     for (name, path) in recordings() {
         let bytes = pcapng::render(&report_of(&path));
