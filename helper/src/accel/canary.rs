@@ -153,9 +153,12 @@ impl<'a> Ground<'a> {
         exchange(&mut self.writer, &mut self.reader)?;
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
         let (mut out, into) = std::io::pipe().context("cannot make a pipe")?;
+        // SPLICE_F_NONBLOCK is about the pipe: the socket would wait for as long as it may (tcp_splice_read).
+        self.reader.set_nonblocking(true).context("cannot set O_NONBLOCK")?;
         let flags = libc::SPLICE_F_NONBLOCK;
         // SAFETY: no offsets; both descriptors are open.
         let n = unsafe { libc::splice(self.reader.as_raw_fd(), std::ptr::null_mut(), into.as_raw_fd(), std::ptr::null_mut(), 4096, flags) };
+        self.reader.set_nonblocking(false).context("cannot clear O_NONBLOCK")?;
         let seen = n == 5;
         let right = if seen { out.read_exact(&mut [0; 5]).is_ok() } else { self.take(b"hello")? };
         Ok(canary("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are left alone"))
