@@ -159,21 +159,23 @@ struct accel_end {
 	__u64 taken;
 	__u64 reads;
 	__u32 flags;
-	__u32 peer_reads;
-	__u64 cycle_start;
-	__u64 cycle_messages;
-	__u32 cycles;
-	__u32 samples;
-	__u32 before_ns[ACCEL_SAMPLES];
-	__u32 after_ns[ACCEL_SAMPLES];
 
 	/* As a writer: written under the socket's lock. */
+	__u32 fast;
 	__u64 messages;
 	__u64 bytes;
 	__u64 pass_bytes;
-	__u32 fast;
 	enum accel_pass last_pass;
 	__u32 passes[ACCEL_PASSES];
+
+	/* Turnarounds. They come last: user space looks at what is above often, and at these when it tells of them. */
+	__u32 peer_reads;
+	__u32 cycles;
+	__u32 samples;
+	__u64 cycle_start;
+	__u64 cycle_messages;
+	__u32 before_ns[ACCEL_SAMPLES];
+	__u32 after_ns[ACCEL_SAMPLES];
 };
 
 /* A sleeping task: the wake function of its wait queue entry, and the words from that entry on up its stack. */

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, PROTOCOL_VERSION, Request};
@@ -19,6 +20,9 @@ use crate::{accel, doctor, seccomp, trace};
 
 /// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
 const MAX_LINE: usize = 8 << 20;
+
+/// Bytes of a streamed line that are written at a time: what a pipe holds.
+const PIECE: usize = 64 << 10;
 
 /// What a running mode hears from outside.
 #[derive(Debug)]
@@ -74,6 +78,19 @@ impl Session {
         }
     }
 
+    /// Writes something as one line, piece by piece while it is encoded: for what may be megabytes.
+    pub fn stream(&mut self, message: &impl Serialize) -> Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        let mut out = io::BufWriter::with_capacity(PIECE, io::stdout().lock());
+        let encoded = serde_json::to_writer(&mut out, message).map_err(io::Error::from);
+        let written = encoded.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+        // What is left in it after a failure has nowhere to go.
+        let (_, _) = out.into_parts();
+        self.note(written)
+    }
+
     /// Writes messages as lines in one system call. A reader that went away is noted, not an error.
     pub fn send_all<'a>(&mut self, messages: impl IntoIterator<Item = &'a Message>) -> Result<()> {
         if self.closed {
@@ -85,7 +102,12 @@ impl Session {
             lines.push(b'\n');
         }
         let mut out = io::stdout().lock();
-        match out.write_all(&lines).and_then(|()| out.flush()) {
+        let written = out.write_all(&lines).and_then(|()| out.flush());
+        self.note(written)
+    }
+
+    fn note(&mut self, written: io::Result<()>) -> Result<()> {
+        match written {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
                 self.closed = true;
                 Ok(())

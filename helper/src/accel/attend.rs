@@ -5,19 +5,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sockpath_bpf::accel::types::accel_pass;
+use sockpath_protocol::Request;
 use sockpath_protocol::accel::{ChoosePods, PodName};
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::{Message, Request};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::MissedTickBehavior;
 
 use super::chosen::Chosen;
 use super::connections;
 use super::instance::Instance;
 use super::observation::Observation;
 use super::relay;
-use super::report;
+use super::report::Snapshot;
 use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
@@ -121,12 +120,26 @@ pub fn tell(session: &mut Session, instance: &Instance, chosen: &Chosen) -> Resu
     connections::note_peculiar(instance)?;
     connections::pair(instance);
     connections::note_elsewhere(instance, &connections::known(instance), |ip| chosen.is_elsewhere(ip));
-    let snapshot = report::snapshot(instance, &connections::known(instance), chosen.names());
-    session.send(&Message::Pairs(snapshot))
+    session.stream(&Snapshot { instance, all: &connections::known(instance), pods: chosen.names() })
 }
 
-/// Time between two looks at pairs in the map.
+/// Time between two looks while pairs are in the map or may go there, and while none is: each wakes a CPU that others use.
 const REVIEW: Duration = Duration::from_millis(50);
+const IDLE_REVIEW: Duration = Duration::from_millis(250);
+
+/// Pairs that have gone into the map are told of this much later, when bytes have gone by it; and not so often that telling
+/// takes more than 5 % of a CPU.
+const NEWS: Duration = Duration::from_millis(100);
+const NEWS_SHARE: u32 = 20;
+
+/// What a look found.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    /// A pair is on its way out or needs help.
+    unsettled: bool,
+    /// Pairs have gone into the map.
+    news: bool,
+}
 
 /// What goes on while a session lasts.
 struct Attendance<'a> {
@@ -139,14 +152,14 @@ struct Attendance<'a> {
 
 impl Attendance<'_> {
     /// Answers the doorbell: sockets to pair and to enrol.
-    fn pass(&mut self) -> Result<bool> {
+    fn pass(&mut self) -> Result<Found> {
         self.instance.control.set(0, field!(rung), 0);
         connections::pair(self.instance);
         self.look_after()
     }
 
-    /// Looks after the pairs in the map; `true` while one is on its way out or needs help.
-    fn look_after(&mut self) -> Result<bool> {
+    /// Looks after the pairs in the map.
+    fn look_after(&mut self) -> Result<Found> {
         self.instance.recycle()?;
         connections::note_peculiar(self.instance)?;
         let all = connections::known(self.instance);
@@ -164,8 +177,18 @@ impl Attendance<'_> {
             kick(self.instance, self.chosen.pods())?;
         }
         self.observation.adjust(self.instance, &all)?;
-        connections::enrol(self.instance, &all)?;
-        Ok(leaving || spilled)
+        let news = connections::enrol(self.instance, &all)? > 0;
+        Ok(Found { unsettled: leaving || spilled, news })
+    }
+
+    /// When to look again after a look that took this long.
+    fn next_review(&self, found: Found, took: Duration) -> Instant {
+        let interval = match () {
+            () if found.unsettled => PASS_INTERVAL,
+            () if self.observation.is_on() => REVIEW,
+            () => IDLE_REVIEW,
+        };
+        Instant::now() + interval.max(took * REVIEW_SHARE)
     }
 
     /// Does what the plugin wants; what there is to warn of.
@@ -205,8 +228,8 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
     let mut attendance =
         Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default(), observation: Observation::default() };
-    let mut snapshots = tokio::time::interval(SNAPSHOT);
-    snapshots.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_snapshot = Instant::now();
+    let mut telling = Duration::ZERO;
     let mut renewals = tokio::time::interval(audience.renewal_interval());
     let mut next_pass = Instant::now();
     let mut next_review = Instant::now() + REVIEW;
@@ -236,20 +259,28 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
             () = tokio::time::sleep_until(next_pass.into()), if pending => {
                 pending = false;
                 let began = Instant::now();
-                if attendance.pass()? {
-                    next_review = Instant::now();
+                let found = attendance.pass()?;
+                let took = began.elapsed();
+                next_pass = Instant::now() + PASS_INTERVAL.max(took * PASS_SHARE);
+                next_review = next_review.min(attendance.next_review(found, took));
+                if found.news {
+                    next_snapshot = next_snapshot.min(Instant::now() + NEWS.max(telling * NEWS_SHARE));
                 }
-                next_pass = Instant::now() + PASS_INTERVAL.max(began.elapsed() * PASS_SHARE);
             }
             () = tokio::time::sleep_until(next_review.into()) => {
                 let began = Instant::now();
-                let leaving = attendance.look_after()?;
-                let interval = if leaving { PASS_INTERVAL } else { REVIEW };
-                next_review = Instant::now() + interval.max(began.elapsed() * REVIEW_SHARE);
+                let found = attendance.look_after()?;
+                next_review = attendance.next_review(found, began.elapsed());
+                if found.news {
+                    next_snapshot = next_snapshot.min(Instant::now() + NEWS.max(telling * NEWS_SHARE));
+                }
             }
-            _ = snapshots.tick() => {
+            () = tokio::time::sleep_until(next_snapshot.into()) => {
+                let began = Instant::now();
                 instance.forget_gone()?;
                 audience.tell(instance, attendance.chosen)?;
+                telling = began.elapsed();
+                next_snapshot = Instant::now() + SNAPSHOT;
             }
         }
     }

@@ -75,9 +75,8 @@ impl<'a> Ground<'a> {
         let port = writer.local_addr().context("a socket without an address")?.port();
         let slot = connections::known(instance)
             .into_iter()
-            .find(|k| k.identity.local.port() == port && k.end.state == accel_state::ACCEL_ENROLLED)
+            .find(|k| instance.ends.read(k.slot, field!(lport)) == Some(port) && k.end.state == accel_state::ACCEL_ENROLLED)
             .context("a private socket is not known")?
-            .identity
             .slot;
         Ok(Self { instance, writer, reader, slot })
     }

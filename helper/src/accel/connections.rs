@@ -8,7 +8,7 @@ use sockpath_bpf::accel::types::{accel_control, accel_end, accel_flag, accel_ord
 
 use super::instance::{Instance, LEARN_READS};
 use super::matching::{self, Identity};
-use super::shared::field;
+use super::shared::{Ends, field};
 
 /// What was seen at one end that keeps a pair out of the map, and the reason that is told; the gravest first.
 const PECULIARITIES: [(accel_flag, accel_pass); 6] = [
@@ -24,13 +24,53 @@ const PECULIARITIES: [(accel_flag, accel_pass); 6] = [
 /// fills the budget, and TCP moves large pieces, or pages of files, without the copy a redirect makes.
 pub const MOST_PER_TURN: u64 = 256 << 10;
 
+/// Declares what is looked at of every socket many times a second, and how it is read: a copy of everything would be four times as
+/// much memory to go through, which is felt with ten thousand connections.
+macro_rules! standing {
+    ($($name:ident: $type:ty),* $(,)?) => {
+        /// Fields of `accel_end`, which says what they mean.
+        #[allow(missing_docs)]
+        #[derive(Debug, Clone, Copy)]
+        pub struct Standing {
+            $(pub $name: $type,)*
+        }
+
+        impl Standing {
+            fn read(ends: &Ends, slot: usize) -> Option<Self> {
+                Some(Self { $($name: ends.read(slot, field!($name))?,)* })
+            }
+        }
+    };
+}
+
+standing! {
+    cookie: u64,
+    peer_cookie: u64,
+    reads: u64,
+    taken: u64,
+    messages: u64,
+    bytes: u64,
+    pass_bytes: u64,
+    netns: u32,
+    peer: u32,
+    hold: u32,
+    left: accel_pass,
+    state: accel_state,
+    result: i32,
+    spilled: u32,
+    learned: u32,
+    flags: u32,
+    fast: u32,
+    last_pass: accel_pass,
+}
+
 /// A known socket at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
-    /// Who it is.
-    pub identity: Identity,
-    /// Everything that is known.
-    pub end: accel_end,
+    /// Its slot.
+    pub slot: usize,
+    /// How it stands.
+    pub end: Standing,
 }
 
 impl Known {
@@ -47,12 +87,21 @@ impl Known {
 
 /// All known sockets, by slot.
 pub fn known(instance: &Instance) -> Vec<Known> {
-    (0..instance.used())
-        .filter(|&slot| instance.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0))
-        .filter_map(|slot| instance.ends.get(slot).map(|end| (slot, end)))
-        .filter(|(_, end)| end.cookie != 0)
-        .map(|(slot, end)| Known { identity: Identity::of(slot, &end), end })
-        .collect()
+    let mut all = Vec::new();
+    for slot in 0..instance.used() {
+        if instance.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0)
+            && let Some(end) = Standing::read(&instance.ends, slot).filter(|end| end.cookie != 0)
+        {
+            all.push(Known { slot, end });
+        }
+    }
+    all
+}
+
+/// Messages that this end sent by TCP for one reason.
+pub fn passes(instance: &Instance, k: &Known, why: accel_pass) -> u32 {
+    let offset = why.0 as usize;
+    instance.ends.read(k.slot, field!(passes)).and_then(|passes| passes.get(offset).copied()).unwrap_or(0)
 }
 
 /// Whether the peer that was noted is still there.
@@ -61,7 +110,7 @@ pub fn peer_of<'a>(all: &'a [Known], known: &Known) -> Option<&'a Known> {
         return None;
     }
     // `all` is sorted by slot.
-    let i = all.binary_search_by_key(&(known.end.peer as usize), |k| k.identity.slot).ok()?;
+    let i = all.binary_search_by_key(&(known.end.peer as usize), |k| k.slot).ok()?;
     (all[i].end.cookie == known.end.peer_cookie).then(|| &all[i])
 }
 
@@ -105,13 +154,13 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     let mut ordered = Vec::new();
     // `all` may be older than what was decided since.
     let stays_out = |k: &Known| {
-        let read = |f: fn(*mut accel_end) -> *mut u32| instance.ends.read(k.identity.slot, f);
-        read(field!(hold)) != Some(0) || instance.ends.read(k.identity.slot, field!(left)) != Some(accel_pass(0))
+        let read = |f: fn(*mut accel_end) -> *mut u32| instance.ends.read(k.slot, f);
+        read(field!(hold)) != Some(0) || instance.ends.read(k.slot, field!(left)) != Some(accel_pass(0))
     };
     for k in all {
         let Some(peer) = peer_of(all, k) else { continue };
-        if k.identity.slot < peer.identity.slot && is_ready(k, peer, &lesson) && !stays_out(k) && !stays_out(peer) {
-            for slot in [k.identity.slot, peer.identity.slot] {
+        if k.slot < peer.slot && is_ready(k, peer, &lesson) && !stays_out(k) && !stays_out(peer) {
+            for slot in [k.slot, peer.slot] {
                 instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
                 ordered.push(slot);
             }
@@ -201,7 +250,7 @@ fn is_ready(a: &Known, b: &Known, lesson: &Lesson) -> bool {
 /// Writes one field of both ends of a pair.
 fn set_both<F: Copy>(instance: &Instance, a: &Known, b: &Known, field: impl Fn(*mut accel_end) -> *mut F, value: F) {
     for known in [a, b] {
-        instance.ends.set(known.identity.slot, &field, value);
+        instance.ends.set(known.slot, &field, value);
     }
 }
 
@@ -220,8 +269,8 @@ pub fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
 /// Keeps pairs of `all` out whose ends are `apart`, by their network namespaces, before they were ever in.
 pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -> bool) {
     for a in all {
-        let Some(b) = peer_of(all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
-        if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.identity.netns, b.identity.netns]) {
+        let Some(b) = peer_of(all, a).filter(|b| a.slot < b.slot) else { continue };
+        if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.end.netns, b.end.netns]) {
             keep_out(instance, a, b, accel_pass::ACCEL_OTHER_NODE);
         }
     }
@@ -230,9 +279,11 @@ pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -
 /// Notes of lone ends of `all` whether a chosen pod of another node is at the other end.
 pub fn note_elsewhere(instance: &Instance, all: &[Known], elsewhere: impl Fn(IpAddr) -> bool) {
     for k in all.iter().filter(|k| k.end.peer_cookie == 0) {
-        let why = if elsewhere(k.identity.remote.ip()) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
+        let Some(end) = instance.ends.get(k.slot) else { continue };
+        let remote = Identity::of(k.slot, &end).remote.ip();
+        let why = if elsewhere(remote) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
         if k.end.left != why && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_OTHER_NODE) {
-            instance.ends.set(k.identity.slot, field!(left), why);
+            instance.ends.set(k.slot, field!(left), why);
         }
     }
 }

@@ -23,6 +23,11 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Whether they are attached.
+    pub fn is_on(&self) -> bool {
+        self.links.is_some()
+    }
+
     /// Attaches observers when a pair is in the map or may go there, and detaches them when there is none.
     pub fn adjust(&mut self, instance: &Instance, all: &[Known]) -> Result<()> {
         let is_candidate = |k: &Known| peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
@@ -43,7 +48,7 @@ impl Observation {
             self.links = None;
             // What they do now is not seen: who joins later is learned afresh.
             for k in all {
-                instance.ends.set(k.identity.slot, field!(learned), 0);
+                instance.ends.set(k.slot, field!(learned), 0);
             }
         }
         Ok(())

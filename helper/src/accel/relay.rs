@@ -31,7 +31,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
         return Ok(());
     }
     instance.serve()?;
-    readers.retain(|k| instance.ends.read(k.identity.slot, field!(queued)).is_some_and(|queued| queued > 0) && !is_settled(instance, k));
+    readers.retain(|k| instance.ends.read(k.slot, field!(queued)).is_some_and(|queued| queued > 0) && !is_settled(instance, k));
     if readers.is_empty() {
         return Ok(());
     }
@@ -39,11 +39,11 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
     for reader in readers {
         let Some(writer) = peer_of(all, reader) else { continue };
         let relay = open(&holders, reader.end.cookie).and_then(|from| Ok((from, open(&holders, writer.end.cookie)?)));
-        let set = |state| instance.ends.set(reader.identity.slot, field!(relay), state);
+        let set = |state| instance.ends.set(reader.slot, field!(relay), state);
         match relay {
             // Bytes by TCP lie behind them, or none can follow: what a descriptor takes cannot go where it belongs.
             Ok((_, to)) if reader.end.spilled != 0 || !can_send(&to) => set(accel_relay::ACCEL_RELAY_FAILED),
-            Ok((from, to)) => Relay { instance, slot: reader.identity.slot, from, to }.run(),
+            Ok((from, to)) => Relay { instance, slot: reader.slot, from, to }.run(),
             Err(_) => set(accel_relay::ACCEL_RELAY_FAILED),
         }
     }
@@ -52,7 +52,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
 
 /// Whether it was tried before; what a process that was killed left half done is begun again.
 fn is_settled(instance: &Instance, k: &Known) -> bool {
-    instance.ends.read(k.identity.slot, field!(relay)) == Some(accel_relay::ACCEL_RELAY_FAILED)
+    instance.ends.read(k.slot, field!(relay)) == Some(accel_relay::ACCEL_RELAY_FAILED)
 }
 
 /// One reader and its writer.

@@ -1,13 +1,16 @@
 //! What is told about the pairs.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
+use super::matching::Identity;
 
 /// Names of the chosen pods.
 #[derive(Debug, Default)]
@@ -53,28 +56,72 @@ fn reason(pass: accel_pass) -> Option<Reason> {
     REASONS.get(pass.0 as usize).copied().flatten()
 }
 
-/// A snapshot of all pairs.
-pub fn snapshot(instance: &Instance, all: &[Known], pods: &PodNames) -> PairsSnapshot {
-    let mut totals = closed_totals(instance);
-    let mut pairs = Vec::new();
-    for known in all {
-        let peer = peer_of(all, known);
-        match peer {
-            Some(peer) if known.identity.slot > peer.identity.slot => continue,
-            None if known.end.peer_cookie != 0 => continue,
-            _ => {}
-        }
-        let pair = describe(known, peer, pods);
-        totals.open += 1;
-        totals.accelerated += u64::from(pair.state == PairState::Accelerated);
-        totals.bypassed_bytes += pair.bypassed_bytes;
-        totals.bypassed_messages += pair.bypassed_messages;
-        for (reason, count) in &pair.passes {
-            *totals.passes.entry(*reason).or_default() += count;
-        }
-        pairs.push(pair);
+/// All pairs at one moment. It is described pair by pair while it is sent: the words for ten thousand take megabytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot<'a> {
+    /// Where they are.
+    pub instance: &'a Instance,
+    /// The known sockets.
+    pub all: &'a [Known],
+    /// What the pods are called.
+    pub pods: &'a PodNames,
+}
+
+impl Snapshot<'_> {
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        self.all.iter().filter_map(|known| match peer_of(self.all, known) {
+            Some(peer) if known.slot > peer.slot => None,
+            None if known.end.peer_cookie != 0 => None,
+            peer => self.describe(known, peer),
+        })
     }
-    PairsSnapshot { pairs, totals }
+
+    /// As a value.
+    pub fn collect(&self) -> PairsSnapshot {
+        let mut totals = closed_totals(self.instance);
+        let pairs = self.pairs().inspect(|pair| add(&mut totals, pair)).collect();
+        PairsSnapshot { pairs, totals }
+    }
+
+    /// The sums alone.
+    pub fn totals(&self) -> Totals {
+        let mut totals = closed_totals(self.instance);
+        self.pairs().for_each(|pair| add(&mut totals, &pair));
+        totals
+    }
+}
+
+/// As [`Message::Pairs`](sockpath_protocol::Message::Pairs) is written.
+impl Serialize for Snapshot<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let totals = RefCell::new(closed_totals(self.instance));
+        let mut message = serializer.serialize_map(None)?;
+        message.serialize_entry("type", "pairs")?;
+        message.serialize_entry("pairs", &Sequence { snapshot: self, totals: &totals })?;
+        message.serialize_entry("totals", &*totals.borrow())?;
+        message.end()
+    }
+}
+
+struct Sequence<'a> {
+    snapshot: &'a Snapshot<'a>,
+    totals: &'a RefCell<Totals>,
+}
+
+impl Serialize for Sequence<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.snapshot.pairs().inspect(|pair| add(&mut self.totals.borrow_mut(), pair)))
+    }
+}
+
+fn add(totals: &mut Totals, pair: &Pair) {
+    totals.open += 1;
+    totals.accelerated += u64::from(pair.state == PairState::Accelerated);
+    totals.bypassed_bytes += pair.bypassed_bytes;
+    totals.bypassed_messages += pair.bypassed_messages;
+    for (reason, count) in &pair.passes {
+        *totals.passes.entry(*reason).or_default() += count;
+    }
 }
 
 fn closed_totals(instance: &Instance) -> Totals {
@@ -95,15 +142,41 @@ fn closed_totals(instance: &Instance) -> Totals {
     }
 }
 
-fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
+/// One end with everything that is known of it.
+struct Told<'a> {
+    known: &'a Known,
+    identity: Identity,
+    end: accel_end,
+}
+
+impl<'a> Told<'a> {
+    /// `None` when its connection is over by now.
+    fn of(instance: &Instance, known: &'a Known) -> Option<Self> {
+        let end = instance.ends.get(known.slot).filter(|end| end.cookie == known.end.cookie)?;
+        Some(Self { known, identity: Identity::of(known.slot, &end), end })
+    }
+}
+
+impl Snapshot<'_> {
+    fn describe(&self, known: &Known, peer: Option<&Known>) -> Option<Pair> {
+        let known = Told::of(self.instance, known)?;
+        let peer = match peer {
+            Some(peer) => Some(Told::of(self.instance, peer)?),
+            None => None,
+        };
+        Some(pair(&known, peer.as_ref(), self.pods))
+    }
+}
+
+fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
     let (client, server) = match peer {
         Some(peer) if is_client(peer, known) => (Some(peer), Some(known)),
         Some(peer) => (Some(known), Some(peer)),
         None if known.end.role == accel_role::ACCEL_SERVER => (None, Some(known)),
         None => (Some(known), None),
     };
-    let ends: Vec<&Known> = [client, server].into_iter().flatten().collect();
-    let pod = |k: Option<&Known>| match k {
+    let ends: Vec<&Told<'_>> = [client, server].into_iter().flatten().collect();
+    let pod = |k: Option<&Told<'_>>| match k {
         Some(k) => pods.here.get(&k.identity.netns).cloned(),
         None => pods.elsewhere.get(&known.identity.remote.ip()).cloned(),
     };
@@ -115,7 +188,7 @@ fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
             }
         }
     }
-    let (state, reason) = state(&ends);
+    let (state, reason) = state(&ends.iter().map(|k| k.known).collect::<Vec<_>>());
     let sample = |f: fn(&accel_end) -> &[u32; 16]| median(ends.iter().flat_map(|k| f(&k.end)).copied().filter(|s| *s > 0));
     Pair {
         client_pod: pod(client),
@@ -126,7 +199,7 @@ fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
         via_service: client.zip(server).is_some_and(|(c, s)| c.identity.is_translated(&s.identity)),
         state,
         reason,
-        live: ends.iter().any(|k| k.has(accel_flag::ACCEL_LIVE)),
+        live: ends.iter().any(|k| k.known.has(accel_flag::ACCEL_LIVE)),
         bypassed_bytes: ends.iter().map(|k| k.end.bytes).sum(),
         bypassed_messages: ends.iter().map(|k| k.end.messages).sum(),
         passes,
@@ -136,7 +209,7 @@ fn describe(known: &Known, peer: Option<&Known>, pods: &PodNames) -> Pair {
 }
 
 /// Whether `a` is the client of the two; for live connections the higher port is taken for it.
-fn is_client(a: &Known, b: &Known) -> bool {
+fn is_client(a: &Told<'_>, b: &Told<'_>) -> bool {
     match (a.end.role, b.end.role) {
         (accel_role::ACCEL_CLIENT, _) | (_, accel_role::ACCEL_SERVER) => true,
         (accel_role::ACCEL_SERVER, _) | (_, accel_role::ACCEL_CLIENT) => false,

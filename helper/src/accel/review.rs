@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use sockpath_bpf::accel::types::{accel_end, accel_pass, accel_state};
+use sockpath_bpf::accel::types::{accel_pass, accel_state};
 
 use super::connections::{self, Known, MOST_PER_TURN, peer_of};
 use super::instance::Instance;
@@ -59,20 +59,20 @@ impl Review {
         let now = Instant::now();
         let mut looks = HashMap::with_capacity(self.looks.len());
         for a in all {
-            let Some(b) = peer_of(all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+            let Some(b) = peer_of(all, a).filter(|b| a.slot < b.slot) else { continue };
             let key = a.end.cookie;
             let look = Look {
                 bytes: a.end.bytes + b.end.bytes,
                 pass_bytes: a.end.pass_bytes + b.end.pass_bytes,
                 reads: [a.end.reads, b.end.reads],
-                spills: spills(&a.end).wrapping_add(spills(&b.end)),
+                spills: [a, b].iter().map(|k| connections::passes(instance, k, accel_pass::ACCEL_BUDGET)).fold(0, u32::wrapping_add),
                 at: now,
             };
             let before = self.looks.get(&key).copied();
             looks.insert(key, look);
             let enrolled = [a, b].iter().all(|k| k.end.state == accel_state::ACCEL_ENROLLED);
             if enrolled && a.end.hold == 0 {
-                if let Judgement::Leave(why) = judge(a, b, before.as_ref(), &look) {
+                if let Judgement::Leave(why) = judge(instance, [a, b], before.as_ref(), &look) {
                     if why == accel_pass::ACCEL_SLOWER {
                         let length = self.exiles.get(&key).map_or(FIRST_EXILE, |e| (e.length * 2).min(LONGEST_EXILE));
                         self.exiles.insert(key, Exile { since: now, length });
@@ -93,13 +93,13 @@ impl Review {
 }
 
 /// Whether a pair in the map may stay there.
-fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
-    for reader in [a, b] {
+fn judge(instance: &Instance, ends: [&Known; 2], before: Option<&Look>, now: &Look) -> Judgement {
+    for reader in ends {
         if let Some(why) = reader.peculiarity() {
             return Judgement::Leave(why);
         }
     }
-    for writer in [a, b] {
+    for writer in ends {
         let lasting = [
             accel_pass::ACCEL_ULP,
             accel_pass::ACCEL_ZEROCOPY,
@@ -111,7 +111,7 @@ fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
         let end = &writer.end;
         if end.fast == 0
             && lasting.contains(&end.last_pass)
-            && (AT_ONCE.contains(&end.last_pass) || end.passes.get(end.last_pass.0 as usize).is_some_and(|count| *count >= PERSISTENT))
+            && (AT_ONCE.contains(&end.last_pass) || connections::passes(instance, writer, end.last_pass) >= PERSISTENT)
         {
             return Judgement::Leave(end.last_pass);
         }
@@ -132,10 +132,6 @@ fn judge(a: &Known, b: &Known, before: Option<&Look>, now: &Look) -> Judgement {
         return Judgement::Leave(accel_pass::ACCEL_SLOWER);
     }
     Judgement::Stay
-}
-
-fn spills(end: &accel_end) -> u32 {
-    end.passes.get(accel_pass::ACCEL_BUDGET.0 as usize).copied().unwrap_or(0)
 }
 
 /// Whether both sides read in turn since the last look, as requests and answers do.

@@ -12,7 +12,7 @@ use super::connections;
 use super::instance::Instance;
 use super::pins::Pins;
 use super::relay;
-use super::report::{self, PodNames};
+use super::report::{PodNames, Snapshot};
 use super::shared::field;
 use crate::node::{self, FoundPod};
 use crate::session::Session;
@@ -35,7 +35,7 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
             active: true,
             owner: Some(instance.owner()),
             lease_left_ms: u64::try_from(instance.lease_left()?.as_millis()).unwrap_or(u64::MAX),
-            pairs: report::snapshot(&instance, &connections::known(&instance), &PodNames::default()),
+            pairs: Snapshot { instance: &instance, all: &connections::known(&instance), pods: &PodNames::default() }.collect(),
         },
     };
     session.send(&Message::Status(status))?;
@@ -138,9 +138,9 @@ pub fn kick(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 
 /// What it achieved so far.
 pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
-    let snapshot = report::snapshot(instance, &connections::known(instance), &PodNames::default());
+    let snapshot = Snapshot { instance, all: &connections::known(instance), pods: &PodNames::default() };
     Ok(AccelSummary {
-        totals: snapshot.totals,
+        totals: snapshot.totals(),
         ran_ms: u64::try_from(instance.ran()?.as_millis()).unwrap_or(u64::MAX),
         left_enrolled: if detached { 0 } else { connections::enrolled(instance) },
         detached,

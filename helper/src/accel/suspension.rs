@@ -57,7 +57,7 @@ impl Suspension {
         let all = connections::known(instance);
         let mut leaving = false;
         for a in &all {
-            let Some(b) = peer_of(&all, a).filter(|b| a.identity.slot < b.identity.slot) else { continue };
+            let Some(b) = peer_of(&all, a).filter(|b| a.slot < b.slot) else { continue };
             let out = is_out(a) && is_out(b);
             match self.verdict(a, b) {
                 Some(why) if out => keep_out(instance, a, b, why),
@@ -74,7 +74,7 @@ impl Suspension {
     }
 
     fn verdict(&self, a: &Known, b: &Known) -> Option<accel_pass> {
-        [a, b].iter().find_map(|k| self.paused.get(&k.identity.netns)?.first()).copied()
+        [a, b].iter().find_map(|k| self.paused.get(&k.end.netns)?.first()).copied()
     }
 }
 

@@ -28,9 +28,21 @@ fn maps() -> Result<BTreeMap<u64, u64>> {
     Ok(list.iter().filter_map(|m| Some((m["id"].as_u64()?, m["bytes_memlock"].as_u64()?))).collect())
 }
 
+/// Resident memory of the helper, without the maps that it has mapped: those are counted as maps.
 fn resident(pid: u32) -> Result<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    Ok(statm.split(' ').nth(1).context("no resident size")?.parse::<u64>()? * 4096)
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut sum, mut is_map) = (0, false);
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            Some(("Rss", size)) if !is_map => {
+                sum += size.trim().trim_end_matches(" kB").parse::<u64>().with_context(|| format!("smaps: {line}"))? << 10;
+            }
+            // The first line of a mapping begins with its addresses.
+            _ if line.split('-').next().is_some_and(|from| u64::from_str_radix(from, 16).is_ok()) => is_map = line.contains("bpf-map"),
+            _ => {}
+        }
+    }
+    Ok(sum)
 }
 
 /// Opens them, accelerates them while they are open, and looks at time, memory and turnaround.
@@ -40,7 +52,7 @@ fn resident(pid: u32) -> Result<u64> {
 pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("10,000 connections between two pods", &["what", "measured", "goal"]);
     let to = std::net::SocketAddr::new(ground.ip("httpbin")?, super::ground::PORT).to_string();
-    let mut client = ground.start("curl", &["many", "--to", &to, "--count", &COUNT.to_string()])?;
+    let mut client = ground.start("curl", &["many", "--cpu", "0", "--to", &to, "--count", &COUNT.to_string()])?;
     let opened: Run = serde_json::from_str(&client.line()?)?;
     let plain = turnaround(&mut client, EXCHANGES)?;
     table.row(vec!["opened over plain TCP".to_owned(), format!("{:.0} connections/s", opened.rate), "-".to_owned()]);

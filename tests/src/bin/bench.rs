@@ -69,6 +69,9 @@ enum Role {
     },
     /// Hold many connections
     Many {
+        /// Bind to this CPU
+        #[arg(long)]
+        cpu: usize,
         /// ADDRESS:PORT
         #[arg(long)]
         to: SocketAddr,
@@ -105,6 +108,9 @@ fn run(args: Args) -> Result<()> {
             println!("{}", peer::flood(to, rate, Duration::from_millis(ms))?);
             Ok(())
         }
-        Some(Role::Many { to, count }) => peer::many(to, count),
+        Some(Role::Many { cpu, to, count }) => {
+            peer::pin(cpu)?;
+            peer::many(to, count)
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The second half of `trace --compare`: the two pods accelerated for as long as it lasts.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -33,11 +34,13 @@ impl Shortcut {
             let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
             fleet.send(index, Request::Accelerate(Box::new(crate::command::accelerate::foreground_request(pods)))).await;
         }
-        let mut waiting = fleet.members().len();
-        while waiting > 0 {
+        let mut waiting: HashSet<usize> = (0..fleet.members().len()).collect();
+        while !waiting.is_empty() {
             match fleet.next().await {
-                Some((_, Event::Said(message))) => match *message {
-                    Message::Pairs(_) => waiting -= 1,
+                Some((index, Event::Said(message))) => match *message {
+                    Message::Pairs(_) => {
+                        waiting.remove(&index);
+                    }
                     Message::Error { text, .. } => bail!("cannot accelerate for the comparison: {text}"),
                     _ => {}
                 },
