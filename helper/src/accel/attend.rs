@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::time::ClockId;
 use sockpath_bpf::accel::types::accel_pass;
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{ChoosePods, PodName};
@@ -21,16 +22,24 @@ use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
 use super::suspension::{self, Suspension};
-use crate::session::{Inbound, Session};
+use crate::session::{Inbound, Session, clock_ns};
 
 /// Time between two snapshots.
 pub const SNAPSHOT: Duration = Duration::from_secs(1);
 
-/// At least this long between two passes over the connections, and this many times as long as the last one took: 10 % of a CPU
-/// while there are connections to pair and enrol, 2 % for looking after those that are.
+/// At least this long between two passes over the connections, and this many times the CPU time that the last one took: 20 % of
+/// a CPU while there are connections to pair and enrol, 2 % for looking after those that are.
 const PASS_INTERVAL: Duration = Duration::from_millis(5);
-const PASS_SHARE: u32 = 10;
+const PASS_SHARE: u32 = 5;
 const REVIEW_SHARE: u32 = 50;
+
+/// Does something; what came of it, and the CPU time that it took: others may have had the CPU in between, or the reader of what is
+/// written was slow.
+fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let began = clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    let done = f()?;
+    Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
+}
 
 /// Who is told, and who decides when it ends.
 pub enum Audience<'a> {
@@ -127,18 +136,48 @@ pub fn tell(session: &mut Session, instance: &Instance, chosen: &Chosen) -> Resu
 const REVIEW: Duration = Duration::from_millis(50);
 const IDLE_REVIEW: Duration = Duration::from_millis(250);
 
-/// Pairs that have gone into the map are told of this much later, when bytes have gone by it; and not so often that telling
-/// takes more than 5 % of a CPU.
-const NEWS: Duration = Duration::from_millis(100);
-const NEWS_SHARE: u32 = 20;
+/// Pairs whose first bytes have gone by the map are told of at once, but not sooner than this after the last snapshot, and not so
+/// often that telling takes more than 10 % of a CPU.
+const NEWS: Duration = Duration::from_millis(200);
+const NEWS_SHARE: u32 = 10;
 
 /// What a look found.
 #[derive(Debug, Clone, Copy)]
 struct Found {
     /// A pair is on its way out or needs help.
     unsettled: bool,
-    /// Pairs have gone into the map.
-    news: bool,
+    /// Sockets whose bytes have gone by the map.
+    bypassing: usize,
+}
+
+/// When snapshots are due.
+#[derive(Debug)]
+struct Telling {
+    next: Instant,
+    last: Instant,
+    took: Duration,
+    /// What the last one told of.
+    bypassing: usize,
+}
+
+impl Telling {
+    fn new() -> Self {
+        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO, bypassing: 0 }
+    }
+
+    /// Takes note of a look.
+    fn consider(&mut self, found: Found) {
+        if found.bypassing != self.bypassing {
+            self.bypassing = found.bypassing;
+            self.next = self.next.min(self.last + NEWS.max(self.took * NEWS_SHARE));
+        }
+    }
+
+    fn done(&mut self, took: Duration) {
+        self.last = Instant::now();
+        self.next = self.last + SNAPSHOT;
+        self.took = took;
+    }
 }
 
 /// What goes on while a session lasts.
@@ -177,8 +216,8 @@ impl Attendance<'_> {
             kick(self.instance, self.chosen.pods())?;
         }
         self.observation.adjust(self.instance, &all)?;
-        let news = connections::enrol(self.instance, &all)? > 0;
-        Ok(Found { unsettled: leaving || spilled, news })
+        connections::enrol(self.instance, &all)?;
+        Ok(Found { unsettled: leaving || spilled, bypassing: all.iter().filter(|k| k.end.messages != 0).count() })
     }
 
     /// When to look again after a look that took this long.
@@ -228,8 +267,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
     let mut attendance =
         Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default(), observation: Observation::default() };
-    let mut next_snapshot = Instant::now();
-    let mut telling = Duration::ZERO;
+    let mut telling = Telling::new();
     let mut renewals = tokio::time::interval(audience.renewal_interval());
     let mut next_pass = Instant::now();
     let mut next_review = Instant::now() + REVIEW;
@@ -258,29 +296,23 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
             }
             () = tokio::time::sleep_until(next_pass.into()), if pending => {
                 pending = false;
-                let began = Instant::now();
-                let found = attendance.pass()?;
-                let took = began.elapsed();
+                let (found, took) = timed(|| attendance.pass())?;
                 next_pass = Instant::now() + PASS_INTERVAL.max(took * PASS_SHARE);
                 next_review = next_review.min(attendance.next_review(found, took));
-                if found.news {
-                    next_snapshot = next_snapshot.min(Instant::now() + NEWS.max(telling * NEWS_SHARE));
-                }
+                telling.consider(found);
             }
             () = tokio::time::sleep_until(next_review.into()) => {
-                let began = Instant::now();
-                let found = attendance.look_after()?;
-                next_review = attendance.next_review(found, began.elapsed());
-                if found.news {
-                    next_snapshot = next_snapshot.min(Instant::now() + NEWS.max(telling * NEWS_SHARE));
-                }
+                let (found, took) = timed(|| attendance.look_after())?;
+                next_review = attendance.next_review(found, took);
+                telling.consider(found);
             }
-            () = tokio::time::sleep_until(next_snapshot.into()) => {
-                let began = Instant::now();
-                instance.forget_gone()?;
-                audience.tell(instance, attendance.chosen)?;
-                telling = began.elapsed();
-                next_snapshot = Instant::now() + SNAPSHOT;
+            () = tokio::time::sleep_until(telling.next.into()) => {
+                let chosen = &*attendance.chosen;
+                let ((), took) = timed(|| {
+                    instance.forget_gone()?;
+                    audience.tell(instance, chosen)
+                })?;
+                telling.done(took);
             }
         }
     }
