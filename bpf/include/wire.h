@@ -191,6 +191,8 @@ struct accel_sleeper {
 struct accel_control {
 	/* Verdicts after this moment (CLOCK_MONOTONIC, nanoseconds) pass. */
 	__u64 deadline_ns;
+	/* The last jiffy in which a verdict found the lease good. */
+	__u64 lease_seen;
 	__u64 started_ns;
 	__u32 paused;
 	/* Bytes that may lie unread at a reader before its writer goes by TCP. */

@@ -13,6 +13,26 @@ use crate::torture::net::poll;
 #[derive(Debug)]
 pub struct Polled<S>(pub S);
 
+/// A blocking stream, whose user sleeps inside recv(2): what benchmarks compare with.
+#[derive(Debug)]
+pub struct Sleeping<S>(pub S);
+
+impl<S: Read> Read for Sleeping<S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl<S: Write> Write for Sleeping<S> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Longest wait for the peer.
 const PATIENCE: Duration = Duration::from_secs(30);
 

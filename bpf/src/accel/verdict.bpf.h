@@ -16,6 +16,22 @@ static __always_inline void learn_peculiar(struct accel_control *ctl, struct acc
 		__sync_fetch_and_or(&e->flags, *seen);
 }
 
+/*
+ * Has the lease run out? The coarse clock goes on with the jiffies, which cost nothing to read: it is asked once for each. An end
+ * that is set earlier meanwhile is seen at the next one.
+ */
+static __always_inline bool lease_is_over(struct accel_control *ctl)
+{
+	__u64 jiffies = bpf_jiffies64();
+
+	if (ctl->lease_seen == jiffies)
+		return false;
+	if (bpf_ktime_get_coarse_ns() > ctl->deadline_ns)
+		return true;
+	ctl->lease_seen = jiffies;
+	return false;
+}
+
 /* Why a pair that could be redirected should not be. */
 static __always_inline enum accel_pass objection(struct accel_control *ctl, struct accel_end *e, struct accel_end *peer,
 						 const struct sock *sk, const struct sock *psk)
@@ -82,7 +98,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	 * Without a lease nobody may be there to help an edge-triggered reader over the boundary between redirected bytes and TCP
 	 * bytes: go over to TCP while nothing is unread, if that ever comes before the budget is used up.
 	 */
-	if (!why && bpf_ktime_get_coarse_ns() > ctl->deadline_ns && !(e->fast && behind))
+	if (!why && lease_is_over(ctl) && !(e->fast && behind))
 		why = ACCEL_LEASE;
 	/*
 	 * Redirected bytes count as the reader's receive memory. Beyond half of its buffer TCP's own bytes would find no room behind
@@ -132,8 +148,10 @@ int verdict(struct sk_msg_md *msg)
 	if (!sk || !(ctl = get_control()))
 		return SK_PASS;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(me = bpf_skc_to_tcp_sock(sk)))
+	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)))
 		return SK_PASS;
+	/* Only TCP sockets are ever put into the map: no call is needed to know that it is one. */
+	me = bpf_core_cast((void *)sk, struct tcp_sock);
 	why = gate(ctl, e, me, msg->size);
 	if (why == ACCEL_REDIRECT) {
 		if (bpf_msg_redirect_map(msg, &socks, e->peer, BPF_F_INGRESS) == SK_PASS) {

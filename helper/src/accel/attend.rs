@@ -28,10 +28,11 @@ use crate::session::{Inbound, Session, clock_ns};
 pub const SNAPSHOT: Duration = Duration::from_secs(1);
 
 /// At least this long between two passes over the connections, and this many times the CPU time that the last one took: 20 % of
-/// a CPU while there are connections to pair and enrol, 2 % for looking after those that are.
+/// a CPU while there are connections to pair and enrol, 2 % for looking after those that are, 10 % while they go over.
 const PASS_INTERVAL: Duration = Duration::from_millis(5);
 const PASS_SHARE: u32 = 5;
 const REVIEW_SHARE: u32 = 50;
+const MOVING_SHARE: u32 = 10;
 
 /// Does something; what came of it, and the CPU time that it took: others may have had the CPU in between, or the reader of what is
 /// written was slow.
@@ -146,8 +147,8 @@ const NEWS_SHARE: u32 = 10;
 struct Found {
     /// A pair is on its way out or needs help.
     unsettled: bool,
-    /// Sockets whose bytes have gone by the map.
-    bypassing: usize,
+    /// Sockets send by the map that did not at the last look, or are gone.
+    moving: bool,
 }
 
 /// When snapshots are due.
@@ -156,19 +157,16 @@ struct Telling {
     next: Instant,
     last: Instant,
     took: Duration,
-    /// What the last one told of.
-    bypassing: usize,
 }
 
 impl Telling {
     fn new() -> Self {
-        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO, bypassing: 0 }
+        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO }
     }
 
     /// Takes note of a look.
     fn consider(&mut self, found: Found) {
-        if found.bypassing != self.bypassing {
-            self.bypassing = found.bypassing;
+        if found.moving {
             self.next = self.next.min(self.last + NEWS.max(self.took * NEWS_SHARE));
         }
     }
@@ -187,6 +185,8 @@ struct Attendance<'a> {
     review: Review,
     suspension: Suspension,
     observation: Observation,
+    /// Sockets that had sent by the map at the last look.
+    bypassing: usize,
 }
 
 impl Attendance<'_> {
@@ -217,7 +217,9 @@ impl Attendance<'_> {
         }
         self.observation.adjust(self.instance, &all)?;
         connections::enrol(self.instance, &all)?;
-        Ok(Found { unsettled: leaving || spilled, bypassing: all.iter().filter(|k| k.end.messages != 0).count() })
+        let bypassing = all.iter().filter(|k| k.end.messages != 0).count();
+        let moving = std::mem::replace(&mut self.bypassing, bypassing) != bypassing;
+        Ok(Found { unsettled: leaving || spilled, moving })
     }
 
     /// When to look again after a look that took this long.
@@ -227,7 +229,7 @@ impl Attendance<'_> {
             () if self.observation.is_on() => REVIEW,
             () => IDLE_REVIEW,
         };
-        Instant::now() + interval.max(took * REVIEW_SHARE)
+        Instant::now() + interval.max(took * if found.moving { MOVING_SHARE } else { REVIEW_SHARE })
     }
 
     /// Does what the plugin wants; what there is to warn of.
@@ -265,8 +267,14 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
-    let mut attendance =
-        Attendance { instance, chosen, review: Review::default(), suspension: Suspension::default(), observation: Observation::default() };
+    let mut attendance = Attendance {
+        instance,
+        chosen,
+        review: Review::default(),
+        suspension: Suspension::default(),
+        observation: Observation::default(),
+        bypassing: 0,
+    };
     let mut telling = Telling::new();
     let mut renewals = tokio::time::interval(audience.renewal_interval());
     let mut next_pass = Instant::now();
@@ -283,7 +291,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
                     audience.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
-                attendance.look_after()?;
+                telling.consider(attendance.look_after()?);
                 next_review = Instant::now() + PASS_INTERVAL;
             }
             _ = renewals.tick() => if audience.is_over(instance)? {

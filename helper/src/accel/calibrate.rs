@@ -53,19 +53,28 @@ pub fn measure(link: RawFd, sleeper: &SharedArray<accel_sleeper>) -> Result<Stac
         })
     })?;
     let symbols = fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
-    let native = NATIVE.map(|name| extent(&symbols, name));
+    let native = extents(&symbols, NATIVE);
     let offset = seen.stack.iter().position(|word| native.iter().any(|r| r.contains(word))).map_or(0, |i| i * 8);
     Ok(Stack { wake_function: seen.wake_function, frame_offset: u32::try_from(offset).unwrap_or(0), native })
 }
 
-/// Where a function lies: from its symbol to the next one. Empty when addresses are hidden.
-fn extent(symbols: &str, name: &str) -> Range<u64> {
-    let address = |line: &str| line.split_whitespace().next().and_then(|a| u64::from_str_radix(a, 16).ok()).unwrap_or(0);
-    let Some(start) = symbols.lines().find(|l| l.split_whitespace().nth(2) == Some(name)).map(address).filter(|a| *a != 0) else {
-        return 0..0;
-    };
-    let end = symbols.lines().map(address).filter(|a| *a > start).min().unwrap_or(start);
-    start..end
+/// Where functions lie: from the symbol of each to the next one. Empty when addresses are hidden. The table is megabytes long, and the
+/// start waits for this: it is gone through once.
+fn extents<const N: usize>(symbols: &str, names: [&str; N]) -> [Range<u64>; N] {
+    let mut starts = [0; N];
+    let mut addresses = Vec::new();
+    for line in symbols.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next().and_then(|a| u64::from_str_radix(a, 16).ok()).unwrap_or(0);
+        addresses.push(address);
+        if let Some(i) = words.nth(1).and_then(|name| names.iter().position(|n| *n == name)).filter(|&i| starts[i] == 0) {
+            starts[i] = address;
+        }
+    }
+    starts.map(|start| match start {
+        0 => 0..0,
+        _ => start..addresses.iter().copied().filter(|a| *a > start).min().unwrap_or(start),
+    })
 }
 
 #[cfg(test)]
@@ -75,12 +84,12 @@ mod tests {
     #[test]
     fn a_function_ends_where_the_next_begins() {
         let symbols = "ffffffff81000100 T b\nffffffff81000000 T a\nffffffff81000080 t __pfx_b\n";
-        assert_eq!(extent(symbols, "a"), 0xffff_ffff_8100_0000..0xffff_ffff_8100_0080);
-        assert_eq!(extent(symbols, "c"), 0..0);
+        assert_eq!(extents(symbols, ["a"])[0], 0xffff_ffff_8100_0000..0xffff_ffff_8100_0080);
+        assert_eq!(extents(symbols, ["c"])[0], 0..0);
     }
 
     #[test]
     fn hidden_addresses_are_no_addresses() {
-        assert_eq!(extent("0000000000000000 T a\n0000000000000000 T b\n", "a"), 0..0);
+        assert_eq!(extents("0000000000000000 T a\n0000000000000000 T b\n", ["a"])[0], 0..0);
     }
 }

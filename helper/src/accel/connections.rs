@@ -71,6 +71,8 @@ pub struct Known {
     pub slot: usize,
     /// How it stands.
     pub end: Standing,
+    /// Where in the list its peer is, if that is still there.
+    peer_at: Option<u32>,
 }
 
 impl Known {
@@ -87,12 +89,22 @@ impl Known {
 
 /// All known sockets, by slot.
 pub fn known(instance: &Instance) -> Vec<Known> {
-    let mut all = Vec::new();
-    for slot in 0..instance.used() {
+    let used = instance.used();
+    let mut all: Vec<Known> = Vec::new();
+    let mut places: Vec<Option<u32>> = vec![None; used];
+    for (slot, place) in places.iter_mut().enumerate() {
         if instance.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0)
             && let Some(end) = Standing::read(&instance.ends, slot).filter(|end| end.cookie != 0)
         {
-            all.push(Known { slot, end });
+            *place = u32::try_from(all.len()).ok();
+            all.push(Known { slot, end, peer_at: None });
+        }
+    }
+    for i in 0..all.len() {
+        let Standing { peer, peer_cookie, .. } = all[i].end;
+        if peer_cookie != 0 {
+            let place = places.get(peer as usize).copied().flatten();
+            all[i].peer_at = place.filter(|&at| all[at as usize].end.cookie == peer_cookie);
         }
     }
     all
@@ -104,14 +116,9 @@ pub fn passes(instance: &Instance, k: &Known, why: accel_pass) -> u32 {
     instance.ends.read(k.slot, field!(passes)).and_then(|passes| passes.get(offset).copied()).unwrap_or(0)
 }
 
-/// Whether the peer that was noted is still there.
+/// The peer of one of `all`, if it is still there.
 pub fn peer_of<'a>(all: &'a [Known], known: &Known) -> Option<&'a Known> {
-    if known.end.peer_cookie == 0 {
-        return None;
-    }
-    // `all` is sorted by slot.
-    let i = all.binary_search_by_key(&(known.end.peer as usize), |k| k.slot).ok()?;
-    (all[i].end.cookie == known.end.peer_cookie).then(|| &all[i])
+    all.get(known.peer_at? as usize)
 }
 
 /// Notes calls that were observed on sockets no receive call returned from since.
@@ -221,21 +228,24 @@ fn bytes_per_turn(a: &Known, b: &Known) -> u64 {
 }
 
 /// How many observed receive calls tell how a socket is read.
-struct Lesson {
+#[derive(Debug, Clone, Copy)]
+pub struct Lesson {
     reads: u32,
     /// Where a call may sleep, and that matters.
     sleepless: u32,
 }
 
 impl Lesson {
-    fn of(instance: &Instance) -> Option<Self> {
+    /// `None` when the instance tells nothing.
+    pub fn of(instance: &Instance) -> Option<Self> {
         let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
         let reads = read(field!(learn_reads))?;
         let sleepless = if read(field!(leave_blocking))? != 0 { read(field!(learn_sleepless))? } else { reads };
         Some(Self { reads, sleepless })
     }
 
-    fn is_learned(&self, k: &Known) -> bool {
+    /// Whether enough calls of this reader were observed.
+    pub fn is_learned(&self, k: &Known) -> bool {
         k.end.learned >= if k.has(accel_flag::ACCEL_MAY_SLEEP) { self.sleepless } else { self.reads }
     }
 }
@@ -288,8 +298,9 @@ pub fn note_elsewhere(instance: &Instance, all: &[Known], elsewhere: impl Fn(IpA
     }
 }
 
-/// Lets a pair that had left come back at the next pass.
+/// Lets a pair that had left come back when its readers have been learned afresh: while it was out its sends may not have been observed.
 pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
+    set_both(instance, a, b, field!(learned), 0);
     set_both(instance, a, b, field!(left), accel_pass(0));
     set_both(instance, a, b, field!(result), 0);
 }

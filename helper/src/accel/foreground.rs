@@ -142,7 +142,7 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
 
 /// Only tells what would be done.
 async fn watch(session: &mut Session, instance: &Instance, chosen: &Chosen, request: &AccelerateRequest) -> Result<EndReason> {
-    let (_calls, _arrivals) = (instance.observe()?, instance.observe_arrivals()?);
+    let _observers = [instance.observe_calls()?, instance.observe_sends()?, instance.observe_arrivals()?];
     let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));
     let mut snapshots = tokio::time::interval(SNAPSHOT);
     let reason = loop {

@@ -308,11 +308,16 @@ impl Instance {
         Ok(pass)
     }
 
-    /// Observes system and send calls on watched sockets until the returned links are dropped.
-    pub fn observe(&self) -> Result<[OwnedFd; 2]> {
-        let links = [self.attach_tracepoint("system_call")?, self.attach_tracepoint("sent")?];
+    /// Observes system calls on watched sockets until the returned link is dropped.
+    pub fn observe_calls(&self) -> Result<OwnedFd> {
+        self.attach_tracepoint("system_call")
+    }
+
+    /// Observes sends on watched sockets until the returned link is dropped; with system calls observed too, readers are learned.
+    pub fn observe_sends(&self) -> Result<OwnedFd> {
+        let link = self.attach_tracepoint("sent")?;
         self.control.set(0, field!(observing), 1);
-        Ok(links)
+        Ok(link)
     }
 
     /// Observes data that arrives at watched sockets until the returned link is dropped.

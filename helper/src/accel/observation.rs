@@ -1,4 +1,4 @@
-//! Observing system calls, as long as somebody has to be observed: it makes each call on the machine slower.
+//! Observing system calls and sockets, as long as somebody has to be observed: it makes calls on the machine slower.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -6,64 +6,72 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
-use super::connections::{self, Known, peer_of};
+use super::connections::{self, Known, Lesson, peer_of};
 use super::instance::Instance;
 use super::shared::field;
 
 /// How long observers stay when nobody needs them any more: attaching them costs a walk over all tasks.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// The observers, attached or not.
+/// One of them, attached or not.
+#[derive(Debug, Default)]
+struct Observer {
+    link: Option<OwnedFd>,
+    needed: Option<Instant>,
+}
+
+impl Observer {
+    /// Attaches it when it is needed, and lets go of it when it has not been for a while; `true` when it has been let go.
+    fn adjust(&mut self, needed: bool, attach: impl FnOnce() -> Result<OwnedFd>) -> Result<bool> {
+        if needed {
+            self.needed = Some(Instant::now());
+            if self.link.is_none() {
+                self.link = Some(attach()?);
+            }
+        } else if self.needed.is_none_or(|at| at.elapsed() > LINGER) {
+            return Ok(self.link.take().is_some());
+        }
+        Ok(false)
+    }
+}
+
+/// The observers.
 #[derive(Debug, Default)]
 pub struct Observation {
-    links: Option<[OwnedFd; 2]>,
-    needed: Option<Instant>,
-    arrivals: Option<OwnedFd>,
-    arrivals_needed: Option<Instant>,
+    calls: Observer,
+    sends: Observer,
+    arrivals: Observer,
 }
 
 impl Observation {
-    /// Whether they are attached.
+    /// Whether system calls are observed.
     pub fn is_on(&self) -> bool {
-        self.links.is_some()
+        self.calls.link.is_some()
     }
 
-    /// Attaches observers when a pair is in the map or may go there, and detaches them when there is none.
+    /// Attaches who is needed and detaches who is not: calls are observed when a pair is in the map or may go there, sends only while
+    /// the readers of one are learned (the verdict sees those of pairs in the map), and arriving data while it is learned of one of them
+    /// whether its calls sleep.
     pub fn adjust(&mut self, instance: &Instance, all: &[Known]) -> Result<()> {
-        let is_candidate = |k: &Known| peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
-        let (mut needed, mut sleepers) = (false, false);
+        let Some(lesson) = Lesson::of(instance) else { return Ok(()) };
+        let (mut calls, mut learning, mut sleepers) = (false, false, false);
         for k in all {
-            let candidate = is_candidate(k);
-            needed |= candidate || k.end.state == accel_state::ACCEL_ENROLLED;
+            let candidate = peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
+            let enrolled = k.end.state == accel_state::ACCEL_ENROLLED;
+            calls |= candidate || enrolled;
+            learning |= candidate || (enrolled && !lesson.is_learned(k));
             sleepers |= candidate && k.has(accel_flag::ACCEL_MAY_SLEEP);
         }
-        self.adjust_arrivals(instance, sleepers)?;
-        if needed {
-            self.needed = Some(Instant::now());
-            if self.links.is_none() {
-                self.links = Some(instance.observe()?);
-            }
-        } else if self.links.is_some() && self.needed.is_none_or(|at| at.elapsed() > LINGER) {
+        if self.arrivals.adjust(sleepers, || instance.observe_arrivals())? {
+            instance.control.set(0, field!(observing_arrivals), 0);
+        }
+        self.calls.adjust(calls, || instance.observe_calls())?;
+        if self.sends.adjust(learning, || instance.observe_sends())? {
             instance.control.set(0, field!(observing), 0);
-            self.links = None;
             // What they do now is not seen: who joins later is learned afresh.
-            for k in all {
+            for k in all.iter().filter(|k| k.end.state != accel_state::ACCEL_ENROLLED) {
                 instance.ends.set(k.slot, field!(learned), 0);
             }
-        }
-        Ok(())
-    }
-
-    /// The same for arriving data: as long as a reader whose calls may sleep is not known well enough.
-    fn adjust_arrivals(&mut self, instance: &Instance, needed: bool) -> Result<()> {
-        if needed {
-            self.arrivals_needed = Some(Instant::now());
-            if self.arrivals.is_none() {
-                self.arrivals = Some(instance.observe_arrivals()?);
-            }
-        } else if self.arrivals.is_some() && self.arrivals_needed.is_none_or(|at| at.elapsed() > LINGER) {
-            instance.control.set(0, field!(observing_arrivals), 0);
-            self.arrivals = None;
         }
         Ok(())
     }

@@ -17,7 +17,11 @@ use crate::torture::accelerator::{Accelerator, Choice};
 /// What `f` says, or the end of the acceleration.
 pub fn accelerated<T>(ground: &Ground, cpus: Cpus, pods: &[&str], f: impl FnOnce(&mut Accelerator) -> Result<T>) -> Result<Option<T>> {
     let choice = Choice { pods: pods.iter().map(|p| (*p).to_owned()).collect(), ..Choice::default() };
-    let mut on = match Accelerator::start_with(&ground.lab, &choice) {
+    accelerated_with(ground, cpus, &choice, f)
+}
+
+fn accelerated_with<T>(ground: &Ground, cpus: Cpus, choice: &Choice, f: impl FnOnce(&mut Accelerator) -> Result<T>) -> Result<Option<T>> {
+    let mut on = match Accelerator::start_with(&ground.lab, choice) {
         Ok(on) => on,
         Err(e) => {
             eprintln!("  no acceleration: {e:#}");
@@ -79,7 +83,8 @@ fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
                 line.unix.0.push(run(Way::Unix)?);
             }
         }
-        accelerated(ground, cpus, &[], |_| {
+        let blocking_readers = lines.iter().any(|line| line.case.load == Load::Blocking);
+        accelerated_with(ground, cpus, &Choice { blocking_readers, ..Choice::default() }, |_| {
             for line in &mut *lines {
                 line.accelerated.0.push(line.case.run(ground, line.way, effort.time)?);
             }
@@ -165,6 +170,34 @@ pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
         }
     }
     Ok(vec![table, turnarounds])
+}
+
+/// Request-response between readers that sleep in recv(2): left alone unless `--blocking-readers` asks for them.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn sleeping_readers(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let head = ["message, CPUs", "plain TCP /s", "accelerated /s", "loopback /s", "AF_UNIX /s", "x plain", "x AF_UNIX", "p50 x plain"];
+    let mut table = Table::new("Request-response of readers that sleep in recv, with --blocking-readers", &head);
+    for cpus in [Cpus::One, Cpus::Two] {
+        let sizes = [64, 1 << 10, 16 << 10];
+        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Blocking, size, cpus, Way::Direct)).collect();
+        measure(ground, &mut lines, effort)?;
+        for l in &lines {
+            let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
+            table.row(vec![
+                l.what(),
+                format!("{plain:.0}"),
+                format!("{fast:.0}"),
+                format!("{:.0}", l.loopback.rates()),
+                format!("{unix:.0}"),
+                fast.over(&plain).to_string(),
+                fast.over(&unix).to_string(),
+                l.plain.p50_us().over(&l.accelerated.p50_us()).to_string(),
+            ]);
+        }
+    }
+    Ok(vec![table])
 }
 
 /// Streams.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::stats::quantile;
-use crate::polled::Polled;
+use crate::polled::{Polled, Sleeping};
 use crate::torture::net::{Kind, Socket};
 
 /// What is measured.
@@ -19,6 +20,8 @@ use crate::torture::net::{Kind, Socket};
 pub enum Load {
     /// Request and answer of equal size in turn.
     RequestResponse,
+    /// The same, where both sides sleep inside recv(2) instead of poll(2).
+    Blocking,
     /// Writes of one size, as fast as they go.
     Stream,
     /// Connect, one request and answer, close.
@@ -62,17 +65,55 @@ pub struct Run {
 trait Stream: Read + Write + Send {
     /// Ends the writing direction.
     fn half_close(&self) -> io::Result<()>;
+
+    /// The same stream, read by calls that sleep.
+    fn sleeping(self: Box<Self>) -> io::Result<Box<dyn Stream>>;
 }
 
-impl Stream for Polled<std::net::TcpStream> {
+/// A stream socket of either family.
+trait Plain: Read + Write + Send + AsFd + 'static {
+    fn half_close(&self) -> io::Result<()>;
+    fn block(&self) -> io::Result<()>;
+}
+
+impl Plain for std::net::TcpStream {
     fn half_close(&self) -> io::Result<()> {
-        self.0.shutdown(std::net::Shutdown::Write)
+        self.shutdown(std::net::Shutdown::Write)
+    }
+
+    fn block(&self) -> io::Result<()> {
+        self.set_nonblocking(false)
     }
 }
 
-impl Stream for Polled<UnixStream> {
+impl Plain for UnixStream {
     fn half_close(&self) -> io::Result<()> {
-        self.0.shutdown(std::net::Shutdown::Write)
+        self.shutdown(std::net::Shutdown::Write)
+    }
+
+    fn block(&self) -> io::Result<()> {
+        self.set_nonblocking(false)
+    }
+}
+
+impl<S: Plain> Stream for Polled<S> {
+    fn half_close(&self) -> io::Result<()> {
+        self.0.half_close()
+    }
+
+    fn sleeping(self: Box<Self>) -> io::Result<Box<dyn Stream>> {
+        self.0.block()?;
+        Ok(Box::new(Sleeping(self.0)))
+    }
+}
+
+impl<S: Plain> Stream for Sleeping<S> {
+    fn half_close(&self) -> io::Result<()> {
+        self.0.half_close()
+    }
+
+    fn sleeping(self: Box<Self>) -> io::Result<Box<dyn Stream>> {
+        Ok(self)
     }
 }
 
@@ -127,11 +168,11 @@ fn spawn(stream: impl Stream + 'static) {
     // A connection whose thread cannot start is closed, which the client reports.
     let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
         // The end of a run shows as an error here.
-        let _ = answer(stream);
+        let _ = answer(Box::new(stream));
     });
 }
 
-fn answer(mut stream: impl Stream) -> io::Result<()> {
+fn answer(mut stream: Box<dyn Stream>) -> io::Result<()> {
     let mut header = [0; 16];
     stream.read_exact(&mut header)?;
     let size = usize::try_from(u64::from_le_bytes(header[8..].try_into().unwrap_or_default())).unwrap_or(1).clamp(1, 16 << 20);
@@ -144,6 +185,9 @@ fn answer(mut stream: impl Stream) -> io::Result<()> {
                 n => total += n as u64,
             }
         }
+    }
+    if header[0] == b'b' {
+        stream = stream.sleeping()?;
     }
     loop {
         stream.read_exact(&mut buf)?;
@@ -158,6 +202,7 @@ fn answer(mut stream: impl Stream) -> io::Result<()> {
 pub fn run(to: &Place, load: Load, size: usize, time: Duration) -> Result<Run> {
     match load {
         Load::RequestResponse => request_response(open(to, b'r', size)?.as_mut(), size, time),
+        Load::Blocking => request_response(open(to, b'b', size)?.sleeping()?.as_mut(), size, time),
         Load::Stream => stream(open(to, b's', size)?.as_mut(), size, time),
         Load::Connect => connect(to, size, time),
     }

@@ -18,8 +18,9 @@ pub fn run(quick: bool, only: &[String]) -> Result<()> {
     type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
-    let sections: [(&str, Section, Effort); 7] = [
+    let sections: [(&str, Section, Effort); 8] = [
         ("rr", accel::request_response, Effort { repeats, time: short }),
+        ("sleeping", accel::sleeping_readers, Effort { repeats, time: short }),
         ("streams", accel::streams, Effort { repeats, time: long }),
         ("connections", accel::connections, Effort { repeats, time: long }),
         ("programs", programs::programs, Effort { repeats: if quick { 2 } else { 5 }, time: Duration::from_secs(1) }),

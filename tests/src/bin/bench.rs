@@ -18,7 +18,7 @@ struct Args {
     /// About three minutes instead of fifteen
     #[arg(long)]
     quick: bool,
-    /// Only these sections: rr, streams, connections, bystanders, programs, many, trace
+    /// Only these sections: rr, sleeping, streams, connections, bystanders, programs, many, trace
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
