@@ -10,6 +10,9 @@
 #define MSG_WAITALL 0x100
 #define MSG_ERRQUEUE 0x2000
 
+#define ACCEL_FOR_GOOD \
+	(ACCEL_SAW_WAITALL | ACCEL_SAW_SPLICE | ACCEL_SAW_FIONREAD | ACCEL_SAW_ASLEEP | ACCEL_SAW_TWO_TASKS | ACCEL_SAW_OOB)
+
 /* How many observed receive calls tell how this socket is read. */
 static __always_inline __u32 reads_to_learn(const struct accel_control *ctl, const struct accel_end *e)
 {
@@ -108,6 +111,9 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
+		return 0;
+	/* What was seen of this reader keeps it out of the map for good: nothing more has to be known. */
+	if ((e->flags & ACCEL_FOR_GOOD) && e->state != ACCEL_ENROLLED)
 		return 0;
 	if (!(ctl = get_control()))
 		return 0;

@@ -15,6 +15,8 @@ use crate::torture::accelerator::{Accelerator, Choice};
 const COUNT: usize = 10_000;
 /// Exchanges per measurement: three over each connection.
 const EXCHANGES: usize = 3 * COUNT;
+/// Exchanges between two looks at how far the acceleration is: they go on with the next connection each time.
+const STEP: usize = COUNT / 20;
 
 fn turnaround(client: &mut Process, exchanges: usize) -> Result<Run> {
     client.say(&exchanges.to_string())?;
@@ -73,7 +75,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let end = Instant::now() + Duration::from_secs(60);
     let mut accelerated = 0;
     while accelerated < COUNT as u64 && Instant::now() < end {
-        turnaround(&mut client, COUNT)?;
+        turnaround(&mut client, STEP)?;
         on.0.drain();
         accelerated = on.0.pairs.totals.accelerated;
     }

@@ -359,11 +359,12 @@ pub fn many(to: SocketAddr, count: usize) -> Result<()> {
         sockets.push(socket);
     }
     println!("{}", serde_json::to_string(&Run { rate: count as f64 / start.elapsed().as_secs_f64(), ..Run::default() })?);
+    let mut in_turn = sockets.iter().cycle();
     for line in io::stdin().lines() {
         let exchanges: usize = line?.trim().parse().context("a number of exchanges was expected")?;
         let mut turnarounds = Vec::with_capacity(exchanges);
         let (start, cpu) = (Instant::now(), cpu_ns());
-        for socket in sockets.iter().cycle().take(exchanges) {
+        for socket in in_turn.by_ref().take(exchanges) {
             let then = Instant::now();
             socket.send(&[1; 64], 0)?;
             let mut have = 0;
