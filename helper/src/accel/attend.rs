@@ -325,3 +325,33 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STILL: Found = Found { unsettled: false, moving: false };
+    const MOVING: Found = Found { unsettled: false, moving: true };
+
+    #[test]
+    fn news_bring_the_next_snapshot_forward_but_leave_time_between_two() {
+        let mut telling = Telling::new();
+        telling.done(Duration::from_millis(1));
+        let regular = telling.next;
+        telling.consider(STILL);
+        assert_eq!(telling.next, regular);
+        telling.consider(MOVING);
+        assert_eq!(telling.next, telling.last + NEWS);
+    }
+
+    #[test]
+    fn costly_snapshots_come_no_more_often_for_news() {
+        let mut telling = Telling::new();
+        telling.done(Duration::from_millis(60));
+        telling.consider(MOVING);
+        assert_eq!(telling.next, telling.last + Duration::from_millis(600));
+        telling.done(Duration::from_secs(1));
+        telling.consider(MOVING);
+        assert_eq!(telling.next, telling.last + SNAPSHOT);
+    }
+}
