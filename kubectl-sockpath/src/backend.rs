@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use sockpath_protocol::bypass::Bypassed;
 use sockpath_protocol::message::Check;
 use sockpath_protocol::request::{Node, Pod};
 
@@ -90,6 +91,14 @@ impl Backend {
             // The lab's pods stay as they are, and it has no policies.
             Self::Lab(_) => Watch::nothing(),
             Self::Cluster(cluster) => cluster.watch(scope, pods, open),
+        }
+    }
+
+    /// What the API server knows that would be bypassed, and what it could not be asked.
+    pub async fn bypassed(&self, pods: &[Pod]) -> (Vec<Bypassed>, Option<String>) {
+        match self {
+            Self::Lab(_) => (Vec::new(), None),
+            Self::Cluster(cluster) => cluster.bypassed(pods).await,
         }
     }
 

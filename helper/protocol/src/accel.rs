@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::Pod;
+use crate::request::{Node, Pod};
 
 /// Accelerate the connections between these pods of this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct AccelerateRequest {
     /// The chosen pods of other nodes, for the reason that is told of connections with them.
     #[serde(default)]
     pub elsewhere: Vec<PodElsewhere>,
+    /// The nodes of these pods, whose network namespaces a dry run looks at.
+    #[serde(default)]
+    pub nodes: Vec<Node>,
     /// The lease: without renewal the kernel falls back to TCP after this many milliseconds.
     pub lease_ms: u64,
     /// Leave it running for `lease_ms` after the session ends.

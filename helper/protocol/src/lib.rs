@@ -5,6 +5,7 @@
 
 pub mod accel;
 pub mod advice;
+pub mod bypass;
 pub mod lab;
 pub mod message;
 pub mod packet;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::accel::{AccelStatus, AccelSummary, Canary, PairsSnapshot};
+use crate::bypass::Bypassed;
 use crate::packet::{Incident, Packet, Place};
 use crate::request::Protocol;
 
@@ -28,6 +29,11 @@ pub enum Message {
     Probed(Probed),
     /// The pairs of an acceleration, about once a second.
     Pairs(PairsSnapshot),
+    /// What bytes that go socket to socket would bypass (during a dry run).
+    Bypassed {
+        /// Each thing once.
+        found: Vec<Bypassed>,
+    },
     /// What is accelerated here (answer to `status`).
     Status(AccelStatus),
     /// What an acceleration achieved, when it ends.

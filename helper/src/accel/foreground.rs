@@ -9,6 +9,7 @@ use sockpath_protocol::request::Locate;
 use sockpath_protocol::{Message, Request};
 
 use super::attend::{Audience, SNAPSHOT, attend, tell};
+use super::bypassed;
 use super::canary;
 use super::chosen::Chosen;
 use super::detached;
@@ -26,6 +27,13 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     let mut chosen = find_pods(session, &request)?;
     let pins = Pins::of_this_instance()?;
     clear_the_way(session, &pins, &request).await?;
+    if request.dry_run_ms.is_some() {
+        let bypassed::Findings { bypassed, unknown } = bypassed::find(&chosen, &request);
+        session.send(&Message::Bypassed { found: bypassed })?;
+        for text in unknown {
+            session.warn(text)?;
+        }
+    }
     let lease = Duration::from_millis(request.lease_ms);
     let start = Start { owner: &request.owner, lease, leave_blocking_readers: request.leave_blocking_readers, detached: request.detach };
     let instance = match Instance::create(&pins, &start) {

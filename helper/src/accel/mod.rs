@@ -5,6 +5,7 @@
 
 mod abandon;
 mod attend;
+mod bypassed;
 mod calibrate;
 mod canary;
 mod chosen;

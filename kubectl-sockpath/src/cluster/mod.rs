@@ -1,6 +1,7 @@
 //! A cluster: names through the API server, helpers as pods.
 
 mod attach;
+mod bypassed;
 mod client;
 mod examine;
 mod follow;
@@ -28,6 +29,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use sockpath_protocol::bypass::Bypassed;
 use sockpath_protocol::message::{Check, CheckState};
 use sockpath_protocol::request::{Node, Pod};
 
@@ -186,6 +188,14 @@ impl Cluster {
         }
         let selector = scope.selector.as_deref().filter(|_| open);
         Watch::start(self.lookup.api(), &namespaces, selector)
+    }
+
+    /// NetworkPolicies and bandwidth limits of these pods, and what may not be read.
+    pub async fn bypassed(&self, pods: &[Pod]) -> (Vec<Bypassed>, Option<String>) {
+        match bypassed::find(self.lookup.api(), pods).await {
+            Ok(found) => (found, None),
+            Err(p) => (Vec::new(), Some(format!("NetworkPolicies and bandwidth limits that would be bypassed are not listed: {p}"))),
+        }
     }
 
     /// Removes helper pods that were left running on these nodes; tells which.

@@ -51,6 +51,20 @@ pub fn touched(policy: &NetworkPolicy, pods: &Subjects) -> BTreeSet<PodName> {
     pods.iter().filter(about).map(|(name, _)| name.clone()).collect()
 }
 
+/// The pods whose traffic a policy restricts, and which of it: `ingress`, `egress`.
+#[must_use]
+pub fn restricted(policy: &NetworkPolicy, pods: &Subjects) -> (Vec<PodName>, Vec<&'static str>) {
+    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let spec = policy.spec.clone().unwrap_or_default();
+    let is_selected = |pod: &Subject| spec.pod_selector.as_ref().is_none_or(|s| matches(s, &pod.labels));
+    let selected = pods.iter().filter(|(name, pod)| name.namespace == namespace && is_selected(pod)).map(|(name, _)| name.clone());
+    let named = |kind: &str| spec.policy_types.iter().flatten().any(|t| t == kind);
+    // Without types it is about what comes in, and about what goes out if there are rules for that.
+    let untyped = spec.policy_types.as_ref().is_none_or(Vec::is_empty);
+    let ways = [("ingress", untyped || named("Ingress")), ("egress", named("Egress") || (untyped && spec.egress.is_some()))];
+    (selected.collect(), ways.into_iter().filter(|(_, is)| *is).map(|(way, _)| way).collect())
+}
+
 fn peers(spec: &NetworkPolicySpec) -> impl Iterator<Item = &NetworkPolicyPeer> {
     let from = spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
     let to = spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());

@@ -1,6 +1,7 @@
 //! From a report to what people and scripts read: pure functions.
 
 mod axis;
+pub mod bypassed;
 pub mod html;
 pub mod json;
 mod line;

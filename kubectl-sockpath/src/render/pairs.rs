@@ -239,7 +239,7 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> String {
     }
     let left: u64 = summaries.iter().map(|s| s.left_enrolled).sum();
     if left > 0 {
-        let text = format!("{left} sockets still hold unread bytes; they go by TCP, `kubectl sockpath stop` removes the rest later");
+        let text = format!("{left} sockets still hold unread bytes; they go by TCP, a later `stop` removes the rest");
         for line in crate::terminal::wrap(&text, style.width) {
             Line::new(style).paint(Paint::Warn, &line).end(&mut out);
         }

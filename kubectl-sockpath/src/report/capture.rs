@@ -167,6 +167,7 @@ impl Capture {
             // Answers to other requests than a trace.
             Message::Hello(_)
             | Message::Pairs(_)
+            | Message::Bypassed { .. }
             | Message::Status(_)
             | Message::Summary(_)
             | Message::Canary(_)

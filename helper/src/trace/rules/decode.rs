@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::At;
-use super::netlink::Dump;
+use super::netlink::{Attributes, Dump, text};
 
 /// The chains and rules of a namespace.
 #[derive(Debug, Default)]
@@ -36,6 +36,8 @@ pub struct Rule {
     pub comment: Option<String>,
     pub tests: Vec<Test>,
     pub action: Action,
+    /// What it does to packets besides sending them on or translating them: `drop`, `log`, `limit`, ...
+    pub does: Vec<String>,
 }
 
 /// What a rule asks of a packet.
@@ -60,44 +62,6 @@ pub enum Action {
     Masquerade,
     /// By a map, or not about our questions.
     Other,
-}
-
-/// Attributes, by type.
-struct Attributes<'a>(Vec<(u16, &'a [u8])>);
-
-impl<'a> Attributes<'a> {
-    fn of(mut bytes: &'a [u8]) -> Self {
-        const TYPE: u16 = 0x3fff;
-        let mut found = Vec::new();
-        while let Some((head, _)) = bytes.split_at_checked(4) {
-            let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-            let Some(value) = bytes.get(4..length) else { break };
-            found.push((u16::from_ne_bytes([head[2], head[3]]) & TYPE, value));
-            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Self(found)
-    }
-
-    fn get(&self, kind: u16) -> Option<&'a [u8]> {
-        self.0.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v)
-    }
-
-    fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
-        self.get(kind).map(Attributes::of)
-    }
-
-    fn text(&self, kind: u16) -> Option<String> {
-        self.get(kind).map(text)
-    }
-
-    fn number(&self, kind: u16) -> Option<u32> {
-        self.get(kind)?.try_into().ok().map(u32::from_be_bytes)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 impl Ruleset {
@@ -125,7 +89,7 @@ fn chain(family: u8, a: &Attributes<'_>) -> Option<Chain> {
 fn rule(family: u8, a: &Attributes<'_>) -> Option<Rule> {
     let handle = u64::from_be_bytes(a.get(3)?.try_into().ok()?);
     let mut reader = Reader { comment: a.get(7).and_then(user_comment), ..Reader::default() };
-    for (_, expression) in a.nested(4).map(|list| list.0).unwrap_or_default() {
+    for expression in a.nested(4).iter().flat_map(Attributes::values) {
         let expression = Attributes::of(expression);
         let (Some(name), Some(data)) = (expression.text(1), expression.nested(2)) else { continue };
         reader.read(&name, &data);
@@ -137,6 +101,7 @@ fn rule(family: u8, a: &Attributes<'_>) -> Option<Rule> {
         comment: reader.comment,
         tests: reader.tests,
         action: reader.action.unwrap_or(Action::Other),
+        does: reader.does,
     })
 }
 
@@ -168,10 +133,12 @@ struct Reader {
     tests: Vec<Test>,
     action: Option<Action>,
     comment: Option<String>,
+    does: Vec<String>,
 }
 
 impl Reader {
     fn read(&mut self, name: &str, data: &Attributes<'_>) {
+        self.note_effect(name, data);
         match name {
             "payload" => self.load(data),
             "meta" => {
@@ -202,6 +169,20 @@ impl Reader {
                 self.tests.push(Test::Unknown);
             }
         }
+    }
+
+    /// Expressions of nftables, and matches and targets of iptables, that do something a packet's sender or receiver notices, or others.
+    fn note_effect(&mut self, name: &str, data: &Attributes<'_>) {
+        const EXPRESSIONS: [&str; 8] = ["reject", "log", "limit", "quota", "queue", "dup", "fwd", "connlimit"];
+        const MATCHES: [&str; 4] = ["limit", "hashlimit", "connlimit", "quota"];
+        const TARGETS: [&str; 7] = ["DROP", "REJECT", "LOG", "NFLOG", "NFQUEUE", "TEE", "AUDIT"];
+        let extension = data.text(1).unwrap_or_default();
+        let does = match name {
+            "match" => MATCHES.contains(&extension.as_str()).then_some(extension),
+            "target" => TARGETS.contains(&extension.as_str()).then(|| extension.to_lowercase()),
+            _ => EXPRESSIONS.contains(&name).then(|| name.to_owned()),
+        };
+        self.does.extend(does);
     }
 
     fn register(&self, register: Option<u32>) -> Loaded {
@@ -247,7 +228,10 @@ impl Reader {
         let Some(value) = data.nested(2) else { return };
         if let Some(verdict) = value.nested(2) {
             self.action = match (verdict.number(1).map(u32::cast_signed), verdict.text(2)) {
-                (Some(DROP), _) => Some(Action::Drop),
+                (Some(DROP), _) => {
+                    self.does.push("drop".to_owned());
+                    Some(Action::Drop)
+                }
                 (Some(JUMP | GOTO), Some(chain)) => Some(Action::Jump(chain)),
                 _ => Some(Action::Other),
             };

@@ -1,19 +1,23 @@
 //! Which netfilter rule rewrote or dropped a packet, as far as the namespace's nftables rules tell. iptables-nft is nftables
 //! underneath; the rules of iptables-legacy are not visible here, and those of a set or map are not followed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use sockpath_protocol::packet::{Flow, Rule as Named};
 use sockpath_protocol::request::Protocol;
 
+pub use self::crossed::Crossed;
 use self::decode::Ruleset;
 use self::search::Sought;
 use super::scene::Scene;
 
+mod crossed;
 mod decode;
-mod netlink;
+pub mod netlink;
 mod search;
 
 /// How long rules that were read are good for.
@@ -32,6 +36,12 @@ impl std::fmt::Debug for Rules {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Rules").field("known", &self.known.len()).finish_non_exhaustive()
     }
+}
+
+/// The rules of a namespace that drop, log, limit or copy packets between these addresses, beyond those of kube-proxy. That needs
+/// CAP_NET_ADMIN in the namespace.
+pub fn crossed(netns: &File, ips: &HashSet<IpAddr>) -> Result<Vec<Crossed>> {
+    Ok(Ruleset::decode(&netlink::dump(netns)?).map(|rules| rules.crossed(ips)).unwrap_or_default())
 }
 
 /// `enum nf_inet_hooks`.

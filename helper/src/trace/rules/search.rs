@@ -110,7 +110,8 @@ fn did(action: &Action, sought: Sought) -> bool {
     }
 }
 
-fn table_name((family, name): &Table) -> String {
+/// `ip nat`.
+pub fn table_name((family, name): &Table) -> String {
     let family = match family {
         1 => "inet",
         2 => "ip",
@@ -201,7 +202,7 @@ mod tests {
     }
 
     fn rule(chain: &str, handle: u64, tests: Vec<Test>, action: Action) -> Rule {
-        Rule { table: table(), chain: chain.to_owned(), handle, comment: None, tests, action }
+        Rule { table: table(), chain: chain.to_owned(), handle, comment: None, tests, action, does: Vec::new() }
     }
 
     fn to(ip: [u8; 4]) -> Test {

@@ -7,10 +7,12 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
+use sockpath_protocol::bypass::{Bypassed, gather};
 use sockpath_protocol::message::EndReason;
 
 use super::super::print;
 use crate::exit::Exit;
+use crate::render::bypassed;
 use crate::render::json;
 use crate::render::pairs::{self, NodePairs};
 use crate::session::Event;
@@ -26,6 +28,9 @@ struct Document<'a> {
     left_enrolled: u64,
     nodes: &'a [NodePairs],
     canaries: &'a [Canary],
+    /// Of a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bypassed: Option<Vec<Bypassed>>,
     warnings: &'a [String],
     lost: &'a [String],
 }
@@ -43,6 +48,8 @@ pub struct Heard {
     pub warnings: Vec<String>,
     /// Helpers that went away, in words.
     pub lost: Vec<String>,
+    /// What would be bypassed, as each helper and the API server know it.
+    pub bypassed: Vec<Bypassed>,
     /// What a helper failed at.
     pub error: Option<String>,
     summaries: Vec<AccelSummary>,
@@ -80,6 +87,7 @@ impl Heard {
                 join_halves(&mut self.nodes);
                 self.started.insert(helper);
             }
+            Message::Bypassed { found } => self.bypassed.extend(found),
             Message::Summary(summary) => {
                 self.summaries.push(summary);
                 self.over.insert(helper);
@@ -114,6 +122,9 @@ impl Heard {
         } else if self.error.is_none() || !self.summaries.is_empty() {
             if form.dry_run || pairs > 0 {
                 print(&pairs::table(&self.nodes, &form.style, usize::MAX))?;
+            }
+            if form.dry_run {
+                print(&bypassed::table(&gather(self.bypassed.clone()), &form.style))?;
             }
             if !form.dry_run && !self.summaries.is_empty() {
                 print(&pairs::summary(&self.summaries, &form.style))?;
@@ -153,6 +164,7 @@ impl Heard {
             left_enrolled: self.summaries.iter().map(|s| s.left_enrolled).sum(),
             nodes: &self.nodes,
             canaries: &self.canaries,
+            bypassed: form.dry_run.then(|| gather(self.bypassed.clone())),
             warnings: &self.warnings,
             lost: &self.lost,
         }

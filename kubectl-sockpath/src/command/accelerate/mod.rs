@@ -18,11 +18,10 @@ use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::inventory::{Inventory, Scope};
 use crate::progress::Progress;
-use crate::session::Fleet;
 use crate::target::select_pods;
 use crate::terminal::Style;
 
-use running::Session;
+use running::{Session, Started};
 
 /// The lease while a session renews it: how long connections stay accelerated after everything of ours was killed.
 const FOREGROUND_LEASE: Duration = Duration::from_secs(5);
@@ -73,7 +72,7 @@ fn check(args: &cli::Accelerate, dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -> Result<(Scope, Vec<Pod>, Fleet)> {
+async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -> Result<Started> {
     let namespace = (!args.all_namespaces).then(|| backend.namespace().to_owned());
     let scope = Scope { namespace, selector: args.selector.clone() };
     let pods: Vec<Pod> = select_pods(backend, &args.pods, &scope).await?.into_iter().map(|p| p.pod).collect();
@@ -86,7 +85,7 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
     } else {
         backend.helpers(&nodes, &pods, Mode::Accelerate, progress).await?
     };
-    Ok((scope, pods, fleet))
+    Ok(Started { scope, pods, nodes, fleet })
 }
 
 /// What `trace --compare` asks: accelerate these pods while the session lasts.
@@ -95,6 +94,7 @@ pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
     AccelerateRequest {
         pods,
         elsewhere: Vec::new(),
+        nodes: Vec::new(),
         lease_ms,
         detach: false,
         dry_run_ms: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodElsewhere, PodName, ResumeRequest};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -69,6 +69,18 @@ enum Step {
     LookAround,
 }
 
+/// What an acceleration begins with.
+pub struct Started {
+    /// Which pods are meant.
+    pub scope: Scope,
+    /// Those that were found.
+    pub pods: Vec<Pod>,
+    /// Their nodes.
+    pub nodes: Vec<Node>,
+    /// The helpers.
+    pub fleet: Fleet,
+}
+
 /// An acceleration.
 pub struct Session<'a> {
     args: &'a cli::Accelerate,
@@ -77,6 +89,7 @@ pub struct Session<'a> {
     scope: Scope,
     fleet: Fleet,
     pods: Vec<Pod>,
+    nodes: Vec<Node>,
     watch: Watch,
     interrupt: Interrupt,
     heard: Heard,
@@ -100,7 +113,7 @@ impl<'a> Session<'a> {
     /// One with these helpers and pods, not yet begun.
     pub fn new(
         (args, backend, progress): (&'a cli::Accelerate, &'a Backend, &'a Progress),
-        (scope, pods, fleet): (Scope, Vec<Pod>, Fleet),
+        Started { scope, pods, nodes, fleet }: Started,
         interrupt: Interrupt,
         style: Style,
     ) -> Self {
@@ -112,6 +125,7 @@ impl<'a> Session<'a> {
             progress,
             scope,
             pods,
+            nodes,
             watch,
             interrupt,
             heard: Heard::default(),
@@ -134,6 +148,14 @@ impl<'a> Session<'a> {
         self.progress.phase("", if self.dry_run { "watching connections" } else { "pairing connections" });
         for index in 0..self.fleet.members().len() {
             self.begin(index).await;
+        }
+        if self.dry_run {
+            let (bypassed, warning) = self.backend.bypassed(&self.pods).await;
+            self.heard.bypassed.extend(bypassed);
+            if let Some(text) = warning {
+                self.heard.warnings.push(text.clone());
+                self.warn(&text)?;
+            }
         }
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
             self.progress.note(
@@ -164,6 +186,7 @@ impl<'a> Session<'a> {
         let request = AccelerateRequest {
             pods: self.pods_of(member),
             elsewhere: self.pods_beside(member),
+            nodes: self.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect(),
             lease_ms: millis(lease),
             detach: self.args.detach,
             dry_run_ms: self.dry_run.then(|| millis(DRY_RUN)),

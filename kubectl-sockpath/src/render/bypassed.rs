@@ -1,0 +1,87 @@
+//! What bytes that go socket to socket would bypass, as a table.
+
+use comfy_table::{Cell, ContentArrangement, Table, presets};
+use sockpath_protocol::bypass::Bypassed;
+
+use super::line::Line;
+use crate::terminal::{Paint, Style, fit, printable};
+
+/// Pods that are named in a row; the others are counted.
+const NAMED: usize = 3;
+
+/// The table.
+#[must_use]
+pub fn table(bypassed: &[Bypassed], style: &Style) -> String {
+    let mut out = String::new();
+    if bypassed.is_empty() {
+        let text = "would be bypassed: the network path; no policy, rule, limit, program or mirror was found on it";
+        Line::new(style).paint(Paint::Heading, text).end(&mut out);
+        return out;
+    }
+    Line::new(style).paint(Paint::Heading, "would be bypassed").end(&mut out);
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
+    table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX));
+    table.set_header(vec!["KIND", "WHAT", "WHERE", "PODS"]);
+    for one in bypassed {
+        let cells = [one.kind.text(), &one.what, &one.place, &pods(one)].map(|text| Cell::new(printable(text)));
+        table.add_row(cells);
+    }
+    for (i, line) in table.lines().enumerate() {
+        let line = fit(line.trim_end(), style.width, style.unicode);
+        out.push_str(&if i == 0 { style.paint(Paint::Dim, &line) } else { line });
+        out.push('\n');
+    }
+    out
+}
+
+fn pods(one: &Bypassed) -> String {
+    match one.pods.len() {
+        0 => "any".to_owned(),
+        n if n > NAMED => format!("{} and {} more", one.pods[..NAMED].join(", "), n - NAMED),
+        _ => one.pods.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sockpath_protocol::bypass::BypassKind;
+
+    use super::*;
+
+    fn some() -> Vec<Bypassed> {
+        let one = |kind, what: &str, place: &str, pods: &[&str]| Bypassed {
+            kind,
+            what: what.into(),
+            place: place.into(),
+            pods: pods.iter().map(|p| (*p).to_owned()).collect(),
+        };
+        vec![
+            one(BypassKind::NetworkPolicy, "deny-all (ingress)", "namespace shop", &["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"]),
+            one(BypassKind::NetfilterRule, "drop \"planted\" (handle 4)", "inet planted/fwd on node-1", &[]),
+            one(BypassKind::Qdisc, "tbf 8001:, 1 Mbit/s", "veth1 on node-1", &["shop/a"]),
+        ]
+    }
+
+    #[test]
+    fn golden() {
+        assert_eq!(
+            table(&some(), &Style::plain(140)),
+            "would be bypassed\n\
+             \u{20}KIND              WHAT                       WHERE                       PODS\n\
+             \u{20}NetworkPolicy     deny-all (ingress)         namespace shop              shop/a, shop/b, shop/c and 2 more\n\
+             \u{20}netfilter rule    drop \"planted\" (handle 4)  inet planted/fwd on node-1  any\n\
+             \u{20}queue discipline  tbf 8001:, 1 Mbit/s        veth1 on node-1             shop/a\n"
+        );
+        assert!(table(&[], &Style::plain(140)).contains("no policy, rule, limit"));
+    }
+
+    #[test]
+    fn it_fits_every_width() {
+        for width in 40..=200 {
+            for line in table(&some(), &Style::plain(width)).lines() {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+            }
+        }
+    }
+}

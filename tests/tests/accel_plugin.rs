@@ -1,0 +1,315 @@
+//! The plugin accelerates pods of the lab: what it prints for scripts, and what happens when it, its helper or both are killed.
+
+#![allow(missing_docs, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sockpath_protocol::accel::{AccelStatus, PairState};
+use sockpath_tests::lab::{Lab, output, succeed};
+use sockpath_tests::torture::accelerator;
+use sockpath_tests::torture::agent::Op;
+use sockpath_tests::torture::pods::Remote;
+use sockpath_tests::torture::reader::ReaderKind;
+
+#[path = "hazards/scene.rs"]
+#[allow(dead_code, reason = "the hazards use the rest")]
+mod scene;
+
+use scene::Scene;
+
+/// For anything that takes a moment.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn pins(lab: &Lab) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("sockpath-{}", lab.instance()))
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The plugin while it runs.
+struct Plugin(Child);
+
+impl Plugin {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the plugin does not start"))
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).expect("a process id"))
+    }
+
+    /// Its helper.
+    fn helper(&self) -> Pid {
+        let children = format!("/proc/{0}/task/{0}/children", self.0.id());
+        let find = || -> Option<i32> {
+            std::fs::read_dir(format!("/proc/{}/task", self.0.id()))
+                .ok()?
+                .flatten()
+                .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+                .find_map(|list| list.split_whitespace().next()?.parse().ok())
+        };
+        Pid::from_raw(find().unwrap_or_else(|| panic!("no child in {children}")))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the plugin is gone");
+    }
+
+    /// Waits for its end.
+    fn end(self) -> Output {
+        self.0.wait_with_output().expect("the plugin cannot be waited for")
+    }
+}
+
+/// Requests and answers of position-dependent content until it is told to stop.
+struct Load<'a> {
+    ends: [&'a Remote; 2],
+    turns: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl<'a> Load<'a> {
+    fn new(client: &'a Remote, server: &'a Remote) -> Self {
+        Self { ends: [client, server], turns: AtomicU64::new(0), stop: AtomicBool::new(false) }
+    }
+
+    /// One message; the content of each direction is one stream from the first turn to the last.
+    fn carry(id: u64, from: &Remote, to: &Remote, at: u64, len: u64) {
+        from.send_content(id, at, usize::try_from(len).expect("a small number"));
+        let read = to.number(Op::ReadContent { id, from: at, to: at + len, kind: ReaderKind::Poll, pause_us: 0 });
+        assert_eq!(u64::try_from(read).ok(), Some(at + len), "bytes of stream {id} are missing");
+    }
+
+    fn run(&self) {
+        let ([client, server], mut at) = (self.ends, [0, 0]);
+        while !self.stop.load(Ordering::Relaxed) {
+            let turn = self.turns.load(Ordering::Relaxed);
+            let lens = [1 + turn * 37 % 4_000, 1 + turn * 101 % 9_000];
+            Self::carry(21, client, server, at[0], lens[0]);
+            Self::carry(22, server, client, at[1], lens[1]);
+            at = [at[0] + lens[0], at[1] + lens[1]];
+            self.turns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for many more turns.
+    fn goes_on(&self) {
+        let before = self.turns.load(Ordering::Relaxed);
+        eventually("the connection goes on", || self.turns.load(Ordering::Relaxed) > before + 100);
+    }
+}
+
+/// Ends the load even when a test fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn status(lab: &Lab) -> AccelStatus {
+    accelerator::status(lab).expect("a status")
+}
+
+fn bypassed(lab: &Lab) -> u64 {
+    status(lab).pairs.pairs.iter().map(|p| p.bypassed_messages).sum()
+}
+
+fn await_accelerated(lab: &Lab) {
+    eventually("a pair is accelerated", || {
+        pins(lab).exists() && status(lab).pairs.pairs.iter().any(|p| p.state == PairState::Accelerated && p.bypassed_messages >= 10)
+    });
+}
+
+/// Has the plugin accelerate a connection under load, kills what `kill` says, and ends what is left with `remove`.
+fn killed(test: &str, helper_dies: bool, plugin_dies: bool, remove: &str) {
+    let Some(scene) = Scene::new(test) else { return };
+    let (client, server) = scene.connect(6000);
+    let load = Load::new(&client, &server);
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&load.stop);
+        scope.spawn(|| load.run());
+        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--lab", "-A"]));
+        await_accelerated(&scene.lab);
+        let helper = plugin.helper();
+        if plugin_dies {
+            plugin.signal(Signal::SIGKILL);
+        }
+        if helper_dies {
+            kill(helper, Signal::SIGKILL).expect("the helper is gone");
+        }
+        load.goes_on();
+        let ended = plugin.end();
+        if plugin_dies && !helper_dies {
+            eventually("the helper puts everything back by itself", || !pins(&scene.lab).exists());
+        } else {
+            if !plugin_dies {
+                let said = String::from_utf8_lossy(&ended.stderr);
+                assert_eq!(ended.status.code(), Some(1), "{said}");
+                assert!(said.contains("fall back to TCP"), "it does not say what became of connections: {said}");
+            }
+            assert!(pins(&scene.lab).exists(), "what holds the connections went with the helper");
+            eventually("the lease runs out", || status(&scene.lab).lease_left_ms == 0);
+            let before = bypassed(&scene.lab);
+            load.goes_on();
+            assert_eq!(bypassed(&scene.lab), before, "messages bypass the network without a lease");
+        }
+        succeed(scene.lab.plugin().args([remove, "--lab"]));
+        assert!(!pins(&scene.lab).exists(), "{remove} leaves {} behind", pins(&scene.lab).display());
+        load.goes_on();
+    });
+    assert!(!status(&scene.lab).active);
+}
+
+#[test]
+fn the_helper_is_killed_under_load() {
+    killed("the_helper_is_killed_under_load", true, false, "stop");
+}
+
+#[test]
+fn the_plugin_is_killed_under_load() {
+    killed("the_plugin_is_killed_under_load", false, true, "stop");
+}
+
+#[test]
+fn plugin_and_helper_are_killed_under_load() {
+    killed("plugin_and_helper_are_killed_under_load", true, true, "stop");
+}
+
+#[test]
+fn what_killed_plugin_and_helper_leave_is_cleaned_up() {
+    killed("what_killed_plugin_and_helper_leave_is_cleaned_up", true, true, "cleanup");
+}
+
+/// The one JSON document a command printed.
+fn document(out: &Output) -> Value {
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stdout)))
+}
+
+#[track_caller]
+fn assert_has(value: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(value.get(field).is_some(), "no {field} in {value:#}");
+    }
+}
+
+fn assert_is_the_document(doc: &Value) {
+    assert_has(doc, &["dry_run", "detached", "totals", "ran_ms", "left_enrolled", "nodes", "canaries", "warnings", "lost"]);
+    assert_has(&doc["totals"], &["open", "accelerated", "closed", "bypassed_bytes", "bypassed_messages", "passes"]);
+    assert!(doc["canaries"].as_array().is_some_and(|c| c.iter().any(|c| c["name"] == "order" && c["passed"] == true)), "{doc:#}");
+    assert_eq!(doc["lost"], serde_json::json!([]));
+    for node in doc["nodes"].as_array().expect("nodes") {
+        assert_has(node, &["node", "pairs", "totals"]);
+    }
+}
+
+fn pairs(doc: &Value) -> Vec<&Value> {
+    doc["nodes"].as_array().into_iter().flatten().filter_map(|n| n["pairs"].as_array()).flatten().collect()
+}
+
+#[test]
+fn json_of_an_acceleration_in_the_foreground() {
+    let Some(scene) = Scene::new("json_of_an_acceleration_in_the_foreground") else { return };
+    let (client, server) = scene.connect(6000);
+    let load = Load::new(&client, &server);
+    let out = std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&load.stop);
+        scope.spawn(|| load.run());
+        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--lab", "-A", "-o", "json"]));
+        await_accelerated(&scene.lab);
+        // The plugin has the table of a second later when it ends.
+        let seen = bypassed(&scene.lab);
+        eventually("more is bypassed", || bypassed(&scene.lab) > seen + 200);
+        plugin.signal(Signal::SIGINT);
+        plugin.end()
+    });
+    let doc = document(&out);
+    assert_is_the_document(&doc);
+    assert_eq!((&doc["dry_run"], &doc["detached"], &doc["left_enrolled"]), (&false.into(), &false.into(), &0.into()));
+    assert!(doc["ran_ms"].as_u64() > Some(0) && doc["totals"]["bypassed_messages"].as_u64() > Some(0), "{doc:#}");
+    let pair = pairs(&doc).into_iter().find(|p| p["client_pod"] == "default/curl").expect("no pair of this test");
+    assert_has(pair, &["client", "dialled", "server", "via_service", "state", "reason", "live", "bypassed_bytes", "passes"]);
+    assert_has(pair, &["bypassed_messages", "turnaround_before_ns", "turnaround_after_ns"]);
+    assert_eq!((&pair["server_pod"], &pair["live"]), (&"default/httpbin".into(), &true.into()));
+    assert!(!pins(&scene.lab).exists(), "something is left behind");
+}
+
+#[test]
+fn json_of_an_acceleration_that_is_detached() {
+    let Some(scene) = Scene::new("json_of_an_acceleration_that_is_detached") else { return };
+    let (client, server) = scene.connect(6000);
+    let json = |args: &[&str]| document(&output(scene.lab.plugin().args(args).args(["--lab", "-o", "json"])));
+    let doc = json(&["accelerate", "-A", "--detach", "--for", "5m"]);
+    assert_is_the_document(&doc);
+    assert_eq!((&doc["dry_run"], &doc["detached"]), (&false.into(), &true.into()));
+    scene::exchange(&client, &server, 50);
+    let state = json(&["status"]);
+    assert_eq!(state["active"], true);
+    let node = &state["nodes"][0];
+    assert_has(node, &["node", "active", "owner", "lease_left_ms", "pairs"]);
+    assert!(node["lease_left_ms"].as_u64().is_some_and(|left| left > 200_000), "{state:#}");
+    let stop = json(&["stop"]);
+    assert_has(&stop, &["nodes", "removed"]);
+    assert_eq!(stop["nodes"][0]["summary"]["left_enrolled"], 0, "{stop:#}");
+    assert!(!pins(&scene.lab).exists(), "something is left behind");
+    scene::exchange(&client, &server, 20);
+}
+
+#[test]
+fn a_dry_run_names_what_would_be_bypassed() {
+    let Some(scene) = Scene::new("a_dry_run_names_what_would_be_bypassed") else { return };
+    let (client, server) = scene.connect(6000);
+    let lab = &scene.lab;
+    let veth = lab.host_veth("curl", "node-1");
+    let ip = lab.pod("curl").ips.into_iter().find(std::net::IpAddr::is_ipv4).expect("an address").to_string();
+    let say = |place: &str, line: &str| drop(lab.run(place, line.split(' ')));
+    say("node-1", &format!("tc qdisc add dev {veth} root tbf rate 800mbit burst 1mbit latency 50ms"));
+    say("curl", "tc qdisc add dev eth0 clsact");
+    drop(lab.run("curl", ["tc", "filter", "add", "dev", "eth0", "egress", "bpf", "bytecode", "1,6 0 0 4294967295"]));
+    say("node-1", "nft add table inet planted");
+    say("node-1", "nft add chain inet planted limits { type filter hook forward priority 0 ; }");
+    say("node-1", &format!("nft add rule inet planted limits ip saddr {ip} limit rate 1000000/second counter comment \"slow\""));
+    say("node-1", "nft add rule inet planted limits ip saddr 192.0.2.1 drop comment \"others\"");
+    let load = Load::new(&client, &server);
+    let (doc, table) = std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&load.stop);
+        scope.spawn(|| load.run());
+        let doc = document(&output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"])));
+        (doc, output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run"]).env("COLUMNS", "200")))
+    });
+    assert_is_the_document(&doc);
+    let found = doc["bypassed"].as_array().unwrap_or_else(|| panic!("{doc:#}"));
+    let row = |kind: &str, what: &str, place: &str| {
+        found
+            .iter()
+            .find(|b| {
+                b["kind"] == kind && [("what", what), ("place", place)].iter().all(|(f, t)| b[*f].as_str().is_some_and(|s| s.contains(t)))
+            })
+            .unwrap_or_else(|| panic!("no {kind} {what} at {place} in {found:#?}"))
+    };
+    let of_curl = serde_json::json!(["default/curl"]);
+    assert_eq!(row("qdisc", "tbf", &format!("{veth} on node-1"))["pods"], of_curl);
+    assert!(row("qdisc", "800 Mbit/s", &veth)["what"].as_str().is_some_and(|w| w.starts_with("tbf 8")));
+    assert_eq!(row("tc-program", "egress program in classic BPF", "eth0 in the pod")["pods"], of_curl);
+    assert_eq!(row("netfilter-rule", "limit \"slow\"", "inet planted/limits on node-1")["pods"], of_curl);
+    assert!(!found.iter().any(|b| b["what"].as_str().is_some_and(|w| w.contains("others"))), "a rule about others: {found:#?}");
+    let warnings = doc["warnings"].as_array().expect("warnings");
+    assert!(warnings.iter().all(|w| !w.as_str().is_some_and(|w| w.contains("not known in full"))), "{warnings:#?}");
+    let text = String::from_utf8_lossy(&table.stdout);
+    assert!(text.contains("would be bypassed") && text.contains("800 Mbit/s") && text.contains("planted/limits"), "{text}");
+    assert!(!pins(lab).exists(), "something is left behind");
+}
