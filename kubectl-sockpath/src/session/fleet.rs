@@ -8,7 +8,7 @@ use sockpath_protocol::message::{EndReason, Hello};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::stream::{Clock, Lines, listen, talk};
@@ -74,6 +74,17 @@ impl std::fmt::Display for SessionError {
 
 impl std::error::Error for SessionError {}
 
+impl SessionError {
+    /// The same with what was found out afterwards.
+    fn with(self, aftermath: &Aftermath) -> Self {
+        match self {
+            Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
+            Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
+            other => other,
+        }
+    }
+}
+
 /// A helper that has said hello.
 pub struct Ready {
     nodes: Vec<String>,
@@ -110,11 +121,7 @@ impl Ready {
         };
         let aftermath = keeper.end(Ending::Kill).await;
         let who = nodes.join(", ");
-        let error = match error {
-            SessionError::NoHello { detail } => SessionError::NoHello { detail: join(&detail, &aftermath) },
-            other => other,
-        };
-        Err(anyhow::Error::new(error).context(format!("the helper on {who} cannot be used")))
+        Err(anyhow::Error::new(error.with(&aftermath)).context(format!("the helper on {who} cannot be used")))
     }
 
     /// What it said first.
@@ -157,6 +164,11 @@ impl Member {
     pub fn is_over(&self) -> bool {
         self.over
     }
+
+    /// Whether its stream is there; it is not while we clean up behind a helper that went away.
+    fn listens(&self) -> bool {
+        !self.over && self.keeper.is_some()
+    }
 }
 
 impl std::fmt::Debug for Member {
@@ -171,12 +183,14 @@ pub struct Fleet {
     members: Vec<Member>,
     events: mpsc::Receiver<(usize, Event)>,
     sink: mpsc::Sender<(usize, Event)>,
+    /// Cleaning up behind helpers that went away, which takes as long as the API server does; each ends in the event that tells of it.
+    aftermaths: JoinSet<(usize, Event)>,
 }
 
 impl Default for Fleet {
     fn default() -> Self {
         let (sink, events) = mpsc::channel(EVENTS_AHEAD);
-        Self { members: Vec::new(), events, sink }
+        Self { members: Vec::new(), events, sink, aftermaths: JoinSet::new() }
     }
 }
 
@@ -226,7 +240,7 @@ impl Fleet {
 
     /// Asks one helper for something. A helper that has gone is noticed through [`Fleet::next`], not here.
     pub async fn send(&self, index: usize, request: Request) {
-        if let Some(member) = self.members.get(index).filter(|m| !m.over) {
+        if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
             let _ = member.requests.send(request).await;
         }
     }
@@ -238,34 +252,45 @@ impl Fleet {
         }
     }
 
-    /// What comes next, and from which helper; `None` when all streams have ended. Cancel-safe except that a lost helper's
-    /// aftermath may be cut short.
+    /// What comes next, and from which helper; `None` when all streams have ended and that has been told. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        if self.is_over() {
-            return None;
+        while !self.is_over() {
+            let (index, event) = tokio::select! {
+                Some(told) = self.aftermaths.join_next() => match told {
+                    Ok(told) => told,
+                    // It panicked, which has been printed; `close` counts its helper as one that did not end.
+                    Err(_) => continue,
+                },
+                Some(heard) = self.events.recv() => heard,
+            };
+            let member = self.members.get_mut(index)?;
+            match event {
+                Event::Said(message) => {
+                    member.stays |= matches!(&*message, Message::Summary(summary) if summary.detached);
+                    return Some((index, Event::Said(message)));
+                }
+                Event::Lost(error) => match member.keeper.take() {
+                    // Whoever asks for what comes next may stop asking at any moment, so nothing is waited for here.
+                    Some(keeper) => {
+                        self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
+                    }
+                    None => {
+                        member.over = true;
+                        return Some((index, Event::Lost(error)));
+                    }
+                },
+                Event::Ended(reason) => {
+                    member.over = true;
+                    return Some((index, Event::Ended(reason)));
+                }
+            }
         }
-        let (index, event) = self.events.recv().await?;
-        let member = self.members.get_mut(index)?;
-        if let Event::Said(message) = &event {
-            member.stays |= matches!(&**message, Message::Summary(summary) if summary.detached);
-            return Some((index, event));
-        }
-        member.over = true;
-        let Event::Lost(error) = event else { return Some((index, event)) };
-        let aftermath = match member.keeper.take() {
-            Some(keeper) => keeper.end(Ending::Kill).await,
-            None => Aftermath::default(),
-        };
-        let error = match error {
-            SessionError::CutOff { detail } => SessionError::CutOff { detail: join(&detail, &aftermath) },
-            other => other,
-        };
-        Some((index, Event::Lost(error)))
+        None
     }
 
     /// Ends the session with a helper that is not heard any more; `None` when it has ended already.
     pub async fn give_up(&mut self, index: usize, why: String) -> Option<Event> {
-        let member = self.members.get_mut(index).filter(|m| !m.over)?;
+        let member = self.members.get_mut(index).filter(|m| m.listens())?;
         member.over = true;
         for task in &member.tasks {
             task.abort();
@@ -283,6 +308,11 @@ impl Fleet {
         self.send_all(&Request::Finish).await;
         let deadline = Instant::now() + patience;
         while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
+            on(index, event);
+        }
+        // What is known of the lost is told, however long it takes to clean up behind them.
+        while let Some(Ok((index, event))) = self.aftermaths.join_next().await {
+            self.members[index].over = true;
             on(index, event);
         }
         for index in self.close().await {

@@ -88,6 +88,52 @@ async fn a_stream_without_end_is_told_as_such() {
     assert!(fleet.next().await.is_none());
 }
 
+/// Cleaning up takes as long as the API server does, and whoever waits for what comes next looks at other things meanwhile.
+#[tokio::test]
+async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
+    struct Slow;
+    impl Keeper for Slow {
+        fn end(self: Box<Self>, _: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
+            Box::pin(async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                Aftermath { cause: "the API server cannot be reached".to_owned(), stderr: String::new() }
+            })
+        }
+    }
+    let mut fleet = Fleet::default();
+    for node in ["a", "b"] {
+        let (mut transport, mut theirs, _) = pair(node);
+        transport.keeper = Box::new(Slow);
+        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    }
+    let mut told = Vec::new();
+    loop {
+        match timeout(Duration::from_millis(20), fleet.next()).await {
+            Ok(Some((index, Event::Lost(error)))) if error.to_string().contains("cannot be reached") => told.push(index),
+            Ok(Some(other)) => panic!("{other:?}"),
+            Ok(None) => break,
+            Err(_) => assert!(!fleet.is_over(), "what has not been told is not over"),
+        }
+    }
+    told.sort_unstable();
+    assert_eq!(told, [0, 1]);
+}
+
+/// The same at the end: there is no more patience, but what is known is told.
+#[tokio::test]
+async fn a_loss_at_the_end_is_told_as_what_it_was() {
+    let (transport, mut theirs, noted) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let mut fleet = Fleet::default();
+    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    drop(theirs);
+    let mut told = Vec::new();
+    fleet.finish(Duration::from_secs(1), |_, event| told.push(format!("{event:?}"))).await;
+    assert!(told.len() == 1 && told[0].contains("killed by signal 9"), "{told:?}");
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+}
+
 #[tokio::test]
 async fn versions_must_match() {
     let (transport, mut theirs, _) = pair("a");
