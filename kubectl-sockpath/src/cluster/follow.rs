@@ -1,10 +1,12 @@
-//! Objects of one kind as they change: a list, then a watch, over and over, through whatever the API server does meanwhile.
+//! Objects of one kind as they change, through whatever the API server does meanwhile: kube's watcher lists, watches and goes on
+//! where it stood; here are the pauses between attempts, and what ends it.
 
 use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::runtime::watcher::{Config, Error, Event, watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -12,13 +14,11 @@ use tokio::time::sleep;
 use super::client::Api;
 use super::problem::{Kind, Problem};
 
-/// A large cluster answers lists in pieces of this many objects.
-const PAGE: u32 = 500;
-/// The API server ends a watch after this many seconds; it is begun again where it stood.
-const WATCH_SECONDS: u32 = 290;
 /// Pauses between attempts while the API server is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// HTTP status: the API server no longer knows what came after the version that the watch stands at.
+const GONE: u16 = 410;
 
 /// What became known.
 #[derive(Debug)]
@@ -56,86 +56,76 @@ where
         Some(namespace) => kube::Api::namespaced(api.client(), namespace),
         None => kube::Api::all(api.client()),
     };
+    let config = Config { label_selector: which.selector.clone(), ..Config::default() };
+    let mut events = pin!(watcher(objects.clone(), config.clone()));
+    let mut listed = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
-        match once(&api, &objects, &which, &what, &sink).await {
-            Ok(Next::Over) => return,
-            Ok(Next::ListAgain) => pause = FIRST_PAUSE,
-            Err(p) if matches!(p.kind, Kind::Forbidden | Kind::Unauthorized | Kind::NotFound) => {
-                let _ = sink.send(Change::Refused(p)).await;
-                return;
-            }
-            Err(_) => {}
-        }
-        tokio::select! {
+        let event = tokio::select! {
             () = sink.closed() => return,
-            () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-        }
-    }
-}
-
-enum Next {
-    /// Nobody listens any more.
-    Over,
-    /// The watch can no longer be continued where it stood.
-    ListAgain,
-}
-
-/// One list, and watches from there on for as long as they can be continued.
-async fn once<K>(api: &Api, objects: &kube::Api<K>, which: &Which, what: &str, sink: &mpsc::Sender<Change<K>>) -> Result<Next, Problem>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    let mut params = ListParams::default().limit(PAGE);
-    params.label_selector.clone_from(&which.selector);
-    let mut items = Vec::new();
-    let mut version = loop {
-        let page = api.ask(what, objects.list(&params)).await?;
-        items.extend(page.items);
-        match page.metadata.continue_.filter(|t| !t.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => break page.metadata.resource_version.unwrap_or_default(),
-        }
-    };
-    if sink.send(Change::Listed { namespace: which.namespace.clone(), objects: items }).await.is_err() {
-        return Ok(Next::Over);
-    }
-    let mut params = WatchParams::default().timeout(WATCH_SECONDS);
-    params.label_selector.clone_from(&which.selector);
-    loop {
-        let mut stream = api.ask(what, objects.watch(&params, &version)).await?.boxed();
-        let mut came = false;
-        loop {
-            let event = tokio::select! {
-                () = sink.closed() => return Ok(Next::Over),
-                event = stream.next() => event,
-            };
-            let change = match event {
-                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => Change::Applied(object),
-                Some(Ok(WatchEvent::Deleted(object))) => Change::Deleted(object),
-                Some(Ok(WatchEvent::Bookmark(mark))) => {
-                    version = mark.metadata.resource_version;
-                    continue;
+            event = events.next() => event,
+        };
+        let change = match event {
+            None => return,
+            Some(Ok(Event::Init)) => {
+                listed.clear();
+                continue;
+            }
+            Some(Ok(Event::InitApply(object))) => {
+                listed.push(object);
+                continue;
+            }
+            Some(Ok(Event::InitDone)) => Change::Listed { namespace: which.namespace.clone(), objects: std::mem::take(&mut listed) },
+            Some(Ok(Event::Apply(object))) => Change::Applied(object),
+            Some(Ok(Event::Delete(object))) => Change::Deleted(object),
+            Some(Err(error)) => {
+                match setback(&what, &error, api.server()) {
+                    Setback::Refused(p) => {
+                        let _ = sink.send(Change::Refused(p)).await;
+                        return;
+                    }
+                    // The watcher knows this answer within a watch only, and would ask for the same version for ever.
+                    Setback::Outdated => events.set(watcher(objects.clone(), config.clone())),
+                    Setback::Passing => {}
                 }
-                // 410 Gone, or anything else that makes the version useless.
-                Some(Ok(WatchEvent::Error(_))) => return Ok(Next::ListAgain),
-                Some(Err(e)) => return Err(Problem::from_kube(what, &e, api.server())),
-                None => break,
-            };
-            came = true;
-            if let Change::Applied(object) | Change::Deleted(object) = &change
-                && let Some(newer) = object.meta().resource_version.clone()
-            {
-                version = newer;
+                // The watcher asks again as soon as it is polled.
+                tokio::select! {
+                    () = sink.closed() => return,
+                    () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                }
+                continue;
             }
-            if sink.send(change).await.is_err() {
-                return Ok(Next::Over);
-            }
+        };
+        pause = FIRST_PAUSE;
+        if sink.send(change).await.is_err() {
+            return;
         }
-        if !came {
-            // A server that ends watches at once must not be asked in a tight loop.
-            sleep(FIRST_PAUSE).await;
-        }
+    }
+}
+
+/// What an error of the watcher means for us.
+enum Setback {
+    /// It lists again or goes on where it stood.
+    Passing,
+    /// A watch cannot be begun where it stood.
+    Outdated,
+    /// It is not for us to see.
+    Refused(Problem),
+}
+
+fn setback(what: &str, error: &Error, server: &str) -> Setback {
+    let (Error::InitialListFailed(cause) | Error::WatchStartFailed(cause) | Error::WatchFailed(cause)) = error else {
+        return Setback::Passing;
+    };
+    if let (Error::WatchStartFailed(_), kube::Error::Api(status)) = (error, cause)
+        && status.code == GONE
+    {
+        return Setback::Outdated;
+    }
+    let problem = Problem::from_kube(what, cause, server);
+    match problem.kind {
+        Kind::Forbidden | Kind::Unauthorized | Kind::NotFound => Setback::Refused(problem),
+        _ => Setback::Passing,
     }
 }
 
@@ -189,7 +179,7 @@ mod tests {
             .on(path, 200, json!(line("ADDED", "b", "6") + &line("DELETED", "a", "7")))
             .on(path, 200, json!(gone))
             .on(path, 200, list(&["b", "c"]))
-            .on(path, 200, json!(""));
+            .silent(path);
         let mut changes = start(&mock);
         let mut heard = Vec::new();
         for _ in 0..4 {
@@ -202,6 +192,50 @@ mod tests {
             "{asked:?}"
         );
         assert!(asked[2].contains("resourceVersion=7"), "a watch goes on where it stood: {asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_breaks_goes_on_where_it_stood() {
+        let path = "GET /api/v1/namespaces/shop/pods";
+        let cut = line("ADDED", "b", "6") + r#"{"type": "ADDED", "object": {"#;
+        let mock = Mock::default()
+            .on(path, 200, list(&["a"]))
+            .on(path, 200, json!(cut))
+            .on(path, 503, json!("starting"))
+            .on(path, 200, json!(line("MODIFIED", "b", "8")))
+            .silent(path);
+        let mut changes = start(&mock);
+        let heard = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
+        assert_eq!(heard, ["listed a", "applied b", "applied b"]);
+        let asked = mock.asked();
+        assert!(asked[2].contains("resourceVersion=6") && asked[3].contains("resourceVersion=6"), "{asked:?}");
+        assert_eq!(asked.iter().filter(|a| !a.contains("watch=true")).count(), 1, "nothing was missed, so it is listed once: {asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_cannot_be_begun_where_it_stood_lists_again() {
+        let path = "GET /api/v1/namespaces/shop/pods";
+        let gone =
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "too old", "reason": "Expired", "code": 410});
+        let mock = Mock::default()
+            .on(path, 200, list(&["a"]))
+            .on(path, 200, json!(line("ADDED", "b", "6")))
+            .on(path, 410, gone)
+            .on(path, 200, list(&["c"]))
+            .silent(path);
+        let mut changes = start(&mock);
+        let heard = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
+        assert_eq!(heard, ["listed a", "applied b", "listed c"]);
+    }
+
+    #[tokio::test]
+    async fn long_lists_come_in_pieces_and_are_told_at_once() {
+        let path = "GET /api/v1/namespaces/shop/pods";
+        let mut first = list(&["a"]);
+        first["metadata"]["continue"] = "more".into();
+        let mock = Mock::default().on(path, 200, first).on(path, 200, list(&["b"])).silent(path);
+        assert_eq!(next(&mut start(&mock)).await, "listed a,b");
+        assert!(mock.asked()[1].contains("continue=more"), "{:?}", mock.asked());
     }
 
     #[tokio::test]

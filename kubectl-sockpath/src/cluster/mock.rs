@@ -1,9 +1,11 @@
 //! An API server made of recorded answers, for tests without a cluster.
 
 use std::collections::BTreeMap;
+use std::future::{Pending, Ready, pending, ready};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use futures_util::future::Either;
 use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
@@ -26,6 +28,11 @@ impl Mock {
     pub fn on(self, request: &str, code: u16, answer: Value) -> Self {
         self.answers.lock().unwrap().entry(request.to_owned()).or_default().push((code, answer));
         self
+    }
+
+    /// From here on a request is not answered, as a watch is in which nothing happens.
+    pub fn silent(self, request: &str) -> Self {
+        self.on(request, 0, Value::Null)
     }
 
     /// Adds a list of objects.
@@ -58,7 +65,7 @@ impl Mock {
 impl tower::Service<Request<Body>> for Mock {
     type Response = Response<Body>;
     type Error = std::convert::Infallible;
-    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+    type Future = Either<Ready<Result<Self::Response, Self::Error>>, Pending<Result<Self::Response, Self::Error>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
@@ -77,11 +84,14 @@ impl tower::Service<Request<Body>> for Mock {
                 (404, status)
             }
         };
+        if answer.is_null() {
+            return Either::Right(pending());
+        }
         // A string is sent as it is: watches answer with lines.
         let body = match answer {
             Value::String(text) => text.into_bytes(),
             other => other.to_string().into_bytes(),
         };
-        std::future::ready(Ok(Response::builder().status(code).header("content-type", "application/json").body(Body::from(body)).unwrap()))
+        Either::Left(ready(Ok(Response::builder().status(code).header("content-type", "application/json").body(Body::from(body)).unwrap())))
     }
 }

@@ -268,16 +268,19 @@ mod tests {
 
     #[tokio::test]
     async fn several_namespaces_are_watched_through_the_api() {
-        let line = json!({"type": "ADDED", "object": policy("new", "web")}).to_string() + "\n";
+        let mut new = policy("new", "web");
+        new.metadata.resource_version = Some("2".to_owned());
+        let line = json!({"type": "ADDED", "object": new}).to_string() + "\n";
         let list = |items: Value| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
         let policies = "GET /apis/networking.k8s.io/v1/namespaces/shop/networkpolicies";
         let mock = Mock::default()
             .on(policies, 200, list(json!([])))
             .on(policies, 200, json!(line))
-            .on(policies, 200, json!(""))
+            .silent(policies)
             .on("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies", 200, list(json!([])))
+            .silent("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies")
             .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([pod("web", json!({"app": "web"}))])))
-            .on("GET /api/v1/namespaces/shop/pods", 200, json!(""))
+            .silent("GET /api/v1/namespaces/shop/pods")
             .forbid("GET /api/v1/namespaces/ops/pods");
         let mut watch = Watch::start(&mock.api("shop"), &BTreeSet::from(["shop".to_owned(), "ops".to_owned()]), None);
         let mut heard = BTreeSet::new();
