@@ -3,8 +3,10 @@
 
 SHELL := /bin/bash
 HOST := x86_64-unknown-linux-gnu
+ARCH := amd64
 ifeq ($(shell uname -m),aarch64)
 HOST := aarch64-unknown-linux-gnu
+ARCH := arm64
 endif
 BIN := target/release
 STATIC := target/$(HOST)/release/sockpath-helper
@@ -31,6 +33,7 @@ build: deps ## Build target/release/{kubectl-sockpath,sockpath-helper}
 	cargo build --release --locked -p kubectl-sockpath
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST) -p sockpath-helper
 	@install -m 755 $(STATIC) $(BIN)/.sockpath-helper.new && mv $(BIN)/.sockpath-helper.new $(BIN)/sockpath-helper
+	@install -D -m 755 $(STATIC) target/image/$(ARCH)/sockpath-helper
 
 demo: build ## Bring up the lab and trace real packets in every scenario
 	tests/demo
@@ -52,8 +55,9 @@ bench: build target/.deps-test ## The tables of docs/benchmarks.md (root, quiet 
 	cargo build --release --locked -p sockpath-tests --bins
 	$(BIN)/bench
 
-e2e: build ## End-to-end tests on the cluster of KUBECONFIG
-	$(RUN_TESTS) -p sockpath-tests --test cluster --test cluster_faults --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
+e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
+	cargo build --release --locked -p sockpath-tests --bins
+	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
 
 image: build ## The helper's image as an OCI archive, without a daemon
 	cargo build --release --locked -p sockpath-tests --bin oci-image

@@ -42,7 +42,7 @@ static CURRENT: Mutex<Option<Cluster>> = Mutex::new(None);
 /// is taken as it is, whatever the setup.
 ///
 /// # Panics
-/// When the cluster of our own does not come up.
+/// When the cluster of our own does not come up, or the other cannot be reached.
 #[must_use]
 pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
     let mut held = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,14 +50,18 @@ pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
     let own = env::var_os("K8S_BIN").filter(|k| !k.is_empty());
     let fits = held.as_ref().is_some_and(|c| c.setup.is_none_or(|s| s == setup));
     if !fits {
-        *held = match (own, foreign) {
-            (Some(_), _) if nix::unistd::geteuid().is_root() => Some(Cluster::start(setup)),
-            (_, Some(path)) => Some(Cluster::foreign(PathBuf::from(path))),
-            _ => {
-                skipped(test, "there is no cluster: set KUBECONFIG to any, or (as root) K8S_BIN to the binaries of one");
+        let found = match (own, foreign) {
+            (Some(_), _) if nix::unistd::geteuid().is_root() => Ok(Cluster::start(setup)),
+            (_, Some(path)) => Cluster::foreign(PathBuf::from(path)),
+            _ => Err("there is no cluster: set KUBECONFIG to any, or (as root) K8S_BIN to the binaries of one".to_owned()),
+        };
+        match found {
+            Ok(cluster) => *held = Some(cluster),
+            Err(why) => {
+                skipped(test, &why);
                 return None;
             }
-        };
+        }
     }
     Some(Held(held))
 }
@@ -98,16 +102,26 @@ fn repository() -> PathBuf {
 }
 
 extern "C" fn take_down() {
-    let _ = Command::new(scripts().join("down")).stdin(Stdio::null()).status();
+    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match current {
+        Some(foreign) if foreign.setup.is_none() => foreign.forget(),
+        // One that did not come up is nobody's, but there all the same.
+        _ => drop(Command::new(scripts().join("down")).stdin(Stdio::null()).status()),
+    }
+}
+
+/// Has the cluster go, or what we put on one that is not ours, when the tests end.
+fn take_down_at_exit() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        // SAFETY: the function is `extern "C"`, takes nothing and stays valid; the test harness ends with exit(3), which calls it.
+        unsafe { libc::atexit(take_down) };
+    });
 }
 
 impl Cluster {
     fn start(setup: Setup) -> Self {
-        static ONCE: OnceLock<()> = OnceLock::new();
-        ONCE.get_or_init(|| {
-            // SAFETY: the function is `extern "C"`, takes nothing and stays valid; the test harness ends with exit(3), which calls it.
-            unsafe { libc::atexit(take_down) };
-        });
+        take_down_at_exit();
         let (mode, proxy) = match setup {
             Setup::RoutesNftables => ("hostgw", "nftables"),
             Setup::VxlanIptables => ("vxlan", "iptables"),
@@ -130,12 +144,20 @@ impl Cluster {
         cluster
     }
 
-    fn foreign(kubeconfig: PathBuf) -> Self {
-        let image = env::var("SOCKPATH_HELPER_IMAGE")
-            .unwrap_or_else(|_| panic!("on a cluster that is not ours, SOCKPATH_HELPER_IMAGE has to name the helper's image"));
+    /// Somebody else's cluster, or why the tests leave it alone.
+    fn foreign(kubeconfig: PathBuf) -> Result<Self, String> {
+        // A KUBECONFIG that happens to be set is no leave to change the cluster it names.
+        let image = env::var("SOCKPATH_HELPER_IMAGE").map_err(|_| {
+            "SOCKPATH_HELPER_IMAGE does not name the helper's image, without which nothing is done to the cluster of KUBECONFIG".to_owned()
+        })?;
         let cluster = Self { kubeconfig, setup: None, image };
+        let nodes = cluster.nodes();
+        if nodes.len() < 2 {
+            return Err(format!("two nodes are needed, the cluster of KUBECONFIG has {}", nodes.len()));
+        }
+        take_down_at_exit();
         cluster.prepare();
-        cluster
+        Ok(cluster)
     }
 
     /// Manifests, workloads, and users.
@@ -148,7 +170,6 @@ impl Cluster {
         let images = format!("{{\"data\":{{\"images\":\"{}\"}}}}", self.image);
         run(self.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &images]));
         let nodes = self.nodes();
-        assert!(nodes.len() >= 2, "two nodes are needed, there are {nodes:?}");
         let image = Self::workload_image();
         let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
         let text = text.replace("NODE1", &nodes[0]).replace("NODE2", &nodes[1]).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
@@ -161,7 +182,8 @@ impl Cluster {
 
     /// Removes what tests made on a cluster that is not ours.
     pub fn forget(&self) {
-        let _ = self.kubectl().args(["delete", "namespace", NAMESPACE, "--wait=false"]).output();
+        // The next test program makes it again, which a namespace that is still going would refuse.
+        let _ = self.kubectl().args(["delete", "namespace", NAMESPACE, "--timeout=60s"]).output();
     }
 
     /// Names of the nodes, in order.

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sockpath_tests::cluster::{Cluster, HELPERS, NAMESPACE, Setup, cluster_or_skip, output, run, text};
+use sockpath_tests::cluster::{Cluster, HELPERS, NAMESPACE, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
+use sockpath_tests::skipped;
 
 /// Traces one probe and gives the document.
 fn trace(cluster: &Cluster, args: &[&str]) -> Value {
@@ -76,7 +77,11 @@ fn every_scenario_with_routes_and_nftables() {
 /// Named so that it runs last: it needs the cluster in another shape.
 #[test]
 fn z_every_scenario_with_vxlan_and_iptables() {
-    let Some(cluster) = cluster_or_skip("z_every_scenario_with_vxlan_and_iptables", Setup::VxlanIptables) else { return };
+    let test = "z_every_scenario_with_vxlan_and_iptables";
+    let Some(cluster) = cluster_or_skip(test, Setup::VxlanIptables) else { return };
+    if !cluster.is_own() {
+        return skipped(test, "a cluster that is not ours is as it is: `every_scenario_with_routes_and_nftables` has traced it");
+    }
     every_scenario(&cluster);
 }
 
@@ -139,6 +144,18 @@ fn a_namespace_that_refuses_the_helper_is_told_with_the_remedy() {
     let absent = output(cluster.plugin().args(["--helper-namespace", "no-such-namespace", "trace", "client", "web:8080"]));
     let said = text(&absent.stderr);
     assert!(said.contains("kubectl create namespace no-such-namespace"), "{said}");
+}
+
+#[test]
+fn where_restricted_is_the_default_the_helpers_namespace_admits_them() {
+    // Our own API server enforces `restricted` in namespaces without labels of their own (tests/cluster/node).
+    let Some(cluster) = own_cluster_or_skip("where_restricted_is_the_default_the_helpers_namespace_admits_them") else { return };
+    let refused = output(cluster.plugin().args(["--helper-namespace", "default", "trace", "client", "web:8080"]));
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("violates PodSecurity \"restricted:"), "{said}");
+    assert!(said.contains("kubectl label namespace default pod-security.kubernetes.io/enforce=privileged"), "{said}");
+    trace(&cluster, &["client", "web:8080"]);
+    cluster.assert_no_helpers();
 }
 
 #[test]

@@ -46,6 +46,11 @@ fn a_selector_over_both_nodes_takes_live_and_new_connections() {
     running.expect("a pair through the Service is accelerated", Duration::from_secs(30), |l| {
         l.contains(&format!("via {service}:90")) && l.contains("accelerated")
     });
+    // The one to the other node is left alone, and why is said; it may have been said long ago.
+    let told = |l: &str| l.contains("/client:") && l.contains("/web-1:") && l.contains("other node");
+    if !running.said.iter().any(|l| told(l)) {
+        running.expect("the pair across nodes is told as such", Duration::from_secs(30), told);
+    }
     for talk in [&live, &across, &new, &through] {
         talk.goes_on();
     }
@@ -83,9 +88,20 @@ fn all_namespaces_for_a_while_as_json() {
 fn a_dry_run_tells_and_touches_nothing() {
     let Some(cluster) = scene("a_dry_run_tells_and_touches_nothing") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
+    policy(&cluster, "apply", PORT);
+    let limit = |value: &str| run(cluster.kubectl().args(["-n", NAMESPACE, "annotate", "pod", "web", "--overwrite", value]));
+    limit("kubernetes.io/egress-bandwidth=10G");
     let out = output(&mut accelerate(&cluster, &["client", "web", "--dry-run", "-o", "json"]));
+    limit("kubernetes.io/egress-bandwidth-");
+    policy(&cluster, "delete", PORT);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let report = json(&out);
+    let bypassed = report["bypassed"].as_array().unwrap_or_else(|| panic!("{report:#}"));
+    for (kind, what) in [("network-policy", "e2e"), ("bandwidth", "10G")] {
+        let of_web = |b: &&Value| b["kind"] == kind && b["pods"].to_string().contains("/web\"");
+        let found = bypassed.iter().find(of_web).unwrap_or_else(|| panic!("{kind}: {report:#}"));
+        assert!(found["what"].to_string().contains(what), "{found}");
+    }
     assert_eq!((&report["dry_run"], &report["totals"]["bypassed_messages"]), (&true.into(), &0.into()), "{report:#}");
     let pair = &report["nodes"][0]["pairs"][0];
     assert_eq!((&pair["client_pod"], &pair["server_pod"]), (&format!("{NAMESPACE}/client").into(), &format!("{NAMESPACE}/web").into()));
@@ -108,14 +124,32 @@ fn names_that_begin_alike_are_told_apart() {
     cluster.assert_nothing_left();
 }
 
+/// Gives a user what manifests/rbac.yaml is for, and nothing else.
+fn let_alice(cluster: &Cluster) {
+    for (namespace, role) in [(HELPERS, "--role=sockpath-user"), (NAMESPACE, "--clusterrole=sockpath-lookup")] {
+        let _ = output(cluster.kubectl().args(["-n", namespace, "create", "rolebinding", "e2e-alice", role, "--user=alice"]));
+    }
+}
+
+#[test]
+fn a_user_with_our_roles_may_accelerate() {
+    let Some(cluster) = scene("a_user_with_our_roles_may_accelerate") else { return };
+    let_alice(&cluster);
+    let near = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
+    let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
+    let mut running = Running::start(cluster.plugin().args(["--as", "alice", "accelerate", "-l", "set=e2e"]));
+    running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
+    running.signal(Signal::SIGINT);
+    let (status, said) = running.end();
+    assert!(status.success() && !said.contains("not watched") && !said.contains("forbidden"), "{said}");
+    assert!(near.end() > 0 && far.end() > 0);
+    cluster.assert_nothing_left();
+}
+
 #[test]
 fn detached_it_goes_on_until_another_user_stops_it() {
     let Some(cluster) = scene("detached_it_goes_on_until_another_user_stops_it") else { return };
-    let bind = |namespace: &str, role: &str| {
-        let _ = output(cluster.kubectl().args(["-n", namespace, "create", "rolebinding", "e2e-alice", role, "--user=alice"]));
-    };
-    bind(HELPERS, "--role=sockpath-user");
-    bind(NAMESPACE, "--clusterrole=sockpath-lookup");
+    let_alice(&cluster);
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 2);
     let out = output(&mut accelerate(&cluster, &["-l", "set=e2e", "--detach", "--for", "10m"]));
     assert!(out.status.success(), "{}", text(&out.stderr));
