@@ -12,7 +12,7 @@ BIN := target/release
 STATIC := target/$(HOST)/release/sockpath-helper
 RUN_TESTS := RUST_BACKTRACE=1 SOCKPATH_HELPER=$(CURDIR)/$(STATIC) cargo test --release --locked
 
-.PHONY: build demo test unit kernel-tests torture bench e2e image reproducible lint deps clean help
+.PHONY: build demo test unit kernel-tests torture bench e2e kernels image reproducible lint deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ bench: build target/.deps-test ## The tables of docs/benchmarks.md (root, quiet 
 e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
 	cargo build --release --locked -p sockpath-tests --bins
 	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
+
+kernels: build ## Trace in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
+	.ci/deps build kernels
+	tests/kernels/run $(STATIC) $(BIN)/kubectl-sockpath
 
 image: build ## The helper's image as an OCI archive, without a daemon
 	cargo build --release --locked -p sockpath-tests --bin oci-image

@@ -337,9 +337,14 @@ struct request_sock {
 	struct sock_common __req_common;
 };
 
+struct dst_entry {
+	struct net_device *dev;
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
+	unsigned long _skb_refdst;
 	unsigned int len;
 	__be16 protocol;
 	__u16 transport_header;

@@ -275,7 +275,54 @@ enum trace_hook {
 	/* Those are put into the reader's queue, and read. */
 	TRACE_BYPASS_READY,
 	TRACE_BYPASS_READ,
+	/* Functions of the kernel, where it lets programs see them. */
+	TRACE_FN_TCP_SENDMSG,
+	TRACE_FN_TCP_WRITE_XMIT,
+	TRACE_FN_TCP_TRANSMIT_SKB,
+	TRACE_FN_UDP_SEND_SKB,
+	TRACE_FN_UDP6_SEND_SKB,
+	TRACE_FN_IP_QUEUE_XMIT,
+	TRACE_FN_IP6_XMIT,
+	TRACE_FN_IP_LOCAL_OUT,
+	TRACE_FN_IP6_LOCAL_OUT,
+	TRACE_FN_IP_OUTPUT,
+	TRACE_FN_IP6_OUTPUT,
+	TRACE_FN_IP_DO_FRAGMENT,
+	TRACE_FN_IP6_FRAGMENT,
+	TRACE_FN_IP_FINISH_OUTPUT2,
+	TRACE_FN_IP6_FINISH_OUTPUT2,
+	TRACE_FN_TCF_CLASSIFY,
+	TRACE_FN_BR_HANDLE_FRAME_FINISH,
+	TRACE_FN_BR_FORWARD,
+	TRACE_FN_IP_RCV_CORE,
+	TRACE_FN_IP6_RCV_CORE,
+	TRACE_FN_IP_RCV_CORE_DONE,
+	TRACE_FN_IP6_RCV_CORE_DONE,
+	TRACE_FN_IP_RCV_FINISH,
+	TRACE_FN_IP6_RCV_FINISH,
+	TRACE_FN_IP_FORWARD,
+	TRACE_FN_IP6_FORWARD,
+	TRACE_FN_TCP_V4_RCV,
+	TRACE_FN_TCP_V6_RCV,
+	TRACE_FN_UDP_RCV,
+	TRACE_FN_UDPV6_RCV,
+	TRACE_FN_ICMP_RCV,
+	TRACE_FN_ICMPV6_RCV,
+	TRACE_FN_TCP_V4_DO_RCV,
+	TRACE_FN_TCP_V6_DO_RCV,
+	TRACE_FN_TCP_QUEUE_RCV,
+	TRACE_FN_UDP_ENQUEUE,
+	TRACE_FN_SOCK_DEF_READABLE,
 	TRACE_HOOK_MAX,
+};
+
+/* How a hook was had. */
+enum trace_way {
+	/* By its own kind: a tracepoint, a netfilter link. */
+	TRACE_WAY_OWN,
+	/* By a function of the kernel. */
+	TRACE_WAY_FENTRY,
+	TRACE_WAY_KPROBE,
 };
 
 /* trace_event.flags */
@@ -341,7 +388,9 @@ struct trace_event {
 	/* TCP: the flag byte; ICMP: type */
 	unsigned char kind;
 	/* kfree_skb: whether the data is shared with a clone, which may go on. */
-	unsigned short shared;
+	unsigned char shared;
+	/* enum trace_way */
+	unsigned char way;
 	unsigned int pid;
 	char comm[16];
 };

@@ -13,11 +13,13 @@
 #include "trace/filter.bpf.h"
 #include "trace/track.bpf.h"
 #include "trace/bypass.bpf.h"
+#include "trace/departure.bpf.h"
 #include "trace/device.bpf.h"
 #include "trace/netfilter.bpf.h"
 #include "trace/socket.bpf.h"
 #include "trace/route.bpf.h"
 #include "trace/drop.bpf.h"
 #include "trace/incident.bpf.h"
+#include "trace/function.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

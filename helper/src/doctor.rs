@@ -13,6 +13,7 @@ use sockpath_protocol::message::{Check, CheckState, EndReason};
 
 use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
+use crate::trace::functions::Way;
 use crate::trace::hooks;
 use crate::{accel, seccomp};
 
@@ -60,7 +61,7 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
 }
 
 fn checks() -> Vec<Check> {
-    let mut rows = vec![kernel(), btf(), lockdown(), seccomp(), process_view(), cgroups(), bpffs(), hooks()];
+    let mut rows = vec![kernel(), btf(), lockdown(), seccomp(), process_view(), cgroups(), bpffs(), hooks(), functions()];
     rows.extend(capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
     rows.push(socket_maps());
     rows
@@ -116,6 +117,26 @@ fn hooks() -> Check {
     let remedy = "the stages these hooks show are inferred from their neighbours; netfilter links come with Linux 6.4, \
         tcp_sendmsg_locked with 6.16, sock_recv_length with 6.3";
     row("hooks", CheckState::Degraded, format!("missing: {missing}"), Some(remedy))
+}
+
+/// By which kind of hook functions of the kernel are seen, for the stages that no tracepoint shows.
+fn functions() -> Check {
+    let choice = match hooks::Offer::read() {
+        Ok(offer) => offer.functions,
+        Err(e) => return row("functions", CheckState::Degraded, format!("{e:#}"), Some("see the row BTF")),
+    };
+    let why = |kind: &str| choice.refused.get(kind).map(String::as_str).unwrap_or_default();
+    match choice.way() {
+        Some(Way::Fentry) => row("functions", CheckState::Ok, format!("seen by fentry ({})", choice.chosen.len()), None),
+        Some(Way::Kprobe) => {
+            row("functions", CheckState::Ok, format!("seen by kprobe ({}); fentry: {}", choice.chosen.len(), why("fentry")), None)
+        }
+        None => {
+            let remedy = "the stages that only functions show are inferred from their neighbours, which trace says of each";
+            let found = format!("not seen; fentry: {}; kprobe: {}", why("fentry"), why("kprobe"));
+            row("functions", CheckState::Degraded, found, Some(remedy))
+        }
+    }
 }
 
 /// Whether processes of pods and of the node can be seen and their namespaces opened.

@@ -10,8 +10,11 @@ const volatile __u32 source_count;
 const volatile __u32 target_count;
 /* Recorded packets a second; 0 records every packet. */
 const volatile __u32 packets_per_second;
-/* There is no netfilter link here (before 6.4): packets begin at net_dev_queue. */
+/* There is no netfilter link here (before 6.4): packets begin at net_dev_queue, or where functions are seen at ip_output. */
 const volatile bool origin_at_queue;
+const volatile bool origin_at_output;
+/* Functions of the kernel are seen. */
+const volatile bool functions;
 
 /* Filled before the hooks are attached. A hash table: a namespace lies at its inode number or in the places after it. */
 struct trace_net nets[TRACE_NET_SLOTS];
@@ -37,6 +40,7 @@ enum trace_hook hook_layout;
 enum trace_flag flag_layout;
 enum trace_role role_layout;
 enum trace_rest rest_layout;
+enum trace_way way_layout;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -62,6 +62,8 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	submit(e);
 	if (origin && !softirq)
 		call_of_datagram(ctx, &v, id);
+	if (origin && functions)
+		report_departure(ctx, head, id, net_at(sight->net)->inum, &v);
 	return id;
 }
 
@@ -115,7 +117,7 @@ static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum 
 	if (idle() && !s.may_begin)
 		return 0;
 	/* Without netfilter links this is the last that is seen below the socket. */
-	if (hop(skb, data_of(skb), dev, &s, ctx) && origin_at_queue && hook == TRACE_RECEIVE_SKB &&
+	if (hop(skb, data_of(skb), dev, &s, ctx) && (origin_at_queue || origin_at_output) && hook == TRACE_RECEIVE_SKB &&
 	    net_at(s.net)->role & (TRACE_ROLE_SOURCE | TRACE_ROLE_TARGET))
 		reached_its_socket(head_of(skb));
 	return 0;

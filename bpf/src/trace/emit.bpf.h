@@ -58,20 +58,42 @@ static __always_inline void put_tuple(struct trace_event *e, const struct tuple 
 	e->protocol = t->protocol;
 }
 
-static __always_inline void put_skb(struct trace_event *e, const struct sk_buff *skb, __u64 head)
+/* What is noted of an sk_buff's layout. */
+struct layout {
+	__u32 len;
+	__u32 end;
+	__u16 mac;
+	__u16 network;
+	__u16 transport;
+};
+
+static __always_inline void put_layout(struct trace_event *e, const struct layout *l, __u64 head)
 {
-	struct skb_shared_info *shared = (void *)(head + skb->end);
+	struct skb_shared_info *shared = (void *)(head + l->end);
 
 	e->object = head;
-	e->len = skb->len;
-	e->mac = skb->mac_header;
-	e->network = skb->network_header;
-	e->transport = skb->transport_header;
+	e->len = l->len;
+	e->mac = l->mac;
+	e->network = l->network;
+	e->transport = l->transport;
 	if (e->mac != UNSET)
 		e->flags |= TRACE_F_MAC_SET;
 	if (e->transport != UNSET)
 		e->flags |= TRACE_F_TRANSPORT_SET;
 	bpf_probe_read_kernel(&e->segments, sizeof(e->segments), &shared->gso_segs);
+}
+
+static __always_inline void put_skb(struct trace_event *e, const struct sk_buff *skb, __u64 head)
+{
+	struct layout l = {
+		.len = skb->len,
+		.end = skb->end,
+		.mac = skb->mac_header,
+		.network = skb->network_header,
+		.transport = skb->transport_header,
+	};
+
+	put_layout(e, &l, head);
 }
 
 static __always_inline void put_view(struct trace_event *e, const struct view *v)

@@ -63,10 +63,8 @@ static __always_inline void socket_event(void *ctx, const struct sock *sk, __u32
 	submit(e);
 }
 
-SEC("tp_btf/tcp_sendmsg_locked")
-int BPF_PROG(tcp_sendmsg_locked, const struct sock *arg, const struct msghdr *msg)
+static __always_inline int writes(void *ctx, const struct sock *sk, const struct msghdr *msg, enum trace_hook hook)
 {
-	const struct sock *sk = AS(sock, arg);
 	struct tuple t;
 	__u32 net, seq;
 
@@ -80,8 +78,14 @@ int BPF_PROG(tcp_sendmsg_locked, const struct sock *arg, const struct msghdr *ms
 		return 0;
 	if (!socket_tuple(&t, sk) || !of_the_pair(&t))
 		return 0;
-	socket_event(ctx, sk, net, &t, TRACE_TCP_SENDMSG, 0, seq, AS(msghdr, msg)->msg_iter.count, 0);
+	socket_event(ctx, sk, net, &t, hook, 0, seq, msg->msg_iter.count, 0);
 	return 0;
+}
+
+SEC("tp_btf/tcp_sendmsg_locked")
+int BPF_PROG(tcp_sendmsg_locked, const struct sock *sk, const struct msghdr *msg)
+{
+	return writes(ctx, AS(sock, sk), AS(msghdr, msg), TRACE_TCP_SENDMSG);
 }
 
 SEC("tp_btf/tcp_probe")
@@ -152,10 +156,8 @@ static __always_inline __u32 take_turn(const struct sock *sk, __u8 protocol)
 	return w.id;
 }
 
-SEC("tp_btf/sk_data_ready")
-int BPF_PROG(sk_data_ready, const struct sock *arg)
+static __always_inline int wakes(void *ctx, const struct sock *sk, enum trace_hook hook)
 {
-	const struct sock *sk = AS(sock, arg);
 	__u32 net, seq = 0, id = 0;
 	struct tuple t;
 
@@ -176,8 +178,14 @@ int BPF_PROG(sk_data_ready, const struct sock *arg)
 		if (sk->__sk_common.skc_state != TCP_LISTEN && !of_the_pair(&t))
 			return 0;
 	}
-	socket_event(ctx, sk, net, &t, TRACE_DATA_READY, id, seq, 0, sk->__sk_common.skc_state);
+	socket_event(ctx, sk, net, &t, hook, id, seq, 0, sk->__sk_common.skc_state);
 	return 0;
+}
+
+SEC("tp_btf/sk_data_ready")
+int BPF_PROG(sk_data_ready, const struct sock *sk)
+{
+	return wakes(ctx, AS(sock, sk), TRACE_DATA_READY);
 }
 
 SEC("tp_btf/skb_copy_datagram_iovec")

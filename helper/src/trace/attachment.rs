@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, Object, libbpf_sys};
 
-use super::hooks::{HookKind, PROGRAMS, Program, When, public_name};
+use super::hooks::{HookKind, Offer, PROGRAMS, Program, When, public_name};
 use super::netns::inside;
 use super::scene::Scene;
 
@@ -17,6 +17,7 @@ use super::scene::Scene;
 #[derive(Debug, Default)]
 pub struct Attachments {
     steady: Held,
+    functions: Functions,
     /// Absent while they rest.
     busy: Option<Held>,
     calls: bool,
@@ -26,6 +27,28 @@ pub struct Attachments {
 struct Held {
     tracepoints: Vec<Link>,
     netfilter: Vec<OwnedFd>,
+}
+
+/// Programs at functions of the kernel.
+#[derive(Debug, Default)]
+struct Functions(Vec<Link>);
+
+/// The kernel waits for all tasks to leave a function before it gives it back, one after another and 100 ms each on some kernels. That
+/// is nothing to wait for: the links end with the process at the latest.
+impl Drop for Functions {
+    fn drop(&mut self) {
+        struct Links(Vec<Link>);
+        // SAFETY: a link is memory and descriptors that belong to no thread, and nobody but the new thread knows these any more.
+        unsafe impl Send for Links {}
+        let links = Links(std::mem::take(&mut self.0));
+        if !links.0.is_empty() {
+            // Without a thread they are dropped here and now.
+            let _ = std::thread::Builder::new().name("detach".to_owned()).spawn(move || {
+                let Links(links) = { links };
+                drop(links);
+            });
+        }
+    }
 }
 
 /// Which hooks there are, by their public names.
@@ -39,12 +62,30 @@ pub struct Hooks {
 
 impl Attachments {
     /// Attaches every program that is loaded. A tracepoint that refuses is noted; netfilter's hooks have to be had.
-    pub fn all(object: &mut Object, scene: &Scene, hooks: &mut Hooks) -> Result<Self> {
-        let mut all = Self { steady: Held::default(), busy: Some(Held::default()), calls: false };
+    pub fn all(object: &mut Object, scene: &Scene, offer: &Offer, hooks: &mut Hooks) -> Result<Self> {
+        let mut all = Self { steady: Held::default(), functions: Functions::default(), busy: Some(Held::default()), calls: false };
+        all.attach_functions(object, offer, hooks);
         for known in PROGRAMS {
             all.attach(object, known, scene, hooks, true)?;
         }
         Ok(all)
+    }
+
+    /// Functions stay attached while the rest is at rest: to detach one takes the kernel tens of milliseconds, and its program leaves at once.
+    fn attach_functions(&mut self, object: &mut Object, offer: &Offer, hooks: &mut Hooks) {
+        for (function, way) in &offer.functions.chosen {
+            let name = function.program(*way);
+            let Some(program) = object.progs_mut().find(|p| *p.name() == *name) else { continue };
+            match program.attach() {
+                Ok(link) => {
+                    self.functions.0.push(link);
+                    hooks.used.push(function.public_name(*way));
+                }
+                Err(e) => {
+                    hooks.unavailable.insert(function.public_name(*way), format!("cannot be attached: {e:#}"));
+                }
+            }
+        }
     }
 
     /// Detaches what fires for everybody. A pod's first and last netfilter hook stay: they see the pair's packets only, or

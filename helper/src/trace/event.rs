@@ -4,9 +4,11 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ptr;
 
-use sockpath_bpf::trace::types::{trace_event, trace_flag, trace_hook};
+use sockpath_bpf::trace::types::{trace_event, trace_flag, trace_hook, trace_way};
 use sockpath_protocol::packet::{Context, Flow, HeaderOffsets};
 use sockpath_protocol::request::Protocol;
+
+use super::functions::{self, Way};
 
 /// The hook an event comes from, as the programs number them.
 pub type Hook = trace_hook;
@@ -48,6 +50,8 @@ pub struct Sight {
     pub flags: u8,
     /// For a drop: whether the data is shared with a clone, which may go on.
     pub shared: bool,
+    /// By which kind of hook a function was seen; `None` when it was no function.
+    pub way: Option<Way>,
     /// CPU it ran on.
     pub cpu: u16,
     /// GSO segments; 0 when it is not a GSO packet.
@@ -99,6 +103,11 @@ impl Sight {
             kind: e.kind,
             flags: e.flags,
             shared: e.shared != 0,
+            way: match trace_way(u32::from(e.way)) {
+                trace_way::TRACE_WAY_FENTRY => Some(Way::Fentry),
+                trace_way::TRACE_WAY_KPROBE => Some(Way::Kprobe),
+                _ => None,
+            },
             cpu: e.cpu,
             segments: e.segments,
             pid: e.pid,
@@ -117,6 +126,21 @@ impl Sight {
         Context::Process { pid: self.pid, comm: String::from_utf8_lossy(&self.comm[..end]).into_owned() }
     }
 
+    /// The hook's name in the protocol.
+    #[must_use]
+    pub fn hook_name(&self) -> String {
+        if let Some(function) = functions::of(self.hook) {
+            return function.public_name(self.way.unwrap_or(Way::Fentry));
+        }
+        match (self.way, rules_of(self.hook)) {
+            // Netfilter without links: the function that runs the rules.
+            (Some(_), Some((_, true))) => "fentry/nf_hook_slow".to_owned(),
+            (Some(_), Some((_, false))) => "fexit/nf_hook_slow".to_owned(),
+            _ if self.hook == Hook::TRACE_FIB_LOOKUP && self.has(trace_flag::TRACE_F_IPV6) => "tp_btf/fib6_table_lookup".to_owned(),
+            _ => hook_name(self.hook).to_owned(),
+        }
+    }
+
     /// Whether the event has this flag.
     #[must_use]
     pub fn has(&self, flag: trace_flag) -> bool {
@@ -128,9 +152,15 @@ fn address(raw: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(raw).to_canonical()
 }
 
-/// The hook's name in the protocol.
+/// Netfilter's hook, and whether it is where its rules begin.
 #[must_use]
-pub fn hook_name(hook: Hook) -> &'static str {
+pub fn rules_of(hook: Hook) -> Option<(&'static str, bool)> {
+    let (hook, position) = hook_name(hook).strip_prefix("netfilter/")?.split_once(' ')?;
+    Some((hook, position == "first"))
+}
+
+/// The name of a hook that is no function.
+fn hook_name(hook: Hook) -> &'static str {
     match hook {
         Hook::TRACE_TCP_SENDMSG => "tp_btf/tcp_sendmsg_locked",
         Hook::TRACE_FIB_LOOKUP => "tp_btf/fib_table_lookup",

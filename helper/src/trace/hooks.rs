@@ -1,10 +1,12 @@
 //! Which hooks this kernel has, asked of its BTF.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use libbpf_rs::btf::types::{Enum, FuncProto, Ptr, Typedef};
 use libbpf_rs::btf::{Btf, ReferencesType};
+
+use super::functions::{Better, Choice};
 
 /// One program of the object, and what it needs of the kernel.
 #[derive(Debug, Clone, Copy)]
@@ -81,9 +83,6 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "nf_first", hook: HookKind::Netfilter { first: true }, when: When::Always },
 ];
 
-/// Hooks that would say more where a kernel lets programs attach to functions.
-const FUNCTIONS: &[&str] = &["fentry", "kprobe"];
-
 /// What this kernel offers.
 #[derive(Debug)]
 pub struct Offer {
@@ -91,14 +90,28 @@ pub struct Offer {
     tracepoints: HashMap<&'static str, usize>,
     /// Netfilter links (6.4+).
     netfilter: bool,
+    /// Functions that are seen.
+    pub functions: Choice,
     /// Names of the drop reasons, without prefix.
     pub drop_reasons: HashMap<u32, String>,
 }
 
 impl Offer {
-    /// Reads the kernel's BTF.
+    /// Reads the kernel's BTF, and tries how functions can be seen.
     pub fn read() -> Result<Self> {
+        Self::from_btf(true)
+    }
+
+    /// Reads the kernel's BTF only.
+    pub fn without_functions() -> Result<Self> {
+        Self::from_btf(false)
+    }
+
+    fn from_btf(with_functions: bool) -> Result<Self> {
         let btf = Btf::from_vmlinux().context("cannot read the kernel's BTF (/sys/kernel/btf/vmlinux): tracing needs it")?;
+        if !has_value(&btf, "bpf_func_id", "BPF_FUNC_check_mtu") {
+            bail!("tracing needs Linux 5.12 or later: packets are numbered with atomic operations that came with it");
+        }
         let mut tracepoints = HashMap::new();
         for p in PROGRAMS {
             if let HookKind::Tracepoint(name) = p.hook
@@ -107,9 +120,13 @@ impl Offer {
                 tracepoints.insert(name, arguments);
             }
         }
-        let netfilter =
-            btf.type_by_name::<Enum<'_>>("bpf_attach_type").is_some_and(|e| e.iter().any(|m| m.name.is_some_and(|n| n == "BPF_NETFILTER")));
-        Ok(Self { tracepoints, netfilter, drop_reasons: drop_reasons(&btf) })
+        let netfilter = has_value(&btf, "bpf_attach_type", "BPF_NETFILTER");
+        let seen_better = |better| match better {
+            Better::Tracepoint(name) => tracepoints.contains_key(name),
+            Better::Netfilter => netfilter,
+        };
+        let functions = if with_functions { Choice::make(&btf, seen_better) } else { Choice::default() };
+        Ok(Self { tracepoints, netfilter, functions, drop_reasons: drop_reasons(&btf) })
     }
 
     /// What speaks against using a program here, in words.
@@ -133,12 +150,18 @@ impl Offer {
     pub fn has_netfilter(&self) -> bool {
         self.netfilter
     }
+
+    /// Whether packets without netfilter links begin where IP hands them to its output, which functions show.
+    #[must_use]
+    pub fn begins_at_output(&self) -> bool {
+        !self.netfilter && self.functions.has("ip_output") && self.functions.has("ip6_output")
+    }
 }
 
 /// What matters most to a trace, by name.
 #[must_use]
 pub fn features() -> Vec<(&'static str, bool)> {
-    let offer = Offer::read().ok();
+    let offer = Offer::without_functions().ok();
     let has = |tracepoint: &str| offer.as_ref().is_some_and(|o| o.tracepoints.contains_key(tracepoint));
     vec![
         ("netfilter-link", offer.as_ref().is_some_and(|o| o.netfilter)),
@@ -156,6 +179,11 @@ pub fn public_name(program: &Program) -> String {
         HookKind::Tracepoint(name) => format!("tp_btf/{name}"),
         HookKind::Netfilter { first } => format!("netfilter/* {}", if first { "first" } else { "last" }),
     }
+}
+
+/// Whether an enum of the kernel has this value.
+fn has_value(btf: &Btf<'_>, name: &str, value: &str) -> bool {
+    btf.type_by_name::<Enum<'_>>(name).is_some_and(|e| e.iter().any(|m| m.name.is_some_and(|n| n == value)))
 }
 
 /// Arguments of a tracepoint, without the data pointer that comes first in its typedef.
@@ -176,11 +204,4 @@ fn drop_reasons(btf: &Btf<'_>) -> HashMap<u32, String> {
             Some((u32::try_from(m.value).ok()?, name.to_owned()))
         })
         .collect()
-}
-
-/// Kinds of hook that are not used, and why.
-#[must_use]
-pub fn unused_kinds() -> BTreeMap<String, String> {
-    let why = "not used: tracepoints and netfilter links see the way without them";
-    FUNCTIONS.iter().map(|kind| ((*kind).to_owned(), why.to_owned())).collect()
 }

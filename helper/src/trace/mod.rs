@@ -32,6 +32,7 @@ mod backlog;
 mod cost;
 pub mod devices;
 pub mod event;
+pub mod functions;
 pub mod hooks;
 pub mod names;
 pub mod netns;
@@ -60,7 +61,7 @@ const METER_EVERY: Duration = Duration::from_millis(20);
 pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
     let start = Instant::now();
     let scene = Scene::find(&request)?;
-    let offer = Offer::read()?;
+    let mut offer = Offer::read()?;
     let rate = match (request.every_packet, request.packets_per_second) {
         (true, _) => 0,
         (false, 0) => DEFAULT_PACKETS_PER_SECOND,
@@ -71,8 +72,15 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
     }
-    let mut storage = MaybeUninit::uninit();
-    let programs = Programs::start(&mut storage, &scene, &offer, rate)?;
+    let (mut storage, mut plain) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let programs = match Programs::start(&mut storage, &scene, &offer, rate) {
+        // What functions show is worth much, but not the trace.
+        Err(e) if offer.functions.way().is_some() => {
+            offer.functions.give_up(&format!("the kernel refused the programs: {e:#}"));
+            Programs::start(&mut plain, &scene, &offer, rate)?
+        }
+        result => result?,
+    };
     let backlogs = Backlogs::watch(&scene);
     let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
     let pace = Pace::new(rate, offer.has_netfilter() && scene.uplinks.is_empty(), now);

@@ -16,7 +16,8 @@ use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 
 use super::attachment::{Attachments, Hooks};
 use super::event::Sight;
-use super::hooks::{Offer, PROGRAMS, public_name, unused_kinds};
+use super::functions::is_program;
+use super::hooks::{Offer, PROGRAMS, public_name};
 use super::pace::Mode;
 use super::scene::{Endpoint, Scene};
 
@@ -43,8 +44,13 @@ impl<'a> Programs<'a> {
     /// Loads and attaches what this kernel offers. `packets_per_second` 0 records every packet.
     pub fn start(storage: &'a mut MaybeUninit<OpenObject>, scene: &Scene, offer: &Offer, packets_per_second: u32) -> Result<Self> {
         let mut open = TraceSkelBuilder::default().open(storage).context("cannot open the trace programs")?;
-        let mut hooks = Hooks { used: Vec::new(), unavailable: unused_kinds() };
+        let mut hooks = Hooks { used: Vec::new(), unavailable: offer.functions.refused.clone() };
         for mut program in open.open_object_mut().progs_mut() {
+            if program.name().to_str().is_some_and(is_program) {
+                let name = program.name().to_owned();
+                program.set_autoload(offer.functions.chosen.iter().any(|(f, way)| *name == *f.program(*way)));
+                continue;
+            }
             let Some(known) = PROGRAMS.iter().find(|p| program.name() == p.name) else { continue };
             if let Some(why) = offer.objection(known) {
                 program.set_autoload(false);
@@ -67,7 +73,7 @@ impl<'a> Programs<'a> {
             })
             .context("cannot read the ring buffer")?;
         let ring = builder.build().context("cannot map the ring buffer")?;
-        let attachments = Attachments::all(skel.object_mut(), scene, &mut hooks)?;
+        let attachments = Attachments::all(skel.object_mut(), scene, offer, &mut hooks)?;
         if let Some(bss) = skel.maps.bss_data.as_mut() {
             bss.armed = true;
         }
@@ -177,8 +183,9 @@ impl<'a> Programs<'a> {
             .progs()
             .filter(|p| p.autoload())
             .filter_map(|p| {
-                let known = PROGRAMS.iter().find(|k| p.name() == k.name)?;
-                Some((public_name(known), p.as_fd().try_clone_to_owned().ok()?))
+                let known = PROGRAMS.iter().find(|k| p.name() == k.name).map(public_name);
+                let name = known.or_else(|| p.name().to_str().map(|n| n.replacen('_', "/", 1)))?;
+                Some((name, p.as_fd().try_clone_to_owned().ok()?))
             })
             .collect()
     }
@@ -189,7 +196,9 @@ fn configure(open: &mut sockpath_bpf::trace::OpenTraceSkel<'_>, scene: &Scene, o
     fill(&mut rodata.sources, &mut rodata.source_count, &scene.sources).context("too many addresses of the source")?;
     fill(&mut rodata.targets, &mut rodata.target_count, &scene.targets).context("too many addresses of targets and Services")?;
     rodata.packets_per_second = packets_per_second;
-    rodata.origin_at_queue = offer.objection(&PROGRAMS[PROGRAMS.len() - 1]).is_some();
+    rodata.origin_at_output = offer.begins_at_output();
+    rodata.origin_at_queue = !offer.has_netfilter() && !rodata.origin_at_output;
+    rodata.functions = !offer.functions.chosen.is_empty();
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{STAGES, Side, Stage, StageId};
 
-use super::journey::Class;
+use super::journey::{Class, is_netfilter};
 use super::leg::{Seen, StageRow};
 use super::times::Times;
 
@@ -21,6 +21,17 @@ pub(super) struct Situation<'a> {
 }
 
 impl Situation<'_> {
+    /// Whether a hook that shows this stage is in use.
+    fn sees(&self, stage: &Stage) -> bool {
+        stage.hooks.iter().any(|hook| self.sees_by(hook))
+    }
+
+    /// Whether this hook is in use, or a kprobe in its place.
+    fn sees_by(&self, hook: &str) -> bool {
+        let kprobe = hook.strip_prefix("fentry/");
+        self.armed.iter().any(|a| a.starts_with(hook) || (kprobe.is_some() && a.strip_prefix("kprobe/") == kprobe))
+    }
+
     /// A ping is answered by the kernel: no socket, no reader.
     fn kernel_answers(&self) -> bool {
         self.protocol == Protocol::Icmp && self.direction == Direction::Request
@@ -71,7 +82,7 @@ fn short_way(rows: Vec<StageRow>) -> Vec<StageRow> {
         for id in before {
             let stage = id.stage();
             let neighbour = if stage.side == Side::Send { all.last() } else { Some(&row) };
-            let inferred = inferred(stage, neighbour, Seen::Inferred, format!("inferred from what was seen around it{}", elsewhere(stage)));
+            let inferred = inferred(stage, neighbour, Seen::Inferred, "inferred from what was seen around it".to_owned());
             all.push(inferred);
         }
         all.push(row);
@@ -129,7 +140,7 @@ fn side(rows: Vec<StageRow>, side: Side, from_start: bool, to_end: bool, situati
 }
 
 fn reason(stage: &Stage, device: Option<&str>, situation: &Situation<'_>) -> (Seen, String) {
-    let armed = stage.hooks.iter().any(|hook| situation.armed.iter().any(|a| a.starts_with(hook)));
+    let armed = situation.sees(stage);
     let loopback = device == Some("lo");
     let skipped = |text: &str| (Seen::Skipped, text.to_owned());
     match stage.id {
@@ -137,20 +148,24 @@ fn reason(stage: &Stage, device: Option<&str>, situation: &Situation<'_>) -> (Se
         StageId::NeighbourOut if loopback => skipped("loopback needs no neighbour"),
         StageId::NeighbourOut if armed => skipped("no lookup: the neighbour's MAC address was cached"),
         StageId::Qdisc if armed => skipped("no queueing: noqueue"),
+        StageId::Segment if armed => skipped("not cut, as far as functions and lengths tell"),
+        StageId::TcEgress | StageId::TcIngress if armed => skipped("no tc filter ran (programs attached by tcx are not seen)"),
+        id if is_netfilter(id) && situation.sees_by("fentry/nf_hook_slow") => skipped("no rules at this hook"),
         StageId::Segment => (Seen::NotObservable, "no change of length was seen".to_owned()),
         StageId::Merge => (Seen::NotObservable, "nothing was merged as far as lengths tell".to_owned()),
         StageId::RouteIn if armed && situation.protocol == Protocol::Tcp => skipped("no lookup: the socket's cached route"),
         StageId::TcEgress | StageId::TcIngress | StageId::RouteOut | StageId::RouteIn | StageId::NeighbourOut | StageId::Qdisc => {
-            (Seen::NotObservable, format!("no hook of this kernel shows it{}", elsewhere(stage)))
+            (Seen::NotObservable, format!("no hook of this kernel shows it{}", elsewhere(stage, situation)))
         }
-        _ => (Seen::Inferred, format!("inferred from what was seen around it{}", elsewhere(stage))),
+        _ => (Seen::Inferred, format!("inferred from what was seen around it{}", elsewhere(stage, situation))),
     }
 }
 
 /// Which hook would show it, on kernels that have it.
-fn elsewhere(stage: &Stage) -> String {
-    match stage.hooks.iter().find(|h| h.starts_with("fentry/")) {
-        Some(hook) => format!("; {hook} would show it"),
-        None => String::new(),
+fn elsewhere(stage: &Stage, situation: &Situation<'_>) -> String {
+    let of_functions = |h: &&&str| h.starts_with("fentry/") || h.starts_with("fexit/");
+    match stage.hooks.iter().find(of_functions) {
+        Some(hook) if !situation.sees_by(hook) => format!("; {hook} would show it"),
+        _ => String::new(),
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -40,8 +41,9 @@ impl Starting {
         let mut command = Command::new(program);
         command.args(["lab", "serve", pod.name, container.name]).env(plan::INSTANCE_VAR, instance.name()).current_dir("/");
         command.stdin(Stdio::null()).stderr(tell.try_clone().context("cannot copy a pipe")?).stdout(tell);
-        // SAFETY: `detach` makes two system calls and touches no memory, so it is fit to run between fork and exec.
-        unsafe { command.pre_exec(detach) };
+        let open = open_descriptors();
+        // SAFETY: `detach` makes system calls only and allocates nothing, so it is fit to run between fork and exec.
+        unsafe { command.pre_exec(move || detach(&open)) };
         let child = command.spawn().context("cannot start the built-in server")?;
         Ok(Self { child, said })
     }
@@ -60,13 +62,24 @@ impl Starting {
 
 /// A session of its own, so that no terminal's end reaches it, and no inherited descriptors: one may be the lock or the pipe
 /// of whoever called `lab up`, who would wait for ever for its end.
-fn detach() -> io::Result<()> {
+fn detach(open: &[RawFd]) -> io::Result<()> {
     nix::unistd::setsid()?;
     // SAFETY: the call changes flags of this process's own descriptors only.
-    if unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } != 0 {
-        return Err(io::Error::last_os_error());
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } == 0 {
+        return Ok(());
+    }
+    // CLOSE_RANGE_CLOEXEC came with 5.11. What this process opens is closed on exec anyway; what it inherited was open before.
+    for fd in open.iter().filter(|fd| **fd > 2) {
+        // SAFETY: the call changes a flag of this process's own descriptor; one that is closed by now gives an error, which is as good.
+        unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     Ok(())
+}
+
+/// This process's descriptors at this moment.
+fn open_descriptors() -> Vec<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten();
+    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Who a server is, for its answers.

@@ -11,7 +11,7 @@ use sockpath_protocol::stage::StageId;
 use super::conversation::Pair;
 use super::open::Open;
 use super::stages::{Placed, Role, is_cut, stage_at};
-use crate::trace::event::{Hook, Sight, hook_name};
+use crate::trace::event::{Hook, Sight, rules_of};
 use crate::trace::places::Places;
 use crate::trace::rules::Rules;
 
@@ -50,7 +50,7 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
         let (here, next) = (&sights[i], sights.get(i + 1));
         let until = next.map_or(u64::MAX, |n| n.at);
         let answered = |a: &Answer| a.netns == here.netns && a.ifindex == here.ifindex && here.at < a.at && a.at < until;
-        here.hook == Hook::TRACE_NF_LAST_POST_ROUTING && (answers.iter().any(answered) || next.is_none() && open.unresolved)
+        asks_neighbour(here.hook) && (answers.iter().any(answered) || next.is_none() && open.unresolved)
     };
     let placed: Vec<Placed<'_>> = sights
         .iter()
@@ -83,7 +83,7 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
         let rule = rewritten.filter(|_| there).and_then(|(before, after)| rules.translation(p.sight.netns, open.protocol, before, after));
         hops.push(Hop {
             stage,
-            hook: hook_of(p.sight),
+            hook: p.sight.hook_name(),
             at_ns: p.sight.at,
             place: places.number(p.sight.netns, p.sight.ifindex),
             cpu: p.sight.cpu,
@@ -104,6 +104,11 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
     hops
 }
 
+/// Whether what comes next is the next hop's MAC address.
+pub fn asks_neighbour(hook: Hook) -> bool {
+    matches!(hook, Hook::TRACE_NF_LAST_POST_ROUTING | Hook::TRACE_FN_IP_FINISH_OUTPUT2 | Hook::TRACE_FN_IP6_FINISH_OUTPUT2)
+}
+
 fn has_addresses(hook: Hook) -> bool {
     !matches!(
         hook,
@@ -112,14 +117,8 @@ fn has_addresses(hook: Hook) -> bool {
             | Hook::TRACE_RECV_LENGTH
             | Hook::TRACE_RCV_SPACE_ADJUST
             | Hook::TRACE_DATA_READY
+            | Hook::TRACE_FN_SOCK_DEF_READABLE
     )
-}
-
-fn hook_of(sight: &Sight) -> String {
-    if sight.hook == Hook::TRACE_FIB_LOOKUP && sight.has(trace_flag::TRACE_F_IPV6) {
-        return "tp_btf/fib6_table_lookup".to_owned();
-    }
-    hook_name(sight.hook).to_owned()
 }
 
 fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<String> {
@@ -187,8 +186,8 @@ fn rewrite_note(
     destination: bool,
     (before, after): (Flow, Flow),
 ) -> String {
-    let hook = placed[..i].iter().rev().find(|p| p.sight.netns == placed[i].sight.netns).map(|p| hook_name(p.sight.hook));
-    let by = hook.and_then(|h| h.strip_prefix("netfilter/")).and_then(|h| h.split(' ').next()).unwrap_or("an unknown place");
+    let here = placed[..i].iter().rev().filter(|p| p.sight.netns == placed[i].sight.netns);
+    let by = here.filter_map(|p| rules_of(p.sight.hook)).next().map_or("an unknown place", |(hook, _)| hook);
     let (what, from, to) = if destination { ("destination", before.to, after.to) } else { ("source", before.from, after.from) };
     let service = pair.service_at(before.to, protocol).filter(|_| destination).map(|s| format!(" (Service {s})"));
     let back = pair.service_at(after.from, protocol).filter(|_| !destination).map(|s| format!(" (Service {s})"));

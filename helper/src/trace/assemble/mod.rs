@@ -144,10 +144,10 @@ impl Assembler {
     /// Takes one observation.
     pub fn see(&mut self, sight: Sight) {
         match sight.hook {
-            Hook::TRACE_TCP_SENDMSG => self.written(sight),
+            Hook::TRACE_TCP_SENDMSG | Hook::TRACE_FN_TCP_SENDMSG => self.written(sight),
             Hook::TRACE_FIB_LOOKUP => self.routed(sight),
             Hook::TRACE_NEIGH_UPDATE => self.resolved(&sight),
-            Hook::TRACE_DATA_READY => self.woken(sight),
+            Hook::TRACE_DATA_READY | Hook::TRACE_FN_SOCK_DEF_READABLE => self.woken(sight),
             Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => self.read(&sight),
             Hook::TRACE_COPY_DATAGRAM | Hook::TRACE_CONSUME_SKB => self.at_the_reader(sight),
             Hook::TRACE_KFREE_SKB => self.dropped(sight),

@@ -4,6 +4,7 @@ use sockpath_protocol::packet::DeviceKind;
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
+use super::hops::asks_neighbour;
 use super::open::Open;
 use crate::trace::event::Hook;
 use crate::trace::places::Places;
@@ -63,7 +64,8 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
         return (quiet >= MOVE).then_some(Verdict::Left);
     }
     let patience = match last.hook {
-        Hook::TRACE_QDISC_ENQUEUE | Hook::TRACE_NF_LAST_POST_ROUTING => QUEUE,
+        Hook::TRACE_QDISC_ENQUEUE => QUEUE,
+        hook if asks_neighbour(hook) => QUEUE,
         _ => MOVE,
     };
     (quiet >= patience).then_some(Verdict::Vanished)

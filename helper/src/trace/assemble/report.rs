@@ -9,7 +9,7 @@ use super::conversation::Course;
 use super::open::Open;
 use super::outcome::{Verdict, expected_after};
 use super::{Assembler, hops, incident};
-use crate::trace::event::{Hook, Sight, hook_name};
+use crate::trace::event::{Hook, Sight};
 use crate::trace::names::Names;
 use crate::trace::rules::At;
 
@@ -44,7 +44,7 @@ impl Assembler {
         let place = self.places.number(sight.netns, sight.ifindex);
         let hop = Hop {
             stage,
-            hook: hook_name(sight.hook).to_owned(),
+            hook: sight.hook_name(),
             at_ns: sight.at,
             place,
             cpu: sight.cpu,

@@ -5,6 +5,7 @@ use sockpath_protocol::packet::{Device, DeviceKind};
 use sockpath_protocol::stage::StageId;
 
 use crate::trace::event::{Hook, Sight};
+use crate::trace::functions;
 
 /// What a namespace is to one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,7 @@ impl Placed<'_> {
 pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
     let here = sights.get(index)?;
     let stage = match here.role {
+        _ if functions::of(here.sight.hook).is_some() => of_function(sights, index),
         Role::Sender => sending(here.sight.hook),
         Role::Receiver => receiving(here.sight.hook),
         Role::Both => sending(here.sight.hook).or_else(|| receiving(here.sight.hook)),
@@ -58,8 +60,23 @@ pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
         StageId::LinkHeader if here.waited => StageId::NeighbourOut,
         StageId::NodeLinkHeader if here.waited => StageId::NodeNeighbour,
         StageId::LinkHeader if sights.get(index + 1).is_some_and(|next| is_cut(here.sight, next.sight)) => StageId::Segment,
+        // The functions that cut and that write the header say it more exactly.
+        StageId::LinkHeader | StageId::NodeLinkHeader
+            if here.sight.hook == Hook::TRACE_NF_LAST_POST_ROUTING
+                && sights.get(index + 1).is_some_and(|next| next.role == here.role && follows_rules(next.sight.hook)) =>
+        {
+            return None;
+        }
         stage => stage,
     })
+}
+
+/// Functions between the end of POST_ROUTING and the device.
+fn follows_rules(hook: Hook) -> bool {
+    matches!(
+        hook,
+        Hook::TRACE_FN_IP_DO_FRAGMENT | Hook::TRACE_FN_IP6_FRAGMENT | Hook::TRACE_FN_IP_FINISH_OUTPUT2 | Hook::TRACE_FN_IP6_FINISH_OUTPUT2
+    )
 }
 
 /// Whether the packet was cut into fragments or segments between two sights; the later one is of the first piece.
@@ -68,6 +85,35 @@ pub fn is_cut(before: &Sight, after: &Sight) -> bool {
     let fragmented = after.has(trace_flag::TRACE_F_MORE_FRAGMENTS) && !before.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
     let segmented = before.segments > 1 && after.segments < before.segments && after.payload < before.payload;
     fragmented || segmented
+}
+
+/// What a function shows is left to netfilter's hooks where they show the same, so that a stage has one name for its hook.
+fn of_function(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = &sights[index];
+    let [send, pass, receive] = functions::of(here.sight.hook)?.stages;
+    let in_this_netns = |s: &&Placed<'_>| s.sight.netns == here.sight.netns;
+    let received = || sights[..index].iter().filter(in_this_netns).any(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB);
+    let next_is = |hook: Hook| sights.get(index + 1).is_some_and(|next| next.sight.hook == hook);
+    let before_is = |hook: Hook| sights[..index].last().is_some_and(|before| before.sight.hook == hook);
+    match (here.sight.hook, here.role) {
+        (Hook::TRACE_FN_BR_FORWARD, Role::Node) if next_is(Hook::TRACE_NF_FIRST_FORWARD) => None,
+        (Hook::TRACE_FN_BR_HANDLE_FRAME_FINISH, Role::Node) if before_is(Hook::TRACE_NF_LAST_PRE_ROUTING) => None,
+        // A queue discipline may have classes of its own.
+        (Hook::TRACE_FN_TCF_CLASSIFY, _) if sights[..index].iter().filter(in_this_netns).any(|s| s.sight.hook == Hook::TRACE_DEV_QUEUE) => {
+            receive.filter(|_| received())
+        }
+        (Hook::TRACE_FN_TCF_CLASSIFY, Role::Both) => {
+            if received() {
+                receive
+            } else {
+                send
+            }
+        }
+        (_, Role::Sender) => send,
+        (_, Role::Node) => pass,
+        (_, Role::Receiver) => receive,
+        (_, Role::Both) => send.or(receive),
+    }
 }
 
 fn sending(hook: Hook) -> Option<StageId> {

@@ -7,7 +7,7 @@ use sockpath_protocol::packet::{Device, DeviceKind, Direction, Flow, HeaderOffse
 use sockpath_protocol::request::{Frontend, Service};
 
 use super::*;
-use crate::trace::event::hook_name;
+use crate::trace::event::rules_of;
 use crate::trace::places::{Equipment, Territory};
 
 const CURL: u32 = 1;
@@ -50,6 +50,7 @@ fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> Sight {
         kind: ACK,
         flags: 0,
         shared: false,
+        way: None,
         cpu: 0,
         segments: 0,
         pid: 7,
@@ -382,7 +383,7 @@ fn in_a_pod_the_one_who_asks_is_the_source_and_a_port_may_be_used_again() {
 #[test]
 fn without_netfilter_links_a_pod_that_receives_has_it() {
     let mut a = assembler().without_netfilter();
-    let netfilter = |s: &Sight| !hook_name(s.hook).starts_with("netfilter/");
+    let netfilter = |s: &Sight| rules_of(s.hook).is_none();
     see_all(&mut a, same_node(1, 1000).into_iter().filter(netfilter));
     a.see(sight(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
     a.see(socket(Hook::TRACE_RCV_SPACE_ADJUST, HTTPBIN, direct().reversed(), 1100, 0, 61_000));
