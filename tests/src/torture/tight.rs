@@ -1,9 +1,11 @@
 //! Scarce TCP memory.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+/// Where the hierarchy is mounted.
+const ROOT: &str = "/sys/fs/cgroup/memory";
 
 /// A memory cgroup (v1) in which TCP buffers are scarce; removed when dropped.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ impl TightMemory {
     /// # Errors
     /// Where there is no such hierarchy.
     pub fn new(pid: u32) -> Result<Self> {
-        let group = Path::new("/sys/fs/cgroup/memory").join(format!("sockpath-torture-{pid}"));
+        let group = Path::new(ROOT).join(format!("sockpath-torture-{pid}"));
         std::fs::create_dir(&group).with_context(|| format!("cannot make {}", group.display()))?;
         let group = Self(group);
         std::fs::write(group.0.join("memory.kmem.tcp.limit_in_bytes"), Self::TCP_BYTES.to_string())
@@ -36,12 +38,12 @@ impl TightMemory {
 
 impl Drop for TightMemory {
     fn drop(&mut self) {
-        // The server may take a moment to leave; an empty group that stays behind holds nothing.
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        // The server may outlive the group, which is removed only when nobody is in it.
+        for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = std::fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
+        }
+        if let Err(e) = std::fs::remove_dir(&self.0) {
+            eprintln!("warning: {} stays behind: {e}", self.0.display());
         }
     }
 }
