@@ -207,7 +207,8 @@ impl Attendance<'_> {
         self.suspension.apply(self.instance);
         connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
         connections::note_elsewhere(self.instance, &all, |ip| self.chosen.is_elsewhere(ip));
-        let leaving = all.iter().any(|k| k.end.hold != 0);
+        // Not as `all` has it: some have been ordered out since.
+        let leaving = all.iter().any(|k| self.instance.ends.read(k.slot, field!(hold)).is_some_and(|hold| hold != 0));
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
             self.instance.serve()?;
