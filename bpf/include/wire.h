@@ -209,6 +209,10 @@ struct accel_control {
 	__u32 leave_blocking;
 	/* A doorbell was rung and not answered. */
 	__u32 rung;
+	/* Sockets of chosen pods that were established. */
+	__u32 opened;
+	/* They are so many that they are not met when that happens. */
+	__u32 storm;
 	/* Slots above this one were never used. */
 	__u32 fresh;
 	__u32 detached;

@@ -103,6 +103,9 @@ int established(struct bpf_sock_ops *ctx)
 		sk = ctx->sk;
 		if (!sk || !(ctl = get_control()) || ctl->paused)
 			break;
+		__sync_fetch_and_add(&ctl->opened, 1);
+		if (ctl->storm)
+			break;
 		tp = bpf_skc_to_tcp_sock(sk);
 		if (!tp || tp->is_mptcp)
 			break;

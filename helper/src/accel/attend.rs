@@ -21,6 +21,7 @@ use super::report::Snapshot;
 use super::review::Review;
 use super::shared::field;
 use super::stop::kick;
+use super::storm::Storm;
 use super::suspension::{self, Suspension};
 use crate::session::{Inbound, Session, clock_ns};
 
@@ -185,6 +186,7 @@ struct Attendance<'a> {
     review: Review,
     suspension: Suspension,
     observation: Observation,
+    storm: Storm,
     /// Sockets that had sent by the map at the last look.
     bypassing: usize,
 }
@@ -200,6 +202,7 @@ impl Attendance<'_> {
     /// Looks after the pairs in the map.
     fn look_after(&mut self) -> Result<Found> {
         self.instance.recycle()?;
+        self.storm.look(self.instance, self.chosen.pods())?;
         connections::note_peculiar(self.instance)?;
         let all = connections::known(self.instance);
         relay::recover(self.instance, &all)?;
@@ -274,6 +277,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
         review: Review::default(),
         suspension: Suspension::default(),
         observation: Observation::default(),
+        storm: Storm::new(instance),
         bypassing: 0,
     };
     let mut telling = Telling::new();

@@ -22,6 +22,7 @@ mod report;
 mod review;
 mod shared;
 mod stop;
+mod storm;
 mod suspension;
 mod trial;
 
