@@ -1,12 +1,17 @@
 //! Rows 16 and 17: never slower than TCP.
 
-use std::time::Duration;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use sockpath_tests::bench::accel::accelerated;
 use sockpath_tests::bench::ground::{Cpus, Ground, Way};
 use sockpath_tests::bench::measure::Case;
 use sockpath_tests::bench::peer::Load;
 use sockpath_tests::bench::stats::Sample;
+
+use crate::scene::{Scene, await_accelerated};
 
 /// How long and how often is measured: rounds of all cases plain, all accelerated, all plain again.
 #[derive(Clone, Copy)]
@@ -109,4 +114,38 @@ fn h16_slower_than_tcp() {
 #[test]
 fn h17_connection_churn() {
     assert_rates("h17_connection_churn", &cases(Load::Connect, &[64]), 0.97);
+}
+
+/// Where connections come too fast for each of them to be met, one that lasts is found all the same, while they come and afterwards.
+#[test]
+fn h17_those_that_last_are_found_in_a_storm() {
+    /// Far more than come until a storm is noticed.
+    const ENOUGH: u64 = 10_000;
+    let Some(scene) = Scene::new("h17_those_that_last_are_found_in_a_storm") else { return };
+    let mut on = scene.accelerate();
+    let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let last = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            scene.lab.inside("curl", || {
+                while !stop.load(Ordering::Relaxed) {
+                    let stream = TcpStream::connect("10.42.1.3:8080").expect("the server accepts");
+                    // Closed by a reset: no port stays taken.
+                    setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("SO_LINGER is set");
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while count.load(Ordering::Relaxed) < ENOUGH {
+            assert!(Instant::now() < deadline, "{} connections in a minute are no storm", count.load(Ordering::Relaxed));
+            std::thread::yield_now();
+        }
+        let (client, server) = scene.connect(6000);
+        await_accelerated(&mut on, &client, &server);
+        let last = scene.connect(6001);
+        stop.store(true, Ordering::Relaxed);
+        last
+    });
+    await_accelerated(&mut on, &last.0, &last.1);
+    on.finish().expect("end");
 }
