@@ -59,7 +59,7 @@ e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of K
 	cargo build --release --locked -p sockpath-tests --bins
 	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
 
-kernels: build ## Trace in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
+kernels: build ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels
 	tests/kernels/run $(STATIC) $(BIN)/kubectl-sockpath
 

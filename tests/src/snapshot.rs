@@ -1,6 +1,7 @@
 //! What exists in the kernel, to compare before and after: whatever a command made must be gone when it ends.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -90,6 +91,12 @@ impl Snapshot {
     pub fn assert_nothing_left(&self) {
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.objects.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
     }
 }
 

@@ -18,6 +18,7 @@ use sockpath_bpf::accel::AccelSkelBuilder;
 use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_state};
 
 use super::calibrate;
+use super::kernel;
 use super::pins::{ESTABLISHED, Pins};
 use super::shared::{Control, Ends, SharedArray, field};
 use crate::node::{FoundPod, Netns, PodCgroup};
@@ -83,6 +84,7 @@ impl Instance {
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
     /// interrupted start, which has enrolled nothing.
     pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
+        kernel::require()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = AccelSkelBuilder::default().open(&mut storage).context("cannot open the programs")?;
         if is_without_order_gate()
@@ -120,7 +122,7 @@ impl Instance {
         skel.progs
             .received
             .attach_trace()
-            .context("cannot watch receive calls (tracepoint sock_recv_length, Linux 6.3)")?
+            .context("cannot watch receive calls (tracepoint sock_recv_length)")?
             .pin(pins.path("received"))?;
 
         skel.progs.system_call.pin(pins.path("system_call"))?;

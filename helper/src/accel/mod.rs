@@ -13,6 +13,7 @@ mod connections;
 pub mod detached;
 mod foreground;
 mod instance;
+mod kernel;
 mod matching;
 mod observation;
 pub mod pins;

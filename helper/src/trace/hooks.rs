@@ -186,6 +186,12 @@ fn has_value(btf: &Btf<'_>, name: &str, value: &str) -> bool {
     btf.type_by_name::<Enum<'_>>(name).is_some_and(|e| e.iter().any(|m| m.name.is_some_and(|n| n == value)))
 }
 
+/// Whether the kernel has a tracepoint.
+#[must_use]
+pub fn has_tracepoint(btf: &Btf<'_>, name: &str) -> bool {
+    arguments(btf, name).is_some()
+}
+
 /// Arguments of a tracepoint, without the data pointer that comes first in its typedef.
 fn arguments(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
     let typedef: Typedef<'_> = btf.type_by_name(&format!("btf_trace_{tracepoint}"))?;

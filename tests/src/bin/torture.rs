@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use sockpath_tests::snapshot::{Scope, Snapshot};
 use sockpath_tests::torture::agent;
 use sockpath_tests::torture::client::{self, ClientOptions, Route};
 use sockpath_tests::torture::controller::Torture;
@@ -51,6 +52,9 @@ enum Role {
     /// Do single socket calls inside a pod, as a test tells on stdin
     #[command(hide = true)]
     Agent,
+    /// Print what exists in the kernel, one object a line, to compare before and after
+    #[command(hide = true)]
+    Objects,
     /// The connecting peer, inside a pod
     Client {
         /// The run's seed
@@ -91,6 +95,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let Some(role) = args.role else { return controller(&args) };
     match role {
         Role::Agent => agent::run()?,
+        Role::Objects => println!("{}", Snapshot::take(Scope { containing: String::new(), bpf: true })),
         Role::Server { seed, port, doomed } => server::run(ServerOptions { port, seed, doomed })?,
         Role::Client { seed, from, count, concurrency, limit_ms, doomed, routes } => {
             client::run(&ClientOptions { seed, from, count, concurrency, limit: limit_ms.map(Duration::from_millis), doomed, routes })?;
