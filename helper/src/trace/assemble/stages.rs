@@ -210,3 +210,107 @@ fn comes_from_a_node(sights: &[Placed<'_>], index: usize) -> bool {
         None => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::assemble::tests::sight;
+
+    /// The stages of a way of hooks, each with its namespace and what that is to the packet.
+    fn stages(way: &[(Hook, u32, Role)]) -> Vec<Option<StageId>> {
+        let sights: Vec<Sight> = way.iter().zip(1..).map(|((hook, netns, _), at)| sight(1, *hook, *netns, 2, at)).collect();
+        let placed: Vec<Placed<'_>> = sights
+            .iter()
+            .zip(way)
+            .map(|(sight, (_, _, role))| Placed { sight, role: *role, device: None, qdisc: None, waited: false })
+            .collect();
+        (0..way.len()).map(|index| stage_at(&placed, index)).collect()
+    }
+
+    /// The same where all is in one namespace.
+    fn stages_in(role: Role, hooks: &[Hook]) -> Vec<Option<StageId>> {
+        stages(&hooks.iter().map(|hook| (*hook, 1, role)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_function_shows_what_its_namespace_is_to_the_packet() {
+        let of = |hook, role| stages_in(role, &[hook])[0];
+        let finish = Hook::TRACE_FN_IP_FINISH_OUTPUT2;
+        assert_eq!(of(finish, Role::Sender), Some(StageId::LinkHeader));
+        assert_eq!(of(finish, Role::Node), Some(StageId::NodeLinkHeader));
+        assert_eq!(of(finish, Role::Receiver), None);
+        // Over lo a function shows the sending half if it has one, else the receiving one.
+        assert_eq!(of(finish, Role::Both), Some(StageId::LinkHeader));
+        assert_eq!(of(Hook::TRACE_FN_IP_RCV_CORE, Role::Both), Some(StageId::NetworkPulled));
+        assert_eq!(of(Hook::TRACE_FN_IP_RCV_FINISH, Role::Receiver), Some(StageId::RouteIn));
+        assert_eq!(of(Hook::TRACE_FN_IP_RCV_FINISH, Role::Node), Some(StageId::NodeRoute));
+        assert_eq!(of(Hook::TRACE_FN_IP_OUTPUT, Role::Node), None, "a node's output device is a part of its routing");
+    }
+
+    #[test]
+    fn who_waited_for_a_neighbour_is_told_at_the_function_too() {
+        let s = sight(1, Hook::TRACE_FN_IP_FINISH_OUTPUT2, 1, 2, 1);
+        for (role, stage) in [(Role::Sender, StageId::NeighbourOut), (Role::Node, StageId::NodeNeighbour)] {
+            let placed = Placed { sight: &s, role, device: None, qdisc: None, waited: true };
+            assert_eq!(stage_at(&[placed], 0), Some(stage));
+        }
+    }
+
+    #[test]
+    fn the_bridge_is_shown_once() {
+        let node = |hooks: &[Hook]| stages_in(Role::Node, hooks);
+        // With rules on bridged packets, netfilter shows where the bridge takes and passes them.
+        assert_eq!(node(&[Hook::TRACE_NF_LAST_PRE_ROUTING, Hook::TRACE_FN_BR_HANDLE_FRAME_FINISH])[1], None);
+        assert_eq!(node(&[Hook::TRACE_FN_BR_FORWARD, Hook::TRACE_NF_FIRST_FORWARD])[0], None);
+        // Without, its functions do.
+        assert_eq!(node(&[Hook::TRACE_RECEIVE_SKB, Hook::TRACE_FN_BR_HANDLE_FRAME_FINISH])[1], Some(StageId::BridgeIn));
+        assert_eq!(node(&[Hook::TRACE_FN_BR_HANDLE_FRAME_FINISH])[0], Some(StageId::BridgeIn));
+        assert_eq!(node(&[Hook::TRACE_FN_BR_FORWARD, Hook::TRACE_DEV_QUEUE])[0], Some(StageId::BridgeForward));
+        assert_eq!(node(&[Hook::TRACE_FN_BR_FORWARD])[0], Some(StageId::BridgeForward));
+    }
+
+    #[test]
+    fn filters_of_tc_are_told_from_classes_of_a_queue() {
+        const TC: Hook = Hook::TRACE_FN_TCF_CLASSIFY;
+        assert_eq!(stages_in(Role::Sender, &[TC])[0], Some(StageId::TcEgress));
+        assert_eq!(stages_in(Role::Sender, &[Hook::TRACE_DEV_QUEUE, TC])[1], None);
+        assert_eq!(stages_in(Role::Receiver, &[TC])[0], Some(StageId::TcIngress));
+        // In a pod that talks to itself the packet is sent before it is received, and comes by the queue first.
+        assert_eq!(stages_in(Role::Both, &[TC])[0], Some(StageId::TcEgress));
+        assert_eq!(stages_in(Role::Both, &[Hook::TRACE_DEV_QUEUE, TC])[1], None);
+        assert_eq!(stages_in(Role::Both, &[Hook::TRACE_RECEIVE_SKB, TC])[1], Some(StageId::TcIngress));
+        assert_eq!(stages_in(Role::Both, &[Hook::TRACE_DEV_QUEUE, Hook::TRACE_RECEIVE_SKB, TC])[2], Some(StageId::TcIngress));
+        // The queue of another namespace has nothing to do with it.
+        let receiver = stages(&[(Hook::TRACE_DEV_QUEUE, 2, Role::Node), (TC, 1, Role::Receiver)]);
+        assert_eq!(receiver[1], Some(StageId::TcIngress));
+    }
+
+    #[test]
+    fn the_end_of_the_rules_gives_way_to_the_functions_behind_it() {
+        const RULES_END: Hook = Hook::TRACE_NF_LAST_POST_ROUTING;
+        for function in [
+            Hook::TRACE_FN_IP_DO_FRAGMENT,
+            Hook::TRACE_FN_IP6_FRAGMENT,
+            Hook::TRACE_FN_IP_FINISH_OUTPUT2,
+            Hook::TRACE_FN_IP6_FINISH_OUTPUT2,
+        ] {
+            assert!(follows_rules(function), "{function:?}");
+            for role in [Role::Sender, Role::Node] {
+                let way = stages_in(role, &[RULES_END, function]);
+                assert_eq!(way[0], None, "{function:?}");
+                assert_eq!(
+                    way[1].is_some(),
+                    role == Role::Sender || !matches!(function, Hook::TRACE_FN_IP_DO_FRAGMENT | Hook::TRACE_FN_IP6_FRAGMENT)
+                );
+            }
+        }
+        for hook in [Hook::TRACE_DEV_QUEUE, Hook::TRACE_FN_IP_OUTPUT, Hook::TRACE_FN_IP_RCV_CORE, Hook::TRACE_NF_LAST_LOCAL_OUT] {
+            assert!(!follows_rules(hook), "{hook:?}");
+        }
+        assert_eq!(stages_in(Role::Sender, &[RULES_END, Hook::TRACE_DEV_QUEUE])[0], Some(StageId::LinkHeader));
+        assert_eq!(stages_in(Role::Node, &[RULES_END, Hook::TRACE_DEV_QUEUE])[0], Some(StageId::NodeLinkHeader));
+        // Who sends the function's packet is another than who ended the rules.
+        let two = stages(&[(RULES_END, 1, Role::Sender), (Hook::TRACE_FN_IP_FINISH_OUTPUT2, 2, Role::Node)]);
+        assert_eq!(two, [Some(StageId::LinkHeader), Some(StageId::NodeLinkHeader)]);
+    }
+}

@@ -31,7 +31,7 @@ fn direct() -> Flow {
 }
 
 /// A data segment of 100 bytes from curl to httpbin.
-fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> Sight {
+pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> Sight {
     Sight {
         at,
         hook,
