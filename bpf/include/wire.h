@@ -143,8 +143,9 @@ struct accel_end {
 	__u32 quiet;
 	/* Number of the last pass that saw it. */
 	__u32 seen;
-	/* Receive calls while system calls were observed. */
+	/* Receive calls while system calls were observed, in this lesson (accel_control.observing). */
 	__u32 learned;
+	__u32 lesson;
 	/* TCP bytes were put behind unread redirected ones: an edge-triggered reader needs to be told when it gets to them. */
 	__u32 spilled;
 	/* accel_control.peculiar when flags were looked at last. */
@@ -201,8 +202,13 @@ struct accel_control {
 	__u32 learn_reads;
 	/* The same where a call may sleep and none has: data lay there each time, as after poll(2). */
 	__u32 learn_sleepless;
-	/* System calls are observed. */
+	/*
+	 * System calls are observed: the number of the lesson, 0 when they are not. What a reader did between two lessons nobody saw, so
+	 * what is seen of it in the next counts from the beginning.
+	 */
 	__u32 observing;
+	/* Lessons begun so far. */
+	__u32 lessons;
 	/* Arriving data is observed: a reader that sleeps until it comes is seen. */
 	__u32 observing_arrivals;
 	/* Readers that sleep in their receive call are left alone. */

@@ -19,6 +19,17 @@ static __always_inline __u32 reads_to_learn(const struct accel_control *ctl, con
 	return ctl->leave_blocking && (e->flags & ACCEL_MAY_SLEEP) ? ctl->learn_sleepless : ctl->learn_reads;
 }
 
+/* What is known about a socket; NULL for those of others. */
+static __always_inline struct accel_end *end_of(struct sock *sk)
+{
+	struct conn *conn;
+
+	if (!sk->sk_bpf_storage)
+		return NULL;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	return conn && conn->slot ? get_end(conn->slot - 1) : NULL;
+}
+
 /* Time of one request and its answer, seen at the client: from one answer to the next, with the server reading in between. */
 static __always_inline void measure_cycle(struct accel_end *e, struct accel_end *peer)
 {
@@ -56,12 +67,8 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 {
 	struct accel_control *ctl;
 	struct accel_end *e;
-	struct conn *conn;
 
-	if (!sk->sk_bpf_storage)
-		return 0;
-	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(ctl = get_control()))
+	if (!(e = end_of(sk)) || !(ctl = get_control()))
 		return 0;
 	/* The verdict has looked. */
 	if (e->state == ACCEL_ENROLLED)
@@ -81,12 +88,8 @@ int BPF_PROG(arrived, const struct sock *arg)
 	struct sock *sk = (struct sock *)arg;
 	struct accel_control *ctl;
 	struct accel_end *e;
-	struct conn *conn;
 
-	if (!sk->sk_bpf_storage)
-		return 0;
-	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !(ctl = get_control()))
+	if (!(e = end_of(sk)) || !(ctl = get_control()))
 		return 0;
 	/* Those whose calls never sleep may have a sender that does. */
 	if (e->state == ACCEL_ENROLLED || !(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP))
@@ -101,16 +104,10 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 {
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
-	bool observed;
-	struct conn *conn;
-	__u32 *seen, enough;
+	__u32 *seen, enough, observed;
 	__u64 reads;
 
-	/* Sockets of others end here. */
-	if (ret <= 0 || !sk->sk_bpf_storage)
-		return 0;
-	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
+	if (ret <= 0 || !(e = end_of(sk)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
 	/* What was seen of this reader keeps it out of the map for good: nothing more has to be known. */
 	if ((e->flags & ACCEL_FOR_GOOD) && e->state != ACCEL_ENROLLED)
@@ -124,7 +121,13 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking) {
 		if (!(e->flags & ACCEL_MAY_SLEEP))
 			__sync_fetch_and_or(&e->flags, ACCEL_MAY_SLEEP);
-		observed = observed && (e->state == ACCEL_ENROLLED || ctl->observing_arrivals);
+		if (e->state != ACCEL_ENROLLED && !ctl->observing_arrivals)
+			observed = 0;
+	}
+	/* One in the map went there because it had been learned. */
+	if (observed && e->lesson != observed && e->state != ACCEL_ENROLLED) {
+		e->lesson = observed;
+		e->learned = 0;
 	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);

@@ -130,8 +130,9 @@ enum Wish {
 pub fn tell(session: &mut Session, instance: &Instance, chosen: &Chosen) -> Result<()> {
     connections::note_peculiar(instance)?;
     connections::pair(instance);
-    connections::note_elsewhere(instance, &connections::known(instance), |ip| chosen.is_elsewhere(ip));
-    session.stream(&Snapshot { instance, all: &connections::known(instance), pods: chosen.names() })
+    let mut all = connections::known(instance);
+    connections::note_elsewhere(instance, &mut all, |ip| chosen.is_elsewhere(ip));
+    session.stream(&Snapshot { instance, all: &all, pods: chosen.names() })
 }
 
 /// Time between two looks while pairs are in the map or may go there, and while none is: each wakes a CPU that others use.
@@ -185,7 +186,7 @@ struct Attendance<'a> {
     chosen: &'a mut Chosen,
     review: Review,
     suspension: Suspension,
-    observation: Observation,
+    observation: Observation<'a>,
     storm: Storm,
     /// Sockets that had sent by the map at the last look.
     bypassing: usize,
@@ -204,12 +205,12 @@ impl Attendance<'_> {
         self.instance.recycle()?;
         self.storm.look(self.instance, self.chosen.pods())?;
         connections::note_peculiar(self.instance)?;
-        let all = connections::known(self.instance);
+        let mut all = connections::known(self.instance);
         relay::recover(self.instance, &all)?;
         self.review.look(self.instance, &all);
         self.suspension.apply(self.instance);
         connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
-        connections::note_elsewhere(self.instance, &all, |ip| self.chosen.is_elsewhere(ip));
+        connections::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
         // Not as `all` has it: some have been ordered out since.
         let leaving = all.iter().any(|k| self.instance.ends.read(k.slot, field!(hold)).is_some_and(|hold| hold != 0));
         let spilled = all.iter().any(|k| k.end.spilled != 0);
@@ -219,7 +220,7 @@ impl Attendance<'_> {
         if spilled {
             kick(self.instance, self.chosen.pods())?;
         }
-        self.observation.adjust(self.instance, &all)?;
+        self.observation.adjust(&all)?;
         connections::enrol(self.instance, &all)?;
         let bypassing = all.iter().filter(|k| k.end.messages != 0).count();
         let moving = std::mem::replace(&mut self.bypassing, bypassing) != bypassing;
@@ -276,7 +277,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
         chosen,
         review: Review::default(),
         suspension: Suspension::default(),
-        observation: Observation::default(),
+        observation: Observation::new(instance),
         storm: Storm::new(instance),
         bypassing: 0,
     };

@@ -1,7 +1,7 @@
 //! Does this kernel's sockmap behave? Tried on two private sockets before any other is touched: kernels are admitted by what they
 //! do, not by their version.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use sockpath_protocol::accel::Canary;
 
 use super::connections;
 use super::instance::{Instance, LEARN_READS};
-use super::private::{connected_pair, in_private_netns};
+use super::private::{connected_pair, exchange, in_private_netns};
 use super::shared::field;
 
 /// How long a step on the private sockets may take.
@@ -30,7 +30,7 @@ struct Ground<'a> {
 /// Runs all of them; nothing else may be known to the instance yet.
 pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     // What they do must not be observed, and they receive as blocking readers do.
-    instance.control.set(0, field!(observing), 1);
+    instance.begin_lesson();
     let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
     instance.control.set(0, field!(leave_blocking), 0);
     let mut ground = Ground::prepare(instance)?;
@@ -50,7 +50,7 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     }
     instance.forget_totals();
     instance.control.set(0, field!(leave_blocking), leave_blocking);
-    instance.control.set(0, field!(observing), 0);
+    instance.end_lesson();
     Ok(canaries)
 }
 
@@ -173,18 +173,6 @@ impl<'a> Ground<'a> {
 }
 
 /// One byte, read at once.
-fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
-    from.write_all(b"x").context("cannot write to a private socket")?;
-    loop {
-        match to.read(&mut [0]) {
-            Ok(1) => return Ok(()),
-            Ok(_) => bail!("a private socket was closed"),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e).context("cannot read from a private socket"),
-        }
-    }
-}
-
 fn canary(name: &str, passed: bool, corruption_risk: bool, detail: impl Into<String>) -> Canary {
     Canary { name: name.to_owned(), passed, corruption_risk, detail: detail.into() }
 }

@@ -59,6 +59,7 @@ standing! {
     result: i32,
     spilled: u32,
     learned: u32,
+    lesson: u32,
     flags: u32,
     fast: u32,
     last_pass: accel_pass,
@@ -227,9 +228,11 @@ fn bytes_per_turn(a: &Known, b: &Known) -> u64 {
     (a.end.taken + b.end.taken) / a.end.reads.min(b.end.reads).max(1)
 }
 
-/// How many observed receive calls tell how a socket is read.
+/// The lesson that goes on, and how many receive calls observed in it tell how a socket is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Lesson {
+    /// 0 when there is none.
+    number: u32,
     reads: u32,
     /// Where a call may sleep, and that matters.
     sleepless: u32,
@@ -241,20 +244,24 @@ impl Lesson {
         let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
         let reads = read(field!(learn_reads))?;
         let sleepless = if read(field!(leave_blocking))? != 0 { read(field!(learn_sleepless))? } else { reads };
-        Some(Self { reads, sleepless })
+        Some(Self { number: read(field!(observing))?, reads, sleepless })
     }
 
-    /// Whether enough calls of this reader were observed.
+    /// The variant without the order gate learns nothing, and takes everything.
+    fn takes_all(&self) -> bool {
+        self.reads < LEARN_READS
+    }
+
+    /// Whether enough calls of this reader were observed: in one lesson, unless it is in the map already.
     pub fn is_learned(&self, k: &Known) -> bool {
-        k.end.learned >= if k.has(accel_flag::ACCEL_MAY_SLEEP) { self.sleepless } else { self.reads }
+        let counts = k.end.lesson == self.number || k.end.state == accel_state::ACCEL_ENROLLED || self.takes_all();
+        counts && k.end.learned >= if k.has(accel_flag::ACCEL_MAY_SLEEP) { self.sleepless } else { self.reads }
     }
 }
 
 fn is_ready(a: &Known, b: &Known, lesson: &Lesson) -> bool {
-    // The variant without the order gate learns nothing, and takes everything.
-    let takes_all = lesson.reads < LEARN_READS;
     let learned = [a, b].iter().all(|k| lesson.is_learned(k));
-    is_fresh(a) && is_fresh(b) && learned && (takes_all || converses(a, b))
+    is_fresh(a) && is_fresh(b) && learned && (lesson.takes_all() || converses(a, b))
 }
 
 /// Writes one field of both ends of a pair.
@@ -287,13 +294,14 @@ pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -
 }
 
 /// Notes of lone ends of `all` whether a chosen pod of another node is at the other end.
-pub fn note_elsewhere(instance: &Instance, all: &[Known], elsewhere: impl Fn(IpAddr) -> bool) {
-    for k in all.iter().filter(|k| k.end.peer_cookie == 0) {
+pub fn note_elsewhere(instance: &Instance, all: &mut [Known], elsewhere: impl Fn(IpAddr) -> bool) {
+    for k in all.iter_mut().filter(|k| k.end.peer_cookie == 0) {
         let Some(end) = instance.ends.get(k.slot) else { continue };
         let remote = Identity::of(k.slot, &end).remote.ip();
         let why = if elsewhere(remote) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
         if k.end.left != why && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_OTHER_NODE) {
             instance.ends.set(k.slot, field!(left), why);
+            k.end.left = why;
         }
     }
 }

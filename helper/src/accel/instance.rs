@@ -315,18 +315,32 @@ impl Instance {
         self.attach_tracepoint("system_call")
     }
 
-    /// Observes sends on watched sockets until the returned link is dropped; with system calls observed too, readers are learned.
+    /// Observes sends on watched sockets until the returned link is dropped.
     pub fn observe_sends(&self) -> Result<OwnedFd> {
-        let link = self.attach_tracepoint("sent")?;
-        self.control.set(0, field!(observing), 1);
-        Ok(link)
+        self.attach_tracepoint("sent")
+    }
+
+    /// Readers are learned from now on: calls and sends are observed.
+    pub fn begin_lesson(&self) {
+        // 0 means that there is none.
+        let number = self.control.read(0, field!(lessons)).unwrap_or(0).wrapping_add(1).max(1);
+        self.control.set(0, field!(lessons), number);
+        self.control.set(0, field!(observing), number);
+    }
+
+    /// No reader is learned any more; to be said before observers go, and of those that a process before this one had.
+    pub fn end_lesson(&self) {
+        self.control.set(0, field!(observing), 0);
     }
 
     /// Observes data that arrives at watched sockets until the returned link is dropped.
     pub fn observe_arrivals(&self) -> Result<OwnedFd> {
-        let link = self.attach_tracepoint("arrived")?;
-        self.control.set(0, field!(observing_arrivals), 1);
-        Ok(link)
+        self.attach_tracepoint("arrived")
+    }
+
+    /// Whether calls that may sleep teach something: arrivals are observed.
+    pub fn learn_sleepers(&self, learn: bool) {
+        self.control.set(0, field!(observing_arrivals), u32::from(learn));
     }
 
     fn attach_tracepoint(&self, program: &str) -> Result<OwnedFd> {

@@ -8,7 +8,6 @@ use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
 use super::connections::{self, Known, Lesson, peer_of};
 use super::instance::Instance;
-use super::shared::field;
 
 /// How long observers stay when nobody needs them any more: attaching them costs a walk over all tasks.
 const LINGER: Duration = Duration::from_millis(10);
@@ -21,29 +20,42 @@ struct Observer {
 }
 
 impl Observer {
-    /// Attaches it when it is needed, and lets go of it when it has not been for a while; `true` when it has been let go.
-    fn adjust(&mut self, needed: bool, attach: impl FnOnce() -> Result<OwnedFd>) -> Result<bool> {
+    /// Attaches it if it is needed.
+    fn attach_if(&mut self, needed: bool, attach: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
+        if needed && self.link.is_none() {
+            self.link = Some(attach()?);
+        }
+        Ok(())
+    }
+
+    /// Lets go of it when it has not been needed for a while; `farewell` is said before.
+    fn release_unless(&mut self, needed: bool, farewell: impl FnOnce()) {
         if needed {
             self.needed = Some(Instant::now());
-            if self.link.is_none() {
-                self.link = Some(attach()?);
-            }
-        } else if self.needed.is_none_or(|at| at.elapsed() > LINGER) {
-            return Ok(self.link.take().is_some());
+        } else if self.link.is_some() && self.needed.is_none_or(|at| at.elapsed() > LINGER) {
+            farewell();
+            self.link = None;
         }
-        Ok(false)
     }
 }
 
 /// The observers.
-#[derive(Debug, Default)]
-pub struct Observation {
+#[derive(Debug)]
+pub struct Observation<'a> {
+    instance: &'a Instance,
     calls: Observer,
     sends: Observer,
     arrivals: Observer,
 }
 
-impl Observation {
+impl<'a> Observation<'a> {
+    /// Nobody yet. A process before this one may have had observers, which went with it: what it said of them no longer holds.
+    pub fn new(instance: &'a Instance) -> Self {
+        instance.end_lesson();
+        instance.learn_sleepers(false);
+        Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default() }
+    }
+
     /// Whether system calls are observed.
     pub fn is_on(&self) -> bool {
         self.calls.link.is_some()
@@ -51,8 +63,10 @@ impl Observation {
 
     /// Attaches who is needed and detaches who is not: calls are observed when a pair is in the map or may go there, sends only while
     /// the readers of one are learned (the verdict sees those of pairs in the map), and arriving data while it is learned of one of them
-    /// whether its calls sleep.
-    pub fn adjust(&mut self, instance: &Instance, all: &[Known]) -> Result<()> {
+    /// whether its calls sleep. A lesson begins when all it needs is attached and ends before any of it goes: a call that nobody saw
+    /// must never count.
+    pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
+        let instance = self.instance;
         let Some(lesson) = Lesson::of(instance) else { return Ok(()) };
         let (mut calls, mut learning, mut sleepers) = (false, false, false);
         for k in all {
@@ -62,17 +76,73 @@ impl Observation {
             learning |= candidate || (enrolled && !lesson.is_learned(k));
             sleepers |= candidate && k.has(accel_flag::ACCEL_MAY_SLEEP);
         }
-        if self.arrivals.adjust(sleepers, || instance.observe_arrivals())? {
-            instance.control.set(0, field!(observing_arrivals), 0);
+        self.arrivals.release_unless(sleepers, || instance.learn_sleepers(false));
+        self.sends.release_unless(learning, || instance.end_lesson());
+        self.calls.release_unless(calls, || {});
+        self.calls.attach_if(calls, || instance.observe_calls())?;
+        self.sends.attach_if(learning, || {
+            let link = instance.observe_sends()?;
+            instance.begin_lesson();
+            Ok(link)
+        })?;
+        self.arrivals.attach_if(sleepers, || {
+            let link = instance.observe_arrivals()?;
+            instance.learn_sleepers(true);
+            Ok(link)
+        })
+    }
+}
+
+impl Drop for Observation<'_> {
+    fn drop(&mut self) {
+        self.instance.end_lesson();
+        self.instance.learn_sleepers(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::instance::{LEARN_READS, Start};
+    use super::super::private::{connected_pair, exchange, in_private_bpffs, in_private_netns};
+    use super::*;
+
+    #[test]
+    fn calls_that_nobody_observed_teach_nothing() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: calls_that_nobody_observed_teach_nothing: loads BPF programs, which takes root");
+            return;
         }
-        self.calls.adjust(calls, || instance.observe_calls())?;
-        if self.sends.adjust(learning, || instance.observe_sends())? {
-            instance.control.set(0, field!(observing), 0);
-            // What they do now is not seen: who joins later is learned afresh.
-            for k in all.iter().filter(|k| k.end.state != accel_state::ACCEL_ENROLLED) {
-                instance.ends.set(k.slot, field!(learned), 0);
-            }
-        }
-        Ok(())
+        in_private_bpffs(|pins| {
+            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false };
+            let instance = Instance::create(pins, &start)?;
+            let (mut one, mut other) = in_private_netns(|| {
+                let pair = connected_pair()?;
+                instance.meet_live_here()?;
+                Ok(pair)
+            })?;
+            let mut talk = |turns| {
+                for _ in 0..turns {
+                    exchange(&mut one, &mut other)?;
+                    exchange(&mut other, &mut one)?;
+                }
+                anyhow::Ok(())
+            };
+            let enrol = || connections::enrol(&instance, &connections::known(&instance));
+            connections::pair(&instance);
+
+            let mut before = Observation::new(&instance);
+            before.adjust(&connections::known(&instance))?;
+            talk(LEARN_READS - 1)?;
+            drop(before);
+            talk(LEARN_READS)?;
+            let mut after = Observation::new(&instance);
+            after.adjust(&connections::known(&instance))?;
+            talk(LEARN_READS - 1)?;
+            assert_eq!(enrol()?, 0, "reads from before, or that nobody observed, counted");
+            talk(1)?;
+            assert_eq!(enrol()?, 1);
+            Ok(())
+        })
+        .unwrap();
     }
 }

@@ -1,20 +1,45 @@
-//! A network namespace of our own with two connected sockets in it: the ground for looking at the kernel before others'
-//! connections are touched.
+//! A network namespace of our own with two connected sockets in it, and a BPF file system of our own: the ground for looking at the
+//! kernel before others' connections are touched.
 
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::pins::{BPFFS, Pins};
 
 /// Runs something on a thread in a fresh network namespace whose loopback device is up.
 pub fn in_private_netns<R: Send>(f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (needs CAP_SYS_ADMIN)")?;
+            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (needs CAP_SYS_ADMIN)")?;
             loopback_up().context("cannot bring up the loopback device of a fresh namespace")?;
             f()
         });
         thread.join().unwrap_or_else(|_| bail!("the thread in the private namespace panicked"))
+    })
+}
+
+/// Runs something with claimed pins in a BPF file system of its own, which goes with the thread: nothing can be left behind, and whoever
+/// accelerates on this node meanwhile is not disturbed.
+pub fn in_private_bpffs<R: Send>(f: impl FnOnce(&Pins) -> Result<R> + Send) -> Result<R> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace (needs CAP_SYS_ADMIN)")?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .context("cannot keep mounts private")?;
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .with_context(|| format!("cannot mount a BPF file system of our own on {BPFFS}"))?;
+            let pins = Pins::of_this_instance()?;
+            if !pins.claim()? {
+                bail!("{} exists in a fresh file system", pins.dir().display());
+            }
+            f(&pins)
+        });
+        thread.join().unwrap_or_else(|_| bail!("the thread with a BPF file system of its own panicked"))
     })
 }
 
@@ -42,4 +67,17 @@ pub fn connected_pair() -> Result<(TcpStream, TcpStream)> {
         stream.set_nodelay(true)?;
     }
     Ok((client, server))
+}
+
+/// One byte from one end to the other.
+pub fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
+    from.write_all(b"x").context("cannot write to a private socket")?;
+    loop {
+        match to.read(&mut [0]) {
+            Ok(1) => return Ok(()),
+            Ok(_) => bail!("a private socket was closed"),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("cannot read from a private socket"),
+        }
+    }
 }
