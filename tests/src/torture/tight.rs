@@ -1,11 +1,16 @@
 //! Scarce TCP memory.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup/memory";
+
+/// How long processes that are ending may keep the group busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A memory cgroup (v1) in which TCP buffers are scarce; removed when dropped.
 #[derive(Debug)]
@@ -38,12 +43,18 @@ impl TightMemory {
 
 impl Drop for TightMemory {
     fn drop(&mut self) {
-        // The server may outlive the group, which is removed only when nobody is in it.
-        for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
-            let _ = std::fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
-        }
-        if let Err(e) = std::fs::remove_dir(&self.0) {
-            eprintln!("warning: {} stays behind: {e}", self.0.display());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // The server may outlive the group, which is removed only when nobody is in it. One that is about to end can neither be
+            // moved nor waited for: it is no child of this process.
+            for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = std::fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
+            }
+            match std::fs::remove_dir(&self.0) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                Err(e) => return eprintln!("warning: {} stays behind: {e}", self.0.display()),
+                Ok(()) => return,
+            }
         }
     }
 }
