@@ -15,7 +15,7 @@ use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
 use crate::trace::functions::Way;
 use crate::trace::hooks;
-use crate::{accel, seccomp};
+use crate::{accel, capability, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -177,8 +177,7 @@ fn bpffs() -> Check {
 }
 
 fn capabilities(status: &str) -> Vec<Check> {
-    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
-    let Some(effective) = effective else {
+    let Some(effective) = capability::effective_in(status) else {
         return vec![row("capabilities", CheckState::Degraded, "cannot be read", None)];
     };
     let missing: Vec<_> = CAPABILITIES.iter().filter(|(bit, ..)| effective & (1 << bit) == 0).collect();

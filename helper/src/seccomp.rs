@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 
+use crate::capability;
+
 /// `CAP_SYS_ADMIN` and `CAP_BPF` as bits of `CapEff` (include/uapi/linux/capability.h); the kernel accepts either for bpf(2).
 const BPF_RIGHTS: u64 = 1 << 21 | 1 << 39;
 
@@ -39,7 +41,7 @@ fn is_filtered(status: &str) -> bool {
 }
 
 fn has_rights(status: &str) -> bool {
-    field(status, "CapEff").and_then(|v| u64::from_str_radix(v, 16).ok()).is_some_and(|effective| effective & BPF_RIGHTS != 0)
+    capability::effective_in(status).is_some_and(|effective| effective & BPF_RIGHTS != 0)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ use crate::session::{Fleet, Ready};
 pub enum Mode {
     /// `trace`.
     Trace,
+    /// `trace --name-rules`.
+    TraceWithRules,
     /// `accelerate`, `status`, `stop`, `cleanup`.
     Accelerate,
     /// `doctor`.

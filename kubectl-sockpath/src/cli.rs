@@ -162,6 +162,9 @@ pub struct Trace {
     /// Record every packet instead of a sample when traffic is hot
     #[arg(long)]
     pub every_packet: bool,
+    /// Let the helper pod read netfilter's rules (CAP_NET_ADMIN), to name those that rewrite or drop
+    #[arg(long)]
+    pub name_rules: bool,
     /// Form of the output [default: a picture]
     #[arg(short, long, value_enum)]
     pub output: Option<TraceOutput>,

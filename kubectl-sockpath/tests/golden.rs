@@ -62,6 +62,34 @@ fn waterfall_on_other_terminals() {
     check("same-node-service.color.txt", &waterfall::render(&report, &Style { width: 80, color: true, unicode: true }));
 }
 
+/// As a helper pod of a cluster records it, which may not read rules.
+#[test]
+fn rules_that_may_not_be_read_are_told_where_they_were_at_work() {
+    let unread = |name: &str, blind: bool| {
+        let text = fs::read_to_string(dir("recordings").join(format!("{name}.jsonl"))).expect("a recording");
+        let lines = text.lines().map(|line| {
+            let mut line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let message = &mut line["message"];
+            if blind && message["type"] == "armed" {
+                message["unavailable"] = serde_json::json!({"netfilter rules": "reading them needs CAP_NET_ADMIN"});
+            }
+            for hop in message["hops"].as_array_mut().into_iter().flatten() {
+                hop["rule"] = serde_json::Value::Null;
+            }
+            format!("{line}\n")
+        });
+        let path = std::env::temp_dir().join(format!("sockpath-golden-{}-{name}-{blind}.jsonl", std::process::id()));
+        fs::write(&path, lines.collect::<String>()).expect("a file");
+        let report = report_of(&path);
+        let _ = fs::remove_file(path);
+        report.findings.into_iter().find(|f| f.id == "rules-unread").map(|f| f.text)
+    };
+    let told = "which rules of netfilter did this on node-1 is not known: reading them needs CAP_NET_ADMIN";
+    assert_eq!(unread("lab-same-node-service", true).as_deref(), Some(told));
+    assert_eq!(unread("lab-same-node-service", false), None, "they may be read, and it was none of them");
+    assert_eq!(unread("lab-cross-node", true), None, "nothing was rewritten");
+}
+
 #[test]
 fn wide_tables() {
     for name in ["same-node-service", "cross-node-vxlan"] {

@@ -260,7 +260,7 @@ fn json_of_an_acceleration_that_is_detached() {
     let state = json(&["status"]);
     assert_eq!(state["active"], true);
     let node = &state["nodes"][0];
-    assert_has(node, &["node", "active", "owner", "lease_left_ms", "pairs"]);
+    assert_has(node, &["node", "active", "owner", "lease_left_ms", "detached", "pairs"]);
     assert!(node["lease_left_ms"].as_u64().is_some_and(|left| left > 200_000), "{state:#}");
     let stop = json(&["stop"]);
     assert_has(&stop, &["nodes", "removed"]);
@@ -311,5 +311,17 @@ fn a_dry_run_names_what_would_be_bypassed() {
     assert!(warnings.iter().all(|w| !w.as_str().is_some_and(|w| w.contains("not known in full"))), "{warnings:#?}");
     let text = String::from_utf8_lossy(&table.stdout);
     assert!(text.contains("would be bypassed") && text.contains("800 Mbit/s") && text.contains("planted/limits"), "{text}");
+    // A table that was only looked at is empty; one with a rule, or that drops by default, may do anything.
+    let legacy = |line: &str| {
+        drop(lab.run("node-1", format!("iptables-legacy -w {line}").split(' ')));
+        let doc = document(&output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"])));
+        let told = doc["warnings"].as_array().expect("warnings").iter().filter_map(|w| Some(w.as_str()?.to_owned()));
+        told.filter(|w| w.contains("iptables-legacy-save")).collect::<Vec<_>>()
+    };
+    assert_eq!(legacy("-L"), Vec::<String>::new());
+    let told = legacy("-A FORWARD -s 192.0.2.1 -j DROP");
+    assert!(matches!(&told[..], [one] if one.contains("on node-1 there are 1 entry in filter of iptables-legacy,")), "{told:?}");
+    let told = legacy("-P INPUT DROP");
+    assert!(matches!(&told[..], [one] if one.contains("1 entry and a policy that drops in filter")), "{told:?}");
     assert!(!pins(lab).exists(), "something is left behind");
 }

@@ -26,8 +26,15 @@ fn assert_sees(report: &Value, wanted: &[&str]) {
     }
 }
 
+/// What kube-proxy writes. With nftables an endpoint is an element of a map, which no rule names.
+#[derive(PartialEq)]
+enum Proxy {
+    Iptables,
+    Other,
+}
+
 /// Every scenario of the article, through every kind of Service.
-fn every_scenario(cluster: &Cluster) {
+fn every_scenario(cluster: &Cluster, proxy: &Proxy) {
     let in_pod = trace(cluster, &["client", ":8081"]);
     assert_eq!(in_pod["scenario"], "in-pod");
     assert_sees(&in_pod, &["nf-local-out", "nf-local-in"]);
@@ -42,6 +49,17 @@ fn every_scenario(cluster: &Cluster) {
     assert_eq!(cluster_ip["via_service"], format!("{NAMESPACE}/web"));
     let dnat = cluster_ip["rewrites"].as_array().unwrap().iter().any(|r| r["kind"] == "dnat");
     assert!(dnat, "the translation of the Service is shown: {}", cluster_ip["rewrites"]);
+    // By which rule takes a right that is asked for on demand.
+    let unread = |report: &Value| report["findings"].as_array().unwrap().iter().find(|f| f["id"] == "rules-unread").cloned();
+    let told = unread(&cluster_ip).unwrap_or_else(|| panic!("{:#}", cluster_ip["findings"]));
+    assert!(told["text"].to_string().contains("CAP_NET_ADMIN") && told["next"].to_string().contains("--name-rules"), "{told}");
+    let named = trace(cluster, &["client", "svc/web", "--name-rules"]);
+    if *proxy == Proxy::Iptables {
+        let rewrites = named["rewrites"].as_array().unwrap();
+        let by = rewrites.iter().find(|r| r["kind"] == "dnat").map(|r| &r["by"]).unwrap_or_else(|| panic!("{rewrites:#?}"));
+        assert!(by["chain"].as_str().is_some_and(|c| c.starts_with("KUBE-SEP-")), "{rewrites:#?}");
+    }
+    assert_eq!(unread(&named), None);
 
     let cross_node = trace(cluster, &["client", "web-1:8080"]);
     assert_eq!(cross_node["scenario"], "cross-node");
@@ -71,7 +89,7 @@ fn every_scenario(cluster: &Cluster) {
 #[test]
 fn every_scenario_with_routes_and_nftables() {
     let Some(cluster) = cluster_or_skip("every_scenario_with_routes_and_nftables", Setup::RoutesNftables) else { return };
-    every_scenario(&cluster);
+    every_scenario(&cluster, &Proxy::Other);
 }
 
 /// Named so that it runs last: it needs the cluster in another shape.
@@ -82,7 +100,7 @@ fn z_every_scenario_with_vxlan_and_iptables() {
     if !cluster.is_own() {
         return skipped(test, "a cluster that is not ours is as it is: `every_scenario_with_routes_and_nftables` has traced it");
     }
-    every_scenario(&cluster);
+    every_scenario(&cluster, &Proxy::Iptables);
 }
 
 #[test]

@@ -163,6 +163,12 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     cluster.eventually("live and new connections are accelerated", Duration::from_secs(30), |c| {
         accelerated(&json(&output(c.plugin().args(["--as", "alice", "status", "-o", "json"])))) == 3
     });
+    // What a detached one does not do is said whenever somebody asks.
+    let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
+    assert!(status["nodes"].as_array().unwrap().iter().all(|n| n["detached"] == true), "{status:#}");
+    assert!(status["note"].to_string().contains("NetworkPolicies that change"), "{status:#}");
+    let said = run(cluster.plugin().arg("status"));
+    assert_eq!(said.lines().filter(|l| l.starts_with("note: nobody watches") && l.contains("run `stop`")).count(), 1, "{said}");
     // Commands in between do not take the helper for a leftover.
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
     assert_eq!(cluster.helper_pods().len(), 2);
@@ -179,7 +185,8 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     let stop = output(cluster.plugin().args(["--as", "alice", "stop"]));
     assert!(stop.status.success(), "{}", text(&stop.stderr));
     assert!(text(&stop.stdout).contains("removed pod sockpath/sockpath-accelerate-"), "{}", text(&stop.stdout));
-    assert!(!is_active(&cluster));
+    let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
+    assert_eq!((&status["active"], &status["note"]), (&false.into(), &Value::Null), "{status:#}");
     assert!(talk.end() > 0 && new.end() > 0);
     cluster.assert_nothing_left();
 }
@@ -325,6 +332,8 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
     running.expect_pair("client", "web", "NetworkPolicy changed");
     eprintln!("policy applied to the pair on TCP, as shown: {:.2} s", began.elapsed().as_secs_f64());
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
+    assert_eq!((&status["active"], &status["note"]), (&true.into(), &Value::Null), "somebody watches: {status:#}");
     // A policy that is taken back leaves everything as it was at the start.
     policy(&cluster, "delete", PORT);
     running.expect_pair("client", "web", "accelerated");

@@ -312,6 +312,9 @@ pub struct AccelStatus {
     pub owner: Option<String>,
     /// Time left on the lease, in milliseconds; 0 when it has run out.
     pub lease_left_ms: u64,
+    /// Whether it goes on without the plugin that started it (`--detach`).
+    #[serde(default)]
+    pub detached: bool,
     /// The pairs.
     pub pairs: PairsSnapshot,
 }

@@ -100,12 +100,15 @@ pub struct ClockReading {
     pub realtime_ns: u64,
 }
 
+/// Key of [`Armed::unavailable`] for the rules of netfilter.
+pub const NETFILTER_RULES: &str = "netfilter rules";
+
 /// The trace is armed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Armed {
     /// Hooks in use, by the name of the kernel's hook (`tp_btf/net_dev_queue`, `netfilter/PRE_ROUTING first`).
     pub hooks: Vec<String>,
-    /// Hooks that would have been used, and why they are not.
+    /// Hooks, and [`NETFILTER_RULES`], that would have been used, and why they are not.
     pub unavailable: BTreeMap<String, String>,
     /// Time from request to armed, in nanoseconds.
     pub took_ns: u64,

@@ -382,6 +382,11 @@ impl Instance {
         Ok(Duration::from_nanos(deadline.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
     }
 
+    /// Whether it was started to outlive its session.
+    pub fn is_detached(&self) -> bool {
+        self.control.read(0, field!(detached)) == Some(1)
+    }
+
     /// How long it has run.
     pub fn ran(&self) -> Result<Duration> {
         let started = self.control.read(0, field!(started_ns)).unwrap_or(0);

@@ -35,6 +35,7 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
             active: true,
             owner: Some(instance.owner()),
             lease_left_ms: u64::try_from(instance.lease_left()?.as_millis()).unwrap_or(u64::MAX),
+            detached: instance.is_detached(),
             pairs: Snapshot { instance: &instance, all: &connections::known(&instance), pods: &PodNames::default() }.collect(),
         },
     };
@@ -63,10 +64,9 @@ pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
 async fn user(pins: &Pins) -> Result<Option<String>> {
     let Some(instance) = Instance::open(pins)? else { return Ok(None) };
     let lease = || instance.control.read(0, field!(deadline_ns)).unwrap_or(0);
-    let detached = instance.control.read(0, field!(detached)) == Some(1);
     let (before, until) = (lease(), Instant::now() + RENEWED_WITHIN);
     while !instance.is_stopped() && !instance.lease_left()?.is_zero() {
-        if detached || lease() > before {
+        if instance.is_detached() || lease() > before {
             return Ok(Some(instance.owner()));
         }
         if Instant::now() >= until {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::time::ClockId;
-use sockpath_protocol::message::{Armed, Counters, EndReason, Probed};
+use sockpath_protocol::message::{Armed, Counters, EndReason, NETFILTER_RULES, Probed};
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
@@ -96,9 +96,10 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         rests: None,
     };
     drop(offer);
+    let rules = rules::unreadable().map(|why| (NETFILTER_RULES.to_owned(), why.to_owned()));
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.used.clone(),
-        unavailable: trace.programs.hooks.unavailable.clone(),
+        unavailable: trace.programs.hooks.unavailable.clone().into_iter().chain(rules).collect(),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;

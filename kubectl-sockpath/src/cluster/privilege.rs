@@ -5,13 +5,13 @@
 use crate::backend::Mode;
 
 /// All modes.
-pub const MODES: [Mode; 3] = [Mode::Trace, Mode::Accelerate, Mode::Doctor];
+pub const MODES: [Mode; 4] = [Mode::Trace, Mode::TraceWithRules, Mode::Accelerate, Mode::Doctor];
 
 /// A mode's name in labels and names of pods.
 #[must_use]
 pub fn mode_name(mode: Mode) -> &'static str {
     match mode {
-        Mode::Trace => "trace",
+        Mode::Trace | Mode::TraceWithRules => "trace",
         Mode::Accelerate => "accelerate",
         Mode::Doctor => "doctor",
     }
@@ -20,7 +20,7 @@ pub fn mode_name(mode: Mode) -> &'static str {
 /// Whether a mode pins maps and programs in the node's BPF file system, or looks for what was pinned.
 #[must_use]
 pub fn uses_bpffs(mode: Mode) -> bool {
-    mode != Mode::Trace
+    !matches!(mode, Mode::Trace | Mode::TraceWithRules)
 }
 
 /// A mode's capabilities; everything else is dropped.
@@ -30,6 +30,7 @@ pub fn capabilities(mode: Mode) -> Vec<Capability> {
     match mode {
         // No NET_ADMIN: taken away, every hook of a trace still attaches (docs/cluster.md).
         Mode::Trace => vec![Bpf, Perfmon, SysPtrace, SysAdmin, Syslog],
+        Mode::TraceWithRules => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
         // doctor looks at everything that any mode needs.
         Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
         Mode::Accelerate => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin],
@@ -74,7 +75,7 @@ impl Capability {
             Self::Bpf => "bpf(2): loading programs and creating maps (kernel/bpf/syscall.c, bpf_capable)",
             Self::Perfmon => "programs that read kernel memory: tracepoints, iterators, probe reads (bpf_prog_load, perfmon_capable)",
             Self::NetAdmin => {
-                "the loopback device of the canaries' private namespace, refreshing conntrack entries (SIOCSIFFLAGS, nfnetlink_rcv)"
+                "the loopback device of the canaries' private namespace; conntrack entries, netfilter rules (SIOCSIFFLAGS, nfnetlink_rcv)"
             }
             Self::SysPtrace => "opening another process's /proc/PID/ns/net (proc_ns_get_link, ptrace_may_access)",
             Self::SysAdmin => "setns(2) into a pod's network namespace, for netfilter hooks and probes there (netns_install)",

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
 use sockpath_protocol::{Message, Request};
 
+use super::accelerate::UNWATCHED;
 use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global};
@@ -98,7 +99,7 @@ struct NodeStatus<'a> {
 /// `status`.
 pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
-    let (_, answers) = ask(global, progress, &Request::Status, PATIENCE).await?;
+    let (backend, answers) = ask(global, progress, &Request::Status, PATIENCE).await?;
     let statuses: Vec<NodeStatus<'_>> = answers
         .iter()
         .flat_map(|a| {
@@ -108,16 +109,26 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
             })
         })
         .collect();
+    // The lab's pods stay as they are, and it has no policies.
+    let note = (matches!(backend, Backend::Cluster(_)) && statuses.iter().any(|s| goes_on_alone(s.status))).then_some(UNWATCHED);
     if args.output.is_some() {
         let active = statuses.iter().any(|s| s.status.active);
-        print(&json::document(&serde_json::json!({ "active": active, "nodes": statuses }))?)?;
+        print(&json::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
     } else {
         for s in &statuses {
             print(&status_text(s.node, s.status, &style))?;
         }
+        if let Some(note) = note {
+            print(&format!("note: {note}\n"))?;
+        }
     }
     complaints(&answers)?;
     Ok(Exit::Done)
+}
+
+/// Whether it was detached and has not ended.
+fn goes_on_alone(status: &AccelStatus) -> bool {
+    status.active && status.detached && status.lease_left_ms > 0
 }
 
 /// One node's state as text.
@@ -127,7 +138,10 @@ fn status_text(node: &str, status: &AccelStatus, style: &Style) -> String {
         (true, Some(owner), 0) => {
             format!("{node}: left behind by {owner}, the lease has run out: connections go by TCP, `stop` removes the rest")
         }
-        (true, Some(owner), left) => format!("{node}: accelerated by {owner}, lease {}", human(Duration::from_secs(left.div_ceil(1000)))),
+        (true, Some(owner), left) => {
+            let detached = if status.detached { ", detached" } else { "" };
+            format!("{node}: accelerated by {owner}{detached}, lease {}", human(Duration::from_secs(left.div_ceil(1000))))
+        }
         (true, None, _) => format!("{node}: leftovers nobody owns, `stop` or `cleanup` removes them"),
     };
     let pairs = [NodePairs { node: node.to_owned(), snapshot: status.pairs.clone() }];

@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-use sockpath_protocol::message::EndReason;
-use sockpath_protocol::packet::{IncidentKind, Outcome};
+use sockpath_protocol::message::{EndReason, NETFILTER_RULES};
+use sockpath_protocol::packet::{IncidentKind, Outcome, RewriteKind};
 use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;
-use super::document::{Party, Report};
+use super::document::{DropRow, Party, Report};
 use super::hint::{Hint, place};
 use super::journey::Journey;
-use super::rewrites::strangers;
+use super::rewrites::{RewriteRow, strangers};
 
 /// Share of the typical time above which a single cause is worth a finding.
 const LARGE_SHARE: f64 = 0.4;
@@ -26,7 +26,20 @@ pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Rep
     hints.extend(timing(report));
     hints.extend(cuts(capture, journeys));
     hints.extend(accounting(capture, report));
+    hints.extend(unnamed_rules(report));
     hints
+}
+
+/// Nodes where a rule rewrote or dropped packets, and rules may not be read.
+fn unnamed_rules(report: &Report) -> Option<Hint> {
+    let at_work = |node: &str| {
+        let rewrote = |r: &RewriteRow| r.node == node && r.by.is_none() && matches!(r.kind, RewriteKind::Dnat | RewriteKind::Snat);
+        let dropped = |d: &DropRow| d.node.as_deref() == Some(node) && d.rule.is_none() && d.reason == "NETFILTER_DROP";
+        report.rewrites.iter().any(rewrote) || report.drops.iter().any(dropped)
+    };
+    let blind = report.nodes.iter().filter_map(|n| Some((n.name.as_str(), n.unavailable.get(NETFILTER_RULES)?)));
+    let (nodes, why): (Vec<&str>, Vec<&String>) = blind.filter(|(node, _)| at_work(node)).unzip();
+    Some(Hint::UnnamedRules { nodes: nodes.join(", "), why: (*why.first()?).clone() })
 }
 
 fn helpers(capture: &Capture) -> Vec<Hint> {

@@ -56,6 +56,8 @@ pub(super) enum Hint {
     LostEvents { count: u64 },
     /// Packets could not be tracked.
     Untracked { count: u64 },
+    /// Rules did something and may not be read.
+    UnnamedRules { nodes: String, why: String },
     /// The pods could be accelerated.
     CouldAccelerate { traversals: u32, source: String, target: String },
     /// Helpers warned.
@@ -235,6 +237,12 @@ impl Hint {
                     counted(usize::try_from(*count).unwrap_or(usize::MAX), "packet", false)
                 ),
                 None,
+            ),
+            Self::UnnamedRules { nodes, why } => (
+                "rules-unread",
+                Info,
+                format!("which rules of netfilter did this on {nodes} is not known: {why}"),
+                go("trace --name-rules asks for that right, too (docs/cluster.md)"),
             ),
             Self::CouldAccelerate { traversals, source, target } => (
                 "could-accelerate",

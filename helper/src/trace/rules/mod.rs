@@ -1,5 +1,5 @@
 //! Which netfilter rule rewrote or dropped a packet, as far as the namespace's nftables rules tell. iptables-nft is nftables
-//! underneath; the rules of iptables-legacy are not visible here, and those of a set or map are not followed.
+//! underneath; the rules of iptables-legacy are not read (`legacy` tells that there are some), and those of a set or map are not followed.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,11 +14,20 @@ pub use self::crossed::Crossed;
 use self::decode::Ruleset;
 use self::search::Sought;
 use super::scene::Scene;
+use crate::capability;
 
 mod crossed;
 mod decode;
+pub mod legacy;
 pub mod netlink;
 mod search;
+
+/// Why no rule can be named, when that is known beforehand: nfnetlink refuses every question without this capability (kernel function
+/// `nfnetlink_rcv`).
+#[must_use]
+pub fn unreadable() -> Option<&'static str> {
+    capability::is_missing(capability::NET_ADMIN).then_some("reading them needs CAP_NET_ADMIN")
+}
 
 /// How long rules that were read are good for.
 const FRESH: Duration = Duration::from_secs(5);

@@ -1,6 +1,7 @@
 //! `accelerate`.
 
 mod heard;
+mod parted;
 mod running;
 
 use std::time::Duration;
@@ -31,6 +32,10 @@ const DETACHED_LEASE: Duration = Duration::from_secs(3600);
 
 /// Shortest and longest time that can be asked for.
 const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+
+/// What a detached acceleration on a cluster does not do: helpers have no credentials to watch anything with.
+pub const UNWATCHED: &str = "nobody watches while it is detached: pods that come later are not taken in, and connections go on past NetworkPolicies \
+                             that change; after such a change run `stop`, then `accelerate --detach` again";
 
 /// Runs it.
 pub async fn run(args: &cli::Accelerate, global: &Global, progress: &Progress) -> Result<Exit> {

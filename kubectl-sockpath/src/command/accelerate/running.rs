@@ -6,14 +6,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodElsewhere, PodName, ResumeRequest};
+use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::super::print;
 use super::heard::{Form, Heard};
-use super::{DETACHED_LEASE, FOREGROUND_LEASE, owner};
+use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, owner, parted};
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, ObjectOutput};
 use crate::cluster::{News, Watch};
@@ -158,9 +158,7 @@ impl<'a> Session<'a> {
             }
         }
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
-            self.progress.note(
-                "note: nobody watches while it is detached: pods that come later are not taken in, and connections go on past NetworkPolicies that change",
-            );
+            self.progress.note(&format!("note: {UNWATCHED}"));
         }
         let interrupted = self.attend().await?;
         self.progress.clear();
@@ -183,9 +181,10 @@ impl<'a> Session<'a> {
         self.heard.nodes.push(NodePairs { node: member.name(), ..NodePairs::default() });
         self.heard_at.push(Instant::now());
         let lease = if self.args.detach { self.args.lease.unwrap_or(DETACHED_LEASE) } else { FOREGROUND_LEASE };
+        let parted::Parted { here: pods, elsewhere } = parted::at(&self.pods, &member.nodes);
         let request = AccelerateRequest {
-            pods: self.pods_of(member),
-            elsewhere: self.pods_beside(member),
+            pods,
+            elsewhere,
             nodes: self.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect(),
             lease_ms: millis(lease),
             detach: self.args.detach,
@@ -196,15 +195,6 @@ impl<'a> Session<'a> {
         };
         self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
-    }
-
-    fn pods_of(&self, member: &Member) -> Vec<Pod> {
-        self.pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect()
-    }
-
-    /// The chosen pods that this helper does not serve.
-    fn pods_beside(&self, member: &Member) -> Vec<PodElsewhere> {
-        self.pods.iter().filter(|p| !member.nodes.contains(&p.node)).map(PodElsewhere::from).collect()
     }
 
     /// Has one helper, or all, keep these pods' pairs on TCP.
@@ -363,13 +353,12 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         for index in 0..self.fleet.members().len() {
-            let member = &self.fleet.members()[index];
-            let here =
-                |pods: &[Pod]| -> Vec<String> { pods.iter().filter(|p| member.nodes.contains(&p.node)).map(|p| p.uid.clone()).collect() };
-            let changed_here = here(&before) != here(&self.pods);
+            let nodes = &self.fleet.members()[index].nodes;
+            let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
+            let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>();
+            let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
             // Every helper is told: where the other pods are is why connections with them are left alone.
-            let request = Request::Choose(ChoosePods { pods: self.pods_of(member), elsewhere: self.pods_beside(member) });
-            self.fleet.send(index, request).await;
+            self.fleet.send(index, Request::Choose(ChoosePods { pods: here, elsewhere })).await;
             if changed_here {
                 self.pause(Some(index), self.paused.iter().cloned().collect()).await;
             }

@@ -27,8 +27,9 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     if let Some(path) = &args.replay {
         return replay(path, args, &style);
     }
+    let mode = if args.name_rules { Mode::TraceWithRules } else { Mode::Trace };
     if args.dry_run.as_deref() == Some("client") {
-        print(&cluster::helper_pod_manifest(global, Mode::Trace, args.output == Some(TraceOutput::Json))?)?;
+        print(&cluster::helper_pod_manifest(global, mode, args.output == Some(TraceOutput::Json))?)?;
         return Ok(Exit::Done);
     }
     if args.output == Some(TraceOutput::Yaml) {
@@ -63,7 +64,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let fleet = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
-        fleet = backend.helpers(&plan.request.nodes, &pods, Mode::Trace, progress) => fleet?,
+        fleet = backend.helpers(&plan.request.nodes, &pods, mode, progress) => fleet?,
     };
     let session = Session::new(args, plan, fleet, recorder, interrupt, progress, &backend)?;
     session.run(&style).await
