@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::restore::{Before, MANIFESTS};
 use crate::{programs, skipped};
 
-/// Namespace of the workloads; deleted with the cluster, or by [`Cluster::forget`] on a cluster that is not ours.
+/// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
 pub const NAMESPACE: &str = "sockpath-e2e";
 /// Namespace of helper pods, as in manifests/.
 pub const HELPERS: &str = "sockpath";
@@ -34,6 +35,8 @@ pub struct Cluster {
     /// Set when the cluster is ours, so that its daemons may be stopped and killed.
     setup: Option<Setup>,
     image: String,
+    /// Of a cluster that is not ours: what it had of manifests/.
+    before: Option<Before>,
 }
 
 static CURRENT: Mutex<Option<Cluster>> = Mutex::new(None);
@@ -56,7 +59,14 @@ pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
             _ => Err("there is no cluster: set KUBECONFIG to any, or (as root) K8S_BIN to the binaries of one".to_owned()),
         };
         match found {
-            Ok(cluster) => *held = Some(cluster),
+            Ok(cluster) => {
+                // Kept before it is changed: what fails half-way is put back, too.
+                let foreign = cluster.setup.is_none();
+                let cluster = held.insert(cluster);
+                if foreign {
+                    cluster.prepare();
+                }
+            }
             Err(why) => {
                 skipped(test, &why);
                 return None;
@@ -139,7 +149,7 @@ impl Cluster {
         let image = format!("{}@{digest}", name.rsplit_once(':').map_or(name, |(repository, _)| repository));
         run(Command::new(scripts().join("load-image")).arg(&archive).args([name, &image]));
         let _ = fs::remove_file(archive);
-        let cluster = Self { kubeconfig, setup: Some(setup), image };
+        let cluster = Self { kubeconfig, setup: Some(setup), image, before: None };
         cluster.prepare();
         cluster
     }
@@ -150,20 +160,20 @@ impl Cluster {
         let image = env::var("SOCKPATH_HELPER_IMAGE").map_err(|_| {
             "SOCKPATH_HELPER_IMAGE does not name the helper's image, without which nothing is done to the cluster of KUBECONFIG".to_owned()
         })?;
-        let cluster = Self { kubeconfig, setup: None, image };
+        let mut cluster = Self { kubeconfig, setup: None, image, before: None };
         let nodes = cluster.nodes();
         if nodes.len() < 2 {
             return Err(format!("two nodes are needed, the cluster of KUBECONFIG has {}", nodes.len()));
         }
+        cluster.before = Some(Before::of(&cluster));
         take_down_at_exit();
-        cluster.prepare();
         Ok(cluster)
     }
 
     /// Manifests, workloads, and users.
     fn prepare(&self) {
         let manifests = repository().join("manifests");
-        for file in ["namespace.yaml", "rbac.yaml", "network-policy.yaml", "policy.yaml"] {
+        for file in MANIFESTS {
             run(self.kubectl().arg("apply").arg("-f").arg(manifests.join(file)));
         }
         run(self.kubectl().args(["-n", HELPERS, "create", "configmap", "helper-image", "--dry-run=client", "-o", "yaml"]));
@@ -180,10 +190,11 @@ impl Cluster {
         run(self.kubectl().args(["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]));
     }
 
-    /// Removes what tests made on a cluster that is not ours.
-    pub fn forget(&self) {
-        // The next test program makes it again, which a namespace that is still going would refuse.
-        let _ = self.kubectl().args(["delete", "namespace", NAMESPACE, "--timeout=60s"]).output();
+    /// Leaves a cluster that is not ours as it was.
+    fn forget(&self) {
+        if let Some(before) = &self.before {
+            before.restore(self);
+        }
     }
 
     /// Names of the nodes, in order.

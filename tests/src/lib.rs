@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod lab;
 pub mod polled;
 pub mod programs;
+pub mod restore;
 pub mod services;
 pub mod snapshot;
 pub mod talk;
