@@ -54,6 +54,12 @@ impl Api {
     /// In words, naming the file or entry at fault.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, Problem> {
         let kubeconfig = read_kubeconfig(options)?;
+        if let Some(name) = missing_user(&kubeconfig, options) {
+            return Err(Problem::new(
+                Kind::Other,
+                format!("the kubeconfig has no user '{name}': kubectl config get-users lists those it has"),
+            ));
+        }
         let selection =
             KubeConfigOptions { context: options.context.clone(), cluster: options.cluster.clone(), user: options.user.clone() };
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &selection).await.map_err(|e| kubeconfig_problem(&e))?;
@@ -171,6 +177,16 @@ fn kubeconfig_problem(error: &KubeconfigError) -> Problem {
     Problem::new(Kind::Other, text)
 }
 
+/// The user that is asked for and not there. `kube` goes on without one, which the API server takes for an anonymous user.
+fn missing_user(kubeconfig: &Kubeconfig, options: &ConnectOptions) -> Option<String> {
+    let of_context = || {
+        let current = options.context.as_ref().or(kubeconfig.current_context.as_ref())?;
+        kubeconfig.contexts.iter().find(|c| c.name == *current)?.context.as_ref()?.user.clone()
+    };
+    let name = options.user.clone().or_else(of_context).filter(|name| !name.is_empty())?;
+    (!kubeconfig.auth_infos.iter().any(|u| u.name == name)).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -187,6 +203,8 @@ users:
 contexts:
 - {name: c, context: {cluster: k, user: u, namespace: from-context}}
 - {name: broken, context: {cluster: missing, user: u}}
+- {name: nobody, context: {cluster: k, user: gone}}
+- {name: anonymous, context: {cluster: k}}
 current-context: c
 ";
 
@@ -210,14 +228,21 @@ current-context: c
 
     #[tokio::test]
     async fn errors_name_the_entry_and_the_next_step() {
-        for (context, expected) in
-            [("none-such", "no context 'none-such': kubectl config get-contexts"), ("broken", "kubectl config get-clusters")]
-        {
+        for (context, expected) in [
+            ("none-such", "no context 'none-such': kubectl config get-contexts"),
+            ("broken", "kubectl config get-clusters"),
+            ("nobody", "no user 'gone': kubectl config get-users"),
+        ] {
             let (options, path) = options(Some(context));
             let text = Api::connect(&options).await.unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");
             let _ = std::fs::remove_file(path);
         }
+        let (mut by_flag, path) = options(Some("anonymous"));
+        assert!(Api::connect(&by_flag).await.is_ok(), "a context may do without a user");
+        by_flag.user = Some("other".into());
+        assert!(Api::connect(&by_flag).await.unwrap_err().to_string().contains("no user 'other'"));
+        let _ = std::fs::remove_file(path);
         let missing = ConnectOptions { kubeconfig: Some("/no/such/file".into()), ..Default::default() };
         assert!(Api::connect(&missing).await.unwrap_err().to_string().contains("/no/such/file"));
     }
