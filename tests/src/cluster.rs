@@ -176,9 +176,7 @@ impl Cluster {
         for file in MANIFESTS {
             run(self.kubectl().arg("apply").arg("-f").arg(manifests.join(file)));
         }
-        run(self.kubectl().args(["-n", HELPERS, "create", "configmap", "helper-image", "--dry-run=client", "-o", "yaml"]));
-        let images = format!("{{\"data\":{{\"images\":\"{}\"}}}}", self.image);
-        run(self.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &images]));
+        self.admit(&[]);
         let nodes = self.nodes();
         let image = Self::workload_image();
         let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
@@ -188,6 +186,17 @@ impl Cluster {
         run(self.kubectl().arg("apply").arg("-f").arg(&file));
         let _ = fs::remove_file(file);
         run(self.kubectl().args(["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]));
+    }
+
+    /// Has the policy admit our image, and these.
+    pub fn admit(&self, others: &[&str]) {
+        let images: Vec<String> = std::iter::once(self.image.as_str()).chain(others.iter().copied()).map(|i| format!("'{i}'")).collect();
+        let value = format!("[{}]", images.join(", "));
+        let patch = serde_json::json!([
+            {"op": "test", "path": "/spec/variables/0/name", "value": "images"},
+            {"op": "replace", "path": "/spec/variables/0/expression", "value": value},
+        ]);
+        run(self.kubectl().args(["patch", "validatingadmissionpolicy", "sockpath-helper", "--type=json", "-p", &patch.to_string()]));
     }
 
     /// Leaves a cluster that is not ours as it was.

@@ -232,13 +232,7 @@ fn the_policy_admits_our_helper_and_nothing_else() {
 #[test]
 fn an_image_that_cannot_be_had_is_told() {
     let Some(cluster) = cluster_or_skip("an_image_that_cannot_be_had_is_told", Setup::RoutesNftables) else { return };
-    let file = "jsonpath={.data.images}";
-    let images = run(cluster.kubectl().args(["-n", HELPERS, "get", "configmap", "helper-image", "-o", file]));
-    let set = |images: &str| {
-        let patch = serde_json::json!({"data": {"images": images}}).to_string();
-        run(cluster.kubectl().args(["-n", HELPERS, "patch", "configmap", "helper-image", "--type=merge", "-p", &patch]));
-    };
-    set(&format!("{images}\n127.0.0.1:1/none:v1"));
+    cluster.admit(&["127.0.0.1:1/none:v1"]);
     cluster.eventually("the list of images is in force", Duration::from_secs(20), |c| {
         let out = output(c.plugin().args(["--helper-image", "127.0.0.1:1/none:v1", "trace", "client", "web:8080"]));
         let said = text(&out.stderr);
@@ -246,7 +240,7 @@ fn an_image_that_cannot_be_had_is_told() {
         assert!(told || said.contains("ValidatingAdmissionPolicy"), "{said}");
         told
     });
-    set(&images);
+    cluster.admit(&[]);
     cluster.assert_no_helpers();
 }
 
