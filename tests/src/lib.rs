@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod lab;
+pub mod planted;
 pub mod polled;
 pub mod programs;
 pub mod restore;

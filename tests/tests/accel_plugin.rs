@@ -7,11 +7,14 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::libbpf_sys as sys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sockpath_protocol::accel::{AccelStatus, PairState};
 use sockpath_tests::lab::{Lab, output, succeed};
+use sockpath_tests::planted::Planted;
+use sockpath_tests::root_or_skip;
 use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
@@ -269,6 +272,55 @@ fn json_of_an_acceleration_that_is_detached() {
     scene::exchange(&client, &server, 20);
 }
 
+/// The row of a dry run of this kind whose words and place hold these texts.
+#[track_caller]
+fn bypassed_row<'d>(doc: &'d Value, kind: &str, what: &str, place: &str) -> &'d Value {
+    let rows = doc["bypassed"].as_array().unwrap_or_else(|| panic!("{doc:#}"));
+    let holds = |row: &Value, field: &str, text: &str| row[field].as_str().is_some_and(|s| s.contains(text));
+    rows.iter()
+        .find(|r| r["kind"] == kind && holds(r, "what", what) && holds(r, "place", place))
+        .unwrap_or_else(|| panic!("no {kind} {what} at {place} in {rows:#?}"))
+}
+
+#[track_caller]
+fn assert_known_in_full(doc: &Value) {
+    let warnings = doc["warnings"].as_array().expect("warnings");
+    assert!(warnings.iter().all(|w| !w.as_str().is_some_and(|w| w.contains("not known in full"))), "{warnings:#?}");
+}
+
+#[test]
+fn a_dry_run_names_programs_that_would_be_bypassed() {
+    if !root_or_skip("a_dry_run_names_programs_that_would_be_bypassed") {
+        return;
+    }
+    let lab = Lab::up();
+    let veth = lab.host_veth("httpbin", "node-1");
+    let cgroup = lab.pod("httpbin").cgroup;
+    lab.run("curl", "tc qdisc add dev eth0 clsact".split(' '));
+    let tc = Planted::load(sys::BPF_PROG_TYPE_SCHED_CLS, "planted_tc", 0);
+    let tcx = Planted::load(sys::BPF_PROG_TYPE_SCHED_CLS, "planted_tcx", 0);
+    let xdp = Planted::load(sys::BPF_PROG_TYPE_XDP, "planted_xdp", 2);
+    let skb = Planted::load(sys::BPF_PROG_TYPE_CGROUP_SKB, "planted_skb", 1);
+    let msg = Planted::load(sys::BPF_PROG_TYPE_SK_MSG, "planted_msg", 1);
+    lab.inside("curl", || tc.at_tc_egress("eth0"));
+    lab.inside("node-1", || xdp.at_xdp(&veth));
+    let attached = [lab.inside("curl", || tcx.at_tcx_ingress("eth0")), skb.at_cgroup_egress(Path::new(&cgroup)), msg.at_a_sockmap()];
+
+    let out = output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"]));
+    drop(attached);
+    // Nobody is connected here, which is an end of its own.
+    assert_eq!(out.status.code(), Some(3), "{}", String::from_utf8_lossy(&out.stderr));
+    let doc: Value = serde_json::from_slice(&out.stdout).expect("a document");
+    let (curl, httpbin) = (serde_json::json!(["default/curl"]), serde_json::json!(["default/httpbin"]));
+    assert_eq!(bypassed_row(&doc, "tc-program", "egress program planted_tc (id ", "eth0 in the pod")["pods"], curl);
+    assert_eq!(bypassed_row(&doc, "tc-program", "ingress tcx program planted_tcx (id ", "eth0 in the pod")["pods"], curl);
+    assert_eq!(bypassed_row(&doc, "xdp-program", "program planted_xdp (id ", &format!("{veth} on node-1"))["pods"], httpbin);
+    assert_eq!(bypassed_row(&doc, "cgroup-program", "egress program planted_skb (id ", "control group")["pods"], httpbin);
+    assert_eq!(bypassed_row(&doc, "sockmap-program", "sk_msg program planted_msg (id ", "sockmap")["pods"], serde_json::json!([]));
+    assert_known_in_full(&doc);
+    assert!(!pins(&lab).exists(), "something is left behind");
+}
+
 #[test]
 fn a_dry_run_names_what_would_be_bypassed() {
     let Some(scene) = Scene::new("a_dry_run_names_what_would_be_bypassed") else { return };
@@ -293,22 +345,14 @@ fn a_dry_run_names_what_would_be_bypassed() {
     });
     assert_is_the_document(&doc);
     let found = doc["bypassed"].as_array().unwrap_or_else(|| panic!("{doc:#}"));
-    let row = |kind: &str, what: &str, place: &str| {
-        found
-            .iter()
-            .find(|b| {
-                b["kind"] == kind && [("what", what), ("place", place)].iter().all(|(f, t)| b[*f].as_str().is_some_and(|s| s.contains(t)))
-            })
-            .unwrap_or_else(|| panic!("no {kind} {what} at {place} in {found:#?}"))
-    };
+    let row = |kind: &str, what: &str, place: &str| bypassed_row(&doc, kind, what, place);
     let of_curl = serde_json::json!(["default/curl"]);
     assert_eq!(row("qdisc", "tbf", &format!("{veth} on node-1"))["pods"], of_curl);
     assert!(row("qdisc", "800 Mbit/s", &veth)["what"].as_str().is_some_and(|w| w.starts_with("tbf 8")));
     assert_eq!(row("tc-program", "egress program in classic BPF", "eth0 in the pod")["pods"], of_curl);
     assert_eq!(row("netfilter-rule", "limit \"slow\"", "inet planted/limits on node-1")["pods"], of_curl);
     assert!(!found.iter().any(|b| b["what"].as_str().is_some_and(|w| w.contains("others"))), "a rule about others: {found:#?}");
-    let warnings = doc["warnings"].as_array().expect("warnings");
-    assert!(warnings.iter().all(|w| !w.as_str().is_some_and(|w| w.contains("not known in full"))), "{warnings:#?}");
+    assert_known_in_full(&doc);
     let text = String::from_utf8_lossy(&table.stdout);
     assert!(text.contains("would be bypassed") && text.contains("800 Mbit/s") && text.contains("planted/limits"), "{text}");
     // A table that was only looked at is empty; one with a rule, or that drops by default, may do anything.
