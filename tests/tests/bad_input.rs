@@ -125,11 +125,33 @@ fn a_full_disk_and_a_closed_pipe() {
         assert!(said(&output).contains("/dev/full"), "{file}: {}", said(&output));
     }
     for format in ["", "-o wide", "-o json", "-o jsonl"] {
+        let output = script(&lab, &format!("exec \"$PLUGIN\" trace --lab curl httpbin --probe {format} >/dev/full"));
+        assert_eq!(output.status.code(), Some(1), "{format}: {}", said(&output));
+        assert!(said(&output).contains("stdout"), "{format}: {}", said(&output));
         let text = format!("\"$PLUGIN\" trace --lab curl httpbin --probe --count 20 {format} | head -1; echo ${{PIPESTATUS[0]}} >&2");
         let output = script(&lab, &text);
         let said = said(&output);
         assert!(!said.contains("error") && !said.contains("panic"), "{format}: {said}");
         assert_eq!(said.lines().last(), Some("0"), "{format}: {said}");
+    }
+    before.assert_nothing_left();
+}
+
+/// Most machines show their BPF file system to root only: who cannot look must not be told that there is nothing.
+#[test]
+fn what_cannot_be_seen_is_not_called_nothing() {
+    if !root_or_skip("what_cannot_be_seen_is_not_called_nothing") {
+        return;
+    }
+    let lab = Lab::up();
+    let before = before(&lab);
+    for command in ["stop", "cleanup", "status"] {
+        let nobody = format!("exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$PLUGIN\" {command} --lab");
+        let hidden = format!("mount -t bpf -o mode=0700 none /sys/fs/bpf && {nobody}");
+        let output = script(&lab, &format!("exec unshare -m sh -c '{hidden}'"));
+        assert_eq!(output.status.code(), Some(1), "{command}: {}", said(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command}");
+        assert!(said(&output).contains("sudo"), "{command}: {}", said(&output));
     }
     before.assert_nothing_left();
 }

@@ -62,7 +62,7 @@ pub struct Instance {
 impl Instance {
     /// Opens what another process left or runs; `None` when there is nothing.
     pub fn open(pins: &Pins) -> Result<Option<Self>> {
-        if !pins.path("control").exists() {
+        if !pins.has("control") {
             return Ok(None);
         }
         if !fits(pins)? {

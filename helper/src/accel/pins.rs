@@ -60,9 +60,14 @@ impl Pins {
         Ok(entries.flatten().filter_map(|e| id(&e.file_name().to_string_lossy())).collect())
     }
 
-    /// Whether anything of this instance is there.
+    /// Whether anything of this instance is there, or may be: most machines show their BPF file system to root only.
     pub fn exist(&self) -> bool {
-        self.dir.exists()
+        may_be(&self.dir)
+    }
+
+    /// Whether this pin is there, or may be.
+    pub fn has(&self, name: &str) -> bool {
+        may_be(&self.path(name))
     }
 
     /// Makes the directory, and mounts the BPF file system where a node has none. Making it is the lock between two starters:
@@ -95,4 +100,8 @@ impl Pins {
         fs::remove_dir(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
         Ok(removed)
     }
+}
+
+fn may_be(path: &Path) -> bool {
+    !fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }

@@ -51,7 +51,7 @@ pub async fn run(args: &cli::Cleanup, global: &Global, progress: &Progress) -> R
         let removed = outcome.removed.iter().map(|r| format!("removed {r}\n"));
         let kept = outcome.kept.iter().map(|k| format!("kept {k}\n"));
         let text: String = removed.chain(kept).collect();
-        print(if text.is_empty() { "nothing was left behind\n" } else { &text })?;
+        print(if text.is_empty() && outcome.failed.is_empty() { "nothing was left behind\n" } else { &text })?;
     }
     if !outcome.failed.is_empty() {
         bail!("{}", outcome.failed.join("\n"));

@@ -13,6 +13,7 @@ use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, TableOutput};
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
+use crate::lab;
 use crate::progress::Progress;
 use crate::session::{Event, Fleet};
 use crate::terminal::{Paint, Style, printable};
@@ -61,6 +62,11 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
         }
     }
     progress.clear();
+    if global.lab && !lab::is_root() {
+        for row in rows.iter_mut().filter(|r| r.check.remedy.is_some() && r.check.name.starts_with("capability")) {
+            row.check.remedy = Some("the lab's helper needs root: try it with sudo".to_owned());
+        }
+    }
     let ok = !rows.iter().any(|r| r.check.state == CheckState::Failed);
     match args.output {
         Some(TableOutput::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&Document { ok, checks: &rows })?))?,
@@ -151,14 +157,22 @@ fn table(rows: &[Row], style: &Style) -> String {
         out.push_str(line.trim_end());
         out.push('\n');
     }
-    let unwell: Vec<&Row> = rows.iter().filter(|r| r.check.remedy.is_some()).collect();
-    if !unwell.is_empty() {
+    // One remedy may serve several rows.
+    let mut remedies: Vec<(&str, &str, Vec<&str>)> = Vec::new();
+    for row in rows {
+        let Some(remedy) = row.check.remedy.as_deref() else { continue };
+        match remedies.iter_mut().find(|(scope, known, _)| (*scope, *known) == (row.scope.as_str(), remedy)) {
+            Some((.., names)) => names.push(&row.check.name),
+            None => remedies.push((&row.scope, remedy, vec![&row.check.name])),
+        }
+    }
+    if !remedies.is_empty() {
         out.push('\n');
         out.push_str(&style.paint(Paint::Heading, "What to do"));
         out.push('\n');
-        for row in unwell {
-            let remedy = row.check.remedy.as_deref().unwrap_or_default().lines().map(printable).collect::<Vec<_>>().join("\n    ");
-            out.push_str(&format!("  {}, {}:\n    {remedy}\n", row.scope, row.check.name));
+        for (scope, remedy, names) in remedies {
+            let remedy = remedy.lines().map(printable).collect::<Vec<_>>().join("\n    ");
+            out.push_str(&format!("  {scope}, {}:\n    {remedy}\n", names.join(", ")));
         }
     }
     out
@@ -179,6 +193,8 @@ mod tests {
         let text = table(&[row(CheckState::Ok, None), row(CheckState::Failed, Some("do\nthis"))], &style);
         assert!(text.contains("FAILED") && text.ends_with("  node n1, BTF:\n    do\n    this\n"), "{text}");
         assert!(!table(&[row(CheckState::Ok, None)], &style).contains("What to do"));
+        let twice = table(&[row(CheckState::Failed, Some("do")), row(CheckState::Degraded, Some("do"))], &style);
+        assert!(twice.ends_with("  node n1, BTF, BTF:\n    do\n"), "{twice}");
         assert_eq!(failed("client", "kubeconfig", &anyhow::anyhow!("a\nb")).check.remedy.as_deref(), Some("b"));
     }
 }

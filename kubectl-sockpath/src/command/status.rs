@@ -32,6 +32,13 @@ struct Answer {
     lost: Option<String>,
 }
 
+impl Answer {
+    /// Whether the node could say what there is.
+    fn is_whole(&self) -> bool {
+        self.lost.is_none() && !self.messages.iter().any(|m| matches!(m, Message::Error { .. }))
+    }
+}
+
 /// Asks every node and waits until all have answered and ended.
 async fn ask(global: &Global, progress: &Progress, request: &Request, patience: Duration) -> Result<(Backend, Vec<Answer>)> {
     let interrupt = Interrupt::watch()?;
@@ -190,8 +197,8 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
         for what in &pods {
             print(&format!("removed {what}\n"))?;
         }
-        if pods.is_empty() && summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answers.iter().all(|a| a.lost.is_none())
-        {
+        let answered = answers.iter().all(Answer::is_whole);
+        if pods.is_empty() && summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answered {
             print("nothing was accelerated\n")?;
         }
     }
