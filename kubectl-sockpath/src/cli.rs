@@ -138,7 +138,7 @@ pub struct Trace {
     /// The pod, Service or address that answers
     #[arg(required_unless_present = "replay", value_name = "TARGET[:PORT]")]
     pub target: Option<String>,
-    /// Container, when several pods' containers could be meant (in a pod: the one that answers)
+    /// Container of TARGET whose port is meant (within one pod: the one that answers)
     #[arg(short, long, value_name = "NAME")]
     pub container: Option<String>,
     /// Send a probe at once

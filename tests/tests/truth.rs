@@ -4,8 +4,10 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::libbpf_sys as sys;
 use serde_json::Value;
 use sockpath_tests::lab::{Lab, succeed};
+use sockpath_tests::planted::Planted;
 use sockpath_tests::trace::{Trace, Traced, trace};
 use sockpath_tests::{program_or_skip, root_or_skip};
 
@@ -130,6 +132,23 @@ fn a_neighbour_that_answers_late_holds_the_packet() {
         .max();
     assert!(held > Some(200_000_000), "no packet was held at neighbour-out: {held:?}\n{}", traced.dump());
     assert!(traced.mentions("findings", "neighbour"), "{}", traced.dump());
+}
+
+#[test]
+fn filters_at_the_pods_device_are_named() {
+    if !root_or_skip("filters_at_the_pods_device_are_named") {
+        return;
+    }
+    let lab = Lab::up();
+    lab.run("curl", "tc qdisc add dev eth0 clsact".split(' '));
+    let program = Planted::load(sys::BPF_PROG_TYPE_SCHED_CLS, "planted_truth", 0);
+    lab.inside("curl", || program.at_tc_egress("eth0"));
+    let traced = trace(&lab, &["curl", "httpbin:8080", "--probe"]);
+    let stage = |id: &str| traced.list("stages").iter().find(|s| s["id"] == id).unwrap_or_else(|| panic!("no {id}: {}", traced.dump()));
+    // Where the kernel lets functions be watched, they show that it ran.
+    let (out, back) = (stage("tc-egress"), stage("tc-ingress"));
+    assert!(out["seen"] == "observed" || out["note"].as_str().is_some_and(|n| n.contains("program planted_truth (id ")), "{out:#}");
+    assert_eq!((&back["seen"], &back["note"]), (&"skipped".into(), &"no filter and no program at eth0".into()), "{back:#}");
 }
 
 #[test]

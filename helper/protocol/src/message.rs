@@ -110,8 +110,26 @@ pub struct Armed {
     pub hooks: Vec<String>,
     /// Hooks, and [`NETFILTER_RULES`], that would have been used, and why they are not.
     pub unavailable: BTreeMap<String, String>,
+    /// What packets pass at tc in the pods, for each device that could be asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<DeviceFilters>,
     /// Time from request to armed, in nanoseconds.
     pub took_ns: u64,
+}
+
+/// The filters and programs at tc and tcx of one device, in words and in the order they are listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFilters {
+    /// Node.
+    pub node: String,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Name of the device.
+    pub device: String,
+    /// On the way in.
+    pub ingress: Vec<String>,
+    /// On the way out.
+    pub egress: Vec<String>,
 }
 
 /// Running totals of a trace. All counts are since it was armed.

@@ -13,6 +13,7 @@ use sockpath_protocol::request::{Locate, Node, Pod};
 
 mod hierarchy;
 mod process;
+pub mod programs;
 
 pub use hierarchy::Hierarchies;
 pub use process::Process;

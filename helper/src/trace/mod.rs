@@ -42,6 +42,7 @@ mod probe;
 mod programs;
 pub mod rules;
 mod scene;
+pub mod tc;
 
 /// Packets reported a second when the request does not say.
 const DEFAULT_PACKETS_PER_SECOND: u32 = 200;
@@ -100,6 +101,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.used.clone(),
         unavailable: trace.programs.hooks.unavailable.clone().into_iter().chain(rules).collect(),
+        filters: tc::of_pods(&scene),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;

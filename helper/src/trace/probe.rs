@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use sockpath_protocol::message::Probed;
 use sockpath_protocol::request::{ProbeRequest, Protocol};
 
@@ -39,12 +40,21 @@ pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
         to: if request.protocol == Protocol::Icmp { request.to.ip().to_string() } else { request.to.to_string() },
         answered: result.is_ok(),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
-        error: result.err().map(|e| format!("{e:#}")),
+        error: result.err().map(|e| words(&e)),
     }
 }
 
+/// Why a probe failed, without the numbers of errors.
+fn words(error: &anyhow::Error) -> String {
+    let cause = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        Some(number) => Errno::from_raw(number).desc().to_owned(),
+        None => e.to_string(),
+    };
+    error.chain().map(cause).collect::<Vec<_>>().join(": ")
+}
+
 fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, timeout).with_context(|| format!("cannot connect to {to}"))?;
+    let mut stream = TcpStream::connect_timeout(&to, timeout).context("cannot connect")?;
     if !http {
         return Ok(());
     }
@@ -69,7 +79,7 @@ fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
 
 /// Requests on one connection, waited for in poll(2) as event loops do: receive calls that may sleep are not accelerated.
 fn conversation(to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, timeout).with_context(|| format!("cannot connect to {to}"))?;
+    let mut stream = TcpStream::connect_timeout(&to, timeout).context("cannot connect")?;
     stream.set_nonblocking(true).context("cannot make a socket non-blocking")?;
     let wait = nix::poll::PollTimeout::try_from(timeout).unwrap_or(nix::poll::PollTimeout::MAX);
     let mut answer = vec![0; MAX_ANSWER];
@@ -94,7 +104,7 @@ fn udp(to: SocketAddr, timeout: Duration) -> Result<()> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).context("cannot open a UDP socket")?;
     socket.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
-    socket.connect(to).with_context(|| format!("no way to {to}"))?;
+    socket.connect(to).context("no way there")?;
     socket.send(GREETING).context("cannot send the datagram")?;
     socket.recv(&mut [0; 2048]).map(drop).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("nothing came back (a server need not answer)"),
@@ -114,7 +124,7 @@ fn icmp(to: IpAddr, timeout: Duration) -> Result<()> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let id = (std::process::id() & 0xffff) as u16;
     let packet = echo_request(to.is_ipv4(), id, 1);
-    send_to(&fd, &packet, to).with_context(|| format!("no way to {to}"))?;
+    send_to(&fd, &packet, to).context("no way there")?;
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -172,6 +182,13 @@ fn checksum(data: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_words() {
+        let refused = anyhow::Error::from(io::Error::from_raw_os_error(libc::ECONNREFUSED)).context("cannot connect");
+        assert_eq!(words(&refused), "cannot connect: Connection refused");
+        assert_eq!(words(&anyhow::anyhow!("no echo reply")), "no echo reply");
+    }
 
     #[test]
     fn an_echo_request_sums_to_zero() {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
-use super::devices::{self, Links};
+use super::devices::{self, Link, Links};
 use super::places::{Equipment, Places, ReadDevices, Territory};
 use crate::node::{self, Netns};
 use crate::session::Coded;
@@ -128,6 +128,12 @@ impl Scene {
             self.links.insert(netns.inode, devices::dump(netns, &all)?);
         }
         Ok(())
+    }
+
+    /// The devices of a namespace.
+    #[must_use]
+    pub fn links_of(&self, netns: u32) -> &[Link] {
+        self.links.get(&netns).map_or(&[], Vec::as_slice)
     }
 
     /// The two ends, for the assembler.

@@ -30,7 +30,7 @@ tr.place td{font-weight:600;padding-top:.7rem}tr.absent td,.dim{color:var(--dim)
 /// When the report cannot be encoded.
 pub fn render(report: &Report) -> Result<String> {
     let mut page = String::with_capacity(32 << 10);
-    let heading = super::waterfall::heading(report, &Style::plain(10_000));
+    let heading = super::heading::heading(report, &Style::plain(10_000));
     let mut lines = heading.lines();
     let title = escape(lines.next().unwrap_or_default());
     let about = lines.map(|l| format!("<p>{}</p>\n", escape(l))).collect::<String>();

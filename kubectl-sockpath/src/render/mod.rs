@@ -2,6 +2,7 @@
 
 mod axis;
 pub mod bypassed;
+pub mod heading;
 pub mod html;
 pub mod json;
 mod line;

@@ -1,18 +1,17 @@
 //! The picture: one line per stage, bars on one time axis, grouped by place; what rewrote or dropped the packet where it did.
 
 use sockpath_protocol::packet::{Direction, RewriteKind};
-use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
 use super::axis::{Axis, Layout, STEP, TIME, axis_line, known_times};
+use super::heading::heading;
 use super::line::Line;
 use crate::duration::nanos;
 use crate::report::Report;
-use crate::report::document::{DropRow, Finding, LegSummary, Party, Severity, VanishedRow};
+use crate::report::document::{DropRow, Finding, LegSummary, Severity, VanishedRow};
 use crate::report::leg::{Leg, Seen, StageRow};
 use crate::report::rewrites::RewriteRow;
 use crate::report::times::Times;
-use crate::target::Scenario;
 use crate::terminal::{Paint, Style, wrap};
 
 /// Renders it.
@@ -45,80 +44,6 @@ pub fn render(report: &Report, style: &Style) -> String {
     summary(report, request, style, &mut out);
     out.push_str(&findings(report, style));
     out
-}
-
-/// Who talks to whom, how they lie to each other, and what the figures are made of.
-#[must_use]
-pub fn heading(report: &Report, style: &Style) -> String {
-    let mut out = String::new();
-    let arrow = if style.unicode { " → " } else { " -> " };
-    let port = report.target.port.map_or_else(String::new, |p| format!(":{p}"));
-    let nobody = report.via_service.is_some() && report.target.ips.is_empty();
-    let target = if nobody { "nobody".to_owned() } else { format!("{}{port}", party(&report.target)) };
-    let service = match (&report.via_service, report.dialled) {
-        (Some(service), Some(dialled)) => format!("Service {service} {dialled}{arrow}"),
-        _ => String::new(),
-    };
-    let both = format!("{}{arrow}{service}{target}", party(&report.source));
-    for line in wrap(&both, style.width) {
-        Line::new(style).paint(Paint::Heading, &line).end(&mut out);
-    }
-    let mut about = vec![place_words(report)];
-    if let (Some(service), None) = (&report.via_service, report.dialled) {
-        about.push(format!("via Service {service}"));
-    }
-    if let Some(request) = &report.request {
-        let protocol = match request.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Icmp => "ICMP",
-        };
-        let plural = if request.count == 1 { "packet" } else { "packets" };
-        about.push(format!("{} {protocol} {} {plural}", request.count, request.packets_of));
-    }
-    about.push(format!("kernel {}", report.kernel));
-    for line in wrap(&about.join(", "), style.width) {
-        Line::new(style).text(&line).end(&mut out);
-    }
-    out.push_str(&clocks(report, style));
-    out
-}
-
-/// How the nodes' clocks lie to each other, where there are several.
-fn clocks(report: &Report, style: &Style) -> String {
-    let mut out = String::new();
-    for row in &report.clocks {
-        let doubt = nanos(row.uncertainty_ns);
-        let text = if row.offset_ns.unsigned_abs() <= row.uncertainty_ns {
-            format!("clocks of {} and {}: no difference that could be told from round trips ({doubt} either way)", row.against, row.node)
-        } else {
-            let word = if row.offset_ns > 0 { "ahead of" } else { "behind" };
-            let offset = nanos(row.offset_ns.unsigned_abs());
-            format!("clock of {}: {offset} {word} that of {}, {doubt} either way", row.node, row.against)
-        };
-        for line in wrap(&text, style.width) {
-            Line::new(style).paint(Paint::Dim, &line).end(&mut out);
-        }
-    }
-    out
-}
-
-fn party(party: &Party) -> String {
-    match &party.namespace {
-        Some(namespace) => format!("{namespace}/{}", party.name),
-        None => party.name.clone(),
-    }
-}
-
-fn place_words(report: &Report) -> String {
-    let node = |p: &Party| p.node.clone().unwrap_or_else(|| "?".to_owned());
-    match report.scenario {
-        Scenario::InPod => format!("inside one pod on {}", node(&report.source)),
-        Scenario::SameNode => format!("same node ({})", node(&report.source)),
-        Scenario::CrossNode => format!("cross-node ({} to {})", node(&report.source), node(&report.target)),
-        Scenario::External if report.via_service.is_some() => format!("from {}", node(&report.source)),
-        Scenario::External => format!("from {} to outside the pods", node(&report.source)),
-    }
 }
 
 /// Stages in one namespace, in a row.
@@ -235,6 +160,8 @@ fn folded(stages: &[&StageRow]) -> String {
             (Seen::Skipped, StageId::RouteOut | StageId::RouteIn) => "route cached",
             (Seen::Skipped, StageId::NeighbourOut) => "MAC cached",
             (Seen::Skipped, StageId::Qdisc) => "noqueue",
+            (Seen::Skipped, StageId::TcEgress | StageId::TcIngress) => "no tc filter",
+            (Seen::Inferred, StageId::TcEgress | StageId::TcIngress) => "tc filters passed",
             (Seen::Skipped, _) => "skipped",
             (Seen::NotObservable, _) => "unseen",
             _ => "inferred",

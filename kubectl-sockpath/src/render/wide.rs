@@ -5,7 +5,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use sockpath_protocol::packet::{Context, HeaderOffsets};
 
 use crate::duration::nanos;
-use crate::render::waterfall;
+use crate::render::{heading::heading, waterfall};
 use crate::report::Report;
 use crate::report::document::{HopRow, PacketRow};
 use crate::terminal::{Paint, Style, printable};
@@ -13,7 +13,7 @@ use crate::terminal::{Paint, Style, printable};
 /// Renders it.
 #[must_use]
 pub fn render(report: &Report, style: &Style) -> String {
-    let mut out = waterfall::heading(report, style);
+    let mut out = heading(report, style);
     let ids = [
         ("request", report.request.as_ref().and_then(|r| r.typical_packet), sockpath_protocol::packet::Direction::Request),
         ("reply", report.reply.as_ref().and_then(|r| r.typical_packet), sockpath_protocol::packet::Direction::Reply),

@@ -1,6 +1,7 @@
 //! The article's stages that no hook saw: put in their place, and the reason told apart (must have happened, was left out by
 //! the kernel, cannot be seen here). Never shown as observed.
 
+use sockpath_protocol::message::{Armed, DeviceFilters};
 use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{STAGES, Side, Stage, StageId};
@@ -16,8 +17,29 @@ pub(super) struct Situation<'a> {
     pub direction: Direction,
     /// The packets reached the other side.
     pub complete: bool,
+    /// What the helpers watch with.
+    pub watch: &'a Watch,
+}
+
+/// What the helpers watch with, and what they know of the pods' devices.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
     /// Hooks in use.
-    pub armed: &'a [String],
+    hooks: Vec<String>,
+    /// What packets pass at tc, for each device that could be asked about.
+    filters: Vec<DeviceFilters>,
+}
+
+impl Watch {
+    /// Of all helpers that are armed.
+    pub(super) fn of<'a>(armed: impl Iterator<Item = &'a Armed>) -> Self {
+        let mut watch = Self::default();
+        for helper in armed {
+            watch.hooks.extend(helper.hooks.iter().cloned());
+            watch.filters.extend(helper.filters.iter().cloned());
+        }
+        watch
+    }
 }
 
 impl Situation<'_> {
@@ -29,7 +51,24 @@ impl Situation<'_> {
     /// Whether this hook is in use, or a kprobe in its place.
     fn sees_by(&self, hook: &str) -> bool {
         let kprobe = hook.strip_prefix("fentry/");
-        self.armed.iter().any(|a| a.starts_with(hook) || (kprobe.is_some() && a.strip_prefix("kprobe/") == kprobe))
+        self.watch.hooks.iter().any(|a| a.starts_with(hook) || (kprobe.is_some() && a.strip_prefix("kprobe/") == kprobe))
+    }
+
+    /// What this stage is known to have passed at the device where a neighbouring stage was seen: nothing, or filters and programs
+    /// whose time nobody has seen.
+    fn filtered(&self, stage: StageId, neighbour: &StageRow, device: &str) -> Option<(Seen, String)> {
+        let here =
+            |f: &&DeviceFilters| (Some(f.netns), Some(&f.node), f.device.as_str()) == (neighbour.netns, neighbour.node.as_ref(), device);
+        let there = self.watch.filters.iter().find(here)?;
+        let passed = match stage {
+            StageId::TcEgress => &there.egress,
+            StageId::TcIngress => &there.ingress,
+            _ => return None,
+        };
+        Some(match passed.as_slice() {
+            [] => (Seen::Skipped, format!("no filter and no program at {device}")),
+            some => (Seen::Inferred, format!("at {device}: {}", some.join(", "))),
+        })
     }
 
     /// A ping is answered by the kernel: no socket, no reader.
@@ -132,7 +171,8 @@ fn side(rows: Vec<StageRow>, side: Side, from_start: bool, to_end: bool, situati
         // Behind the last row of a lower number, so that times stay with the stage that was observed to begin there.
         let at = rows.iter().rposition(|r| r.step.is_some() && r.side == side && (r.id as usize) < index).map_or(0, |i| i + 1);
         let neighbour = rows.get(at.saturating_sub(1));
-        let (seen, note) = reason(stage, device.as_deref(), situation);
+        let known = neighbour.zip(device.as_deref()).and_then(|(row, device)| situation.filtered(stage.id, row, device));
+        let (seen, note) = known.unwrap_or_else(|| reason(stage, device.as_deref(), situation));
         let row = inferred(stage, neighbour, seen, note);
         rows.insert(at, row);
     }

@@ -6,6 +6,7 @@ use sockpath_protocol::advice;
 use sockpath_protocol::packet::{Direction, Outcome, Place};
 use sockpath_protocol::request::Pod;
 
+use super::absent::Watch;
 use super::capture::Capture;
 use super::document::{
     ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts,
@@ -28,11 +29,11 @@ fn saving(normal: Times, accelerated: Option<&Leg>) -> Option<Saving> {
 
 /// Puts everything together.
 pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
-    let armed: Vec<String> = capture.helpers.iter().filter_map(|h| h.armed.as_ref()).flat_map(|a| a.hooks.iter().cloned()).collect();
-    let request = leg(journeys, Direction::Request, None, &armed);
-    let reply = leg(journeys, Direction::Reply, None, &armed);
+    let watch = Watch::of(capture.helpers.iter().filter_map(|h| h.armed.as_ref()));
+    let request = leg(journeys, Direction::Request, None, &watch);
+    let reply = leg(journeys, Direction::Reply, None, &watch);
     let accelerated = match &request {
-        Some(r) if r.packets_of != Class::Bypass.word(Direction::Request) => leg(journeys, Direction::Request, Some(Class::Bypass), &armed),
+        Some(r) if r.packets_of != Class::Bypass.word(Direction::Request) => leg(journeys, Direction::Request, Some(Class::Bypass), &watch),
         _ => None,
     };
     let (overhead, lost_events) = overhead(capture);
@@ -133,11 +134,20 @@ fn target(capture: &Capture, journeys: &[Journey<'_>]) -> Party {
         Some(pod) => vec![pod.clone()],
         None => plan.request.targets.clone(),
     };
-    let mut party = party(&pods, &plan.target, port);
+    let mut party = party(&pods, without_port(&plan.target), port);
     if pods.is_empty() {
         party.ips.clone_from(&plan.request.addresses);
     }
     party
+}
+
+/// A target as typed, without its port: `192.0.2.1` of `192.0.2.1:53`, `fd00::1` of `[fd00::1]:53`.
+fn without_port(typed: &str) -> &str {
+    match typed.rsplit_once(':') {
+        Some((bracketed, _)) if bracketed.starts_with('[') && bracketed.ends_with(']') => &bracketed[1..bracketed.len() - 1],
+        Some((name, _)) if !name.is_empty() && !name.contains(':') => name,
+        _ => typed.trim_start_matches('[').trim_end_matches(']'),
+    }
 }
 
 fn party(pods: &[Pod], typed: &str, port: Option<u16>) -> Party {
@@ -338,5 +348,25 @@ pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
         end_to_end_ns: journey.end_to_end_ns,
         outcome: journey.outcome().clone(),
         hops,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_no_part_of_a_name() {
+        for (typed, name) in [
+            ("192.0.2.1:53", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("[fd00::1]:53", "fd00::1"),
+            ("[fd00::1]", "fd00::1"),
+            ("fd00::1", "fd00::1"),
+            ("svc/web:80", "svc/web"),
+            ("prod/deploy/web", "prod/deploy/web"),
+        ] {
+            assert_eq!(without_port(typed), name, "{typed}");
+        }
     }
 }

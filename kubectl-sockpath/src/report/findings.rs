@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use sockpath_protocol::message::{EndReason, NETFILTER_RULES};
-use sockpath_protocol::packet::{IncidentKind, Outcome, RewriteKind};
+use sockpath_protocol::packet::{Hop, IncidentKind, Outcome, RewriteKind};
 use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;
 use super::document::{DropRow, Party, Report};
-use super::hint::{Hint, place};
+use super::hint::{Hint, NeighbourLookup, place};
 use super::journey::Journey;
 use super::rewrites::{RewriteRow, strangers};
 
@@ -23,6 +23,7 @@ pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Rep
     let mut hints = helpers(capture);
     hints.extend(reachability(capture, journeys, report));
     hints.extend(incidents(report));
+    hints.extend(neighbours(report));
     hints.extend(timing(report));
     hints.extend(cuts(capture, journeys));
     hints.extend(accounting(capture, report));
@@ -126,11 +127,32 @@ fn incidents(report: &Report) -> Vec<Hint> {
             IncidentKind::Retransmit | IncidentKind::RetransmitSynAck => Hint::Retransmissions { count, place },
             IncidentKind::BacklogOverflow => Hint::BacklogOverflow { count, place },
             IncidentKind::ReceiveQueueFull => Hint::ReceiveQueueFull { count, place },
-            IncidentKind::Neighbour => Hint::NeighbourLookup { count, place, p50_ns: None },
-            IncidentKind::State => continue,
+            IncidentKind::Neighbour | IncidentKind::State => continue,
         });
     }
     hints
+}
+
+/// What was asked for is an event of its own; how long a packet waited for it is its stage.
+fn neighbours(report: &Report) -> Option<Hint> {
+    let mut lookups: Vec<NeighbourLookup> = Vec::new();
+    let mut at = |place: String, count: usize, waited_ns: Option<u64>| match lookups.iter_mut().find(|l| l.place == place) {
+        Some(known) => {
+            known.count += count;
+            known.waited_ns = known.waited_ns.max(waited_ns);
+        }
+        None => lookups.push(NeighbourLookup { place, count: count.max(1), waited_ns }),
+    };
+    for row in report.incidents.iter().filter(|r| r.what == IncidentKind::Neighbour) {
+        at(place(row.node.as_deref(), row.pod.as_deref(), None), row.count, None);
+    }
+    for stage in report.stages.iter().chain(report.reply.iter().flat_map(|r| &r.stages)) {
+        let waited_ns = stage.times.p50_ns.filter(|t| stage.count > 0 && *t >= LONG_QUEUE_NS);
+        if matches!(stage.id, StageId::NeighbourOut | StageId::NodeNeighbour) && waited_ns.is_some() {
+            at(place(stage.node.as_deref(), stage.pod.as_deref(), None), 0, waited_ns);
+        }
+    }
+    (!lookups.is_empty()).then_some(Hint::NeighbourLookups(lookups))
 }
 
 fn timing(report: &Report) -> Vec<Hint> {
@@ -146,17 +168,11 @@ fn timing(report: &Report) -> Vec<Hint> {
     }
     let reply = report.reply.iter().flat_map(|r| &r.stages);
     for stage in report.stages.iter().chain(reply) {
-        let place = place(stage.node.as_deref(), stage.pod.as_deref(), None);
-        let p50_ns = stage.times.p50_ns;
-        match stage.id {
-            StageId::Qdisc | StageId::NodeQdisc if p50_ns.is_some_and(|t| t >= LONG_QUEUE_NS) => {
-                let device = stage.device.clone().unwrap_or_else(|| "DEV".to_owned());
-                hints.push(Hint::Queueing { device, place, p50_ns: p50_ns.unwrap_or(0) });
-            }
-            StageId::NeighbourOut | StageId::NodeNeighbour if stage.count > 0 && p50_ns.is_some_and(|t| t >= LONG_QUEUE_NS) => {
-                hints.push(Hint::NeighbourLookup { count: stage.count, place, p50_ns });
-            }
-            _ => {}
+        let Some(p50_ns) = stage.times.p50_ns.filter(|t| *t >= LONG_QUEUE_NS) else { continue };
+        if matches!(stage.id, StageId::Qdisc | StageId::NodeQdisc) {
+            let place = place(stage.node.as_deref(), stage.pod.as_deref(), None);
+            let device = stage.device.clone().unwrap_or_else(|| "DEV".to_owned());
+            hints.push(Hint::Queueing { device, place, p50_ns });
         }
     }
     let own_pods = |p: &Party| p.namespace.is_some();
@@ -191,7 +207,9 @@ fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
             fragmented.get_or_insert_with(|| (0, at())).0 += 1;
         }
         let hops = || journey.hops.iter().map(|h| (journey.parts[h.part].0, &journey.parts[h.part].1.hops[h.hop]));
-        let found = hops().zip(hops().skip(1)).find(|((_, a), (_, b))| a.segments > 1 && b.segments < a.segments && b.len < a.len);
+        // At the socket only payload is left, in one piece: nothing was cut.
+        let smaller = |a: &Hop, b: &Hop| b.offsets.is_some() && a.segments > 1 && b.segments < a.segments && b.len < a.len;
+        let found = hops().zip(hops().skip(1)).find(|((_, a), (_, b))| smaller(a, b));
         let Some(((_, a), (helper, b))) = found else { continue };
         match &mut cut {
             Some((count, ..)) => *count += 1,

@@ -7,6 +7,23 @@ use super::document::{Finding, Severity};
 use super::rewrites::RewriteRow;
 use crate::duration::nanos;
 
+/// Neighbours that had to be asked for at one place.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NeighbourLookup {
+    /// `in pod x`, `on node y`.
+    pub(super) place: String,
+    pub(super) count: usize,
+    /// What a packet typically waited, when it was long.
+    pub(super) waited_ns: Option<u64>,
+}
+
+impl NeighbourLookup {
+    fn words(&self) -> String {
+        let waited = self.waited_ns.map_or_else(String::new, |t| format!(", {} each", nanos(t)));
+        format!("{} ({}{waited})", self.place, times(self.count))
+    }
+}
+
 /// Everything there is to say. One variant is one kind of finding.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Hint {
@@ -40,8 +57,8 @@ pub(super) enum Hint {
     ReaderSlow { share: f64, p50_ns: u64 },
     /// A queue discipline holds packets back.
     Queueing { device: String, place: String, p50_ns: u64 },
-    /// A neighbour had to be asked for.
-    NeighbourLookup { count: usize, place: String, p50_ns: Option<u64> },
+    /// Neighbours had to be asked for: where, how often, and how long packets waited for it when that was long.
+    NeighbourLookups(Vec<NeighbourLookup>),
     /// Packets were cut on the way.
     Segmented { count: usize, place: String, from: u32, to: u32 },
     /// Packets were larger than the MTU and had to be fragmented.
@@ -184,13 +201,13 @@ impl Hint {
                 format!("packets wait {} in the queue discipline of {device} {place}", nanos(*p50_ns)),
                 Some(format!("`tc -s qdisc show dev {device}` there; a bandwidth limit of the pod looks like this")),
             ),
-            Self::NeighbourLookup { count, place, p50_ns } => {
-                let time = p50_ns.map_or_else(String::new, |t| format!(", which took {}", nanos(t)));
+            Self::NeighbourLookups(lookups) => {
+                let text = lookups.iter().map(NeighbourLookup::words).collect::<Vec<_>>().join(", ");
                 (
                     "neighbour",
                     Info,
-                    format!("a MAC address had to be asked for {place}, {}{time}", times(*count)),
-                    go("the entry had expired or was removed: `ip neigh show` there"),
+                    format!("MAC addresses had to be asked for {text}"),
+                    go("there was no entry, or it had expired: `ip neigh show` there"),
                 )
             }
             Self::Segmented { count, place, from, to } => (

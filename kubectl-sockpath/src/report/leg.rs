@@ -7,7 +7,7 @@ use sockpath_protocol::packet::{Context, Direction, Hop, Outcome};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{Side, StageId};
 
-use super::absent;
+use super::absent::{self, Watch};
 use super::journey::{Class, Journey, Spot};
 use super::times::{Times, means, p99, typical};
 
@@ -100,7 +100,7 @@ pub enum Seen {
 }
 
 /// The leg of these packets, if there are any.
-pub(super) fn leg(journeys: &[Journey<'_>], direction: Direction, class: Option<Class>, armed: &[String]) -> Option<Leg> {
+pub(super) fn leg(journeys: &[Journey<'_>], direction: Direction, class: Option<Class>, watch: &Watch) -> Option<Leg> {
     let of_direction = || journeys.iter().filter(|j| j.direction() == direction);
     let class = class.or_else(|| of_direction().map(Journey::class).min())?;
     let all: Vec<&Journey<'_>> = of_direction().filter(|j| j.class() == class).collect();
@@ -129,7 +129,7 @@ pub(super) fn leg(journeys: &[Journey<'_>], direction: Direction, class: Option<
     let waiting_ns = measurable.then(|| rows.iter().filter(|r| r.waits).filter_map(|r| r.times.p50_ns).sum());
     let sample = chosen[middle.start];
     let protocol = sample.first().protocol;
-    let stages = absent::fill(rows, &absent::Situation { protocol, class, direction, complete, armed });
+    let stages = absent::fill(rows, &absent::Situation { protocol, class, direction, complete, watch });
     Some(Leg {
         packets_of: class.word(direction),
         count: chosen.len(),
@@ -219,6 +219,12 @@ fn order(journeys: &[&Journey<'_>]) -> Vec<StepKey> {
                     behind += 1;
                 }
             }
+        }
+    }
+    // A call that takes several packets releases the first of them before it returns: that is R20 before the hook of R19.
+    for at in 1..order.len() {
+        if (order[at - 1].0, order[at].0) == (StageId::Released, StageId::Copied) {
+            order.swap(at - 1, at);
         }
     }
     order

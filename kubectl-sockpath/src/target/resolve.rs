@@ -49,6 +49,8 @@ struct Found {
     pods: Vec<PodInfo>,
     addresses: Vec<IpAddr>,
     service: Option<ServiceInfo>,
+    /// The address of the Service, when that was typed instead of its name.
+    dialled: Option<IpAddr>,
     /// Loopback inside the source.
     same: bool,
 }
@@ -144,7 +146,7 @@ async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo>
 }
 
 async fn find_target(inventory: &impl Inventory, to: &Endpoint, source: &PodInfo, source_name: &Name) -> Result<Found> {
-    let nothing = Found { pods: Vec::new(), addresses: Vec::new(), service: None, same: false };
+    let nothing = Found { pods: Vec::new(), addresses: Vec::new(), service: None, dialled: None, same: false };
     match &to.name {
         Name::Pod { namespace, name } => {
             // A plain name is looked for where the source is when the source's namespace was written out.
@@ -186,7 +188,7 @@ async fn find_target(inventory: &impl Inventory, to: &Endpoint, source: &PodInfo
                 return Ok(Found { pods, addresses: vec![*ip], ..nothing });
             }
             match service {
-                Some(service) => Ok(Found { pods: service.backends.clone(), service: Some(service), ..nothing }),
+                Some(service) => Ok(Found { pods: service.backends.clone(), service: Some(service), dialled: Some(*ip), ..nothing }),
                 None => Ok(Found { addresses: vec![*ip], ..nothing }),
             }
         }
@@ -263,13 +265,16 @@ fn port_of_container(pods: &[PodInfo], name: &str) -> Result<Option<u16>> {
 }
 
 fn check_service_port(service: &Service, port: u16) -> Result<()> {
-    let ports: BTreeSet<u16> =
-        service.frontends.iter().map(|f| f.addr.port()).chain(service.backends.iter().map(SocketAddr::port)).collect();
+    let of_pods: BTreeSet<u16> = service.backends.iter().map(SocketAddr::port).collect();
+    let of_service: BTreeSet<u16> = service.frontends.iter().map(|f| f.addr.port()).collect();
+    // A headless Service is dialled at its pods.
+    let ports = if of_service.is_empty() { &of_pods } else { &of_service };
     if ports.is_empty() || ports.contains(&port) {
         return Ok(());
     }
-    let listed: Vec<String> = service.frontends.iter().map(|f| f.addr.port()).collect::<BTreeSet<_>>().iter().map(u16::to_string).collect();
-    bail!("Service {} has no port {port}; it has {}", service.name, listed.join(", "))
+    let listed = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let hint = if of_pods.contains(&port) { format!(" ({port} is the port of its pods: name one of them)") } else { String::new() };
+    bail!("Service {} has no port {port}; it has {listed}{hint}", service.name)
 }
 
 fn scenario(source: &Pod, targets: &[Pod], same_pod: bool) -> Scenario {
@@ -289,7 +294,8 @@ fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], 
     let reachable =
         |ip: &IpAddr| ip.is_loopback() || source.pod.ips.is_empty() || source.pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
     let to = if let Some(service) = &found.service {
-        let frontends = || service.service.frontends.iter().filter(|f| reachable(&f.addr.ip()));
+        let typed = |ip: IpAddr| found.dialled.is_none_or(|dialled| dialled == ip);
+        let frontends = || service.service.frontends.iter().filter(|f| typed(f.addr.ip()) && reachable(&f.addr.ip()));
         let wanted =
             frontends().find(|f| port.is_none_or(|p| p == f.addr.port()) && (f.protocol == protocol || protocol == Protocol::Icmp));
         // A headless Service is dialled at its pods.

@@ -1,8 +1,5 @@
 //! What redirected bytes of the chosen pods would bypass: read from the kernel, nothing is touched.
 
-mod programs;
-mod tc;
-
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -10,10 +7,10 @@ use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::bypass::{BypassKind, Bypassed, gather};
 
 use super::chosen::Chosen;
+use crate::node::programs::Programs;
 use crate::node::{self, FoundPod, Netns};
 use crate::trace::devices::{self, Link};
-use crate::trace::rules;
-use programs::Programs;
+use crate::trace::{rules, tc};
 
 /// A chosen pod that was found.
 struct Subject<'a> {

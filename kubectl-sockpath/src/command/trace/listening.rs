@@ -172,13 +172,19 @@ impl Session<'_> {
     fn announce(&self) {
         let plan = &self.capture.origin.plan;
         let took = self.capture.helpers.iter().filter_map(|h| h.armed.as_ref()).map(|a| a.took_ns).max().unwrap_or(0);
-        let until = match (self.count, self.duration) {
-            (Some(n), Some(d)) => format!("{n} requests or {}", human(d)),
-            (Some(n), None) => format!("{n} requests"),
-            (None, Some(d)) => human(d),
-            (None, None) => "Ctrl-C".to_owned(),
+        let one_probe = self.args.probe && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
+        let span = match (self.count, self.duration) {
+            _ if one_probe && !self.args.compare => "for one probe".to_owned(),
+            (Some(n), Some(d)) => format!("until {n} requests or {}", human(d)),
+            (Some(n), None) => format!("until {n} requests"),
+            (None, Some(d)) => format!("for {}", human(d)),
+            (None, None) => "until Ctrl-C".to_owned(),
         };
-        let text = format!("watching {} to {} until {until} (armed in {})", plan.request.source.name, plan.target, nanos(took));
+        let (way, armed) = match &self.shortcut {
+            Some(_) => (" socket to socket", String::new()),
+            None => ("", format!(" (armed in {})", nanos(took))),
+        };
+        let text = format!("watching {} to {}{way} {span}{armed}", plan.request.source.name, plan.target);
         self.progress.announce(&text);
     }
 

@@ -236,6 +236,9 @@ impl<'a> Session<'a> {
         if !saw {
             let plan = &self.capture.origin.plan;
             let mut text = format!("no packet from {} to {} was seen", plan.request.source.name, plan.target);
+            if self.probes_sent == 0 && plan.probe.is_some() {
+                text.push_str("; --probe sends one from inside the source");
+            }
             for finding in &report.findings {
                 text.push_str(&format!("\n  {}", finding.text));
                 if let Some(next) = &finding.next {

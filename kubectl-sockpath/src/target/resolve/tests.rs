@@ -35,7 +35,8 @@ fn named_service(name: &str) -> Option<ServiceInfo> {
         "empty" => (11, Vec::new()),
         _ => return None,
     };
-    let frontends = vec![Frontend { addr: SocketAddr::from(([10, 96, 0, last], 80)), protocol: Protocol::Tcp }];
+    let ips = [IpAddr::from([10, 96, 0, last]), format!("fd00:96::{last}").parse().unwrap()];
+    let frontends = ips.map(|ip| Frontend { addr: SocketAddr::new(ip, 80), protocol: Protocol::Tcp }).to_vec();
     let addresses = backends.iter().map(|b: &PodInfo| SocketAddr::new(b.pod.ips[0], 8080)).collect();
     Some(ServiceInfo {
         service: Service { namespace: "default".to_owned(), name: name.to_owned(), frontends, backends: addresses },
@@ -93,6 +94,8 @@ async fn scenarios() {
         ("curl", "far", Scenario::CrossNode, 2, Some("10.42.1.4:8080")),
         ("curl", "svc/web", Scenario::CrossNode, 2, Some("10.96.0.10:80")),
         ("curl", "10.96.0.10", Scenario::CrossNode, 2, Some("10.96.0.10:80")),
+        ("curl", "[fd00:96::10]:80", Scenario::CrossNode, 2, Some("[fd00:96::10]:80")),
+        ("curl", "fd00:96::10", Scenario::CrossNode, 2, Some("[fd00:96::10]:80")),
         ("curl", "svc/empty", Scenario::External, 1, Some("10.96.0.11:80")),
         ("curl", ":8081", Scenario::InPod, 1, Some("127.0.0.1:8081")),
         ("curl", "localhost:8081", Scenario::InPod, 1, Some("127.0.0.1:8081")),
@@ -140,6 +143,7 @@ async fn mistakes_are_explained() {
         ("curl", "other/web", Exit::Failed, "is the namespace right"),
         ("curl", "somethingelse", Exit::Failed, "there are curl, web"),
         ("curl", "svc/web:8443", Exit::Failed, "it has 80"),
+        ("curl", "svc/web:8080", Exit::Failed, "8080 is the port of its pods"),
         ("curl", "dead", Exit::Failed, "Pending"),
         ("192.0.2.1", "web", Exit::Failed, "no pod has the address"),
     ] {

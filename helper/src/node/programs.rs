@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use libbpf_rs::ProgramType;
 use libbpf_rs::libbpf_sys as sys;
 use libbpf_rs::query::ProgInfoIter;
@@ -62,7 +62,7 @@ pub fn attached(target: i32, kind: u32, flags: u32) -> Result<Vec<u32>> {
     // SAFETY: `ids` has room for `count` ids, and neither outlives the call; no flags are asked for.
     let r = unsafe { sys::bpf_prog_query(target, kind, flags, std::ptr::null_mut(), ids.as_mut_ptr(), &raw mut count) };
     if r < 0 {
-        bail!("{}", std::io::Error::from_raw_os_error(-r));
+        return Err(std::io::Error::from_raw_os_error(-r).into());
     }
     Ok(ids.into_iter().take(count as usize).collect())
 }

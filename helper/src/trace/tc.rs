@@ -1,15 +1,18 @@
 //! Queue disciplines, filters and programs of devices (include/uapi/linux/rtnetlink.h, pkt_sched.h, pkt_cls.h).
 
 use std::fs::File;
+use std::io;
 
 use anyhow::{Context, Result};
 use libbpf_rs::libbpf_sys as sys;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use sockpath_protocol::bypass::BypassKind;
+use sockpath_protocol::message::DeviceFilters;
 
-use super::programs::{Programs, attached};
-use crate::trace::netns::inside;
-use crate::trace::rules::netlink::{Attributes, dump_all};
+use super::netns::inside;
+use super::rules::netlink::{Attributes, dump_all};
+use super::scene::Scene;
+use crate::node::programs::{Programs, attached};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_GETQDISC: u16 = 38;
@@ -54,12 +57,32 @@ pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) 
                     );
                 }
             }
-            found.extend(attached_programs(*index, programs).into_iter().map(|(kind, what)| (name.clone(), kind, what)));
+            found.extend(attached_programs(*index, programs)?.into_iter().map(|(kind, what)| (name.clone(), kind, what)));
         }
         // A kernel lists a filter once as itself and once for each of its parts.
         found.dedup();
         Ok(found)
     })
+}
+
+/// What a trace's packets pass at tc and tcx of the pods' devices. Nothing of namespaces that do not say (asking for tcx needs
+/// CAP_NET_ADMIN).
+pub fn of_pods(scene: &Scene) -> Vec<DeviceFilters> {
+    let programs = Programs::loaded().unwrap_or_default();
+    let mut all = Vec::new();
+    for (netns, territory) in scene.netns.iter().filter(|(_, t)| t.pod.is_some()) {
+        let devices: Vec<(u32, String)> = scene.links_of(netns.inode).iter().map(|l| (l.ifindex, l.name.clone())).collect();
+        let Ok(found) = on_devices(&netns.file, &devices, &programs) else { continue };
+        for (_, device) in devices {
+            let side = |side: &str| -> Vec<String> {
+                let here = found.iter().filter(|(d, kind, _)| *d == device && !matches!(kind, BypassKind::Qdisc | BypassKind::XdpProgram));
+                here.filter_map(|(.., what)| Some(what.strip_prefix(side)?.trim_start().to_owned())).collect()
+            };
+            let (ingress, egress) = (side("ingress "), side("egress "));
+            all.push(DeviceFilters { node: territory.node.clone(), netns: netns.inode, device, ingress, egress });
+        }
+    }
+    all
 }
 
 fn tcmsg(ifindex: u32, parent: u32) -> Vec<u8> {
@@ -187,12 +210,16 @@ fn actions(kind: &str, options: &Attributes<'_>) -> Vec<String> {
 }
 
 /// tcx and XDP programs of a device of the namespace of this thread.
-fn attached_programs(ifindex: u32, programs: &Programs) -> Vec<(BypassKind, String)> {
+fn attached_programs(ifindex: u32, programs: &Programs) -> Result<Vec<(BypassKind, String)>> {
     let mut found = Vec::new();
-    let Ok(index) = i32::try_from(ifindex) else { return found };
+    let index = i32::try_from(ifindex)?;
     for (kind, side) in [(sys::BPF_TCX_INGRESS, "ingress"), (sys::BPF_TCX_EGRESS, "egress")] {
-        // Kernels before 6.6 do not know the question, and have no such programs.
-        for id in attached(index, kind, 0).unwrap_or_default() {
+        let ids = match attached(index, kind, 0) {
+            // Kernels before 6.6 do not know the question, and have no such programs.
+            Err(e) if e.downcast_ref().and_then(io::Error::raw_os_error) == Some(libc::EINVAL) => Vec::new(),
+            ids => ids.context("cannot ask for tcx programs")?,
+        };
+        for id in ids {
             found.push((BypassKind::TcProgram, format!("{side} tcx program {}", programs.name(id))));
         }
     }
@@ -201,7 +228,7 @@ fn attached_programs(ifindex: u32, programs: &Programs) -> Vec<(BypassKind, Stri
     if unsafe { sys::bpf_xdp_query_id(index, 0, &raw mut id) } == 0 && id != 0 {
         found.push((BypassKind::XdpProgram, format!("program {}", programs.name(id))));
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]
