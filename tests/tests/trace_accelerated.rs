@@ -27,6 +27,18 @@ fn assert_short_way(traced: &Traced) {
 }
 
 #[test]
+fn there_is_no_short_way_between_nodes() {
+    if !root_or_skip("there_is_no_short_way_between_nodes") {
+        return;
+    }
+    let lab = Lab::up();
+    let traced = trace(&lab, &["curl", "httpbin-remote", "--compare", "--probe", "--count", "1"]);
+    assert_eq!(traced.code, 0, "{}", traced.dump());
+    assert!(traced.stderr.contains("only pods of one node"), "{}", traced.stderr);
+    assert!(!traced.stderr.contains("socket to socket until"), "it waited for what cannot come: {}", traced.stderr);
+}
+
+#[test]
 fn compare_shows_both_ways_and_ends() {
     if !root_or_skip("compare_shows_both_ways_and_ends") {
         return;

@@ -113,7 +113,12 @@ impl<'a> Session<'a> {
         };
         let clocks = self.keep_clocks();
         if self.args.compare && matches!(stop, Stop::Enough) {
-            stop = self.listen_to_the_short_way().await;
+            let request = &self.capture.origin.plan.request;
+            if request.targets.iter().any(|t| t.node == request.source.node) {
+                stop = self.listen_to_the_short_way().await;
+            } else {
+                self.progress.note("nothing to compare with: only pods of one node exchange bytes socket to socket");
+            }
         }
         self.progress.clear();
         let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
