@@ -146,6 +146,8 @@ struct accel_end {
 	/* Receive calls while system calls were observed, in this lesson (accel_control.observing). */
 	__u32 learned;
 	__u32 lesson;
+	/* Data that came, in this lesson, while somebody waited for it in poll(2), epoll or the like. */
+	__u32 polled;
 	/* TCP bytes were put behind unread redirected ones: an edge-triggered reader needs to be told when it gets to them. */
 	__u32 spilled;
 	/* accel_control.peculiar when flags were looked at last. */
@@ -200,8 +202,8 @@ struct accel_control {
 	__u32 budget;
 	/* Observed receive calls that have to be seen on a socket before bytes go to it directly. */
 	__u32 learn_reads;
-	/* The same where a call may sleep and none has: data lay there each time, as after poll(2). */
-	__u32 learn_sleepless;
+	/* Arrivals that have to have found the reader in poll(2) or the like, where its receive calls may sleep. */
+	__u32 learn_polls;
 	/*
 	 * System calls are observed: the number of the lesson, 0 when they are not. What a reader did between two lessons nobody saw, so
 	 * what is seen of it in the next counts from the beginning.
@@ -209,7 +211,7 @@ struct accel_control {
 	__u32 observing;
 	/* Lessons begun so far. */
 	__u32 lessons;
-	/* Arriving data is observed: a reader that sleeps until it comes is seen. */
+	/* Arriving data is observed: where its reader waits until it comes is seen. */
 	__u32 observing_arrivals;
 	/* Readers that sleep in their receive call are left alone. */
 	__u32 leave_blocking;

@@ -13,10 +13,18 @@
 #define ACCEL_FOR_GOOD \
 	(ACCEL_SAW_WAITALL | ACCEL_SAW_SPLICE | ACCEL_SAW_FIONREAD | ACCEL_SAW_ASLEEP | ACCEL_SAW_TWO_TASKS | ACCEL_SAW_OOB)
 
-/* How many observed receive calls tell how this socket is read. */
-static __always_inline __u32 reads_to_learn(const struct accel_control *ctl, const struct accel_end *e)
+/* Observed reads of one whose calls may sleep, and that was never seen to wait, neither in them nor elsewhere. */
+#define UNDECIDED 1024
+
+/*
+ * Was enough observed to know how this socket is read? That a call which may sleep found data at once says little: a reader that is
+ * behind its writer finds some for a while. It has to have been seen waiting elsewhere.
+ */
+static __always_inline bool is_learned(const struct accel_control *ctl, const struct accel_end *e)
 {
-	return ctl->leave_blocking && (e->flags & ACCEL_MAY_SLEEP) ? ctl->learn_sleepless : ctl->learn_reads;
+	if (e->learned < ctl->learn_reads)
+		return false;
+	return !ctl->leave_blocking || !(e->flags & ACCEL_MAY_SLEEP) || e->polled >= ctl->learn_polls;
 }
 
 /* What is known about a socket; NULL for those of others. */
@@ -79,23 +87,27 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 }
 
 /*
- * TCP data has come and its reader is about to be woken: whoever waits for it inside a receive call is still in the socket's
- * wait queue. Once a socket is in the map the verdict looks there before each message.
+ * Data has come and its reader is about to be woken: whoever waits for it inside a receive call, or in poll(2), epoll or io_uring, is
+ * still in the socket's wait queue. Once a socket is in the map the verdict, too, looks there for sleepers before each message.
  */
 SEC("tp_btf/sk_data_ready")
 int BPF_PROG(arrived, const struct sock *arg)
 {
 	struct sock *sk = (struct sock *)arg;
 	struct accel_control *ctl;
+	struct sleepers waiters;
 	struct accel_end *e;
 
 	if (!(e = end_of(sk)) || !(ctl = get_control()))
 		return 0;
 	/* Those whose calls never sleep may have a sender that does. */
-	if (e->state == ACCEL_ENROLLED || !(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP))
+	if (!(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP) || e->polled >= ctl->learn_polls)
 		return 0;
-	if (count_sleepers(ctl, sk))
+	waiters = find_sleepers(ctl, sk, false);
+	if (waiters.all)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
+	else if (waiters.polling && ++e->polled == ctl->learn_polls)
+		ring(ctl);
 	return 0;
 }
 
@@ -104,7 +116,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 {
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
-	__u32 *seen, enough, observed;
+	__u32 *seen, observed;
 	__u64 reads;
 
 	if (ret <= 0 || !(e = end_of(sk)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
@@ -128,6 +140,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	if (observed && e->lesson != observed && e->state != ACCEL_ENROLLED) {
 		e->lesson = observed;
 		e->learned = 0;
+		e->polled = 0;
 	}
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
@@ -135,15 +148,16 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	/* Not a short connection, it seems: its calls are worth observing. */
 	if (reads == ctl->learn_reads && !observed)
 		ring(ctl);
-	enough = reads_to_learn(ctl, e);
-	if (observed && e->learned < enough) {
+	if (observed && !is_learned(ctl, e)) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)
 			__sync_fetch_and_or(&e->flags, *seen);
 		if (count_sleepers(ctl, sk))
 			__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-		if (++e->learned == enough)
+		if (++e->learned == ctl->learn_reads)
 			ring(ctl);
+		if (e->learned >= UNDECIDED && !e->polled && e->state != ACCEL_ENROLLED)
+			__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
 	}
 	if (e->role != ACCEL_SERVER && e->peer_cookie) {
 		peer = get_end(e->peer);

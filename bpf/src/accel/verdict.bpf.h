@@ -118,7 +118,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	if (why || e->fast)
 		return why;
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
-	if (peer->learned < reads_to_learn(ctl, peer))
+	if (!is_learned(ctl, peer))
 		return ACCEL_LEARNING;
 	if (peer->flags & ACCEL_SAW_FIONREAD)
 		return ACCEL_FIONREAD;

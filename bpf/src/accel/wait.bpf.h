@@ -8,6 +8,8 @@ struct sleepers {
 	int all;
 	/* Those of them that may be in plain tcp_recvmsg or tcp_splice_read: only TCP bytes wake them from there. */
 	int in_tcp;
+	/* Those that wait outside of such calls: in poll(2), epoll, io_uring. */
+	int polling;
 	/* There are more waiters than were looked at. */
 	bool more;
 };
@@ -45,6 +47,8 @@ static __always_inline struct sleepers find_sleepers(const struct accel_control 
 			found.all++;
 			if (where && sleeps_in_tcp(ctl, w))
 				found.in_tcp++;
+		} else {
+			found.polling++;
 		}
 		pos = w->entry.next;
 	}

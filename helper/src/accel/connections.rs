@@ -60,6 +60,7 @@ standing! {
     spilled: u32,
     learned: u32,
     lesson: u32,
+    polled: u32,
     flags: u32,
     fast: u32,
     last_pass: accel_pass,
@@ -234,8 +235,8 @@ pub struct Lesson {
     /// 0 when there is none.
     number: u32,
     reads: u32,
-    /// Where a call may sleep, and that matters.
-    sleepless: u32,
+    /// How often the reader has to have been seen in poll where its calls may sleep, and that matters.
+    polls: u32,
 }
 
 impl Lesson {
@@ -243,8 +244,8 @@ impl Lesson {
     pub fn of(instance: &Instance) -> Option<Self> {
         let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
         let reads = read(field!(learn_reads))?;
-        let sleepless = if read(field!(leave_blocking))? != 0 { read(field!(learn_sleepless))? } else { reads };
-        Some(Self { number: read(field!(observing))?, reads, sleepless })
+        let polls = if read(field!(leave_blocking))? != 0 { read(field!(learn_polls))? } else { 0 };
+        Some(Self { number: read(field!(observing))?, reads, polls })
     }
 
     /// The variant without the order gate learns nothing, and takes everything.
@@ -255,7 +256,7 @@ impl Lesson {
     /// Whether enough calls of this reader were observed: in one lesson, unless it is in the map already.
     pub fn is_learned(&self, k: &Known) -> bool {
         let counts = k.end.lesson == self.number || k.end.state == accel_state::ACCEL_ENROLLED || self.takes_all();
-        counts && k.end.learned >= if k.has(accel_flag::ACCEL_MAY_SLEEP) { self.sleepless } else { self.reads }
+        counts && k.end.learned >= self.reads && (!k.has(accel_flag::ACCEL_MAY_SLEEP) || k.end.polled >= self.polls)
     }
 }
 
@@ -309,6 +310,7 @@ pub fn note_elsewhere(instance: &Instance, all: &mut [Known], elsewhere: impl Fn
 /// Lets a pair that had left come back when its readers have been learned afresh: while it was out its sends may not have been observed.
 pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
     set_both(instance, a, b, field!(learned), 0);
+    set_both(instance, a, b, field!(polled), 0);
     set_both(instance, a, b, field!(left), accel_pass(0));
     set_both(instance, a, b, field!(result), 0);
 }

@@ -31,8 +31,9 @@ const BUDGET: u32 = 4 << 20;
 /// Observed receive calls that have to be seen on a socket before bytes go to it directly.
 pub const LEARN_READS: u32 = 4;
 
-/// The same for a reader whose calls may sleep and never do: one that only seldom sleeps has to be told from one that polls first.
-const LEARN_SLEEPLESS: u32 = 32;
+/// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
+/// them has to be told from one that never does.
+const LEARN_POLLS: u32 = 32;
 
 /// How an instance is started.
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl Instance {
             started_ns: now,
             budget: BUDGET,
             learn_reads: if is_without_order_gate() { 0 } else { LEARN_READS },
-            learn_sleepless: if is_without_order_gate() { 0 } else { LEARN_SLEEPLESS },
+            learn_polls: if is_without_order_gate() { 0 } else { LEARN_POLLS },
             detached: u32::from(start.detached),
             leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,

@@ -73,8 +73,9 @@ impl<'a> Observation<'a> {
             let candidate = peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
             let enrolled = k.end.state == accel_state::ACCEL_ENROLLED;
             calls |= candidate || enrolled;
-            learning |= candidate || (enrolled && !lesson.is_learned(k));
-            sleepers |= candidate && k.has(accel_flag::ACCEL_MAY_SLEEP);
+            let learns = candidate || (enrolled && !lesson.is_learned(k));
+            learning |= learns;
+            sleepers |= learns && k.has(accel_flag::ACCEL_MAY_SLEEP);
         }
         self.arrivals.release_unless(sleepers, || instance.learn_sleepers(false));
         self.sends.release_unless(learning, || instance.end_lesson());

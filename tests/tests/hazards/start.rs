@@ -237,10 +237,11 @@ fn h04_reader_in_poll_on_a_blocking_socket() {
     asleep_before("h04_reader_in_poll_on_a_blocking_socket", ReaderKind::PollRead, &Choice::default(), true);
 }
 
-/// A message that is there when its reader calls recv without `O_NONBLOCK`, and one for which it waits inside recv.
+/// A message for which its reader waits in poll(2) before it calls recv without `O_NONBLOCK`, and one for which it waits inside recv.
 fn found_at_once(client: &Remote, server: &Remote, message: &[u8]) {
+    let polled = server.start_on(1, Op::Poll { events: libc::POLLIN, ms: 10_000 });
     client.send(message);
-    assert_ne!(server.poll(libc::POLLIN, 10_000) & libc::POLLIN, 0, "nothing to read");
+    assert_ne!(polled.number() & i64::from(libc::POLLIN), 0, "nothing to read");
     assert_eq!(server.start_on(1, Op::Recv { len: 100, flags: 0 }).bytes(), message);
     server.send(b"!");
     assert_eq!(client.recv_exactly(1), b"!");
@@ -266,6 +267,36 @@ fn h04_reader_that_seldom_sleeps() {
         }
         waited_for(&client, &server, b"late");
     }
+    assert_left_alone(&mut on, &client, Reason::BlockingReader);
+    assert_untouched(&mut on, &client);
+    on.finish().expect("end");
+}
+
+/// That there was something to read each time is no promise for the next: who never polls may sleep inside recv.
+#[test]
+fn h04_reader_that_finds_data_because_it_is_behind() {
+    const MESSAGE: usize = 6_000;
+    const PIECE: usize = 100;
+    let Some(scene) = Scene::new("h04_reader_that_finds_data_because_it_is_behind") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    for turn in 0..20_u64 {
+        client.send_content(8, turn * MESSAGE as u64, MESSAGE);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let peeked = || server.call(Op::Recv { len: MESSAGE, flags: libc::MSG_PEEK | libc::MSG_DONTWAIT });
+        while !matches!(peeked(), Answer::Bytes(all) if all.len() == MESSAGE) {
+            assert!(Instant::now() < deadline, "the message does not come");
+        }
+        for _ in 0..MESSAGE / PIECE {
+            assert_eq!(server.start_on(0, Op::Recv { len: PIECE, flags: 0 }).bytes().len(), PIECE);
+        }
+        server.send(b"!");
+        assert_eq!(client.recv_exactly(1), b"!");
+        if turn % 5 == 0 {
+            assert_untouched(&mut on, &client);
+        }
+    }
+    // More than a thousand such calls, and not one wait in poll: it is not observed any longer.
     assert_left_alone(&mut on, &client, Reason::BlockingReader);
     assert_untouched(&mut on, &client);
     on.finish().expect("end");
