@@ -380,6 +380,7 @@ struct iov_iter {
 
 struct msghdr {
 	struct iov_iter msg_iter;
+	unsigned int msg_flags;
 };
 
 struct flowi4 {

@@ -15,7 +15,7 @@ use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
 use crate::trace::functions::Way;
 use crate::trace::hooks;
-use crate::{accel, capability, seccomp};
+use crate::{accel, accel::Observed, capability, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -50,7 +50,10 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
     let mut rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
     // The same checks that `accelerate` begins with.
     match accel::try_out() {
-        Ok(canaries) => rows.extend(canaries.into_iter().map(Message::Canary)),
+        Ok((canaries, observed)) => {
+            rows.push(Message::Check(calls(&observed)));
+            rows.extend(canaries.into_iter().map(Message::Canary));
+        }
         Err(e) => {
             let remedy = "accelerate is refused on this node; trace does not depend on it";
             rows.push(Message::Check(row("acceleration", CheckState::Failed, format!("{e:#}"), Some(remedy))));
@@ -137,6 +140,18 @@ fn functions() -> Check {
             row("functions", CheckState::Degraded, found, Some(remedy))
         }
     }
+}
+
+/// Where an acceleration observes the calls that redirected bytes would break.
+fn calls(observed: &Observed) -> Check {
+    let (state, remedy) = match observed {
+        Observed::AtFunctions(_) => (CheckState::Ok, None),
+        Observed::AtSystemCalls(_) => (
+            CheckState::Degraded,
+            Some("each system call of the node takes some 60 ns longer while pairs are accelerated; kernels with fentry do without"),
+        ),
+    };
+    row("calls", state, observed.to_string(), remedy)
 }
 
 /// Whether processes of pods and of the node can be seen and their namespaces opened.

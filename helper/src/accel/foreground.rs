@@ -150,7 +150,7 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
 
 /// Only tells what would be done.
 async fn watch(session: &mut Session, instance: &Instance, chosen: &Chosen, request: &AccelerateRequest) -> Result<EndReason> {
-    let _observers = [instance.observe_calls()?, instance.observe_sends()?, instance.observe_arrivals()?];
+    let _observers = (instance.observe_calls()?, instance.observe_sends()?, instance.observe_arrivals()?);
     instance.begin_lesson();
     instance.learn_sleepers(true);
     let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, OpenObject, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
-use sockpath_bpf::accel::AccelSkelBuilder;
 use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_state};
+use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 
 use super::calibrate;
+use super::calls::{self, Attachment};
 use super::kernel;
 use super::pins::{ESTABLISHED, Pins};
 use super::shared::{Control, Ends, SharedArray, field};
@@ -58,6 +59,8 @@ pub struct Instance {
     pub ends: Ends,
     /// `accel_control.peculiar` when it was looked at last.
     peculiar_seen: AtomicU32,
+    /// Why calls are not observed at functions, where this process found out.
+    not_at_functions: Option<String>,
 }
 
 impl Instance {
@@ -79,21 +82,21 @@ impl Instance {
         }
         let control = Control::open(&pins.path("control"))?;
         let ends = Ends::open(&pins.path("ends"))?;
-        Ok(Some(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0) }))
+        Ok(Some(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: None }))
     }
 
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
     /// interrupted start, which has enrolled nothing.
     pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
-        kernel::require()?;
-        let mut storage = MaybeUninit::uninit();
-        let mut open = AccelSkelBuilder::default().open(&mut storage).context("cannot open the programs")?;
-        if is_without_order_gate()
-            && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
-        {
-            rodata.no_order_gate = true;
-        }
-        let mut skel = open.load().context("the kernel refused the acceleration programs")?;
+        let mut at_functions = kernel::require()?;
+        let (mut storage, mut another) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let mut skel = match load(&mut storage, &at_functions) {
+            Err(e) if at_functions.0.is_ok() => {
+                at_functions = calls::Choice(Err(format!("{e:#}")));
+                load(&mut another, &at_functions)
+            }
+            loaded => loaded,
+        }?;
 
         skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
         skel.maps.socks.pin(pins.path("socks"))?;
@@ -126,7 +129,13 @@ impl Instance {
             .context("cannot watch receive calls (tracepoint sock_recv_length)")?
             .pin(pins.path("received"))?;
 
-        skel.progs.system_call.pin(pins.path("system_call"))?;
+        skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
+        for mut program in skel.object_mut().progs_mut() {
+            let name = program.name().to_string_lossy().into_owned();
+            if at_functions.0.as_ref().is_ok_and(|chosen| chosen.contains(&name)) {
+                program.pin(pins.path(&name))?;
+            }
+        }
         skel.progs.sent.pin(pins.path("sent"))?;
         skel.progs.arrived.pin(pins.path("arrived"))?;
         skel.progs.established.pin(pins.path("established"))?;
@@ -160,7 +169,7 @@ impl Instance {
         control.set(0, |c| c, initial);
         let ends = Ends::open(&pins.path("ends"))?;
         skel.maps.control.pin(pins.path("control"))?;
-        Ok(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0) })
+        Ok(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: at_functions.0.err() })
     }
 
     /// Meets the sockets of these pods from now on.
@@ -311,14 +320,25 @@ impl Instance {
         Ok(pass)
     }
 
-    /// Observes system calls on watched sockets until the returned link is dropped.
-    pub fn observe_calls(&self) -> Result<OwnedFd> {
-        self.attach_tracepoint("system_call")
+    /// Observes calls on watched sockets until what is returned is dropped.
+    pub fn observe_calls(&self) -> Result<Attachment> {
+        match self.attach_to_functions() {
+            Ok(links) => Ok(Attachment::at_functions(links)),
+            Err(why) => Ok(Attachment::at_system_calls(self.attach_program(calls::SYSTEM_CALL)?, format!("{why:#}"))),
+        }
+    }
+
+    fn attach_to_functions(&self) -> Result<Vec<OwnedFd>> {
+        let pinned: Vec<String> = calls::programs().filter(|name| self.pins.path(name).exists()).collect();
+        if pinned.is_empty() {
+            bail!("{}", self.not_at_functions.as_deref().unwrap_or("the kernel refused it at the start"));
+        }
+        pinned.iter().map(|name| self.attach_program(name)).collect()
     }
 
     /// Observes sends on watched sockets until the returned link is dropped.
     pub fn observe_sends(&self) -> Result<OwnedFd> {
-        self.attach_tracepoint("sent")
+        self.attach_program("sent")
     }
 
     /// Readers are learned from now on: calls and sends are observed.
@@ -336,7 +356,7 @@ impl Instance {
 
     /// Observes data that arrives at watched sockets until the returned link is dropped.
     pub fn observe_arrivals(&self) -> Result<OwnedFd> {
-        self.attach_tracepoint("arrived")
+        self.attach_program("arrived")
     }
 
     /// Whether calls that may sleep teach something: arrivals are observed.
@@ -344,15 +364,13 @@ impl Instance {
         self.control.set(0, field!(observing_arrivals), u32::from(learn));
     }
 
-    fn attach_tracepoint(&self, program: &str) -> Result<OwnedFd> {
-        let program = pinned(&self.pins, program)?;
-        // SAFETY: no name is needed, the program knows its tracepoint; the descriptor is open.
+    /// Attaches a program that knows its tracepoint or function.
+    fn attach_program(&self, name: &str) -> Result<OwnedFd> {
+        let program = pinned(&self.pins, name)?;
+        // SAFETY: no name is needed, the program knows its place; the descriptor is open.
         let fd = unsafe { libbpf_rs::libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
         if fd < 0 {
-            bail!(
-                "cannot observe calls on sockets (tracepoints sys_enter, sock_send_length, sk_data_ready): {}",
-                std::io::Error::from_raw_os_error(-fd)
-            );
+            bail!("cannot observe calls on sockets (program {name}): {}", std::io::Error::from_raw_os_error(-fd));
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -405,6 +423,18 @@ impl Instance {
     pub fn used(&self) -> usize {
         (self.control.read(0, field!(fresh)).unwrap_or(0) as usize).min(self.ends.len())
     }
+}
+
+/// Loads the programs, with those at functions that were chosen.
+fn load<'a>(storage: &'a mut MaybeUninit<OpenObject>, at_functions: &calls::Choice) -> Result<AccelSkel<'a>> {
+    let mut open = AccelSkelBuilder::default().open(storage).context("cannot open the programs")?;
+    if is_without_order_gate()
+        && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
+    {
+        rodata.no_order_gate = true;
+    }
+    at_functions.apply(open.open_object_mut());
+    open.load().context("the kernel refused the acceleration programs")
 }
 
 /// Whether this is the variant that corrupts data, with which the torture suite shows that it notices.

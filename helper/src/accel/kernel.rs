@@ -3,14 +3,15 @@
 use anyhow::{Context, Result};
 use libbpf_rs::btf::Btf;
 
+use super::calls;
 use crate::session::Coded;
 use crate::trace::hooks;
 
-/// Fails where what a reader has taken cannot be seen, so that bytes could overtake others.
-pub fn require() -> Result<()> {
+/// Fails where what a reader has taken cannot be seen, so that bytes could overtake others; tells where calls can be observed.
+pub fn require() -> Result<calls::Choice> {
     let btf = Btf::from_vmlinux().context("cannot read the kernel's BTF (/sys/kernel/btf/vmlinux): acceleration needs it")?;
     if hooks::has_tracepoint(&btf, "sock_recv_length") {
-        return Ok(());
+        return Ok(calls::Choice::make(&btf));
     }
     let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
     Err(Coded::new(

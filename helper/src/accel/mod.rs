@@ -7,6 +7,7 @@ mod abandon;
 mod attend;
 mod bypassed;
 mod calibrate;
+mod calls;
 mod canary;
 mod chosen;
 mod connections;
@@ -28,6 +29,7 @@ mod suspension;
 mod trial;
 
 pub use abandon::Abandoned;
+pub use calls::Observed;
 pub use foreground::run;
 pub use stop::{cleanup, status, stop};
 pub use trial::try_out;

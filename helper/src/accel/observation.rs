@@ -1,4 +1,4 @@
-//! Observing system calls and sockets, as long as somebody has to be observed: it makes calls on the machine slower.
+//! Observing calls and sockets, as long as somebody has to be observed: it makes calls on the machine slower.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -6,22 +6,44 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
+use super::calls::{Attachment, TRACEPOINT_LINGER};
 use super::connections::{self, Known, Lesson, peer_of};
 use super::instance::Instance;
 
-/// How long observers stay when nobody needs them any more: attaching them costs a walk over all tasks.
-const LINGER: Duration = Duration::from_millis(10);
+/// What keeps an observer attached.
+trait Hold {
+    /// How long it stays when nobody needs it any more.
+    fn linger(&self) -> Duration;
+}
+
+impl Hold for OwnedFd {
+    fn linger(&self) -> Duration {
+        TRACEPOINT_LINGER
+    }
+}
+
+impl Hold for Attachment {
+    fn linger(&self) -> Duration {
+        Self::linger(self)
+    }
+}
 
 /// One of them, attached or not.
-#[derive(Debug, Default)]
-struct Observer {
-    link: Option<OwnedFd>,
+#[derive(Debug)]
+struct Observer<L> {
+    link: Option<L>,
     needed: Option<Instant>,
 }
 
-impl Observer {
+impl<L> Default for Observer<L> {
+    fn default() -> Self {
+        Self { link: None, needed: None }
+    }
+}
+
+impl<L: Hold> Observer<L> {
     /// Attaches it if it is needed.
-    fn attach_if(&mut self, needed: bool, attach: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
+    fn attach_if(&mut self, needed: bool, attach: impl FnOnce() -> Result<L>) -> Result<()> {
         if needed && self.link.is_none() {
             self.link = Some(attach()?);
         }
@@ -32,7 +54,9 @@ impl Observer {
     fn release_unless(&mut self, needed: bool, farewell: impl FnOnce()) {
         if needed {
             self.needed = Some(Instant::now());
-        } else if self.link.is_some() && self.needed.is_none_or(|at| at.elapsed() > LINGER) {
+        } else if let Some(link) = &self.link
+            && self.needed.is_none_or(|at| at.elapsed() > link.linger())
+        {
             farewell();
             self.link = None;
         }
@@ -43,9 +67,9 @@ impl Observer {
 #[derive(Debug)]
 pub struct Observation<'a> {
     instance: &'a Instance,
-    calls: Observer,
-    sends: Observer,
-    arrivals: Observer,
+    calls: Observer<Attachment>,
+    sends: Observer<OwnedFd>,
+    arrivals: Observer<OwnedFd>,
 }
 
 impl<'a> Observation<'a> {
@@ -56,7 +80,7 @@ impl<'a> Observation<'a> {
         Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default() }
     }
 
-    /// Whether system calls are observed.
+    /// Whether calls are observed.
     pub fn is_on(&self) -> bool {
         self.calls.link.is_some()
     }

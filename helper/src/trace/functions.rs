@@ -198,10 +198,7 @@ impl Choice {
             .filter_map(|f| Some((f.name()?.to_str()?, f)))
             .filter(|(name, _)| *name == TRIED || FUNCTIONS.iter().any(|f| f.name == *name))
             .collect();
-        let fentry = match wanted.as_str() {
-            "" | "fentry" => try_fentry(functions.get(TRIED)).map_err(|e| format!("the kernel refuses it: {e}")),
-            other => Err(format!("{WANTED_VAR}={other}")),
-        };
+        let fentry = fentry(functions.get(TRIED));
         let kprobe = match (&fentry, wanted.as_str()) {
             (Ok(()), _) => Err("not needed: fentry sees the same".to_owned()),
             (Err(_), "" | "kprobe") if Path::new(KPROBES).exists() => Ok(()),
@@ -279,6 +276,18 @@ fn takes(btf: &Btf<'_>, function: &Func<'_>, (position, wanted): (usize, &str)) 
     let Some(parameter) = prototype.iter().nth(position) else { return false };
     let Some(pointer) = btf.type_by_id::<Ptr<'_>>(parameter.ty) else { return false };
     pointer.referenced_type().skip_mods_and_typedefs().name().is_some_and(|n| n == wanted)
+}
+
+/// Whether the kernel allows fentry, or why not.
+pub fn allows_fentry(btf: &Btf<'_>) -> Result<(), String> {
+    fentry(btf.type_by_name::<Func<'_>>(TRIED).as_ref())
+}
+
+fn fentry(tried: Option<&Func<'_>>) -> Result<(), String> {
+    match std::env::var(WANTED_VAR).unwrap_or_default().as_str() {
+        "" | "fentry" => try_fentry(tried).map_err(|e| format!("the kernel refuses it: {e}")),
+        other => Err(format!("{WANTED_VAR}={other}")),
+    }
 }
 
 /// Attaches a program that does nothing, and takes it away again.
