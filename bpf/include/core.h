@@ -200,6 +200,26 @@ struct socket_wq {
 	struct wait_queue_head wait;
 };
 
+/* A wait in poll(2) or select(2); key: what is waited for. */
+struct poll_table_entry {
+	unsigned long key;
+	struct wait_queue_entry wait;
+};
+
+/* A socket in an epoll instance. */
+struct epoll_event {
+	__u32 events;
+};
+
+struct epitem {
+	struct epoll_event event;
+};
+
+struct eppoll_entry {
+	struct epitem *base;
+	struct wait_queue_entry wait;
+};
+
 typedef struct {
 	long counter;
 } atomic_long_t;

@@ -133,6 +133,8 @@ struct accel_end {
 	__u64 peer_cookie;
 	__u32 peer;
 	enum accel_order order;
+	/* Cookie of the socket that the order is for: another may have got the slot since user space looked. */
+	__u64 ordered;
 	/* Written by user space: what it writes goes by TCP; why it was taken out of the map, when it was. */
 	__u32 hold;
 	enum accel_pass left;
@@ -230,6 +232,9 @@ struct accel_control {
 	__u32 peculiar;
 	/* How a task that sleeps in plain tcp_recvmsg is told from others; 0 when not known. */
 	__u64 wake_function;
+	/* What wakes a task out of poll(2) and select(2), and out of epoll_wait(2). */
+	__u64 poll_function;
+	__u64 epoll_function;
 	__u32 frame_offset;
 	/* The process that relays. */
 	__u32 relay_tgid;

@@ -84,6 +84,8 @@ int serve(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!e || (__u64)sk->__sk_common.skc_cookie.counter != e->cookie)
 		return 0;
 	e->seen = ctl->pass;
+	if (e->ordered != e->cookie)
+		e->order = ACCEL_NOTHING;
 	if (e->order == ACCEL_ENROL && e->state == ACCEL_WATCHED) {
 		e->left = unfit(ctl, sk);
 		if (!e->left)

@@ -87,7 +87,7 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 }
 
 /*
- * Data has come and its reader is about to be woken: whoever waits for it inside a receive call, or in poll(2), epoll or io_uring, is
+ * Data has come and its reader is about to be woken: whoever waits for it inside a receive call, or in poll(2) or epoll, is
  * still in the socket's wait queue. Once a socket is in the map the verdict, too, looks there for sleepers before each message.
  */
 SEC("tp_btf/sk_data_ready")

@@ -67,7 +67,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	to = bpf_core_cast((void *)peer->sk, struct tcp_sock);
 	psk = (struct sock *)to;
 	/* Socket memory is reused as socket memory only, so this read is sound, and the cookie says whose it is. */
-	if (peer->cookie != e->peer_cookie || (__u64)psk->__sk_common.skc_cookie.counter != e->peer_cookie)
+	if (peer->cookie != e->peer_cookie || peer->peer_cookie != e->cookie || (__u64)psk->__sk_common.skc_cookie.counter != e->peer_cookie)
 		return ACCEL_PEER_GONE;
 	if (peer->state != ACCEL_ENROLLED)
 		return ACCEL_NO_PEER;

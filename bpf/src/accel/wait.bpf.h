@@ -8,7 +8,7 @@ struct sleepers {
 	int all;
 	/* Those of them that may be in plain tcp_recvmsg or tcp_splice_read: only TCP bytes wake them from there. */
 	int in_tcp;
-	/* Those that wait outside of such calls: in poll(2), epoll, io_uring. */
+	/* Those that wait for something to read in poll(2), select(2) or epoll. */
 	int polling;
 	/* There are more waiters than were looked at. */
 	bool more;
@@ -30,6 +30,28 @@ static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const
 	return false;
 }
 
+#define POLLIN 1
+
+/* Does a waiter, whose place in the queue this is and that has this wake function, wait for something to read in poll(2) or epoll? */
+static __always_inline bool polls_for_input(const struct accel_control *ctl, const struct list_head *pos, __u64 func)
+{
+	const void *w = (void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry);
+
+	if (func == ctl->poll_function && bpf_core_field_exists(struct poll_table_entry, key)) {
+		const struct poll_table_entry *polling;
+
+		polling = bpf_core_cast(w - bpf_core_field_offset(struct poll_table_entry, wait), struct poll_table_entry);
+		return polling->key & POLLIN;
+	}
+	if (func == ctl->epoll_function && bpf_core_field_exists(struct epitem, event)) {
+		const struct eppoll_entry *entry;
+
+		entry = bpf_core_cast(w - bpf_core_field_offset(struct eppoll_entry, wait), struct eppoll_entry);
+		return entry->base->event.events & POLLIN;
+	}
+	return false;
+}
+
 /* Walks over the socket's waiters; `where` says whether to find out where they sleep. */
 static __always_inline struct sleepers find_sleepers(const struct accel_control *ctl, const struct sock *sk, bool where)
 {
@@ -47,7 +69,7 @@ static __always_inline struct sleepers find_sleepers(const struct accel_control 
 			found.all++;
 			if (where && sleeps_in_tcp(ctl, w))
 				found.in_tcp++;
-		} else {
+		} else if (polls_for_input(ctl, pos, (__u64)w->func)) {
 			found.polling++;
 		}
 		pos = w->entry.next;

@@ -1,19 +1,21 @@
 //! How a task that sleeps in plain `tcp_recvmsg` can be told from others: by the address that `sk_wait_data` returns to,
 //! which lies at a fixed distance above the task's wait queue entry. The distance depends on the kernel's build, so it is
-//! taken from a task of ours that certainly sleeps there.
+//! taken from a task of ours that certainly sleeps there. Tasks that wait in poll or epoll are known by their wake functions.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use sockpath_bpf::accel::types::accel_sleeper;
 
 use super::instance::run_iterator;
 use super::private::{connected_pair, in_private_netns};
-use super::shared::SharedArray;
+use super::shared::{SharedArray, field};
 
 /// How long our task may take to fall asleep.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,36 +28,60 @@ const NATIVE: [&str; 3] = ["tcp_recvmsg_locked", "tcp_recvmsg", "tcp_splice_read
 pub struct Stack {
     /// Address of the function that wakes a task out of a blocking socket call.
     pub wake_function: u64,
+    /// The same out of poll and select.
+    pub poll_function: u64,
+    /// The same out of epoll.
+    pub epoll_function: u64,
     /// Bytes from the wait queue entry to the return address; 0 when unknown: then every sleeper counts.
     pub frame_offset: u32,
     /// Where the functions of [`NATIVE`] lie.
     pub native: [Range<u64>; 3],
 }
 
-/// Looks at a sleeping task of ours; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
+/// Looks at sockets of ours on which a task sleeps, or polls; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
 pub fn measure(link: RawFd, sleeper: &SharedArray<accel_sleeper>) -> Result<Stack> {
-    let seen = in_private_netns(|| {
-        let (mut writer, mut reader) = connected_pair()?;
-        std::thread::scope(|scope| {
-            let asleep = scope.spawn(move || reader.read_exact(&mut [0]));
-            let until = Instant::now() + PATIENCE;
-            let seen = loop {
-                run_iterator(link)?;
-                match sleeper.get(0) {
-                    Some(s) if s.wake_function != 0 => break Ok(s),
-                    _ if Instant::now() > until => break Err(anyhow::anyhow!("a task that reads from a socket was not seen to sleep")),
-                    _ => std::thread::yield_now(),
-                }
-            };
-            writer.write_all(b"x").context("cannot wake the sleeping task")?;
-            let _ = asleep.join();
+    let first_waiter = |what: &str| -> Result<accel_sleeper> {
+        let until = Instant::now() + PATIENCE;
+        sleeper.set(0, field!(wake_function), 0);
+        loop {
+            run_iterator(link)?;
+            match sleeper.get(0) {
+                Some(s) if s.wake_function != 0 => return Ok(s),
+                _ if Instant::now() > until => bail!("a task that waits in {what} for a socket was not seen to"),
+                _ => std::thread::yield_now(),
+            }
+        }
+    };
+    let (asleep, polling, in_epoll) = in_private_netns(|| {
+        let (mut writer, reader) = connected_pair()?;
+        let mut wake = || writer.write_all(b"x").context("cannot wake the waiting task");
+        let mut receive = &reader;
+        let asleep = std::thread::scope(|scope| {
+            scope.spawn(move || receive.read_exact(&mut [0]));
+            let seen = first_waiter("recv");
+            wake()?;
             seen
-        })
+        })?;
+        let polling = std::thread::scope(|scope| {
+            scope.spawn(|| poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE));
+            let seen = first_waiter("poll");
+            wake()?;
+            seen
+        })?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll instance")?;
+        epoll.add(&reader, EpollEvent::new(EpollFlags::EPOLLIN, 0)).context("cannot add a socket to an epoll instance")?;
+        Ok((asleep, polling, first_waiter("epoll")?))
     })?;
     let symbols = fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
     let native = extents(&symbols, NATIVE);
-    let offset = seen.stack.iter().position(|word| native.iter().any(|r| r.contains(word))).map_or(0, |i| i * 8);
-    Ok(Stack { wake_function: seen.wake_function, frame_offset: u32::try_from(offset).unwrap_or(0), native })
+    let offset = asleep.stack.iter().position(|word| native.iter().any(|r| r.contains(word))).map_or(0, |i| i * 8);
+    Ok(Stack {
+        wake_function: asleep.wake_function,
+        poll_function: polling.wake_function,
+        epoll_function: in_epoll.wake_function,
+        frame_offset: u32::try_from(offset).unwrap_or(0),
+        native,
+    })
 }
 
 /// Where functions lie: from the symbol of each to the next one. Empty when addresses are hidden. The table is megabytes long, and the

@@ -106,7 +106,8 @@ pub fn known(instance: &Instance) -> Vec<Known> {
         let Standing { peer, peer_cookie, .. } = all[i].end;
         if peer_cookie != 0 {
             let place = places.get(peer as usize).copied().flatten();
-            all[i].peer_at = place.filter(|&at| all[at as usize].end.cookie == peer_cookie);
+            let is_mutual = |peer: &Standing| peer.cookie == peer_cookie && peer.peer_cookie == all[i].end.cookie;
+            all[i].peer_at = place.filter(|&at| is_mutual(&all[at as usize].end));
         }
     }
     all
@@ -149,12 +150,22 @@ pub fn pair(instance: &Instance) -> HashSet<u64> {
     let matches = matching::find(&single);
     for &(a, b) in &matches.pairs {
         let (a, b) = (&single[a], &single[b]);
+        // The slot of a connection that has closed since may be another's.
+        if [a, b].iter().any(|end| instance.ends.read(end.slot, field!(cookie)) != Some(end.cookie)) {
+            continue;
+        }
         for (end, peer) in [(a, b), (b, a)] {
             instance.ends.set(end.slot, field!(peer), u32::try_from(peer.slot).unwrap_or(u32::MAX));
             instance.ends.set(end.slot, field!(peer_cookie), peer.cookie);
         }
     }
     matches.ambiguous.iter().map(|&i| single[i].cookie).collect()
+}
+
+/// Gives an order to the socket with this cookie. Its slot may have another socket by now, for which the order means nothing.
+fn order(instance: &Instance, slot: usize, cookie: u64, what: accel_order) {
+    instance.ends.set(slot, field!(ordered), cookie);
+    instance.ends.set(slot, field!(order), what);
 }
 
 /// Orders pairs of `all` into the map whose readers are known well enough; both ends or none.
@@ -169,9 +180,9 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     for k in all {
         let Some(peer) = peer_of(all, k) else { continue };
         if k.slot < peer.slot && is_ready(k, peer, &lesson) && !stays_out(k) && !stays_out(peer) {
-            for slot in [k.slot, peer.slot] {
-                instance.ends.set(slot, field!(order), accel_order::ACCEL_ENROL);
-                ordered.push(slot);
+            for k in [k, peer] {
+                order(instance, k.slot, k.end.cookie, accel_order::ACCEL_ENROL);
+                ordered.push(k);
             }
         }
     }
@@ -182,10 +193,10 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     // A lone end would only make its own writes slower.
     let mut lone = false;
     for pair in ordered.chunks_exact(2) {
-        let enrolled = |slot: usize| instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED);
-        for (slot, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
-            if enrolled(slot) && !enrolled(other) {
-                instance.ends.set(slot, field!(order), accel_order::ACCEL_REMOVE);
+        let enrolled = |k: &Known| instance.ends.read(k.slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED);
+        for (k, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            if enrolled(k) && !enrolled(other) {
+                order(instance, k.slot, k.end.cookie, accel_order::ACCEL_REMOVE);
                 lone = true;
             }
         }
@@ -265,10 +276,12 @@ fn is_ready(a: &Known, b: &Known, lesson: &Lesson) -> bool {
     is_fresh(a) && is_fresh(b) && learned && (lesson.takes_all() || converses(a, b))
 }
 
-/// Writes one field of both ends of a pair.
+/// Writes one field of both ends of a pair, unless they are gone.
 fn set_both<F: Copy>(instance: &Instance, a: &Known, b: &Known, field: impl Fn(*mut accel_end) -> *mut F, value: F) {
     for known in [a, b] {
-        instance.ends.set(known.slot, &field, value);
+        if instance.ends.read(known.slot, field!(cookie)) == Some(known.end.cookie) {
+            instance.ends.set(known.slot, &field, value);
+        }
     }
 }
 
@@ -276,7 +289,9 @@ fn set_both<F: Copy>(instance: &Instance, a: &Known, b: &Known, field: impl Fn(*
 pub fn order_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
     set_both(instance, a, b, field!(left), why);
     set_both(instance, a, b, field!(hold), 1);
-    set_both(instance, a, b, field!(order), accel_order::ACCEL_REMOVE);
+    for k in [a, b] {
+        order(instance, k.slot, k.end.cookie, accel_order::ACCEL_REMOVE);
+    }
 }
 
 /// Keeps a pair that is not in the map out of it.
@@ -328,8 +343,10 @@ pub fn release_those_out(instance: &Instance, all: &[Known]) {
 /// Orders everything out of the map. With `paused` set nothing goes in any more.
 pub fn order_all_out(instance: &Instance) {
     for slot in 0..instance.used() {
-        if instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED) {
-            instance.ends.set(slot, field!(order), accel_order::ACCEL_REMOVE);
+        if instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED)
+            && let Some(cookie) = instance.ends.read(slot, field!(cookie))
+        {
+            order(instance, slot, cookie, accel_order::ACCEL_REMOVE);
         }
     }
 }
@@ -338,3 +355,6 @@ pub fn order_all_out(instance: &Instance) {
 pub fn enrolled(instance: &Instance) -> u64 {
     (0..instance.used()).filter(|&s| instance.ends.read(s, field!(state)) == Some(accel_state::ACCEL_ENROLLED)).count() as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,6 +158,8 @@ impl Instance {
             detached: u32::from(start.detached),
             leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,
+            poll_function: stack.poll_function,
+            epoll_function: stack.epoll_function,
             frame_offset: stack.frame_offset,
             native_from: stack.native.clone().map(|r| r.start),
             native_to: stack.native.map(|r| r.end),

@@ -43,6 +43,16 @@ pub fn in_private_bpffs<R: Send>(f: impl FnOnce(&Pins) -> Result<R> + Send) -> R
     })
 }
 
+/// A test that loads programs of its own.
+#[cfg(test)]
+pub fn on_this_kernel(name: &str, test: impl FnOnce(&Pins) -> Result<()> + Send) {
+    if nix::unistd::geteuid().is_root() {
+        in_private_bpffs(test).unwrap();
+    } else {
+        println!("skipped: {name}: loads BPF programs, which takes root");
+    }
+}
+
 fn loopback_up() -> Result<()> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a socket")?;
     // SAFETY: an all-zero ifreq is valid: integers and unions of them.

@@ -1,0 +1,48 @@
+use std::time::{Duration, Instant};
+
+use super::super::instance::Start;
+use super::super::observation::Observation;
+use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+use super::*;
+
+#[test]
+fn an_order_is_not_for_the_next_socket_with_that_slot() {
+    on_this_kernel("an_order_is_not_for_the_next_socket_with_that_slot", |pins| {
+        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false };
+        let instance = Instance::create(pins, &start)?;
+        let met = || {
+            in_private_netns(|| {
+                let sockets = connected_pair()?;
+                instance.meet_live_here()?;
+                Ok(sockets)
+            })
+        };
+        let (mut one, mut other) = met()?;
+        pair(&instance);
+        let mut observation = Observation::new(&instance);
+        observation.adjust(&known(&instance))?;
+        for _ in 0..LEARN_READS {
+            exchange(&mut one, &mut other)?;
+            exchange(&mut other, &mut one)?;
+        }
+        let before = known(&instance);
+        for stream in [&one, &other] {
+            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+            nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once)?;
+        }
+        drop((one, other));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !known(&instance).is_empty() {
+            assert!(Instant::now() < deadline, "closed sockets stay known");
+            std::thread::yield_now();
+            instance.forget_gone()?;
+        }
+
+        let _next = met()?;
+        let slots = |all: &[Known]| all.iter().map(|k| k.slot).collect::<HashSet<_>>();
+        assert_eq!(slots(&known(&instance)), slots(&before), "the test wants the slots to be used again");
+        enrol(&instance, &before)?;
+        assert_eq!(enrolled(&instance), 0, "sockets that nobody has learned are in the map");
+        Ok(())
+    });
+}
