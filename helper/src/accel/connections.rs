@@ -312,7 +312,7 @@ pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -
 /// Notes of lone ends of `all` whether a chosen pod of another node is at the other end.
 pub fn note_elsewhere(instance: &Instance, all: &mut [Known], elsewhere: impl Fn(IpAddr) -> bool) {
     for k in all.iter_mut().filter(|k| k.end.peer_cookie == 0) {
-        let Some(end) = instance.ends.get(k.slot) else { continue };
+        let Some(end) = instance.ends.get(k.slot).filter(|end| end.cookie == k.end.cookie) else { continue };
         let remote = Identity::of(k.slot, &end).remote.ip();
         let why = if elsewhere(remote) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
         if k.end.left != why && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_OTHER_NODE) {
