@@ -304,6 +304,7 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 write_seq;
 	__u64 bytes_received;
+	__u64 bytes_sent;
 	__u64 bytes_acked;
 	bool is_mptcp;
 };

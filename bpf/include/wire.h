@@ -107,6 +107,8 @@ enum accel_flag {
 	ACCEL_SAW_ASLEEP = 64,
 	/* A reader made a receive call that may sleep. */
 	ACCEL_MAY_SLEEP = 128,
+	/* It has sent something and read since. */
+	ACCEL_ANSWERED = 256,
 };
 
 /* One socket. The index is its number in the sockmap too. */

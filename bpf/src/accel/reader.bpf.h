@@ -142,6 +142,8 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		e->learned = 0;
 		e->polled = 0;
 	}
+	if (!(e->flags & ACCEL_ANSWERED) && bpf_core_cast(sk, struct tcp_sock)->bytes_sent)
+		__sync_fetch_and_or(&e->flags, ACCEL_ANSWERED);
 	/* Several tasks may read one socket. */
 	__sync_fetch_and_add(&e->taken, ret);
 	reads = __sync_fetch_and_add(&e->reads, 1) + 1;

@@ -222,7 +222,10 @@ fn is_fresh(k: &Known) -> bool {
 /// makes faster. Connections that were open before are not short.
 fn converses(a: &Known, b: &Known) -> bool {
     let open_before = [a, b].iter().all(|k| k.has(accel_flag::ACCEL_LIVE));
-    (reads_often(a, b) || open_before) && bytes_per_turn(a, b) <= MOST_PER_TURN
+    // Who reads the other way may do so by splice(2), and has to be observed for that to be known. A stream whose reader says nothing is
+    // not made slower by being observed.
+    let in_turns = a.end.reads.min(b.end.reads) > 0 || [a, b].iter().any(|k| k.has(accel_flag::ACCEL_ANSWERED));
+    (reads_often(a, b) && in_turns || open_before) && bytes_per_turn(a, b) <= MOST_PER_TURN
 }
 
 /// Whether a pair is left alone because it moves much in one direction and little in turns.
@@ -230,7 +233,7 @@ pub fn streams(a: &Known, b: &Known) -> bool {
     reads_often(a, b) && bytes_per_turn(a, b) > MOST_PER_TURN
 }
 
-/// One of them is enough: who reads the other way may do so by splice(2), and has to be observed for that to be known.
+/// One of them is enough.
 fn reads_often(a: &Known, b: &Known) -> bool {
     a.end.reads.max(b.end.reads) >= u64::from(LEARN_READS)
 }
