@@ -5,7 +5,7 @@ use std::fmt;
 use super::prng::Prng;
 use super::reader::ReaderKind;
 pub use super::side::{Side, SidePlan};
-use super::side::{limit, restrict_to_mptcp, side_plan};
+use super::side::{limit, limit_waiting, restrict_to_mptcp, side_plan};
 use super::writer::WriterKind;
 
 /// Connections with a number from here on go to servers that are killed, or run where memory is tight: MPTCP stalls there even
@@ -232,6 +232,7 @@ impl Plan {
             if from == WriterKind::Urgent && promises {
                 to.reader = ReaderKind::Recv;
             }
+            limit_waiting(to, listener);
             // Placing very small pieces of several readers is costly.
             if to.reader == ReaderKind::Threads {
                 to.read_size = to.read_size.max(64);

@@ -123,10 +123,22 @@ pub fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) -> Ending
     Ending::Graceful
 }
 
+/// Whether a buffer is so small that a segment may wait for a timer of 200 ms (silly window avoidance).
+fn is_tiny(buffer: Option<i32>) -> bool {
+    buffer.is_some_and(|b| b < 65_536)
+}
+
+/// Keeps a read that waits for all it asks for within what plain TCP brings in a few seconds through a tiny window.
+pub fn limit_waiting(to: &mut SidePlan, listener: Listener) {
+    if to.reader == ReaderKind::WaitAll && (listener == Listener::TinyBuffers || is_tiny(to.receive_buffer)) {
+        to.read_size = to.read_size.min(4 << 10);
+    }
+}
+
 /// Keeps one direction within `most` bytes and what a plain run finishes in a few seconds: `to` reads what `from` writes.
 pub fn limit(from: &mut SidePlan, to: &SidePlan, listener: Listener, most: u64) {
-    let tiny = |b: Option<i32>| b.is_some_and(|b| b < 65_536);
-    let most: u64 = if listener == Listener::TinyBuffers || tiny(to.receive_buffer) || tiny(from.send_buffer) { 48 << 10 } else { most };
+    let most: u64 =
+        if listener == Listener::TinyBuffers || is_tiny(to.receive_buffer) || is_tiny(from.send_buffer) { 48 << 10 } else { most };
     // Bounds the number of reads.
     let most = most.min(to.read_size as u64 * 2_000);
     let mut left = most;
