@@ -123,15 +123,13 @@ int kick(struct bpf_iter__tcp *ctx)
 	struct sock_common *skc = ctx->sk_common;
 	struct accel_end *e;
 	struct tcp_sock *tp;
-	struct conn *conn;
 	struct sock *sk;
 	int lowat;
 
 	if (!skc || !(tp = bpf_skc_to_tcp_sock(skc)))
 		return 0;
 	sk = (struct sock *)tp;
-	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn || !conn->slot || !(e = get_end(conn->slot - 1)) || !e->spilled || queued(psock_of(sk)))
+	if (!(e = end_of(sk)) || !e->spilled || queued(psock_of(sk)))
 		return 0;
 	e->spilled = 0;
 	lowat = sk->sk_rcvlowat;

@@ -86,6 +86,17 @@ static __always_inline struct accel_end *get_end(__u32 slot)
 	return bpf_map_lookup_elem(&ends, &slot);
 }
 
+/* What is known about a socket; NULL for those of others. */
+static __always_inline struct accel_end *end_of(struct sock *sk)
+{
+	struct conn *conn;
+
+	if (!sk->sk_bpf_storage)
+		return NULL;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	return conn && conn->slot ? get_end(conn->slot - 1) : NULL;
+}
+
 /* Wakes user space, once until it has answered. */
 static __always_inline void ring(struct accel_control *ctl)
 {

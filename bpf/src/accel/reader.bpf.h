@@ -27,17 +27,6 @@ static __always_inline bool is_learned(const struct accel_control *ctl, const st
 	return !ctl->leave_blocking || !(e->flags & ACCEL_MAY_SLEEP) || e->polled >= ctl->learn_polls;
 }
 
-/* What is known about a socket; NULL for those of others. */
-static __always_inline struct accel_end *end_of(struct sock *sk)
-{
-	struct conn *conn;
-
-	if (!sk->sk_bpf_storage)
-		return NULL;
-	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	return conn && conn->slot ? get_end(conn->slot - 1) : NULL;
-}
-
 /* Time of one request and its answer, seen at the client: from one answer to the next, with the server reading in between. */
 static __always_inline void measure_cycle(struct accel_end *e, struct accel_end *peer)
 {

@@ -32,22 +32,20 @@ static __always_inline bool sleeps_in_tcp(const struct accel_control *ctl, const
 
 #define POLLIN 1
 
-/* Does a waiter, whose place in the queue this is and that has this wake function, wait for something to read in poll(2) or epoll? */
-static __always_inline bool polls_for_input(const struct accel_control *ctl, const struct list_head *pos, __u64 func)
+/* Does a waiter, whose entry in the queue this is and that has this wake function, wait for something to read in poll(2) or epoll? */
+static __always_inline bool polls_for_input(const struct accel_control *ctl, const void *entry, __u64 func)
 {
-	const void *w = (void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry);
-
 	if (func == ctl->poll_function && bpf_core_field_exists(struct poll_table_entry, key)) {
 		const struct poll_table_entry *polling;
 
-		polling = bpf_core_cast(w - bpf_core_field_offset(struct poll_table_entry, wait), struct poll_table_entry);
+		polling = bpf_core_cast(entry - bpf_core_field_offset(struct poll_table_entry, wait), struct poll_table_entry);
 		return polling->key & POLLIN;
 	}
 	if (func == ctl->epoll_function && bpf_core_field_exists(struct epitem, event)) {
-		const struct eppoll_entry *entry;
+		const struct eppoll_entry *in_epoll;
 
-		entry = bpf_core_cast(w - bpf_core_field_offset(struct eppoll_entry, wait), struct eppoll_entry);
-		return entry->base->event.events & POLLIN;
+		in_epoll = bpf_core_cast(entry - bpf_core_field_offset(struct eppoll_entry, wait), struct eppoll_entry);
+		return in_epoll->base->event.events & POLLIN;
 	}
 	return false;
 }
@@ -62,14 +60,14 @@ static __always_inline struct sleepers find_sleepers(const struct accel_control 
 	head = __builtin_preserve_access_index(&wq->wait.head);
 	pos = head->next;
 	for (int i = 0; i < MAX_SLEEPERS && pos != head; i++) {
-		const struct wait_queue_entry *w;
+		void *entry = (void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry);
+		const struct wait_queue_entry *w = bpf_core_cast(entry, struct wait_queue_entry);
 
-		w = bpf_core_cast((void *)pos - bpf_core_field_offset(struct wait_queue_entry, entry), struct wait_queue_entry);
 		if ((__u64)w->func == ctl->wake_function) {
 			found.all++;
 			if (where && sleeps_in_tcp(ctl, w))
 				found.in_tcp++;
-		} else if (polls_for_input(ctl, pos, (__u64)w->func)) {
+		} else if (polls_for_input(ctl, entry, (__u64)w->func)) {
 			found.polling++;
 		}
 		pos = w->entry.next;

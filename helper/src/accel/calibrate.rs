@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use sockpath_bpf::accel::types::accel_sleeper;
 
-use super::instance::run_iterator;
+use super::links::run_iterator;
 use super::private::{connected_pair, in_private_netns};
 use super::shared::{SharedArray, field};
 

@@ -18,7 +18,7 @@ const PREFIX: &str = "fentry_";
 /// The program at the entry of system calls.
 pub const SYSTEM_CALL: &str = "system_call";
 
-/// The same of a tracepoint: attaching it costs a walk over all tasks.
+/// How long a program stays at a tracepoint when nobody needs it any more: attaching that of system calls costs a walk over all tasks.
 pub const TRACEPOINT_LINGER: Duration = Duration::from_millis(10);
 
 /// A function, and how its arguments have to begin for its program to read them rightly.
@@ -78,12 +78,17 @@ impl Choice {
         Self(functions::allows_fentry(btf).and_then(|()| choose(&arguments(btf))))
     }
 
+    /// Whether this program is one of them.
+    pub fn has(&self, program: &str) -> bool {
+        self.0.as_ref().is_ok_and(|chosen| chosen.iter().any(|c| c == program))
+    }
+
     /// Keeps the others from being loaded.
     pub fn apply(&self, open: &mut OpenObject) {
         for mut program in open.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
             if name.starts_with(PREFIX) {
-                program.set_autoload(self.0.as_ref().is_ok_and(|chosen| chosen.contains(&name)));
+                program.set_autoload(self.has(&name));
             }
         }
     }

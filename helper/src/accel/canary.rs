@@ -12,7 +12,7 @@ use sockpath_protocol::accel::Canary;
 
 use super::connections;
 use super::instance::{Instance, LEARN_READS};
-use super::private::{connected_pair, exchange, in_private_netns};
+use super::private::{close, connected_pair, exchange, in_private_netns};
 use super::shared::field;
 
 /// How long a step on the private sockets may take.
@@ -36,18 +36,9 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     let mut ground = Ground::prepare(instance)?;
     let canaries =
         vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
-    for stream in [&ground.writer, &ground.reader] {
-        let now = libc::linger { l_onoff: 1, l_linger: 0 };
-        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &now).context("cannot set SO_LINGER")?;
-    }
-    drop(ground);
-    // The kernel frees closed sockets a little later (an RCU grace period and a work item of the sockmap).
-    let until = Instant::now() + PATIENCE;
-    instance.forget_gone()?;
-    while !connections::known(instance).is_empty() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(2));
-        instance.forget_gone()?;
-    }
+    let Ground { writer, reader, .. } = ground;
+    // One that stays known longer is forgotten like any other that is gone.
+    let _in_time = close(instance, [writer, reader], PATIENCE)?;
     instance.forget_totals();
     instance.control.set(0, field!(leave_blocking), leave_blocking);
     instance.end_lesson();
@@ -172,7 +163,6 @@ impl<'a> Ground<'a> {
     }
 }
 
-/// One byte, read at once.
 fn canary(name: &str, passed: bool, corruption_risk: bool, detail: impl Into<String>) -> Canary {
     Canary { name: name.to_owned(), passed, corruption_risk, detail: detail.into() }
 }

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -20,10 +19,12 @@ use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 use super::calibrate;
 use super::calls::{self, Attachment};
 use super::kernel;
+use super::links::{pin, pinned, read_iterator, run_iterator};
 use super::pins::{ESTABLISHED, Pins};
 use super::shared::{Control, Ends, SharedArray, field};
 use crate::node::{FoundPod, Netns, PodCgroup};
 use crate::session::clock_ns;
+use crate::trace::netns::inside;
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
 /// and reader share a CPU.
@@ -132,7 +133,7 @@ impl Instance {
         skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
         for mut program in skel.object_mut().progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
-            if at_functions.0.as_ref().is_ok_and(|chosen| chosen.contains(&name)) {
+            if at_functions.has(&name) {
                 program.pin(pins.path(&name))?;
             }
         }
@@ -242,7 +243,7 @@ impl Instance {
     /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
     pub fn kick(&self, netns: &Netns) -> Result<()> {
         let link = pinned(&self.pins, "kick")?;
-        in_netns(&netns.file, || run_iterator(link.as_raw_fd()))
+        inside(&netns.file, || run_iterator(link.as_raw_fd()))
             .with_context(|| format!("cannot look at the sockets of {}", netns.path.display()))
     }
 
@@ -307,7 +308,7 @@ impl Instance {
     /// Makes the sockets known that are open in a network namespace already.
     pub fn meet_live(&self, pod: &FoundPod) -> Result<()> {
         let link = pinned(&self.pins, "meet_live")?;
-        in_netns(&pod.netns.file, || run_iterator(link.as_raw_fd()))
+        inside(&pod.netns.file, || run_iterator(link.as_raw_fd()))
             .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
     }
 
@@ -466,58 +467,4 @@ fn count_sockets(pins: &Pins) -> Result<usize> {
 /// The pin of the link to a pod's cgroup; the id of a cgroup is not given out again while the machine runs.
 fn established_link(cgroup: &PodCgroup) -> String {
     format!("{ESTABLISHED}{}", cgroup.id)
-}
-
-/// Pins a link.
-fn pin(link: &OwnedFd, path: &Path) -> Result<()> {
-    let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).context("a NUL in a path")?;
-    // SAFETY: an open descriptor and a NUL-terminated path that outlives the call.
-    let r = unsafe { libbpf_rs::libbpf_sys::bpf_obj_pin(link.as_raw_fd(), c_path.as_ptr()) };
-    if r < 0 {
-        bail!("cannot pin {}: {}", path.display(), std::io::Error::from_raw_os_error(-r));
-    }
-    Ok(())
-}
-
-/// Opens a pinned link or program.
-fn pinned(pins: &Pins, name: &str) -> Result<OwnedFd> {
-    let path = pins.path(name);
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).context("a NUL in a path")?;
-    // SAFETY: a NUL-terminated path that outlives the call.
-    let fd = unsafe { libbpf_rs::libbpf_sys::bpf_obj_get(path.as_ptr()) };
-    if fd < 0 {
-        bail!("cannot open {}: {}", path.to_string_lossy(), std::io::Error::from_raw_os_error(-fd));
-    }
-    // SAFETY: a fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Runs an iterator to its end; it shows the sockets of the calling thread's network namespace.
-pub fn run_iterator(link: RawFd) -> Result<()> {
-    read_iterator(link).map(drop)
-}
-
-/// The same; yields what it writes.
-fn read_iterator(link: RawFd) -> Result<Vec<u8>> {
-    // SAFETY: a plain system call on a descriptor that the caller holds.
-    let fd = unsafe { libbpf_rs::libbpf_sys::bpf_iter_create(link) };
-    if fd < 0 {
-        bail!("cannot start the iterator: {}", std::io::Error::from_raw_os_error(-fd));
-    }
-    // SAFETY: a fresh descriptor that nobody else owns.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    let mut written = Vec::new();
-    file.read_to_end(&mut written).context("the iterator failed")?;
-    Ok(written)
-}
-
-/// Runs something in a network namespace, on a thread that ends with it: no other code ever sees the namespace.
-pub fn in_netns<R: Send>(netns: &File, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter it (needs CAP_SYS_ADMIN)")?;
-            f()
-        });
-        thread.join().unwrap_or_else(|_| bail!("the thread in it panicked"))
-    })
 }

@@ -15,6 +15,7 @@ pub mod detached;
 mod foreground;
 mod instance;
 mod kernel;
+mod links;
 mod matching;
 mod observation;
 pub mod pins;

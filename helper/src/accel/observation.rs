@@ -10,24 +10,6 @@ use super::calls::{Attachment, TRACEPOINT_LINGER};
 use super::connections::{self, Known, Lesson, peer_of};
 use super::instance::Instance;
 
-/// What keeps an observer attached.
-trait Hold {
-    /// How long it stays when nobody needs it any more.
-    fn linger(&self) -> Duration;
-}
-
-impl Hold for OwnedFd {
-    fn linger(&self) -> Duration {
-        TRACEPOINT_LINGER
-    }
-}
-
-impl Hold for Attachment {
-    fn linger(&self) -> Duration {
-        Self::linger(self)
-    }
-}
-
 /// One of them, attached or not.
 #[derive(Debug)]
 struct Observer<L> {
@@ -41,7 +23,7 @@ impl<L> Default for Observer<L> {
     }
 }
 
-impl<L: Hold> Observer<L> {
+impl<L> Observer<L> {
     /// Attaches it if it is needed.
     fn attach_if(&mut self, needed: bool, attach: impl FnOnce() -> Result<L>) -> Result<()> {
         if needed && self.link.is_none() {
@@ -50,12 +32,12 @@ impl<L: Hold> Observer<L> {
         Ok(())
     }
 
-    /// Lets go of it when it has not been needed for a while; `farewell` is said before.
-    fn release_unless(&mut self, needed: bool, farewell: impl FnOnce()) {
+    /// Lets go of it when it has not been needed for longer than it lingers; `farewell` is said before.
+    fn release_unless(&mut self, needed: bool, now: Instant, linger: impl FnOnce(&L) -> Duration, farewell: impl FnOnce()) {
         if needed {
-            self.needed = Some(Instant::now());
+            self.needed = Some(now);
         } else if let Some(link) = &self.link
-            && self.needed.is_none_or(|at| at.elapsed() > link.linger())
+            && self.needed.is_none_or(|at| now.duration_since(at) > linger(link))
         {
             farewell();
             self.link = None;
@@ -101,9 +83,12 @@ impl<'a> Observation<'a> {
             learning |= learns;
             sleepers |= learns && k.has(accel_flag::ACCEL_MAY_SLEEP);
         }
-        self.arrivals.release_unless(sleepers, || instance.learn_sleepers(false));
-        self.sends.release_unless(learning, || instance.end_lesson());
-        self.calls.release_unless(calls, || {});
+        // One time for all: who learns needs calls, so these can never go before the lesson has ended.
+        let now = Instant::now();
+        let of_tracepoint = |_: &OwnedFd| TRACEPOINT_LINGER;
+        self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.learn_sleepers(false));
+        self.sends.release_unless(learning, now, of_tracepoint, || instance.end_lesson());
+        self.calls.release_unless(calls, now, Attachment::linger, || {});
         self.calls.attach_if(calls, || instance.observe_calls())?;
         self.sends.attach_if(learning, || {
             let link = instance.observe_sends()?;

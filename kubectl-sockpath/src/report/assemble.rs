@@ -20,7 +20,7 @@ use super::overhead::overhead;
 use super::rewrites::rewrites;
 use super::times::Times;
 use crate::session::ClockEstimate;
-use crate::target::Scenario;
+use crate::target::{Scenario, name};
 
 fn saving(normal: Times, accelerated: Option<&Leg>) -> Option<Saving> {
     let (normal, short) = (normal.p50_ns.filter(|n| *n > 0)?, accelerated?.end_to_end.p50_ns?);
@@ -134,20 +134,13 @@ fn target(capture: &Capture, journeys: &[Journey<'_>]) -> Party {
         Some(pod) => vec![pod.clone()],
         None => plan.request.targets.clone(),
     };
-    let mut party = party(&pods, without_port(&plan.target), port);
+    // It was parsed before anything was captured; a recording may hold anything.
+    let typed = name::split(&plan.target).map_or(plan.target.as_str(), |(name, _)| name);
+    let mut party = party(&pods, typed, port);
     if pods.is_empty() {
         party.ips.clone_from(&plan.request.addresses);
     }
     party
-}
-
-/// A target as typed, without its port: `192.0.2.1` of `192.0.2.1:53`, `fd00::1` of `[fd00::1]:53`.
-fn without_port(typed: &str) -> &str {
-    match typed.rsplit_once(':') {
-        Some((bracketed, _)) if bracketed.starts_with('[') && bracketed.ends_with(']') => &bracketed[1..bracketed.len() - 1],
-        Some((name, _)) if !name.is_empty() && !name.contains(':') => name,
-        _ => typed.trim_start_matches('[').trim_end_matches(']'),
-    }
 }
 
 fn party(pods: &[Pod], typed: &str, port: Option<u16>) -> Party {
@@ -348,25 +341,5 @@ pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
         end_to_end_ns: journey.end_to_end_ns,
         outcome: journey.outcome().clone(),
         hops,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_no_part_of_a_name() {
-        for (typed, name) in [
-            ("192.0.2.1:53", "192.0.2.1"),
-            ("192.0.2.1", "192.0.2.1"),
-            ("[fd00::1]:53", "fd00::1"),
-            ("[fd00::1]", "fd00::1"),
-            ("fd00::1", "fd00::1"),
-            ("svc/web:80", "svc/web"),
-            ("prod/deploy/web", "prod/deploy/web"),
-        ] {
-            assert_eq!(without_port(typed), name, "{typed}");
-        }
     }
 }

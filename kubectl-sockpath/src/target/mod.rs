@@ -1,6 +1,6 @@
 //! SOURCE and TARGET: reading what was typed, and finding what it means.
 
-mod name;
+pub mod name;
 mod resolve;
 
 pub use name::{Endpoint, Name};

@@ -1,6 +1,6 @@
 //! The forms a SOURCE or TARGET may take. Nothing is looked up here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::exit::UsageError;
 
@@ -55,34 +55,43 @@ impl Endpoint {
         if text.is_empty() {
             return Err(wrong("names nothing"));
         }
-        if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self { name: Name::Ip(ip), port: None });
-        }
-        if let Some(rest) = text.strip_prefix('[') {
-            let (address, after) = rest.split_once(']').ok_or_else(|| wrong("has no closing bracket"))?;
-            let ip: Ipv6Addr = address.parse().map_err(|_| wrong("has no IPv6 address in the brackets"))?;
-            let port = match after {
-                "" => None,
-                _ => {
-                    Some(port(after.strip_prefix(':').ok_or_else(|| wrong("has something other than a port after the brackets"))?, &wrong)?)
-                }
-            };
-            return Ok(Self { name: Name::Ip(ip.into()), port });
-        }
-        let (name, port) = match text.rsplit_once(':') {
-            Some((name, digits)) => (name, Some(port(digits, &wrong)?)),
-            None => (text, None),
-        };
+        let (name, digits) = split(text).map_err(wrong)?;
+        let port = digits.map(|digits| port(digits, &wrong)).transpose()?;
         if name.is_empty() || name == "localhost" {
             if port.is_none() {
                 return Err(wrong("needs a port"));
             }
             return Ok(Self { name: Name::Same, port });
         }
-        if let Ok(ip) = name.parse::<Ipv4Addr>() {
-            return Ok(Self { name: Name::Ip(ip.into()), port });
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            return Ok(Self { name: Name::Ip(ip), port });
         }
         Ok(Self { name: reference(name, &wrong)?, port })
+    }
+}
+
+/// Splits what was typed into what is named and the port behind it: `fd00::1` and `53` of `[fd00::1]:53`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok((text, None));
+    }
+    let Some(rest) = text.strip_prefix('[') else {
+        return match text.rsplit_once(':') {
+            Some((name, _)) if name.contains(':') => Err("has more than one colon and is no IPv6 address"),
+            Some((name, port)) => Ok((name, Some(port))),
+            None => Ok((text, None)),
+        };
+    };
+    let (address, after) = rest.split_once(']').ok_or("has no closing bracket")?;
+    if address.parse::<Ipv6Addr>().is_err() {
+        return Err("has no IPv6 address in the brackets");
+    }
+    match after {
+        "" => Ok((address, None)),
+        _ => Ok((address, Some(after.strip_prefix(':').ok_or("has something other than a port after the brackets")?))),
     }
 }
 
@@ -173,6 +182,21 @@ mod tests {
             ("localhost:8081", Name::Same, Some(8081)),
         ] {
             assert_eq!(Endpoint::parse(text).unwrap(), Endpoint { name, port }, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_no_part_of_a_name() {
+        for (typed, name) in [
+            ("192.0.2.1:53", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("[fd00::1]:53", "fd00::1"),
+            ("[fd00::1]", "fd00::1"),
+            ("fd00::1", "fd00::1"),
+            ("svc/web:80", "svc/web"),
+            ("prod/deploy/web", "prod/deploy/web"),
+        ] {
+            assert_eq!(split(typed).map(|(name, _)| name), Ok(name), "{typed}");
         }
     }
 

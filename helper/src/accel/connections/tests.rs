@@ -1,8 +1,8 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::instance::Start;
 use super::super::observation::Observation;
-use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+use super::super::private::{close, connected_pair, exchange, in_private_netns, on_this_kernel};
 use super::*;
 
 #[test]
@@ -26,17 +26,7 @@ fn an_order_is_not_for_the_next_socket_with_that_slot() {
             exchange(&mut other, &mut one)?;
         }
         let before = known(&instance);
-        for stream in [&one, &other] {
-            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-            nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once)?;
-        }
-        drop((one, other));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !known(&instance).is_empty() {
-            assert!(Instant::now() < deadline, "closed sockets stay known");
-            std::thread::yield_now();
-            instance.forget_gone()?;
-        }
+        assert!(close(&instance, [one, other], Duration::from_secs(10))?, "closed sockets stay known");
 
         let _next = met()?;
         let slots = |all: &[Known]| all.iter().map(|k| k.slot).collect::<HashSet<_>>();
