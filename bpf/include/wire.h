@@ -7,6 +7,8 @@
 
 /* Sockets that can be known at one time: two for each pair. */
 #define ACCEL_ENDS 32768
+/* Pods of a node that may lack a directory in cgroup v2. */
+#define ACCEL_NAMESPACES 1024
 /* Turnaround samples kept for each way of carrying. */
 #define ACCEL_SAMPLES 16
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState, PodElsewhere, Reason};
+use sockpath_protocol::request::Locate;
 use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
 use sockpath_tests::torture::pods::Pod;
@@ -176,4 +177,36 @@ fn a_pair_across_nodes_is_shown_and_left_alone() {
 #[test]
 fn a_peer_on_a_node_of_another_helper_is_told() {
     across_nodes("a_peer_on_a_node_of_another_helper_is_told", true);
+}
+
+/// As on nodes where the runtime puts pods into hierarchies of cgroup v1 only.
+#[test]
+fn pods_without_a_directory_in_cgroup_v2_are_taken() {
+    let Some(scene) = Scene::new("pods_without_a_directory_in_cgroup_v2_are_taken") else { return };
+    let v1 = std::env::temp_dir().join(format!("sockpath-{}-v1", scene.lab.instance()));
+    std::fs::create_dir_all(&v1).expect("a directory");
+    let mut request = Choice::default().request(&scene.lab);
+    request.pods.retain(|p| matches!(p.name.as_str(), "curl" | "httpbin"));
+    for pod in &mut request.pods {
+        let Locate::Path { cgroup, .. } = &mut pod.locate else { panic!("the lab says where its pods are") };
+        *cgroup = v1.to_string_lossy().into_owned();
+    }
+    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    session.say(&Request::Accelerate(Box::new(request.clone()))).expect("the helper reads");
+    let mut on = Accelerator(session);
+    on.next_pairs().expect("it starts");
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    assert!(pair(&mut on, &client).is_some_and(|p| !p.live), "it was found, not met");
+    // Nobody else's sockets are.
+    let others = Pod::new(&scene.lab, "httpbin-remote");
+    let listener = others.listen(6001, &[]);
+    let stranger = others.connect(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6001));
+    let accepted = listener.accept();
+    exchange(&stranger, &accepted, 50);
+    assert_eq!(on.next_pairs().expect("a table").totals.open, 1, "a connection of a pod that was not chosen is known");
+    exchange(&client, &server, 50);
+    on.finish().expect("end");
+    assert!(!pins(&scene).exists(), "something is left behind");
+    exchange(&client, &server, 20);
+    std::fs::remove_dir(&v1).expect("an empty directory");
 }

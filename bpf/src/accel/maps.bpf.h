@@ -44,6 +44,15 @@ struct {
 	__type(value, struct conn);
 } conns SEC(".maps");
 
+/* Network namespaces, by cookie, of pods whose sockets are met at the root of cgroup v2. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ACCEL_NAMESPACES);
+	__type(key, __u64);
+	__type(value, __u32);
+} namespaces SEC(".maps");
+
 /* Slots that were used and are free again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);

@@ -88,8 +88,7 @@ static __always_inline void forget(struct accel_control *ctl, struct conn *conn)
 	bpf_map_push_elem(&slots, &slot, 0);
 }
 
-SEC("sockops")
-int established(struct bpf_sock_ops *ctx)
+static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum accel_role role)
 {
 	struct accel_control *ctl;
 	struct accel_end *e;
@@ -97,40 +96,79 @@ int established(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk;
 	struct conn *conn;
 
+	sk = ctx->sk;
+	if (!sk || !(ctl = get_control()) || ctl->paused)
+		return;
+	__sync_fetch_and_add(&ctl->opened, 1);
+	if (ctl->storm)
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || tp->is_mptcp)
+		return;
+	conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn || conn->slot)
+		return;
+	e = meet(ctl, conn, tp, bpf_get_socket_cookie(ctx));
+	if (!e)
+		return;
+	e->role = role;
+	/* Never so but in the variant that tests need. */
+	if (!ctl->learn_reads)
+		ring(ctl);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline void state_changed(struct bpf_sock_ops *ctx)
+{
+	struct accel_control *ctl;
+	struct bpf_sock *sk;
+	struct conn *conn;
+
+	sk = ctx->sk;
+	if (ctx->args[1] != BPF_TCP_CLOSE || !sk || !(ctl = get_control()))
+		return;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (conn)
+		forget(ctl, conn);
+}
+
+static __always_inline int dispatch(struct bpf_sock_ops *ctx)
+{
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		meet_established(ctx, ACCEL_CLIENT);
+		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		sk = ctx->sk;
-		if (!sk || !(ctl = get_control()) || ctl->paused)
-			break;
-		__sync_fetch_and_add(&ctl->opened, 1);
-		if (ctl->storm)
-			break;
-		tp = bpf_skc_to_tcp_sock(sk);
-		if (!tp || tp->is_mptcp)
-			break;
-		conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!conn || conn->slot)
-			break;
-		e = meet(ctl, conn, tp, bpf_get_socket_cookie(ctx));
-		if (!e)
-			break;
-		e->role = ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB ? ACCEL_CLIENT : ACCEL_SERVER;
-		/* Never so but in the variant that tests need. */
-		if (!ctl->learn_reads)
-			ring(ctl);
-		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		meet_established(ctx, ACCEL_SERVER);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		sk = ctx->sk;
-		if (ctx->args[1] != BPF_TCP_CLOSE || !sk || !(ctl = get_control()))
-			break;
-		conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-		if (conn)
-			forget(ctl, conn);
+		state_changed(ctx);
 		break;
 	}
 	return 1;
+}
+
+/* On the cgroup of a pod. */
+SEC("sockops")
+int established(struct bpf_sock_ops *ctx)
+{
+	return dispatch(ctx);
+}
+
+/* The same on the root of cgroup v2, for pods that have no directory there: their sockets are told by their network namespace. */
+SEC("sockops")
+int established_at_root(struct bpf_sock_ops *ctx)
+{
+	__u64 netns;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		netns = bpf_get_netns_cookie(ctx);
+		if (!bpf_map_lookup_elem(&namespaces, &netns))
+			return 1;
+	}
+	return dispatch(ctx);
 }
 
 #define IPPROTO_TCP 6

@@ -8,8 +8,9 @@ use sockpath_protocol::accel::{PodElsewhere, PodName};
 use sockpath_protocol::request::Pod;
 
 use super::instance::Instance;
+use super::meeting;
 use super::report::PodNames;
-use crate::node::{self, FoundPod, Netns};
+use crate::node::{self, FoundPod, Netns, PodCgroup};
 
 /// The chosen pods as this node has them.
 #[derive(Debug, Default)]
@@ -89,8 +90,8 @@ impl Chosen {
             self.uids.remove(i);
             let gone = self.found.remove(i);
             self.names.here.remove(&gone.netns.inode);
-            instance.detach(&gone)?;
-            if gone.cgroup.as_ref().is_some_and(|c| c.dir.exists()) {
+            meeting::detach(instance, &gone)?;
+            if gone.is_there() {
                 change.let_go.push(gone.netns.inode);
                 self.let_go.push(gone.netns);
             }
@@ -101,7 +102,7 @@ impl Chosen {
                 continue;
             }
             let Some(found) = self.found.last() else { continue };
-            instance.attach(std::slice::from_ref(found))?;
+            meeting::attach(instance, std::slice::from_ref(found))?;
             instance.meet_live(found)?;
             change.joined.push(found.netns.inode);
             self.let_go.retain(|netns| netns.inode != found.netns.inode);
@@ -118,10 +119,13 @@ impl Chosen {
         }
         match node::find(pod) {
             Ok(found) => {
-                let warning = found
-                    .cgroup
-                    .is_none()
-                    .then(|| format!("pod {name} has no cgroup v2 directory; only connections that are open now are accelerated"));
+                let is_met = found.cgroup.is_some() || matches!(PodCgroup::root(), Ok(Some(_)));
+                let warning = (!is_met).then(|| {
+                    format!(
+                        "pod {name} is in no cgroup v2, which is not mounted on this node: only connections that are open now are accelerated; \
+                         mount -t cgroup2 none /sys/fs/cgroup/unified there for those to come"
+                    )
+                });
                 self.names.here.insert(found.netns.inode, name);
                 self.nodes.insert(found.netns.inode, pod.node.clone());
                 self.uids.push(pod.uid.clone());

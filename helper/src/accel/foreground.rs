@@ -14,6 +14,7 @@ use super::canary;
 use super::chosen::Chosen;
 use super::detached;
 use super::instance::{Instance, Start, is_without_order_gate};
+use super::meeting;
 use super::pins::Pins;
 use super::stop::{LOOK_AGAIN, dismantle, summary};
 use crate::node::FoundPod;
@@ -144,7 +145,7 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
             ),
         ));
     }
-    instance.attach(pods)?;
+    meeting::attach(instance, pods)?;
     meet_all(instance, pods)
 }
 

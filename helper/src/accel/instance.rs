@@ -2,7 +2,7 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -19,10 +19,11 @@ use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 use super::calibrate;
 use super::calls::{self, Attachment};
 use super::kernel;
-use super::links::{pin, pinned, read_iterator, run_iterator};
-use super::pins::{ESTABLISHED, Pins};
+use super::links::{pinned, read_iterator, run_iterator};
+use super::meeting;
+use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
-use crate::node::{FoundPod, Netns, PodCgroup};
+use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
 use crate::trace::netns::inside;
 
@@ -139,7 +140,9 @@ impl Instance {
         }
         skel.progs.sent.pin(pins.path("sent"))?;
         skel.progs.arrived.pin(pins.path("arrived"))?;
-        skel.progs.established.pin(pins.path("established"))?;
+        skel.progs.established.pin(pins.path(meeting::IN_POD))?;
+        skel.progs.established_at_root.pin(pins.path(meeting::AT_ROOT))?;
+        skel.maps.namespaces.pin(pins.path(meeting::NAMESPACES))?;
         let stack = {
             let link = skel
                 .progs
@@ -175,39 +178,9 @@ impl Instance {
         Ok(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: at_functions.0.err() })
     }
 
-    /// Meets the sockets of these pods from now on.
-    pub fn attach(&self, pods: &[FoundPod]) -> Result<()> {
-        let program = pinned(&self.pins, "established")?;
-        for pod in pods {
-            let Some(cgroup) = &pod.cgroup else { continue };
-            let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
-            // SAFETY: both descriptors are open; no options.
-            let fd = unsafe {
-                libbpf_rs::libbpf_sys::bpf_link_create(
-                    program.as_raw_fd(),
-                    dir.as_raw_fd(),
-                    libbpf_rs::libbpf_sys::BPF_CGROUP_SOCK_OPS,
-                    std::ptr::null(),
-                )
-            };
-            if fd < 0 {
-                bail!("cannot attach to the cgroup {}: {}", cgroup.dir.display(), std::io::Error::from_raw_os_error(-fd));
-            }
-            // SAFETY: a fresh descriptor that nobody else owns.
-            let link = unsafe { OwnedFd::from_raw_fd(fd) };
-            pin(&link, &self.pins.path(&established_link(cgroup)))?;
-        }
-        Ok(())
-    }
-
-    /// No longer meets the sockets that this pod opens from now on.
-    pub fn detach(&self, pod: &FoundPod) -> Result<()> {
-        let Some(cgroup) = &pod.cgroup else { return Ok(()) };
-        let path = self.pins.path(&established_link(cgroup));
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
-            _ => Ok(()),
-        }
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// Whether somebody is ending it, or has.
@@ -462,9 +435,4 @@ fn count_sockets(pins: &Pins) -> Result<usize> {
         count += usize::from(socks.lookup(&slot.to_ne_bytes(), MapFlags::ANY).context("cannot look into the sockmap")?.is_some());
     }
     Ok(count)
-}
-
-/// The pin of the link to a pod's cgroup; the id of a cgroup is not given out again while the machine runs.
-fn established_link(cgroup: &PodCgroup) -> String {
-    format!("{ESTABLISHED}{}", cgroup.id)
 }

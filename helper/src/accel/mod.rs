@@ -17,6 +17,7 @@ mod instance;
 mod kernel;
 mod links;
 mod matching;
+mod meeting;
 mod observation;
 pub mod pins;
 mod private;

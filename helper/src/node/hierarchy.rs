@@ -94,7 +94,7 @@ impl Hierarchies {
 }
 
 /// Every directory of cgroup v2 has this file, no directory of v1 does. (statfs would say it too, but not of a test's tree.)
-fn is_v2_dir(dir: &Path) -> bool {
+pub(super) fn is_v2_dir(dir: &Path) -> bool {
     dir.join("cgroup.controllers").exists()
 }
 

@@ -5,11 +5,15 @@
 //! namespace. That needs the node's cgroup file system (a hostPath mount) and the node's PID namespace (`hostPID`).
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sockpath_protocol::request::{Locate, Node, Pod};
+
+use crate::trace::netns::inside;
 
 mod hierarchy;
 mod process;
@@ -17,6 +21,9 @@ pub mod programs;
 
 pub use hierarchy::Hierarchies;
 pub use process::Process;
+
+/// Where the cgroup hierarchies of a node are mounted by convention.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A network namespace that is held open: it stays even if its last process ends.
 #[derive(Debug)]
@@ -41,12 +48,32 @@ impl Netns {
         let inode = u32::try_from(inode).with_context(|| format!("{} is no namespace file", path.display()))?;
         Ok(Self { file, inode, path })
     }
+
+    /// Its cookie, which no other namespace gets while the machine runs: how programs at the root of cgroup v2 tell namespaces apart.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub fn cookie(&self) -> Result<u64> {
+        inside(&self.file, || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a socket")?;
+            let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+            // SAFETY: the kernel writes at most `len` bytes of an integer.
+            let r = unsafe {
+                libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+            };
+            if r < 0 {
+                return Err(std::io::Error::last_os_error()).context("cannot get SO_NETNS_COOKIE");
+            }
+            Ok(cookie)
+        })
+        .with_context(|| format!("cannot identify the network namespace {}", self.path.display()))
+    }
 }
 
-/// A pod's directory in the cgroup v2 hierarchy.
+/// A directory in the cgroup v2 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodCgroup {
-    /// The directory; its containers are the directories below it.
+    /// The directory; a pod's containers are the directories below it.
     pub dir: PathBuf,
     /// Its id as `bpf_get_current_cgroup_id()` and its relatives say it: the inode of the directory.
     pub id: u64,
@@ -57,6 +84,14 @@ impl PodCgroup {
         let id = fs::metadata(&dir).with_context(|| format!("cannot examine the cgroup {}", dir.display()))?.ino();
         Ok(Self { dir, id })
     }
+
+    /// The root of the hierarchy, which all tasks of the node are below; `None` where none is mounted.
+    ///
+    /// # Errors
+    /// When the mounted hierarchies cannot be looked at.
+    pub fn root() -> Result<Option<Self>> {
+        Hierarchies::mounted(Path::new(CGROUPS))?.v2().map(|dir| Self::open(dir.to_owned())).transpose()
+    }
 }
 
 /// A pod as this node has it.
@@ -64,10 +99,21 @@ impl PodCgroup {
 pub struct FoundPod {
     /// Its network namespace; that of the node for a hostNetwork pod.
     pub netns: Netns,
-    /// Its cgroup; `None` where the runtime made none in the v2 hierarchy (a node with cgroup v1 only).
+    /// Its cgroup; `None` where the runtime put its processes into none of the v2 hierarchy (old runtimes, nodes with cgroup v1 only).
     pub cgroup: Option<PodCgroup>,
     /// Its processes, the oldest of each container first.
     pub processes: Vec<Process>,
+}
+
+impl FoundPod {
+    /// Whether it still has a cgroup, in whichever hierarchy its processes are.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.dir.exists(),
+            None => self.processes.iter().any(|p| p.cgroup.exists()),
+        }
+    }
 }
 
 /// Finds a pod on this node.
@@ -79,9 +125,10 @@ pub fn find(pod: &Pod) -> Result<FoundPod> {
         Locate::Path { netns, cgroup } => {
             let dir = PathBuf::from(cgroup);
             let processes = process::of_pod(&dir, pod, Path::new("/proc"))?;
-            Ok(FoundPod { netns: Netns::open(netns)?, cgroup: Some(PodCgroup::open(dir)?), processes })
+            let cgroup = hierarchy::is_v2_dir(&dir).then(|| PodCgroup::open(dir)).transpose()?;
+            Ok(FoundPod { netns: Netns::open(netns)?, cgroup, processes })
         }
-        Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?, Path::new("/proc")),
+        Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new(CGROUPS))?, Path::new("/proc")),
     }
 }
 
@@ -116,21 +163,23 @@ fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<Foun
             hierarchies.root().display()
         );
     }
-    let mut processes = Vec::new();
+    let mut inhabited = None;
     for dir in &dirs {
-        processes = process::of_pod(dir, pod, proc)?;
+        let processes = process::of_pod(dir, pod, proc)?;
         if !processes.is_empty() {
+            inhabited = Some((dir.clone(), processes));
             break;
         }
     }
-    if processes.is_empty() {
+    let Some((dir, processes)) = inhabited else {
         bail!(
             "pod {name} has no process that the helper can see: either it is not running, or the helper pod lacks hostPID \
              (looked in {})",
             dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
         );
-    }
-    let cgroup = dirs.into_iter().find(|d| hierarchies.is_v2(d)).map(PodCgroup::open).transpose()?;
+    };
+    // A directory that the kubelet made and the runtime put nobody into says nothing of the pod's sockets.
+    let cgroup = hierarchies.is_v2(&dir).then(|| PodCgroup::open(dir)).transpose()?;
     let netns = pod_netns(&name, &processes, proc)?;
     Ok(FoundPod { netns, cgroup, processes })
 }

@@ -116,13 +116,13 @@ fn every_known_layout_is_found() {
 }
 
 #[test]
-fn processes_come_from_v1_when_v2_has_only_the_directory() {
+fn a_directory_of_v2_without_the_processes_is_not_the_pods() {
     let tree = Tree::new();
-    let v2 = tree.cgroup("unified", true, &format!("kubepods/pod{UID}"), &[]);
+    tree.cgroup("unified", true, &format!("kubepods/pod{UID}"), &[]);
     tree.cgroup("pids", false, &format!("kubepods/pod{UID}/{APP}"), &[7]);
     let inode = tree.process(7, 1);
     let found = tree.find().unwrap();
-    assert_eq!((found.netns.inode, found.cgroup.unwrap().dir), (inode, v2));
+    assert_eq!((found.netns.inode, found.cgroup), (inode, None));
 }
 
 #[test]

@@ -1,0 +1,145 @@
+//! Meeting the sockets that pods open from now on: by a program on each pod's cgroup, or, for pods without a directory in cgroup v2, by
+//! one on the root, which tells their sockets by their network namespaces.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use super::instance::Instance;
+use super::links::{pin, pinned};
+use super::pins::ESTABLISHED;
+use crate::node::{FoundPod, PodCgroup};
+
+/// The program on a pod's cgroup.
+pub const IN_POD: &str = "established";
+
+/// The program on the root.
+pub const AT_ROOT: &str = "established_at_root";
+
+/// The map of the namespaces it looks for, by cookie.
+pub const NAMESPACES: &str = "namespaces";
+
+/// Meets the sockets of these pods from now on. Those of a pod without a directory in cgroup v2 cannot be met where none is mounted.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
+    for pod in pods {
+        if let Some(cgroup) = &pod.cgroup {
+            attach_to(instance, cgroup, IN_POD)?;
+        } else if let Some(root) = PodCgroup::root()? {
+            let cookie = pod.netns.cookie()?;
+            namespaces(instance)?
+                .update(&cookie.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY)
+                .context("there are more pods without a directory in cgroup v2 than can be told apart")?;
+            if !instance.pins().has(&link_to(&root)) {
+                attach_to(instance, &root, AT_ROOT)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// No longer meets the sockets that this pod opens from now on.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
+    let Some(cgroup) = &pod.cgroup else {
+        // It was not there when none is mounted.
+        let _ = namespaces(instance)?.delete(&pod.netns.cookie()?.to_ne_bytes());
+        return Ok(());
+    };
+    let path = instance.pins().path(&link_to(cgroup));
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn namespaces(instance: &Instance) -> Result<MapHandle> {
+    MapHandle::from_pinned_path(instance.pins().path(NAMESPACES)).context("cannot open the map of namespaces")
+}
+
+fn attach_to(instance: &Instance, cgroup: &PodCgroup, program: &str) -> Result<()> {
+    let program = pinned(instance.pins(), program)?;
+    let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
+    // SAFETY: both descriptors are open; no options.
+    let fd = unsafe {
+        libbpf_rs::libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            dir.as_raw_fd(),
+            libbpf_rs::libbpf_sys::BPF_CGROUP_SOCK_OPS,
+            std::ptr::null(),
+        )
+    };
+    if fd < 0 {
+        bail!("cannot attach to the cgroup {}: {}", cgroup.dir.display(), std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    pin(&link, &instance.pins().path(&link_to(cgroup)))
+}
+
+/// The pin of the link to a cgroup; the id of a cgroup is not given out again while the machine runs.
+fn link_to(cgroup: &PodCgroup) -> String {
+    format!("{ESTABLISHED}{}", cgroup.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use anyhow::Context;
+
+    use super::super::connections;
+    use super::super::instance::Start;
+    use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
+    use super::super::shared::field;
+    use super::*;
+    use crate::node::Netns;
+
+    /// A pod that has a namespace, and two sockets in it that are connected with each other.
+    fn talk_in(netns: &Netns) -> Result<(TcpStream, TcpStream)> {
+        crate::trace::netns::inside(&netns.file, connected_pair)
+    }
+
+    #[test]
+    fn sockets_are_told_by_their_namespace_where_pods_have_no_directory() {
+        on_this_kernel("sockets_are_told_by_their_namespace_where_pods_have_no_directory", |pins| {
+            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false };
+            let instance = Instance::create(pins, &start)?;
+            let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
+            let (chosen, other) = (private()?, private()?);
+            let pod = FoundPod { netns: chosen, cgroup: None, processes: Vec::new() };
+            let ports = || {
+                let mut ports: Vec<u16> =
+                    connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field!(lport))).collect();
+                ports.sort_unstable();
+                ports
+            };
+            let of = |(a, b): &(TcpStream, TcpStream)| -> Result<Vec<u16>> {
+                let mut ports = vec![a.local_addr()?.port(), b.local_addr()?.port()];
+                ports.sort_unstable();
+                Ok(ports)
+            };
+
+            let before = talk_in(&pod.netns)?;
+            attach(&instance, std::slice::from_ref(&pod))?;
+            let theirs = talk_in(&other)?;
+            assert_eq!(ports(), [0u16; 0], "a socket of another namespace, or from before, was met");
+            let ours = talk_in(&pod.netns)?;
+            assert_eq!(ports(), of(&ours)?);
+            // Twice is as good, and the link is there already.
+            attach(&instance, std::slice::from_ref(&pod))?;
+            detach(&instance, &pod)?;
+            let after = talk_in(&pod.netns)?;
+            assert_eq!(ports(), of(&ours)?, "a socket of a pod that was let go was met");
+            drop((before, theirs, ours, after));
+            Ok(())
+        });
+    }
+}
