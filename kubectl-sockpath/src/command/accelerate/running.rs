@@ -1,12 +1,12 @@
 //! An acceleration while it runs: pairs are shown, pods that come are taken in, changed policies obeyed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
+use sockpath_protocol::accel::{AccelerateRequest, PodName};
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -14,18 +14,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::super::print;
 use super::heard::{Form, Heard};
 use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, owner, parted};
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::cli::{self, ObjectOutput};
 use crate::cluster::{News, Watch};
 use crate::duration::human;
 use crate::exit::Exit;
 use crate::interrupt::Interrupt;
-use crate::inventory::{Inventory, PodInfo, Scope};
+use crate::inventory::{PodInfo, Scope};
 use crate::progress::Progress;
 use crate::render::pairs::{self, Changes, NodePairs};
 use crate::session::{Event, Fleet, Member, Ready};
-use crate::target::select_pods;
 use crate::terminal::Style;
+
+mod following;
 
 /// How long a dry run watches.
 const DRY_RUN: Duration = Duration::from_secs(3);
@@ -197,18 +198,6 @@ impl<'a> Session<'a> {
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
     }
 
-    /// Has one helper, or all, keep these pods' pairs on TCP.
-    async fn pause(&self, index: Option<usize>, pods: Vec<PodName>) {
-        if pods.is_empty() {
-            return;
-        }
-        let request = Request::Pause(PauseRequest { pods, reason: PauseReason::NetworkPolicy });
-        match index {
-            Some(index) => self.fleet.send(index, request).await,
-            None => self.fleet.send_all(&request).await,
-        }
-    }
-
     /// Goes on until there is a reason to end; whether that was Ctrl-C.
     async fn attend(&mut self) -> Result<bool> {
         let begun = Instant::now();
@@ -291,116 +280,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn react(&mut self, news: News) -> Result<()> {
-        if !matches!(news, News::Unwatched(_)) {
-            self.choose_at.get_or_insert(Instant::now() + GATHER);
-        }
-        match news {
-            News::Pods => Ok(()),
-            News::Unwatched(text) => self.warn(&text),
-            News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
-        }
-    }
-
-    /// Has pairs go by TCP that changed policies are about, and lets those go again whose policies are what they were.
-    async fn obey(&mut self, what: &str, mut pause: Vec<PodName>, mut resume: Vec<PodName>) -> Result<()> {
-        // All are remembered, chosen or not yet: who joins later is paused at once.
-        self.paused.extend(pause.iter().cloned());
-        self.paused.retain(|p| !resume.contains(p));
-        let is_chosen = |name: &PodName| self.pods.iter().any(|p| p.namespace == name.namespace && p.name == name.name);
-        pause.retain(is_chosen);
-        resume.retain(is_chosen);
-        let names = |pods: &[PodName]| pods.iter().map(PodName::to_string).collect::<Vec<_>>().join(", ");
-        if !pause.is_empty() {
-            let text = format!("{what}: connections of {} go by TCP", names(&pause));
-            self.pause(None, pause).await;
-            self.note(&text)?;
-        }
-        if !resume.is_empty() {
-            let text = format!("{what}: the policies of {} are again what they were, they are accelerated again", names(&resume));
-            self.fleet.send_all(&Request::Resume(ResumeRequest { pods: resume })).await;
-            self.note(&text)?;
-        }
-        Ok(())
-    }
-
     fn note(&mut self, text: &str) -> Result<()> {
         self.erase()?;
         self.progress.note(text);
-        Ok(())
-    }
-
-    /// Looks again which pods are meant.
-    fn choose_again(&mut self) {
-        self.choose_at = None;
-        let (backend, args, scope) = (self.backend, self.args, self.scope.clone());
-        self.choosing = Some(Box::pin(async move { select_pods(backend, &args.pods, &scope).await }));
-    }
-
-    /// Tells helpers which pods are meant now, and starts some where there are none yet.
-    async fn choose(&mut self, found: Result<Vec<PodInfo>>) -> Result<()> {
-        let found: Vec<Pod> = match found {
-            Ok(found) => found.into_iter().map(|p| p.pod).collect(),
-            // The API server may be away, or a pod that was named is just being replaced.
-            Err(e) => {
-                self.progress.detail(&format!("pods are left as they are: {e:#}"));
-                return Ok(());
-            }
-        };
-        let before = std::mem::replace(&mut self.pods, found);
-        let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
-        if uids(&before) == uids(&self.pods) {
-            return Ok(());
-        }
-        for index in 0..self.fleet.members().len() {
-            let nodes = &self.fleet.members()[index].nodes;
-            let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
-            let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>();
-            let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
-            // Every helper is told: where the other pods are is why connections with them are left alone.
-            self.fleet.send(index, Request::Choose(ChoosePods { pods: here, elsewhere })).await;
-            if changed_here {
-                self.pause(Some(index), self.paused.iter().cloned().collect()).await;
-            }
-        }
-        self.recruit();
-        Ok(())
-    }
-
-    /// Starts helpers on nodes that have chosen pods for the first time.
-    fn recruit(&mut self) {
-        let served: BTreeSet<&String> = self.fleet.members().iter().flat_map(|m| &m.nodes).chain(&self.given_up).collect();
-        let nodes: BTreeMap<String, ()> = self.pods.iter().filter(|p| !served.contains(&p.node)).map(|p| (p.node.clone(), ())).collect();
-        if nodes.is_empty() || self.recruiting.is_some() {
-            return;
-        }
-        let names: Vec<String> = nodes.into_keys().collect();
-        let (backend, progress) = (self.backend, self.progress);
-        self.recruiting = Some(Box::pin(async move {
-            let ready = async {
-                let nodes = backend.nodes(&names).await?;
-                backend.recruits(&nodes, Mode::Accelerate, progress).await
-            };
-            let ready = ready.await;
-            (names, ready)
-        }));
-    }
-
-    async fn take_in(&mut self, nodes: Vec<String>, ready: Result<Vec<Ready>>) -> Result<()> {
-        match ready {
-            Ok(ready) => {
-                for ready in ready {
-                    let index = self.fleet.join(ready);
-                    self.begin(index).await;
-                }
-            }
-            Err(e) => {
-                self.warn(&format!("pods on {} are left alone: {e:#}", nodes.join(", ")))?;
-                self.given_up.extend(nodes);
-            }
-        }
-        // Pods may have come to further nodes meanwhile.
-        self.recruit();
         Ok(())
     }
 

@@ -1,0 +1,140 @@
+//! What changes in the cluster meanwhile: pods come and go, further nodes join, NetworkPolicies pause the pairs they touch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use sockpath_protocol::Request;
+use sockpath_protocol::accel::{ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
+use sockpath_protocol::request::Pod;
+use tokio::time::Instant;
+
+use super::super::parted;
+use super::{GATHER, Session};
+use crate::backend::Mode;
+use crate::cluster::News;
+use crate::inventory::{Inventory, PodInfo};
+use crate::session::Ready;
+use crate::target::select_pods;
+
+impl Session<'_> {
+    /// Reacts to a change in the cluster.
+    pub(super) async fn react(&mut self, news: News) -> Result<()> {
+        if !matches!(news, News::Unwatched(_)) {
+            self.choose_at.get_or_insert(Instant::now() + GATHER);
+        }
+        match news {
+            News::Pods => Ok(()),
+            News::Unwatched(text) => self.warn(&text),
+            News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
+        }
+    }
+
+    /// Has pairs go by TCP that changed policies are about, and lets those go again whose policies are what they were.
+    async fn obey(&mut self, what: &str, mut pause: Vec<PodName>, mut resume: Vec<PodName>) -> Result<()> {
+        // All are remembered, chosen or not yet: who joins later is paused at once.
+        self.paused.extend(pause.iter().cloned());
+        self.paused.retain(|p| !resume.contains(p));
+        let is_chosen = |name: &PodName| self.pods.iter().any(|p| p.namespace == name.namespace && p.name == name.name);
+        pause.retain(is_chosen);
+        resume.retain(is_chosen);
+        let names = |pods: &[PodName]| pods.iter().map(PodName::to_string).collect::<Vec<_>>().join(", ");
+        if !pause.is_empty() {
+            let text = format!("{what}: connections of {} go by TCP", names(&pause));
+            self.pause(None, pause).await;
+            self.note(&text)?;
+        }
+        if !resume.is_empty() {
+            let text = format!("{what}: the policies of {} are again what they were, they are accelerated again", names(&resume));
+            self.fleet.send_all(&Request::Resume(ResumeRequest { pods: resume })).await;
+            self.note(&text)?;
+        }
+        Ok(())
+    }
+
+    /// Has one helper, or all, keep these pods' pairs on TCP.
+    pub(super) async fn pause(&self, index: Option<usize>, pods: Vec<PodName>) {
+        if pods.is_empty() {
+            return;
+        }
+        let request = Request::Pause(PauseRequest { pods, reason: PauseReason::NetworkPolicy });
+        match index {
+            Some(index) => self.fleet.send(index, request).await,
+            None => self.fleet.send_all(&request).await,
+        }
+    }
+
+    /// Looks again which pods are meant.
+    pub(super) fn choose_again(&mut self) {
+        self.choose_at = None;
+        let (backend, args, scope) = (self.backend, self.args, self.scope.clone());
+        self.choosing = Some(Box::pin(async move { select_pods(backend, &args.pods, &scope).await }));
+    }
+
+    /// Tells helpers which pods are meant now, and starts some where there are none yet.
+    pub(super) async fn choose(&mut self, found: Result<Vec<PodInfo>>) -> Result<()> {
+        let found: Vec<Pod> = match found {
+            Ok(found) => found.into_iter().map(|p| p.pod).collect(),
+            // The API server may be away, or a pod that was named is just being replaced.
+            Err(e) => {
+                self.progress.detail(&format!("pods are left as they are: {e:#}"));
+                return Ok(());
+            }
+        };
+        let before = std::mem::replace(&mut self.pods, found);
+        let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
+        if uids(&before) == uids(&self.pods) {
+            return Ok(());
+        }
+        for index in 0..self.fleet.members().len() {
+            let nodes = &self.fleet.members()[index].nodes;
+            let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
+            let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>();
+            let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
+            // Every helper is told: where the other pods are is why connections with them are left alone.
+            self.fleet.send(index, Request::Choose(ChoosePods { pods: here, elsewhere })).await;
+            if changed_here {
+                self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+            }
+        }
+        self.recruit();
+        Ok(())
+    }
+
+    /// Starts helpers on nodes that have chosen pods for the first time.
+    fn recruit(&mut self) {
+        let served: BTreeSet<&String> = self.fleet.members().iter().flat_map(|m| &m.nodes).chain(&self.given_up).collect();
+        let nodes: BTreeMap<String, ()> = self.pods.iter().filter(|p| !served.contains(&p.node)).map(|p| (p.node.clone(), ())).collect();
+        if nodes.is_empty() || self.recruiting.is_some() {
+            return;
+        }
+        let names: Vec<String> = nodes.into_keys().collect();
+        let (backend, progress) = (self.backend, self.progress);
+        self.recruiting = Some(Box::pin(async move {
+            let ready = async {
+                let nodes = backend.nodes(&names).await?;
+                backend.recruits(&nodes, Mode::Accelerate, progress).await
+            };
+            let ready = ready.await;
+            (names, ready)
+        }));
+    }
+
+    /// Begins with helpers that were recruited for these nodes.
+    pub(super) async fn take_in(&mut self, nodes: Vec<String>, ready: Result<Vec<Ready>>) -> Result<()> {
+        match ready {
+            Ok(ready) => {
+                for ready in ready {
+                    let index = self.fleet.join(ready);
+                    self.begin(index).await;
+                }
+            }
+            Err(e) => {
+                self.warn(&format!("pods on {} are left alone: {e:#}", nodes.join(", ")))?;
+                self.given_up.extend(nodes);
+            }
+        }
+        // Pods may have come to further nodes meanwhile.
+        self.recruit();
+        Ok(())
+    }
+}
