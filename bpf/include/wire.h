@@ -202,6 +202,9 @@ struct accel_control {
 	__u64 deadline_ns;
 	/* The last jiffy in which a verdict found the lease good. */
 	__u64 lease_seen;
+	/* Pages that TCP may use before memory is tight, and the jiffy in which a verdict asked. */
+	__u64 memory_limit;
+	__u64 memory_limit_seen;
 	__u64 started_ns;
 	__u32 paused;
 	/* Bytes that may lie unread at a reader before its writer goes by TCP. */

@@ -109,7 +109,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 		room = ctl->budget;
 	if (!why && (__u32)psk->sk_backlog.rmem_alloc.counter + size > room)
 		why = ACCEL_BUDGET;
-	if (!why && memory_is_tight(psk, size))
+	if (!why && memory_is_tight(ctl, psk, size))
 		why = ACCEL_MEMORY;
 	if (why && behind) {
 		peer->spilled = 1;
