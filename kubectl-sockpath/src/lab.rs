@@ -68,7 +68,11 @@ impl Lab {
         let names = nodes.iter().map(|n| n.name.clone()).collect();
         let transport = session::spawn(&self.helper, &[OsStr::new("session")], names, self.verbose)?;
         let mut fleet = Fleet::default();
-        fleet.join(Ready::handshake(transport, HELLO_PATIENCE).await?);
+        let ready = Ready::handshake(transport, HELLO_PATIENCE).await?;
+        if let Some(text) = session::other_releases(std::slice::from_ref(&ready)) {
+            progress.note(&format!("warning: {text}"));
+        }
+        fleet.join(ready);
         Ok(fleet)
     }
 

@@ -1,78 +1,103 @@
-//! What is going on, on stderr: a spinner on a terminal, silence elsewhere unless `-v` was given.
+//! What is going on, on stderr: a spinner for each node on a terminal, silence elsewhere unless `-v` was given.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Time between two frames of a spinner.
+const FRAME: Duration = Duration::from_millis(100);
 
 /// Handle to the progress display; clones share it.
 #[derive(Debug, Clone)]
 pub struct Progress {
-    bar: ProgressBar,
+    display: MultiProgress,
     verbose: u8,
-    phases: Arc<Mutex<BTreeMap<String, String>>>,
+    /// A spinner for each node and, under the empty name, for the command itself; in the order of their names from top to bottom.
+    phases: Arc<Mutex<BTreeMap<String, Phase>>>,
+}
+
+/// What somebody is doing now.
+#[derive(Debug)]
+struct Phase {
+    what: String,
+    spinner: ProgressBar,
 }
 
 impl Progress {
     /// A display that shows nothing until the first phase. indicatif hides it where stderr is no terminal.
     #[must_use]
     pub fn new(verbose: u8) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(ProgressStyle::default_spinner());
-        bar.finish_and_clear();
-        Self { bar, verbose, phases: Arc::default() }
+        Self::on(ProgressDrawTarget::stderr(), verbose)
     }
 
-    /// Something (`who`: a node, or empty for the command itself) is now doing `what`.
+    fn on(target: ProgressDrawTarget, verbose: u8) -> Self {
+        Self { display: MultiProgress::with_draw_target(target), verbose, phases: Arc::default() }
+    }
+
+    /// Something (`who`: a node, or empty for the command itself) is now doing `what`. What the command itself did is over once
+    /// nodes are at work.
     pub fn phase(&self, who: &str, what: &str) {
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
-        if phases.insert(who.to_owned(), what.to_owned()).as_deref() == Some(what) {
+        if phases.get(who).is_some_and(|phase| phase.what == what) {
             return;
         }
-        let line: Vec<String> = phases.iter().map(|(k, v)| if k.is_empty() { v.clone() } else { format!("{k}: {v}") }).collect();
-        drop(phases);
-        if self.bar.is_finished() && !self.bar.is_hidden() {
-            self.bar.reset();
-            self.bar.enable_steady_tick(Duration::from_millis(100));
+        if !who.is_empty()
+            && let Some(own) = phases.remove("")
+        {
+            self.take_away(&own);
         }
-        self.bar.set_message(line.join(" | "));
-        if self.bar.is_hidden() {
-            let who = if who.is_empty() { String::new() } else { format!("{who}: ") };
-            self.detail(&format!("{who}{what}"));
+        let line = if who.is_empty() { what.to_owned() } else { format!("{who}: {what}") };
+        if self.is_live() {
+            let place = phases.keys().take_while(|other| other.as_str() < who).count();
+            let phase = phases.entry(who.to_owned()).or_insert_with(|| {
+                let spinner = self.display.insert(place, ProgressBar::new_spinner().with_style(style()));
+                spinner.enable_steady_tick(FRAME);
+                Phase { what: String::new(), spinner }
+            });
+            phase.what = what.to_owned();
+            phase.spinner.set_message(line);
+        } else {
+            phases.insert(who.to_owned(), Phase { what: what.to_owned(), spinner: ProgressBar::hidden() });
+            drop(phases);
+            self.detail(&line);
         }
+    }
+
+    fn take_away(&self, phase: &Phase) {
+        phase.spinner.disable_steady_tick();
+        phase.spinner.finish_and_clear();
+        self.display.remove(&phase.spinner);
     }
 
     /// The command has come to its main part: shown by the spinner, or as a line where there is none, so that scripts can wait for it.
     pub fn announce(&self, text: &str) {
-        if self.bar.is_hidden() {
-            self.note(text);
-        } else {
+        if self.is_live() {
             self.phase("", text);
+        } else {
+            self.note(text);
         }
     }
 
     /// `who` has nothing more to wait for.
     pub fn done(&self, who: &str) {
-        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
-        phases.remove(who);
-        if phases.is_empty() {
-            drop(phases);
-            self.clear();
+        if let Some(phase) = self.phases.lock().unwrap_or_else(PoisonError::into_inner).remove(who) {
+            self.take_away(&phase);
         }
     }
 
-    /// Takes the spinner away.
+    /// Takes all spinners away.
     pub fn clear(&self) {
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.bar.disable_steady_tick();
-        self.bar.finish_and_clear();
+        for phase in std::mem::take(&mut *self.phases.lock().unwrap_or_else(PoisonError::into_inner)).values() {
+            self.take_away(phase);
+        }
     }
 
     /// A line for the user that stays on the screen.
     pub fn note(&self, text: &str) {
-        self.bar.suspend(|| {
+        self.display.suspend(|| {
             // stderr may be a pipe whose reader went away; there is nobody left to tell.
             let _ = writeln!(std::io::stderr(), "{text}");
         });
@@ -88,7 +113,7 @@ impl Progress {
     /// Whether there is a spinner to look at.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        !self.bar.is_hidden()
+        !self.display.is_hidden()
     }
 
     /// How often `-v` was given.
@@ -97,3 +122,12 @@ impl Progress {
         self.verbose
     }
 }
+
+/// One line, cut where the terminal ends: a second one would not be taken away.
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{spinner} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+#[cfg(test)]
+#[path = "progress_tests.rs"]
+mod tests;

@@ -171,7 +171,7 @@ fn helpers_that_misbehave_are_told() {
         ("echo 'error: not root' >&2; exit 1", "not root"),
         ("echo hello", "of one release"),
         ("exit 0", "did not start"),
-        (version.as_str(), "of the same release"),
+        (version.as_str(), "use a helper of release"),
         (cut_off.as_str(), "killed by signal 9"),
         (refused.as_str(), "no BTF"),
     ] {

@@ -183,6 +183,8 @@ impl Cluster {
         let text = text.replace("NODE1", &nodes[0]).replace("NODE2", &nodes[1]).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
         let file = env::temp_dir().join(format!("sockpath-workloads-{}.yaml", std::process::id()));
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        // Those of an earlier run, on a disk that was kept, may be of another shape, and pods cannot be changed.
+        run(self.kubectl().args(["-n", NAMESPACE, "delete", "pod", "--all", "--now"]));
         run(self.kubectl().arg("apply").arg("-f").arg(&file));
         let _ = fs::remove_file(file);
         run(self.kubectl().args(["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]));
@@ -197,6 +199,54 @@ impl Cluster {
             {"op": "replace", "path": "/spec/variables/0/expression", "value": value},
         ]);
         run(self.kubectl().args(["patch", "validatingadmissionpolicy", "sockpath-helper", "--type=json", "-p", &patch.to_string()]));
+    }
+
+    /// A command in a node's namespaces, of our own cluster.
+    #[must_use]
+    pub fn in_node(&self, node: &str, args: &[&str]) -> Command {
+        assert!(self.setup.is_some(), "only nodes of our own cluster are within reach");
+        let mut command = Command::new(scripts().join("in-node"));
+        command.arg(node).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Puts an image on the nodes of our own cluster whose `/sockpath-helper` is a shell script.
+    ///
+    /// # Panics
+    /// When it cannot be built or loaded.
+    pub fn load_fake_helper(&self, image: &str, script: &str) {
+        assert!(self.setup.is_some(), "only nodes of our own cluster are within reach");
+        let dir = env::temp_dir().join(format!("sockpath-fake-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let (program, archive) = (dir.join("helper"), dir.join("image.tar"));
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let mut build = Command::new(scripts().join("mkimage"));
+        build.arg(&archive).arg(image).arg("{}").args(["/bin/busybox=/bin/busybox", "link:/bin/sh=/bin/busybox"]);
+        run(build.arg(format!("{}=/sockpath-helper", program.display())));
+        run(Command::new(scripts().join("load-image")).arg(&archive));
+        let _ = fs::remove_dir_all(dir);
+    }
+
+    /// What a helper pod with this image would become on its way into the cluster; the refusal if it would not be admitted.
+    ///
+    /// # Errors
+    /// What the API server says against it.
+    pub fn admitted(&self, image: &str) -> Result<Value, String> {
+        let pod = run(self.plugin_anywhere().args(["--helper-image", image, "trace", "a", "b", "--dry-run=client", "-o", "json"]));
+        let file = env::temp_dir().join(format!("sockpath-admitted-{}.json", std::process::id()));
+        fs::write(&file, pod).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let out = output(self.kubectl().args(["create", "--dry-run=server", "-o", "json", "-f"]).arg(&file));
+        let _ = fs::remove_file(file);
+        if !out.status.success() {
+            return Err(text(&out.stderr));
+        }
+        Ok(serde_json::from_slice::<Value>(&out.stdout).unwrap_or_else(|e| panic!("{e}"))["spec"].take())
+    }
+
+    /// Image of the helpers, as the policy has it.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        &self.image
     }
 
     /// Leaves a cluster that is not ours as it was.

@@ -74,8 +74,10 @@ pub async fn examine(api: &Api, helper_namespace: &str) -> Vec<(String, Check)> 
         }
     };
     let mut cluster = vec![server];
-    cluster.extend(identity(api).await);
-    cluster.extend(rights(api, helper_namespace).await);
+    let user = identity(api).await;
+    let name = user.as_ref().filter(|check| check.state == CheckState::Ok).map(|check| check.found.clone());
+    cluster.extend(user);
+    cluster.extend(rights(api, helper_namespace, name.as_deref()).await);
     cluster.push(namespace(api, helper_namespace).await);
     rows.extend(cluster.into_iter().map(|check| ("cluster".to_owned(), check)));
     rows
@@ -125,7 +127,7 @@ async fn identity(api: &Api) -> Option<Check> {
     }
 }
 
-async fn rights(api: &Api, helper_namespace: &str) -> Vec<Check> {
+async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Check> {
     let reviews: kube::Api<SelfSubjectAccessReview> = kube::Api::all(api.client());
     let (mut granted, mut rows) = (0, Vec::new());
     for r in &RIGHTS {
@@ -146,7 +148,7 @@ async fn rights(api: &Api, helper_namespace: &str) -> Vec<Check> {
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         match api.ask("ask what we may do", reviews.create(&PostParams::default(), &review)).await {
             Ok(answer) if answer.status.as_ref().is_some_and(|s| s.allowed) => granted += 1,
-            Ok(_) => rows.push(missing(r, namespace.as_deref())),
+            Ok(_) => rows.push(missing(r, namespace.as_deref(), user)),
             Err(p) => {
                 rows.push(problem_row("permissions", &p));
                 return rows;
@@ -159,22 +161,19 @@ async fn rights(api: &Api, helper_namespace: &str) -> Vec<Check> {
     rows
 }
 
-fn missing(right: &Right, namespace: Option<&str>) -> Check {
+fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>) -> Check {
     let object = if right.subresource.is_empty() { right.resource.to_owned() } else { format!("{}/{}", right.resource, right.subresource) };
     let place = namespace.map_or_else(|| "in the cluster".to_owned(), |ns| format!("in namespace {ns}"));
     let role = match right.scope {
-        RightScope::Helper => "kubectl create rolebinding -n NAMESPACE sockpath-YOU --role=sockpath-user --user=YOU"
-            .replace("NAMESPACE", namespace.unwrap_or_default()),
-        RightScope::Pods => {
-            format!("kubectl create rolebinding -n {} sockpath-YOU --clusterrole=sockpath-lookup --user=YOU", namespace.unwrap_or_default())
-        }
-        RightScope::Cluster => "kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-nodes --user=YOU".to_owned(),
+        RightScope::Helper => "--role=sockpath-user",
+        RightScope::Pods => "--clusterrole=sockpath-lookup",
+        RightScope::Cluster => "--clusterrole=sockpath-nodes",
     };
     Check {
         name: format!("may {} {object}", right.verb),
         state: if right.essential { CheckState::Failed } else { CheckState::Degraded },
         found: format!("no, {place}: needed to {}", right.purpose),
-        remedy: Some(role),
+        remedy: Some(remedy::binding(user, namespace, role)),
     }
 }
 

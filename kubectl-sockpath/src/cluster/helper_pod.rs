@@ -116,6 +116,7 @@ impl HelperSpec {
             image_pull_policy: Some("IfNotPresent".to_owned()),
             command: Some(vec!["/sockpath-helper".to_owned()]),
             args: Some(vec!["session".to_owned()]),
+            termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             stdin: Some(true),
             stdin_once: Some(true),
             resources: Some(ResourceRequirements {
@@ -213,6 +214,9 @@ fn comment(path: &str, value: &Value) -> Option<String> {
         }
         "spec.containers[0].securityContext.seccompProfile" => {
             "the default profile lets bpf(2) and setns(2) through for the capabilities above"
+        }
+        "spec.containers[0].terminationMessagePolicy" => {
+            "what a helper that fails said last stands in the pod's status, so no right to read logs is needed"
         }
         "spec.containers[0].resources.limits" => "maps and ring buffers count as its memory",
         _ => {

@@ -1,5 +1,6 @@
 //! A cluster: names through the API server, helpers as pods.
 
+mod admitted;
 mod attach;
 mod bypassed;
 mod client;
@@ -37,7 +38,7 @@ use crate::backend::Mode;
 use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::progress::Progress;
-use crate::session::{Fleet, Ready};
+use crate::session::{Fleet, Ready, other_releases};
 
 pub use client::{Api, ConnectOptions};
 pub use helper_pod::{DEFAULT_IMAGE, HelperSpec};
@@ -171,6 +172,9 @@ impl Cluster {
         for transport in start::start_all(self.lookup.api(), specs, &self.debts, progress).await? {
             ready.push(Ready::handshake(transport, HELLO_PATIENCE).await?);
         }
+        if let Some(text) = other_releases(&ready) {
+            progress.note(&format!("warning: {text}"));
+        }
         Ok(ready)
     }
 
@@ -233,7 +237,7 @@ impl Cluster {
                 name: "nodes".to_owned(),
                 state: CheckState::Degraded,
                 found: p.to_string(),
-                remedy: Some("kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-nodes --user=YOU".to_owned()),
+                remedy: Some(remedy::binding(p.user(), None, "--clusterrole=sockpath-nodes")),
             })),
         }
         rows

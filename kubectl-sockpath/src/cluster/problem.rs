@@ -22,6 +22,8 @@ pub enum Kind {
     Denied,
     /// A resource quota or limit said no.
     Quota,
+    /// The namespace is being deleted.
+    Terminating,
     /// The namespace does not exist.
     NoNamespace,
     /// The object does not exist.
@@ -74,6 +76,7 @@ impl Problem {
     fn from_status(what: &str, status: &Status) -> Self {
         let kind = kind_of(status);
         let message = if status.message.is_empty() { status.reason.as_str() } else { status.message.as_str() };
+        let message = message.trim_end().trim_end_matches(':');
         let text = match kind {
             Kind::Unauthorized => format!("cannot {what}: the API server does not accept the credentials ({message})\n{TRY_WHOAMI}"),
             _ => format!("cannot {what}: {message}"),
@@ -87,6 +90,19 @@ impl Problem {
         self.text.push('\n');
         self.text.push_str(remedy);
         self
+    }
+
+    /// The same problem in words without these.
+    #[must_use]
+    pub fn without(mut self, words: &str) -> Self {
+        self.text = self.text.replace(words, "");
+        self
+    }
+
+    /// Whom authorization refused.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        Some(self.text.split_once("User \"")?.1.split_once("\" cannot ")?.0)
     }
 
     /// No answer in time.
@@ -109,7 +125,7 @@ impl StdError for Problem {}
 
 const TRY_WHOAMI: &str = "try: kubectl auth whoami";
 
-/// The API server has one code, 403, for four different refusals; its message tells them apart.
+/// The API server has one code, 403, for six different refusals; its message tells them apart.
 fn kind_of(status: &Status) -> Kind {
     let message = status.message.as_str();
     let namespace_missing = status.code == 404 && status.details.as_ref().is_some_and(|d| d.kind == "namespaces");
@@ -117,13 +133,19 @@ fn kind_of(status: &Status) -> Kind {
         Kind::PodSecurity
     } else if message.contains("admission webhook") || message.contains("ValidatingAdmissionPolicy") {
         Kind::Denied
-    } else if message.contains("exceeded quota") || message.contains("must specify limits") || message.contains("failed quota") {
+    } else if ["exceeded quota", "failed quota", "must specify limits", " usage per ", "limit to request ratio"]
+        .iter()
+        .any(|s| message.contains(s))
+    {
         Kind::Quota
+    } else if message.contains("because it is being terminated") {
+        Kind::Terminating
     } else if namespace_missing {
         Kind::NoNamespace
     } else {
         match status.code {
             401 => Kind::Unauthorized,
+            403 if is_of_admission(message) => Kind::Denied,
             403 => Kind::Forbidden,
             404 => Kind::NotFound,
             409 => Kind::Conflict,
@@ -132,6 +154,12 @@ fn kind_of(status: &Status) -> Kind {
             _ => Kind::Other,
         }
     }
+}
+
+/// Admission refuses `pods "NAME" is forbidden: WHY` where authorization says `pods is forbidden: User "NAME" cannot ...`.
+fn is_of_admission(message: &str) -> bool {
+    // Without a reason it is authorization, too: attach is judged a second time from 1.35 on, and says no more than that.
+    message.split_once("\" is forbidden: ").is_some_and(|(_, why)| !why.is_empty() && !why.starts_with("User \""))
 }
 
 fn unreachable_text(what: &str, server: &str, why: &str) -> String {
@@ -171,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn four_kinds_of_403_are_told_apart() {
+    fn kinds_of_403_are_told_apart() {
         let cases = [
             (
                 403,
@@ -186,6 +214,16 @@ mod tests {
                 Kind::Forbidden,
             ),
             (403, "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1", "pods", Kind::Quota),
+            (403, "pods \"x\" is forbidden: [minimum cpu usage per Container is 100m, but request is 10m]", "pods", Kind::Quota),
+            (
+                403,
+                "pods \"x\" is forbidden: unable to create new content in namespace tools because it is being terminated",
+                "pods",
+                Kind::Terminating,
+            ),
+            (403, "pods \"x\" is forbidden: pod node label selector conflicts with its project label selector", "pods", Kind::Denied),
+            (403, "pods \"x\" is forbidden: ", "pods", Kind::Forbidden),
+            (403, "pods \"x\" is forbidden: User \"dave\" cannot get resource \"pods/attach\" in API group \"\"", "pods", Kind::Forbidden),
             (403, "admission webhook \"v.io\" denied the request: no", "pods", Kind::Denied),
             (422, "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "pods", Kind::Denied),
             (404, "namespaces \"sockpath\" not found", "namespaces", Kind::NoNamespace),

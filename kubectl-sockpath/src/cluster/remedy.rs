@@ -2,6 +2,21 @@
 
 use super::problem::{Kind, Problem};
 
+/// The command with which an administrator lets a user do it: in one namespace, or in the whole cluster. `role` is kubectl's
+/// option, e.g. `--role=sockpath-user`.
+#[must_use]
+pub fn binding(user: Option<&str>, namespace: Option<&str>, role: &str) -> String {
+    let user = user.unwrap_or("YOU");
+    // Names of users are free text (OIDC issuers, service accounts), those of bindings and the shell are not.
+    let name: String = user.chars().map(|c| if c.is_ascii_alphanumeric() || "-.@".contains(c) { c } else { '-' }).collect();
+    let is_plain = user.chars().all(|c| c.is_ascii_alphanumeric() || "-._@:/".contains(c));
+    let user = if is_plain { user.to_owned() } else { format!("'{}'", user.replace('\'', r"'\''")) };
+    match namespace {
+        Some(ns) => format!("kubectl create rolebinding -n {ns} sockpath-{name} {role} --user={user}"),
+        None => format!("kubectl create clusterrolebinding sockpath-{name} {role} --user={user}"),
+    }
+}
+
 /// Adds the next step to a refused creation of a helper pod.
 #[must_use]
 pub fn for_create(problem: Problem, namespace: &str) -> Problem {
@@ -14,29 +29,64 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
             "make it once per cluster: kubectl apply -f manifests/ (namespace, Role and policies, each line explained)\n\
              or: kubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
         ),
+        Kind::Terminating => format!(
+            "once it is gone, make it again: kubectl wait --for=delete namespace/{namespace} && kubectl apply -f manifests/\n\
+             what holds it up: kubectl get namespace {namespace} -o yaml (status.conditions); --helper-namespace names another one"
+        ),
         Kind::Forbidden => format!(
-            "an administrator can allow it: kubectl apply -f manifests/rbac.yaml, then\n\
-             kubectl create rolebinding -n {namespace} sockpath-YOU --role=sockpath-user --user=YOU"
+            "an administrator can allow it: kubectl apply -f manifests/rbac.yaml, then\n{}",
+            binding(problem.user(), Some(namespace), "--role=sockpath-user")
         ),
-        Kind::Denied => format!(
-            "an admission policy of the cluster refuses the helper pod: the policy of manifests/ admits only our image by digest (--helper-image);\n\
-             for another one see the pod with --dry-run=client -o yaml, and have namespace {namespace} exempted"
-        ),
+        Kind::Denied => denied(&problem.to_string(), namespace),
         Kind::Quota => format!(
-            "kubectl describe quota,limitrange -n {namespace} shows the limits; the helper asks for 10m CPU and 64Mi, limited to 256Mi"
+            "kubectl describe quota,limitrange -n {namespace} shows the limits: the helper asks for 10m CPU and 64Mi, limited to 256Mi;\n\
+             an administrator can raise them, and --helper-namespace names another namespace"
         ),
         _ => return problem,
     };
     problem.with_remedy(&remedy)
 }
 
+/// What to do about an admission controller's refusal; whose it is stands in its message.
+fn denied(refusal: &str, namespace: &str) -> String {
+    const CHANGERS: &str = "kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies";
+    let named = |before: &str, end: char| Some(refusal.split_once(before)?.1.split_once(end)?.0);
+    match (named("ValidatingAdmissionPolicy '", '\''), named("admission webhook \"", '"')) {
+        (Some("sockpath-helper"), _) if refusal.contains("is not among the images") => {
+            "the images it admits: kubectl get validatingadmissionpolicy sockpath-helper -o jsonpath='{.spec.variables[0].expression}'\n\
+             name one of them with --helper-image, or have an administrator add yours there (manifests/policy.yaml, variable images)"
+                .to_owned()
+        }
+        (Some("sockpath-helper"), _) => format!(
+            "the policy is that of another release than this plugin ({}): kubectl apply -f manifests/policy.yaml of this one;\n\
+             or something in the cluster changes the pod before the policy sees it: {CHANGERS}",
+            env!("CARGO_PKG_VERSION")
+        ),
+        (Some(policy), _) => format!(
+            "what it wants: kubectl describe validatingadmissionpolicy {policy}; what the pod is: --dry-run=client -o yaml;\n\
+             an administrator can except namespace {namespace} in the policy's binding (spec.matchResources.namespaceSelector)"
+        ),
+        (None, Some(webhook)) => format!(
+            "whose it is: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations -o yaml (name: {webhook}); what the pod is: --dry-run=client -o yaml;\n\
+             an administrator can except namespace {namespace} there (namespaceSelector)"
+        ),
+        (None, None) => format!(
+            "an admission controller of the API server refuses the helper pod, which --dry-run=client -o yaml shows;\n\
+             an administrator can except namespace {namespace}, and --helper-namespace names another one"
+        ),
+    }
+}
+
 /// Adds the next step to a refused attach.
 #[must_use]
 pub fn for_attach(problem: Problem, namespace: &str) -> Problem {
     match problem.kind {
-        Kind::Forbidden => problem.with_remedy(&format!(
-            "attaching needs get and, from Kubernetes 1.35, create on pods/attach in namespace {namespace}: manifests/rbac.yaml grants both"
-        )),
+        Kind::Forbidden => {
+            let grant = binding(problem.user(), Some(namespace), "--role=sockpath-user");
+            problem.with_remedy(&format!(
+                "attaching needs get and, from Kubernetes 1.35, create on pods/attach; the Role of manifests/rbac.yaml has both:\n{grant}"
+            ))
+        }
         _ => problem,
     }
 }
@@ -44,26 +94,26 @@ pub fn for_attach(problem: Problem, namespace: &str) -> Problem {
 /// Adds the next step to a refused look at the pods and Services of a namespace.
 #[must_use]
 pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
-    match (problem.kind, namespace) {
-        (Kind::Forbidden, Some(ns)) => problem.with_remedy(&format!(
-            "an administrator can allow it: kubectl create rolebinding -n {ns} sockpath-YOU --clusterrole=sockpath-lookup --user=YOU"
-        )),
-        (Kind::Forbidden, None) => problem.with_remedy(
-            "name a namespace with -n, or have an administrator allow it:\n\
-             kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-lookup --user=YOU",
-        ),
-        _ => problem,
+    if problem.kind != Kind::Forbidden {
+        return problem;
     }
+    let grant = binding(problem.user(), namespace, "--clusterrole=sockpath-lookup");
+    problem.with_remedy(&match namespace {
+        Some(_) => format!("an administrator can allow it: {grant}"),
+        None => format!("name a namespace with -n, or have an administrator allow it:\n{grant}"),
+    })
 }
 
 /// Adds the next step to a refused look at the nodes.
 #[must_use]
 pub fn for_nodes(problem: Problem) -> Problem {
     match problem.kind {
-        Kind::Forbidden => problem.with_remedy(
-            "no helper of ours runs, so there are no nodes to go by either; an administrator can let you list them:\n\
-             kubectl create clusterrolebinding sockpath-YOU --clusterrole=sockpath-nodes --user=YOU",
-        ),
+        Kind::Forbidden => {
+            let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
+            problem.with_remedy(&format!(
+                "no helper of ours runs, so there are no nodes to go by either; an administrator can let you list them:\n{grant}"
+            ))
+        }
         _ => problem,
     }
 }
@@ -77,6 +127,7 @@ mod tests {
         for (kind, expected) in [
             (Kind::PodSecurity, "kubectl label namespace tools pod-security.kubernetes.io/enforce=privileged"),
             (Kind::NoNamespace, "kubectl create namespace tools"),
+            (Kind::Terminating, "kubectl wait --for=delete namespace/tools"),
             (Kind::Forbidden, "kubectl create rolebinding -n tools"),
             (Kind::Denied, "--dry-run=client -o yaml"),
             (Kind::Quota, "kubectl describe quota,limitrange -n tools"),
@@ -88,5 +139,34 @@ mod tests {
         assert!(unread(Some("shop")).contains("rolebinding -n shop sockpath-YOU --clusterrole=sockpath-lookup"));
         assert!(unread(None).contains("clusterrolebinding"));
         assert!(for_attach(Problem::new(Kind::Forbidden, "no"), "tools").to_string().contains("pods/attach"));
+    }
+
+    #[test]
+    fn a_denial_is_answered_with_what_helps_against_whose_it_is() {
+        let answer = |refusal: &str| for_create(Problem::new(Kind::Denied, refusal), "tools").to_string();
+        let ours = |why: &str| answer(&format!("no: ValidatingAdmissionPolicy 'sockpath-helper' with binding 'b' denied request: {why}"));
+        assert!(ours("image x is not among the images of this policy").contains("jsonpath='{.spec.variables[0].expression}'"));
+        assert!(ours("the helper uses neither the node's network nor its IPC").contains("kubectl apply -f manifests/policy.yaml"));
+        let theirs = answer("no: ValidatingAdmissionPolicy 'no-host-pid' with binding 'b' denied request: no");
+        assert!(
+            theirs.contains("kubectl describe validatingadmissionpolicy no-host-pid") && theirs.contains("namespace tools"),
+            "{theirs}"
+        );
+        assert!(answer("admission webhook \"v.io\" denied the request: no").contains("(name: v.io)"));
+    }
+
+    #[test]
+    fn the_user_who_was_refused_is_named_in_the_command() {
+        let refused = |user: &str| {
+            let text = format!("cannot create: pods is forbidden: User \"{user}\" cannot create resource \"pods\"");
+            for_create(Problem::new(Kind::Forbidden, text), "tools").to_string()
+        };
+        assert!(refused("dave").ends_with("-n tools sockpath-dave --role=sockpath-user --user=dave"));
+        let account = "system:serviceaccount:ci:runner";
+        assert!(
+            refused(account)
+                .ends_with("sockpath-system-serviceaccount-ci-runner --role=sockpath-user --user=system:serviceaccount:ci:runner")
+        );
+        assert!(refused("o'neill x").ends_with(r"sockpath-o-neill-x --role=sockpath-user --user='o'\''neill x'"));
     }
 }

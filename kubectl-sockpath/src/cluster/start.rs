@@ -1,21 +1,23 @@
 //! From a helper pod's description to its open stream: create, wait with its phases named, attach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::admitted;
 use super::attach::attach;
 use super::client::Api;
 use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem};
 use super::reap::{Debts, Manner};
 use super::remedy;
-use super::startup::{SILENCE, Stage, assess, node_trouble};
+use super::startup::{SILENCE, Stage, assess, deleted, node_trouble};
 use crate::progress::Progress;
 use crate::session::Transport;
 
@@ -25,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_secs(2);
 /// How long a fresh namespace may take to get its default service account, without which no pod is admitted.
 const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kubelet may take to report that a container has ended.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
 const ATTACH_EVERY: Duration = Duration::from_millis(120);
 
@@ -32,28 +36,55 @@ const ATTACH_EVERY: Duration = Duration::from_millis(120);
 ///
 /// # Errors
 /// A [`Problem`] that ends in what to do; the pod is deleted first.
-pub async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> Result<Transport, Problem> {
+async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> Result<Started, Problem> {
     let pod = spec.build();
     let name = pod.metadata.name.clone().unwrap_or_default();
     progress.phase(&spec.node, "creating the helper pod");
     debts.owe(&name);
-    if let Err(p) = create(&api, &spec.namespace, &pod).await {
-        // Refused is not created; a lost answer may be.
-        if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
-            debts.forget(&name);
+    let admitted = match create(&api, &spec.namespace, &pod).await {
+        Ok(admitted) => admitted,
+        Err(p) => {
+            // Refused is not created; a lost answer may be.
+            if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
+                debts.forget(&name);
+            }
+            // A random name says nothing, and would keep one cause on several nodes from being told once.
+            return Err(remedy::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
         }
-        return Err(remedy::for_create(p, &spec.namespace));
-    }
-    match run(&api, &spec, &name, &debts, &progress).await {
+    };
+    let changes = admitted::changes(&pod, &admitted);
+    let outcome = match strayed(&admitted, &spec) {
+        Some(p) => Err(p),
+        None => run(&api, &spec, &name, &debts, &progress).await,
+    };
+    match outcome {
         Ok(transport) => {
             progress.done(&spec.node);
-            Ok(transport)
+            Ok(Started { transport, rights: changes.into_iter().filter(|c| c.contains(".securityContext.")).collect() })
         }
         Err(p) => {
             let _ = debts.settle(&name, Manner::Running).await;
-            Err(p)
+            Err(match admitted::told(&changes, &spec.namespace) {
+                Some(told) => p.with_remedy(&told),
+                None => p,
+            })
         }
     }
+}
+
+/// A helper that was attached to, and which of the rights it asked for the cluster changed.
+struct Started {
+    transport: Transport,
+    rights: Vec<String>,
+}
+
+/// A pod that the cluster will not run on the node it is for.
+fn strayed(admitted: &Pod, spec: &HelperSpec) -> Option<Problem> {
+    let meant = admitted.spec.as_ref().and_then(|s| s.node_name.as_deref());
+    (meant != Some(spec.node.as_str())).then(|| {
+        let where_to = meant.map_or_else(|| "left to the scheduler, which may put it on any".to_owned(), |node| format!("for node {node}"));
+        Problem::new(Kind::Other, format!("the helper pod for node {} was admitted, but {where_to}", spec.node))
+    })
 }
 
 async fn create(api: &Api, namespace: &str, pod: &Pod) -> Result<Pod, Problem> {
@@ -73,25 +104,60 @@ async fn create(api: &Api, namespace: &str, pod: &Pod) -> Result<Pod, Problem> {
 /// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
 async fn run(api: &Api, spec: &HelperSpec, name: &str, debts: &Debts, progress: &Progress) -> Result<Transport, Problem> {
     let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
-    let verbose = progress.verbosity() > 0;
-    let mut running = pin!(wait_running(api, namespace, name, node, progress));
+    let runs = AtomicBool::new(false);
+    let mut attached = pin!(attached(api, spec, name, debts, progress, &runs));
+    tokio::select! {
+        settled = &mut attached => return settled,
+        outcome = wait_running(api, namespace, name, node, progress) => outcome?,
+    }
+    // An attempt that is on its way is not given up: the end of the first stream is the end of the helper's stdin.
+    runs.store(true, Ordering::Relaxed);
+    progress.phase(node, "attaching");
+    let refused = tokio::select! {
+        biased;
+        settled = &mut attached => match settled {
+            Err(p) if p.kind != Kind::Forbidden => p,
+            settled => return settled,
+        },
+        text = ended(api, namespace, name) => return Err(Problem::new(Kind::Other, text)),
+    };
+    // It ran a moment ago: if it does not now, why is what has to be told.
+    Err(match timeout(LAST_WORDS, ended(api, namespace, name)).await {
+        Ok(text) => Problem::new(Kind::Other, text),
+        Err(_) => refused,
+    })
+}
+
+/// Attaches again and again; until the pod `runs` a failure means that it is not there yet, and why, its status will say.
+async fn attached(
+    api: &Api,
+    spec: &HelperSpec,
+    name: &str,
+    debts: &Debts,
+    progress: &Progress,
+    runs: &AtomicBool,
+) -> Result<Transport, Problem> {
     let mut attempts = interval(ATTACH_EVERY);
     attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            outcome = &mut running => {
-                outcome?;
-                progress.phase(node, "attaching");
-                return attach(api, namespace, name, node, debts, verbose).await;
-            }
-            _ = attempts.tick() => {
-                match attach(api, namespace, name, node, debts, verbose).await {
-                    Ok(transport) => return Ok(transport),
-                    Err(p) if p.kind == Kind::Forbidden => return Err(p),
-                    // Not there yet; why, the status will say.
-                    Err(_) => {}
-                }
-            }
+        attempts.tick().await;
+        let counts = runs.load(Ordering::Relaxed);
+        match attach(api, &spec.namespace, name, &spec.node, debts, progress.verbosity() > 0).await {
+            Err(p) if p.kind != Kind::Forbidden && !counts => {}
+            settled => return settled,
+        }
+    }
+}
+
+/// Waits until the pod's status says that it ended; gives why.
+async fn ended(api: &Api, namespace: &str, name: &str) -> String {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    loop {
+        sleep(ATTACH_EVERY).await;
+        if let Ok(pod) = api.ask(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await
+            && let Stage::Failed(text) = assess(&pod, &[], Duration::ZERO)
+        {
+            return text;
         }
     }
 }
@@ -106,7 +172,7 @@ async fn wait_running(api: &Api, namespace: &str, name: &str, node: &str, progre
     // A watch ends for many reasons (server timeout, restart, no right to watch); it is begun again, at worst as polling.
     loop {
         let Some(mut pod) = api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await? else {
-            return Err(Problem::new(Kind::Other, format!("the helper pod {namespace}/{name} was deleted by somebody before it ran")));
+            return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
         };
         let version = pod.metadata.resource_version.clone().unwrap_or_default();
         let mut stream = match pods.watch(&WatchParams::default().fields(&field).timeout(60), &version).await {
@@ -117,7 +183,7 @@ async fn wait_running(api: &Api, namespace: &str, name: &str, node: &str, progre
             match assess(&pod, &events, began.elapsed()) {
                 Stage::Running => return Ok(()),
                 Stage::Waiting(phase) => progress.phase(node, &phase),
-                Stage::Failed(text) | Stage::Ended(text) => return Err(Problem::new(Kind::Other, text)),
+                Stage::Failed(text) => return Err(Problem::new(Kind::Other, text)),
             }
             if began.elapsed() > PATIENCE {
                 let text = format!(
@@ -139,7 +205,7 @@ async fn wait_running(api: &Api, namespace: &str, name: &str, node: &str, progre
                 event = next => match event {
                     Some(Ok(WatchEvent::Added(p) | WatchEvent::Modified(p))) => pod = p,
                     Some(Ok(WatchEvent::Deleted(_))) => {
-                        return Err(Problem::new(Kind::Other, format!("the helper pod {namespace}/{name} was deleted by somebody before it ran")));
+                        return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
                     }
                     Some(Ok(WatchEvent::Bookmark(_))) => {}
                     Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => break,
@@ -185,20 +251,28 @@ async fn read_events(api: &Api, namespace: &str, name: &str) -> Vec<Event> {
 /// All that went wrong, one paragraph for each cause with its nodes; helpers that did start are ended by the caller's debts.
 pub async fn start_all(api: &Api, specs: Vec<HelperSpec>, debts: &Debts, progress: &Progress) -> Result<Vec<Transport>, Problem> {
     let mut tasks = tokio::task::JoinSet::new();
+    let namespace = specs.first().map(|s| s.namespace.clone()).unwrap_or_default();
     for (index, spec) in specs.into_iter().enumerate() {
         let (api, debts, progress) = (api.clone(), debts.clone(), progress.clone());
         let node = spec.node.clone();
         tasks.spawn(async move { (index, node, start(api, spec, debts, progress).await) });
     }
     let (mut started, mut failed) = (BTreeMap::new(), BTreeMap::<String, (Kind, Vec<String>)>::new());
+    let mut rights = BTreeSet::new();
     while let Some(joined) = tasks.join_next().await {
         match joined {
-            Ok((index, _, Ok(transport))) => drop(started.insert(index, transport)),
+            Ok((index, _, Ok(one))) => {
+                rights.extend(one.rights);
+                started.insert(index, one.transport);
+            }
             Ok((_, node, Err(p))) => failed.entry(p.to_string()).or_insert_with(|| (p.kind, Vec::new())).1.push(node),
             Err(e) => drop(failed.entry(format!("a helper could not be started: {e}")).or_insert((Kind::Other, Vec::new()))),
         }
     }
     if failed.is_empty() {
+        if let Some(told) = admitted::told(&rights.into_iter().collect::<Vec<_>>(), &namespace) {
+            progress.note(&format!("warning: {told}"));
+        }
         return Ok(started.into_values().collect());
     }
     let endings = started.into_values().map(|t| tokio::spawn(t.keeper.end(crate::session::Ending::Kill))).collect::<Vec<_>>();

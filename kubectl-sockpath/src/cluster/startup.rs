@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerState, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Event, Node, Pod};
 
 use super::helper_pod::CONTAINER;
 
@@ -15,10 +15,8 @@ pub enum Stage {
     Waiting(String),
     /// Its process runs.
     Running,
-    /// It will not start, or not without help: what, why, and what to do.
+    /// It will not start, not without help, or has ended already: what, why, and what to do.
     Failed(String),
-    /// It has run and ended.
-    Ended(String),
 }
 
 /// How long a fault that may pass (a registry that does not answer, a sandbox that fails once) is given before it is reported.
@@ -32,11 +30,13 @@ pub fn assess(pod: &Pod, events: &[Event], waited: Duration) -> Stage {
     let status = pod.status.clone().unwrap_or_default();
     let subject = Subject::of(pod);
     if pod.metadata.deletion_timestamp.is_some() {
-        return Stage::Failed(format!("{subject} is being deleted by somebody else"));
+        return Stage::Failed(deleted(&subject.namespace, &subject.name, &subject.node));
     }
     match status.phase.as_deref() {
         Some("Failed") => return failed(&subject, &status),
-        Some("Succeeded") => return Stage::Ended(format!("{subject} has ended by itself before it was used")),
+        Some("Succeeded") => {
+            return Stage::Failed(format!("{subject} has ended by itself before it was used\n{}", image_remedy(&subject)));
+        }
         _ => {}
     }
     let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
@@ -61,10 +61,7 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
         if reason == "StartError" || reason == "ContainerCannotRun" {
             return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_remedy(&message)));
         }
-        return Stage::Failed(format!(
-            "{subject} ended at once with exit code {} ({reason}) {message}\nits last words: kubectl logs -n {} {}",
-            ended.exit_code, subject.namespace, subject.name
-        ));
+        return ended_at_once(subject, ended);
     }
     let waiting = state.waiting.clone().unwrap_or_default();
     let reason = waiting.reason.unwrap_or_default();
@@ -83,6 +80,15 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
         }
         _ => stuck(subject, events, waited).unwrap_or_else(|| Stage::Waiting(phase_of(events).to_owned())),
     }
+}
+
+/// What to say of a helper pod that somebody else deletes before it runs: a person, or a controller that evicts pods.
+#[must_use]
+pub fn deleted(namespace: &str, name: &str, node: &str) -> String {
+    format!(
+        "the helper pod {namespace}/{name} on node {node} was deleted by somebody before it ran\n\
+         start the command again; what a controller has against it: kubectl get events -n {namespace} --field-selector involvedObject.name={name}"
+    )
 }
 
 /// The pod as messages name it.
@@ -115,13 +121,12 @@ fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> 
     let reason = status.reason.clone().unwrap_or_default();
     let message = status.message.clone().unwrap_or_default();
     if reason.is_empty() {
-        let container = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone());
-        let code = container.as_ref().map_or(-1, |t| t.exit_code);
-        let why = container.and_then(|t| t.message.or(t.reason)).unwrap_or_default();
+        let ended = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone()).unwrap_or_default();
+        let why = ended.message.as_deref().unwrap_or_default();
         if why.contains("runc") || why.contains("OCI") {
-            return Stage::Failed(format!("{subject} could not start its process: {why}\n{}", create_remedy(&why)));
+            return Stage::Failed(format!("{subject} could not start its process: {why}\n{}", create_remedy(why)));
         }
-        return Stage::Ended(format!("{subject} has failed with exit code {code} {why}"));
+        return ended_at_once(subject, &ended);
     }
     let remedy = match reason.as_str() {
         "DeadlineExceeded" => "its deadline has passed: start the command again".to_owned(),
@@ -132,6 +137,8 @@ fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> 
                 subject.node
             )
         }
+        // The kubelet looks at NoExecute alone.
+        "TaintToleration" => taint_remedy(&subject.node),
         "NodeAffinity" | "NodeName" => format!("no helper can run on this node: kubectl describe node {}", subject.node),
         "NodeShutdown" | "Terminated" => "the node shuts down".to_owned(),
         "AppArmor" => "the kubelet could not apply the AppArmor profile: kubectl describe pod shows why".to_owned(),
@@ -140,14 +147,31 @@ fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> 
     Stage::Failed(format!("{subject} was refused by the kubelet ({reason}): {message}\n{remedy}"))
 }
 
+/// A process that ran and was gone; its last words are the container's termination message.
+fn ended_at_once(subject: &Subject, ended: &ContainerStateTerminated) -> Stage {
+    let reason = ended.reason.as_deref().unwrap_or("no reason given");
+    let words: Vec<_> = ended.message.iter().flat_map(|m| m.lines()).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let words = if words.is_empty() { String::new() } else { format!(": {}", words.join("; ")) };
+    Stage::Failed(format!("{subject} ended at once with exit code {} ({reason}){words}\n{}", ended.exit_code, image_remedy(subject)))
+}
+
+fn image_remedy(subject: &Subject) -> String {
+    format!("is {} a helper of this release? check --helper-image (or SOCKPATH_HELPER_IMAGE)", subject.image)
+}
+
 fn scheduling_remedy(why: &str, node: &str) -> String {
     if why.contains("taint") {
-        format!(
-            "the helper tolerates every taint, so an admission controller may have removed its tolerations: kubectl describe node {node}"
-        )
+        taint_remedy(node)
     } else {
         format!("kubectl describe node {node} shows what is taken; the helper needs one pod slot, 10m CPU and 64Mi")
     }
+}
+
+fn taint_remedy(node: &str) -> String {
+    format!(
+        "the helper tolerates every taint, so something in the cluster has taken its tolerations away;\n\
+         the node's taints: kubectl get node {node} -o jsonpath='{{.spec.taints}}'"
+    )
 }
 
 fn is_final_pull_error(message: &str) -> bool {

@@ -87,6 +87,29 @@ fn kubelet_refusals_name_the_node() {
 }
 
 #[test]
+fn a_process_that_ended_is_told_with_its_last_words() {
+    let ended = |phase: &str, code: u8, message: &str| {
+        pod(json!({"phase": phase, "containerStatuses": [{"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"terminated": {"exitCode": code, "reason": "Error", "message": message}}}]}))
+    };
+    for phase in ["Running", "Failed"] {
+        let stage = assess(&ended(phase, 64, "usage:\n  other tool\n"), &[], SOON);
+        assert_fails(&stage, &["exit code 64 (Error): usage:; other tool", "is r.test/helper:1 a helper", "--helper-image"]);
+    }
+    assert_fails(&assess(&ended("Succeeded", 0, ""), &[], SOON), &["has ended by itself", "--helper-image"]);
+}
+
+#[test]
+fn a_taint_that_the_kubelet_minds_is_told() {
+    let message = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+    let refused = pod(json!({"phase": "Failed", "reason": "TaintToleration", "message": message}));
+    assert_fails(
+        &assess(&refused, &[], SOON),
+        &["TaintToleration", "tolerations away", "kubectl get node n1 -o jsonpath='{.spec.taints}'"],
+    );
+}
+
+#[test]
 fn unschedulable_says_what_the_scheduler_says() {
     let unschedulable = |message: &str| {
         pod(

@@ -1,5 +1,6 @@
 //! One or several helpers as one stream of events.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::stream::{Clock, Lines, listen, talk};
 use super::{Aftermath, ClockEstimate, Ending, Keeper, Transport};
 
+/// This plugin's release.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// Events that wait for the plugin before helpers have to wait.
 const EVENTS_AHEAD: usize = 1024;
 
@@ -33,6 +36,11 @@ pub enum Event {
 pub enum SessionError {
     /// It was over before the helper had said hello.
     NoHello {
+        /// What is known.
+        detail: String,
+    },
+    /// It runs, but says nothing.
+    Mute {
         /// What is known.
         detail: String,
     },
@@ -62,9 +70,14 @@ impl std::fmt::Display for SessionError {
         };
         match self {
             Self::NoHello { detail } => with(f, "it did not start", detail),
+            Self::Mute { detail } => {
+                with(f, "it runs, but does not say hello", detail)?;
+                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_HELPER)")
+            }
             Self::Version { protocol, release } => write!(
                 f,
-                "it is release {release} and speaks protocol {protocol}, this plugin speaks protocol {PROTOCOL_VERSION}: use a helper and a plugin of the same release"
+                "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
+                 use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_HELPER) or the plugin of release {release}"
             ),
             Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
             Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
@@ -80,6 +93,10 @@ impl SessionError {
         match self {
             Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
             Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
+            // It ran until we ended it; what that looked like from outside is no cause.
+            Self::Mute { detail } => {
+                Self::Mute { detail: join(&detail, &Aftermath { cause: String::new(), stderr: aftermath.stderr.clone() }) }
+            }
             other => other,
         }
     }
@@ -117,7 +134,7 @@ impl Ready {
             Ok(Ok(Some(_))) => SessionError::Garbled { detail: "the first line was no hello".to_owned() },
             Ok(Ok(None)) => SessionError::NoHello { detail: String::new() },
             Ok(Err(detail)) => SessionError::Garbled { detail },
-            Err(_) => SessionError::NoHello { detail: format!("no hello within {} s", patience.as_secs_f32()) },
+            Err(_) => SessionError::Mute { detail: format!("not within {} s", patience.as_secs_f32()) },
         };
         let aftermath = keeper.end(Ending::Kill).await;
         let who = nodes.join(", ");
@@ -129,6 +146,22 @@ impl Ready {
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
+}
+
+/// Says of which other release helpers are that speak our protocol all the same.
+#[must_use]
+pub fn other_releases(helpers: &[Ready]) -> Option<String> {
+    let others: Vec<&Ready> = helpers.iter().filter(|h| h.hello.version != RELEASE).collect();
+    let nodes: Vec<&str> = others.iter().flat_map(|h| h.nodes.iter().map(String::as_str)).collect();
+    let releases: BTreeSet<&str> = others.iter().map(|h| h.hello.version.as_str()).collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "the helper on {} is release {}, this plugin is release {RELEASE}: both speak protocol {PROTOCOL_VERSION}, but what only one of them \
+             knows is missing; --helper-image names another helper",
+            nodes.join(", "),
+            releases.into_iter().collect::<Vec<_>>().join(", ")
+        )
+    })
 }
 
 /// One helper of the fleet.

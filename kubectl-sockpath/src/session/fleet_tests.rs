@@ -139,7 +139,30 @@ async fn versions_must_match() {
     let (transport, mut theirs, _) = pair("a");
     say(&mut theirs, &hello(PROTOCOL_VERSION + 1)).await;
     let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
-    assert!(format!("{error:#}").contains("the same release"), "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains("speaks protocol") && text.contains("use a helper of release"), "{text}");
+}
+
+#[tokio::test]
+async fn another_release_that_speaks_our_protocol_is_told() {
+    let (transport, mut theirs, _) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let mut ready = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap();
+    let text = other_releases(std::slice::from_ref(&ready)).unwrap();
+    assert!(text.starts_with("the helper on a is release 9, this plugin is release"), "{text}");
+    ready.hello.version = RELEASE.to_owned();
+    assert_eq!(other_releases(&[ready]), None);
+}
+
+/// We ended it, so how it ended is no cause.
+#[tokio::test]
+async fn a_helper_that_says_nothing_is_told_as_such() {
+    let (transport, _theirs, noted) = pair("a");
+    let error = Ready::handshake(transport, Duration::from_millis(20)).await.unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("does not say hello: not within 0.02 s: oops\n") && text.contains("--helper-image"), "{text}");
+    assert!(!text.contains("killed"), "{text}");
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use clock::{ClockEstimate, ClockMeter};
-pub use fleet::{Event, Fleet, Member, Ready, SessionError};
+pub use fleet::{Event, Fleet, Member, Ready, SessionError, other_releases};
 pub use local::spawn;
 
 /// A byte stream to a helper and the means to end it.

@@ -224,8 +224,13 @@ impl<'a> Session<'a> {
         if let Some(e) = failed.or(recorded.err()) {
             return Err(e);
         }
-        if let Some((text, _)) = self.capture.helpers.iter().find_map(|h| h.error.as_ref()) {
-            bail!("{text}");
+        for (log, member) in self.capture.helpers.iter().zip(self.fleet.members()) {
+            match (&log.error, self.backend) {
+                // One helper serves the whole lab.
+                (Some((text, _)), Backend::Lab(_)) => bail!("{text}"),
+                (Some((text, _)), Backend::Cluster(_)) => bail!("{}: {text}", member.name()),
+                (None, _) => {}
+            }
         }
         for (log, member) in self.capture.helpers.iter().zip(self.fleet.members()) {
             if let Some(text) = &log.lost {
