@@ -2,13 +2,14 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::restore::{Before, MANIFESTS};
@@ -120,6 +121,24 @@ extern "C" fn take_down() {
     }
 }
 
+/// Waits until no other run has the cluster of this machine, and keeps it until this process ends: `up` takes down what it finds.
+fn take_own() {
+    static OWN: OnceLock<Flock<File>> = OnceLock::new();
+    OWN.get_or_init(|| {
+        // As in tests/cluster/env.
+        let mut path = env::var_os("K8S_STATE").unwrap_or_else(|| env::temp_dir().join("sockpath-cluster").into_os_string());
+        path.push(".in-use");
+        let path = PathBuf::from(path);
+        let file = File::create(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return lock,
+            Err((file, _)) => file,
+        };
+        eprintln!("waiting for another run that has the cluster");
+        Flock::lock(file, FlockArg::LockExclusive).unwrap_or_else(|(_, e)| panic!("{}: {e}", path.display()))
+    });
+}
+
 /// Has the cluster go, or what we put on one that is not ours, when the tests end.
 fn take_down_at_exit() {
     static ONCE: OnceLock<()> = OnceLock::new();
@@ -131,6 +150,7 @@ fn take_down_at_exit() {
 
 impl Cluster {
     fn start(setup: Setup) -> Self {
+        take_own();
         take_down_at_exit();
         let (mode, proxy) = match setup {
             Setup::RoutesNftables => ("hostgw", "nftables"),

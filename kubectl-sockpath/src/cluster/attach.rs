@@ -12,7 +12,7 @@ use kube::api::{AttachParams, AttachedProcess};
 use sockpath_protocol::Request;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
 use super::helper_pod::CONTAINER;
@@ -29,6 +29,8 @@ const STDIN_BUFFER: usize = 256 << 10;
 const STDERR_LINES: usize = 20;
 /// How long to ask what became of a pod.
 const AUTOPSY: Duration = Duration::from_millis(700);
+/// How long the kubelet may take to report the end of a process.
+const REPORT: Duration = Duration::from_secs(3);
 
 /// Attaches to the helper's process. Its first hello may have been said before we listened, so it is asked to say it again.
 ///
@@ -113,6 +115,7 @@ impl Keeper for PodKeeper {
             let cause = match how {
                 Ending::Done | Ending::Stay => String::new(),
                 Ending::Kill => autopsy(&self.pods, &self.name, &self.node).await,
+                Ending::Gone => autopsy_of_the_gone(&self.pods, &self.name, &self.node).await,
             };
             let settled = match how {
                 Ending::Stay => {
@@ -120,16 +123,37 @@ impl Keeper for PodKeeper {
                     Ok(())
                 }
                 Ending::Done => self.debts.settle(&self.name, Manner::Ended).await,
-                Ending::Kill => self.debts.settle(&self.name, Manner::Running).await,
+                Ending::Kill | Ending::Gone => self.debts.settle(&self.name, Manner::Running).await,
             };
             if let Err(p) = settled {
                 eprintln!("warning: {p}");
             }
             self.listener.abort();
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            Aftermath { cause, stderr: last.iter().cloned().collect::<Vec<_>>().join("\n") }
+            let mut stderr = last.iter().cloned().collect::<Vec<_>>().join("\n");
+            // The pod's status may have the same last words.
+            if cause.ends_with(stderr.trim()) {
+                stderr.clear();
+            }
+            Aftermath { cause, stderr }
         })
     }
+}
+
+/// As [`autopsy`], waiting until the kubelet has reported that the process ended.
+async fn autopsy_of_the_gone(pods: &kube::Api<Pod>, name: &str, node: &str) -> String {
+    let deadline = Instant::now() + REPORT;
+    loop {
+        let cause = autopsy(pods, name, node).await;
+        if cause != broken(node) || Instant::now() > deadline {
+            return cause;
+        }
+        sleep(REPORT / 20).await;
+    }
+}
+
+fn broken(node: &str) -> String {
+    format!("the stream to node {node} broke")
 }
 
 /// What the API server knows about how a helper ended.
@@ -151,10 +175,13 @@ fn cause_of_end(pod: &Pod, node: &str) -> String {
     match ended {
         Some(t) if t.reason.as_deref() == Some("OOMKilled") => format!("the helper on node {node} ran out of its memory limit"),
         Some(t) if t.exit_code > 128 => format!("the helper on node {node} was killed by signal {}", t.exit_code - 128),
-        Some(t) => format!("the helper on node {node} has ended with exit code {}", t.exit_code),
+        Some(t) => {
+            let words = t.message.as_deref().map(str::trim).filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
+            format!("the helper on node {node} has ended with exit code {}{words}", t.exit_code)
+        }
         None if pod.metadata.deletion_timestamp.is_some() => format!("the helper pod on node {node} is being deleted by somebody"),
         // The kubelet has not reported anything: the stream broke before the process ended, or the node is cut off.
-        None => format!("the stream to node {node} broke"),
+        None => broken(node),
     }
 }
 

@@ -69,7 +69,10 @@ impl std::fmt::Display for SessionError {
             if detail.is_empty() { f.write_str(text) } else { write!(f, "{text}: {detail}") }
         };
         match self {
-            Self::NoHello { detail } => with(f, "it did not start", detail),
+            Self::NoHello { detail } => {
+                with(f, "it did not start", detail)?;
+                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_HELPER); kubectl sockpath doctor examines what it needs")
+            }
             Self::Mute { detail } => {
                 with(f, "it runs, but does not say hello", detail)?;
                 f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_HELPER)")
@@ -125,6 +128,7 @@ impl Ready {
     pub async fn handshake(transport: Transport, patience: Duration) -> Result<Self> {
         let Transport { nodes, reader, writer, keeper } = transport;
         let mut reader = Lines::new(reader);
+        let mut ending = Ending::Kill;
         let error = match timeout(patience, reader.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) if hello.protocol == PROTOCOL_VERSION => {
                 return Ok(Self { nodes, hello, reader, writer, keeper });
@@ -132,11 +136,14 @@ impl Ready {
             Ok(Ok(Some(Message::Hello(hello)))) => SessionError::Version { protocol: hello.protocol, release: hello.version },
             Ok(Ok(Some(Message::Error { text, .. }))) => SessionError::NoHello { detail: text },
             Ok(Ok(Some(_))) => SessionError::Garbled { detail: "the first line was no hello".to_owned() },
-            Ok(Ok(None)) => SessionError::NoHello { detail: String::new() },
+            Ok(Ok(None)) => {
+                ending = Ending::Gone;
+                SessionError::NoHello { detail: String::new() }
+            }
             Ok(Err(detail)) => SessionError::Garbled { detail },
             Err(_) => SessionError::Mute { detail: format!("not within {} s", patience.as_secs_f32()) },
         };
-        let aftermath = keeper.end(Ending::Kill).await;
+        let aftermath = keeper.end(ending).await;
         let who = nodes.join(", ");
         Err(anyhow::Error::new(error.with(&aftermath)).context(format!("the helper on {who} cannot be used")))
     }

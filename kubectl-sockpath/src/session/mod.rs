@@ -38,7 +38,7 @@ impl std::fmt::Debug for Transport {
 pub trait Keeper: Send {
     /// Ends it and tells what can be said about how it went (exit status, last lines of stderr, the pod's state), for
     /// error messages. With [`Ending::Done`] the helper has said `end` and is about to exit by itself; with [`Ending::Kill`]
-    /// nothing more is expected of it. Must come back within about a second.
+    /// nothing more is expected of it. Must come back within about a second, but for [`Ending::Gone`].
     fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>>;
 }
 
@@ -51,6 +51,8 @@ pub enum Ending {
     Stay,
     /// It has not, or does not answer.
     Kill,
+    /// Its stream was over before it was used. What became of it may take some seconds to be known, and nobody waits for anything else.
+    Gone,
 }
 
 /// What is known about a helper that ended.
