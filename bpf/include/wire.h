@@ -226,8 +226,9 @@ struct accel_control {
 	__u32 leave_blocking;
 	/* A doorbell was rung and not answered. */
 	__u32 rung;
-	/* Sockets of chosen pods that were established. */
+	/* Sockets of chosen pods that were established, and how many will be when user space is to look at once whether they come too fast. */
 	__u32 opened;
+	__u32 ring_at;
 	/* They are so many that they are not met when that happens. */
 	__u32 storm;
 	/* Slots above this one were never used. */

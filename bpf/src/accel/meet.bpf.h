@@ -95,13 +95,16 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 	struct tcp_sock *tp;
 	struct bpf_sock *sk;
 	struct conn *conn;
+	__u32 opened;
 
 	sk = ctx->sk;
 	if (!sk || !(ctl = get_control()) || ctl->paused)
 		return;
-	__sync_fetch_and_add(&ctl->opened, 1);
+	opened = __sync_fetch_and_add(&ctl->opened, 1) + 1;
 	if (ctl->storm)
 		return;
+	if (opened == ctl->ring_at)
+		ring(ctl);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || tp->is_mptcp)
 		return;

@@ -18,8 +18,9 @@ const STORM: f64 = 4000.0;
 /// It is over when fewer come than this.
 const CALM: f64 = 2000.0;
 
-/// Least time over which they are counted.
+/// They are counted over at least this long, or until so many have come: what can come in that time without a storm.
 const COUNTED: Duration = Duration::from_millis(100);
+const BURST: u32 = 400;
 
 /// Time between two searches for those that last, and at least so many times what the last one took.
 const SEARCH: Duration = Duration::from_secs(1);
@@ -39,7 +40,9 @@ impl Storm {
     pub fn new(instance: &Instance) -> Self {
         let now = Instant::now();
         instance.control.set(0, field!(storm), 0);
-        Self { rages: false, opened: opened(instance), since: now, next_search: now }
+        let opened = opened(instance);
+        instance.control.set(0, field!(ring_at), opened.wrapping_add(BURST));
+        Self { rages: false, opened, since: now, next_search: now }
     }
 
     /// Decides whether sockets are met when they are established, and finds those that were not.
@@ -49,12 +52,15 @@ impl Storm {
     pub fn look(&mut self, instance: &Instance, pods: &[FoundPod]) -> Result<()> {
         let now = Instant::now();
         let counted = now.duration_since(self.since);
-        if counted < COUNTED {
+        let opened = opened(instance);
+        let came = opened.wrapping_sub(self.opened);
+        if counted < COUNTED && came < BURST {
             return Ok(());
         }
-        let opened = opened(instance);
-        let rate = f64::from(opened.wrapping_sub(std::mem::replace(&mut self.opened, opened))) / counted.as_secs_f64();
+        let rate = f64::from(came) / counted.as_secs_f64();
+        self.opened = opened;
         self.since = now;
+        instance.control.set(0, field!(ring_at), opened.wrapping_add(BURST));
         let raged = self.rages;
         self.rages = rages(raged, rate);
         if raged != self.rages {
