@@ -70,7 +70,7 @@ impl Lab {
         let mut fleet = Fleet::default();
         let ready = Ready::handshake(transport, HELLO_PATIENCE).await?;
         if let Some(text) = session::other_releases(std::slice::from_ref(&ready)) {
-            progress.note(&format!("warning: {text}"));
+            progress.warn(&text);
         }
         fleet.join(ready);
         Ok(fleet)

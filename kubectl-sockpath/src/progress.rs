@@ -110,6 +110,11 @@ impl Progress {
         }
     }
 
+    /// As [`Self::note`], for what may be wrong.
+    pub fn warn(&self, text: &str) {
+        self.note(&format!("warning: {text}"));
+    }
+
     /// Whether there is a spinner to look at.
     #[must_use]
     pub fn is_live(&self) -> bool {

@@ -173,7 +173,7 @@ impl Cluster {
             ready.push(Ready::handshake(transport, HELLO_PATIENCE).await?);
         }
         if let Some(text) = other_releases(&ready) {
-            progress.note(&format!("warning: {text}"));
+            progress.warn(&text);
         }
         Ok(ready)
     }

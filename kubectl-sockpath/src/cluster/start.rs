@@ -271,7 +271,7 @@ pub async fn start_all(api: &Api, specs: Vec<HelperSpec>, debts: &Debts, progres
     }
     if failed.is_empty() {
         if let Some(told) = admitted::told(&rights.into_iter().collect::<Vec<_>>(), &namespace) {
-            progress.note(&format!("warning: {told}"));
+            progress.warn(&told);
         }
         return Ok(started.into_values().collect());
     }

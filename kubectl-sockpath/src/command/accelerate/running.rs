@@ -168,7 +168,7 @@ impl<'a> Session<'a> {
         let (heard, progress) = (&mut self.heard, self.progress);
         let tell = |helper: usize, event| {
             if let Some(text) = heard.take(helper, names.get(helper).map_or("?", String::as_str), event) {
-                progress.note(&format!("warning: {text}"));
+                progress.warn(&text);
             }
         };
         self.fleet.finish(ENDING, tell).await;
@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
 
     fn warn(&mut self, text: &str) -> Result<()> {
         self.erase()?;
-        self.progress.note(&format!("warning: {text}"));
+        self.progress.warn(text);
         Ok(())
     }
 

@@ -89,7 +89,7 @@ impl Shortcut {
         self.fleet
             .finish(patience, |_, event| {
                 if let Event::Lost(error) = event {
-                    progress.note(&format!("warning: the helper that accelerated: {error}"));
+                    progress.warn(&format!("the helper that accelerated: {error}"));
                 }
             })
             .await;

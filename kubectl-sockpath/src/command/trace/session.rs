@@ -189,7 +189,7 @@ impl<'a> Session<'a> {
         }
         if let Event::Said(message) = &event {
             match &**message {
-                Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.note(&format!("warning: {text}")),
+                Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.warn(text),
                 Message::Packet(packet) => {
                     if let Some(stream) = &mut self.stream {
                         let line = json::line(&report::packet_row(&self.capture, helper, packet)).map_err(Stop::Failed)?;
