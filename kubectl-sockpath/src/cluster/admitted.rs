@@ -5,6 +5,8 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
+use super::remedy::LIST_MUTATORS;
+
 /// Newer fields, which an older API server drops without harm.
 const MAY_BE_DROPPED: [&str; 1] = ["recursiveReadOnly"];
 
@@ -60,13 +62,20 @@ fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// Those of the changes that are about what the helper may do.
+#[must_use]
+pub fn of_rights(mut changes: Vec<String>) -> Vec<String> {
+    changes.retain(|c| c.contains(".securityContext."));
+    changes
+}
+
 /// The changes and what to do about them, as lines to be added to what went wrong; `None` when nothing was changed.
 #[must_use]
 pub fn told(changes: &[String], namespace: &str) -> Option<String> {
     (!changes.is_empty()).then(|| {
         format!(
             "the cluster changed the helper pod while it admitted it: {}\n\
-             who may do that: kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies; an administrator can except namespace {namespace} there",
+             who may do that: {LIST_MUTATORS}; an administrator can except namespace {namespace} there",
             changes.join("; ")
         )
     })

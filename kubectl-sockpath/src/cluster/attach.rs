@@ -1,17 +1,14 @@
 //! The stream to a helper: its stdin and stdout over WebSocket, and what its end leaves to be told.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, AttachedProcess};
 use sockpath_protocol::Request;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, ReadBuf};
-use tokio::task::JoinHandle;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
@@ -19,18 +16,15 @@ use super::helper_pod::CONTAINER;
 use super::problem::{Kind, Problem};
 use super::reap::{Debts, Manner};
 use super::remedy;
-use crate::session::{Aftermath, Ending, Keeper, Transport};
+use super::startup::{REPORT, terminated};
+use crate::session::{Aftermath, Ending, Keeper, LastLines, Transport};
 
 /// Bytes that wait for us before the helper has to: kube's own default is 1 KiB, one packet's hops are more.
 const STDOUT_BUFFER: usize = 1 << 20;
 /// The longest request (a selector with a thousand pods) goes out without waiting.
 const STDIN_BUFFER: usize = 256 << 10;
-/// Lines of stderr that are kept.
-const STDERR_LINES: usize = 20;
 /// How long to ask what became of a pod.
 const AUTOPSY: Duration = Duration::from_millis(700);
-/// How long the kubelet may take to report the end of a process.
-const REPORT: Duration = Duration::from_secs(3);
 
 /// Attaches to the helper's process. Its first hello may have been said before we listened, so it is asked to say it again.
 ///
@@ -55,9 +49,8 @@ pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &
     let mut line = serde_json::to_vec(&Request::Hello).map_err(|e| Problem::new(Kind::Other, format!("cannot {what}: {e}")))?;
     line.push(b'\n');
     stdin.write_all(&line).await.map_err(|e| Problem::new(Kind::Unreachable, format!("cannot {what}: {e}")))?;
-    let last = Arc::new(Mutex::new(VecDeque::new()));
-    let listener = tokio::spawn(keep_lines(stderr, last.clone(), verbose));
-    let keeper = PodKeeper { process, listener, last, pods, name: name.to_owned(), node: node.to_owned(), debts: debts.clone() };
+    let stderr = LastLines::of(stderr, verbose);
+    let keeper = PodKeeper { process, stderr, pods, name: name.to_owned(), node: node.to_owned(), debts: debts.clone() };
     Ok(Transport {
         nodes: vec![node.to_owned()],
         reader: Box::new(UntilOver::new(stdout, over)),
@@ -99,8 +92,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for UntilOver<R> {
 
 struct PodKeeper {
     process: AttachedProcess,
-    listener: JoinHandle<()>,
-    last: Arc<Mutex<VecDeque<String>>>,
+    stderr: LastLines,
     pods: kube::Api<Pod>,
     name: String,
     node: String,
@@ -114,8 +106,8 @@ impl Keeper for PodKeeper {
             self.process.abort();
             let cause = match how {
                 Ending::Done | Ending::Stay => String::new(),
-                Ending::Kill => autopsy(&self.pods, &self.name, &self.node).await,
-                Ending::Gone => autopsy_of_the_gone(&self.pods, &self.name, &self.node).await,
+                Ending::Kill => autopsy(&self.pods, &self.name, &self.node, Duration::ZERO).await,
+                Ending::Gone => autopsy(&self.pods, &self.name, &self.node, REPORT).await,
             };
             let settled = match how {
                 Ending::Stay => {
@@ -128,9 +120,7 @@ impl Keeper for PodKeeper {
             if let Err(p) = settled {
                 eprintln!("warning: {p}");
             }
-            self.listener.abort();
-            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut stderr = last.iter().cloned().collect::<Vec<_>>().join("\n");
+            let mut stderr = self.stderr.conclude(Duration::ZERO).await;
             // The pod's status may have the same last words.
             if cause.ends_with(stderr.trim()) {
                 stderr.clear();
@@ -140,39 +130,33 @@ impl Keeper for PodKeeper {
     }
 }
 
-/// As [`autopsy`], waiting until the kubelet has reported that the process ended.
-async fn autopsy_of_the_gone(pods: &kube::Api<Pod>, name: &str, node: &str) -> String {
-    let deadline = Instant::now() + REPORT;
+/// What the API server knows about how a helper ended. The kubelet is given `patience` to report it.
+async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str, patience: Duration) -> String {
+    let deadline = Instant::now() + patience;
     loop {
-        let cause = autopsy(pods, name, node).await;
-        if cause != broken(node) || Instant::now() > deadline {
+        let cause = match timeout(AUTOPSY, pods.get_opt(name)).await {
+            Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
+            Ok(Ok(None)) => Some(format!("the helper pod {name} on node {node} was deleted by somebody")),
+            Ok(Err(_)) | Err(_) => Some("the API server cannot be reached".to_owned()),
+        };
+        if let Some(cause) = cause {
             return cause;
+        }
+        if Instant::now() >= deadline {
+            return format!("the stream to node {node} broke");
         }
         sleep(REPORT / 20).await;
     }
 }
 
-fn broken(node: &str) -> String {
-    format!("the stream to node {node} broke")
-}
-
-/// What the API server knows about how a helper ended.
-async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str) -> String {
-    match timeout(AUTOPSY, pods.get_opt(name)).await {
-        Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
-        Ok(Ok(None)) => format!("the helper pod {name} on node {node} was deleted by somebody"),
-        Ok(Err(_)) | Err(_) => "the API server cannot be reached".to_owned(),
-    }
-}
-
-fn cause_of_end(pod: &Pod, node: &str) -> String {
+/// `None` where nothing was reported: the stream broke before the process ended, or the node is cut off.
+fn cause_of_end(pod: &Pod, node: &str) -> Option<String> {
     let status = pod.status.clone().unwrap_or_default();
-    if let Some(reason) = status.reason.filter(|r| !r.is_empty()) {
+    if let Some(reason) = status.reason.as_deref().filter(|r| !r.is_empty()) {
         let message = status.message.map(|m| format!(": {m}")).unwrap_or_default();
-        return format!("the helper pod on node {node} was ended ({reason}){message}");
+        return Some(format!("the helper pod on node {node} was ended ({reason}){message}"));
     }
-    let ended = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone());
-    match ended {
+    Some(match terminated(&status) {
         Some(t) if t.reason.as_deref() == Some("OOMKilled") => format!("the helper on node {node} ran out of its memory limit"),
         Some(t) if t.exit_code > 128 => format!("the helper on node {node} was killed by signal {}", t.exit_code - 128),
         Some(t) => {
@@ -180,24 +164,8 @@ fn cause_of_end(pod: &Pod, node: &str) -> String {
             format!("the helper on node {node} has ended with exit code {}{words}", t.exit_code)
         }
         None if pod.metadata.deletion_timestamp.is_some() => format!("the helper pod on node {node} is being deleted by somebody"),
-        // The kubelet has not reported anything: the stream broke before the process ended, or the node is cut off.
-        None => broken(node),
-    }
-}
-
-async fn keep_lines(stderr: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<String>>>, passthrough: bool) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        let line = crate::terminal::printable(&line).to_string();
-        if passthrough {
-            eprintln!("helper: {line}");
-        }
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() == STDERR_LINES {
-            last.pop_front();
-        }
-        last.push_back(line);
-    }
+        None => return None,
+    })
 }
 
 #[cfg(test)]
@@ -206,7 +174,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn cause(metadata: Value, status: Value) -> String {
-        cause_of_end(&serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap(), "n1")
+        let pod = serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap();
+        cause_of_end(&pod, "n1").unwrap_or_else(|| "nothing is reported".to_owned())
     }
 
     fn terminated(state: Value) -> Value {
@@ -235,6 +204,6 @@ mod tests {
         assert!(cause(json!({}), terminated(json!({"exitCode": 137, "reason": "Error"}))).contains("killed by signal 9"));
         assert!(cause(json!({}), terminated(json!({"exitCode": 1}))).contains("exit code 1"));
         assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by somebody"));
-        assert!(cause(json!({}), json!({"phase": "Running"})).contains("stream to node n1 broke"));
+        assert_eq!(cause(json!({}), json!({"phase": "Running"})), "nothing is reported");
     }
 }

@@ -31,8 +31,12 @@ pub const DEFAULT_IMAGE: &str = match option_env!("SOCKPATH_RELEASE_IMAGE") {
     None => concat!("ghcr.io/sockpath/helper:v", env!("CARGO_PKG_VERSION")),
 };
 
+/// What a helper asks of its node.
+pub const CPU_REQUEST: &str = "10m";
+/// The same of memory.
+pub const MEMORY_REQUEST: &str = "64Mi";
 /// The kernel's bytes for maps and ring buffers count towards it, so it is well above the request.
-const MEMORY_LIMIT: &str = "256Mi";
+pub const MEMORY_LIMIT: &str = "256Mi";
 /// Time for an acceleration to drain its queues after SIGTERM, in seconds.
 const GRACE_SECONDS: i64 = 15;
 /// Longest run of letters of the node's name that goes into the pod's name, which becomes a host name of at most 63.
@@ -120,7 +124,10 @@ impl HelperSpec {
             stdin: Some(true),
             stdin_once: Some(true),
             resources: Some(ResourceRequirements {
-                requests: Some(BTreeMap::from([("cpu".to_owned(), quantity("10m")), ("memory".to_owned(), quantity("64Mi"))])),
+                requests: Some(BTreeMap::from([
+                    ("cpu".to_owned(), quantity(CPU_REQUEST)),
+                    ("memory".to_owned(), quantity(MEMORY_REQUEST)),
+                ])),
                 limits: Some(BTreeMap::from([("memory".to_owned(), quantity(MEMORY_LIMIT))])),
                 ..Default::default()
             }),

@@ -1,6 +1,10 @@
 //! What to do when the API server refuses a helper pod or the stream to it.
 
+use super::helper_pod::{CPU_REQUEST, MEMORY_LIMIT, MEMORY_REQUEST};
 use super::problem::{Kind, Problem};
+
+/// The command that lists what may change a pod while it is admitted.
+pub const LIST_MUTATORS: &str = "kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies";
 
 /// The command with which an administrator lets a user do it: in one namespace, or in the whole cluster. `role` is kubectl's
 /// option, e.g. `--role=sockpath-user`.
@@ -39,7 +43,7 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
         ),
         Kind::Denied => denied(&problem.to_string(), namespace),
         Kind::Quota => format!(
-            "kubectl describe quota,limitrange -n {namespace} shows the limits: the helper asks for 10m CPU and 64Mi, limited to 256Mi;\n\
+            "kubectl describe quota,limitrange -n {namespace} shows the limits: the helper asks for {CPU_REQUEST} CPU and {MEMORY_REQUEST}, limited to {MEMORY_LIMIT};\n\
              an administrator can raise them, and --helper-namespace names another namespace"
         ),
         _ => return problem,
@@ -49,7 +53,6 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
 
 /// What to do about an admission controller's refusal; whose it is stands in its message.
 fn denied(refusal: &str, namespace: &str) -> String {
-    const CHANGERS: &str = "kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies";
     let named = |before: &str, end: char| Some(refusal.split_once(before)?.1.split_once(end)?.0);
     match (named("ValidatingAdmissionPolicy '", '\''), named("admission webhook \"", '"')) {
         (Some("sockpath-helper"), _) if refusal.contains("is not among the images") => {
@@ -59,7 +62,7 @@ fn denied(refusal: &str, namespace: &str) -> String {
         }
         (Some("sockpath-helper"), _) => format!(
             "the policy is that of another release than this plugin ({}): kubectl apply -f manifests/policy.yaml of this one;\n\
-             or something in the cluster changes the pod before the policy sees it: {CHANGERS}",
+             or something in the cluster changes the pod before the policy sees it: {LIST_MUTATORS}",
             env!("CARGO_PKG_VERSION")
         ),
         (Some(policy), _) => format!(

@@ -17,7 +17,7 @@ use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem};
 use super::reap::{Debts, Manner};
 use super::remedy;
-use super::startup::{SILENCE, Stage, assess, deleted, node_trouble};
+use super::startup::{REPORT, SILENCE, Stage, assess, deleted, node_trouble};
 use crate::progress::Progress;
 use crate::session::Transport;
 
@@ -27,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_secs(2);
 /// How long a fresh namespace may take to get its default service account, without which no pod is admitted.
 const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the kubelet may take to report that a container has ended.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
 const ATTACH_EVERY: Duration = Duration::from_millis(120);
 
@@ -60,7 +58,7 @@ async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> 
     match outcome {
         Ok(transport) => {
             progress.done(&spec.node);
-            Ok(Started { transport, rights: changes.into_iter().filter(|c| c.contains(".securityContext.")).collect() })
+            Ok(Started { transport, rights: admitted::of_rights(changes) })
         }
         Err(p) => {
             let _ = debts.settle(&name, Manner::Running).await;
@@ -72,7 +70,7 @@ async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> 
     }
 }
 
-/// A helper that was attached to, and which of the rights it asked for the cluster changed.
+/// A helper that was attached to, and what the cluster changed of the rights it asked for.
 struct Started {
     transport: Transport,
     rights: Vec<String>,
@@ -122,7 +120,7 @@ async fn run(api: &Api, spec: &HelperSpec, name: &str, debts: &Debts, progress: 
         text = ended(api, namespace, name) => return Err(Problem::new(Kind::Other, text)),
     };
     // It ran a moment ago: if it does not now, why is what has to be told.
-    Err(match timeout(LAST_WORDS, ended(api, namespace, name)).await {
+    Err(match timeout(REPORT, ended(api, namespace, name)).await {
         Ok(text) => Problem::new(Kind::Other, text),
         Err(_) => refused,
     })

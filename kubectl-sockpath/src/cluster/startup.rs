@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Event, Node, Pod, PodStatus};
 
-use super::helper_pod::CONTAINER;
+use super::helper_pod::{CONTAINER, CPU_REQUEST, MEMORY_REQUEST};
 
 /// How far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Stage {
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a node may not react at all before it is asked how it is.
 pub const SILENCE: Duration = Duration::from_secs(4);
+/// How long the kubelet may take to report that a process has ended.
+pub const REPORT: Duration = Duration::from_secs(3);
 
 /// Judges a pod. `waited` is the time since it was created; `events` may be empty where the user may not read them.
 #[must_use]
@@ -56,11 +58,6 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
         return Stage::Running;
     }
     if let Some(ended) = &state.terminated {
-        let reason = ended.reason.clone().unwrap_or_default();
-        let message = ended.message.clone().unwrap_or_default();
-        if reason == "StartError" || reason == "ContainerCannotRun" {
-            return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_remedy(&message)));
-        }
         return ended_at_once(subject, ended);
     }
     let waiting = state.waiting.clone().unwrap_or_default();
@@ -80,6 +77,12 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
         }
         _ => stuck(subject, events, waited).unwrap_or_else(|| Stage::Waiting(phase_of(events).to_owned())),
     }
+}
+
+/// How the process ended, once it has.
+#[must_use]
+pub fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
+    status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())
 }
 
 /// What to say of a helper pod that somebody else deletes before it runs: a person, or a controller that evicts pods.
@@ -117,26 +120,16 @@ impl std::fmt::Display for Subject {
     }
 }
 
-fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> Stage {
+fn failed(subject: &Subject, status: &PodStatus) -> Stage {
     let reason = status.reason.clone().unwrap_or_default();
     let message = status.message.clone().unwrap_or_default();
     if reason.is_empty() {
-        let ended = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.clone()).unwrap_or_default();
-        let why = ended.message.as_deref().unwrap_or_default();
-        if why.contains("runc") || why.contains("OCI") {
-            return Stage::Failed(format!("{subject} could not start its process: {why}\n{}", create_remedy(why)));
-        }
-        return ended_at_once(subject, &ended);
+        return ended_at_once(subject, &terminated(status).cloned().unwrap_or_default());
     }
     let remedy = match reason.as_str() {
         "DeadlineExceeded" => "its deadline has passed: start the command again".to_owned(),
         "Evicted" => format!("the node is short of a resource: kubectl describe node {} shows which", subject.node),
-        "OutOfpods" | "OutOfcpu" | "OutOfmemory" => {
-            format!(
-                "the node is full: kubectl describe node {} shows what is taken; the helper needs one pod slot, 10m CPU and 64Mi",
-                subject.node
-            )
-        }
+        "OutOfpods" | "OutOfcpu" | "OutOfmemory" => format!("the node is full: {}", room_remedy(&subject.node)),
         // The kubelet looks at NoExecute alone.
         "TaintToleration" => taint_remedy(&subject.node),
         "NodeAffinity" | "NodeName" => format!("no helper can run on this node: kubectl describe node {}", subject.node),
@@ -147,10 +140,16 @@ fn failed(subject: &Subject, status: &k8s_openapi::api::core::v1::PodStatus) -> 
     Stage::Failed(format!("{subject} was refused by the kubelet ({reason}): {message}\n{remedy}"))
 }
 
-/// A process that ran and was gone; its last words are the container's termination message.
+/// A process that the runtime could not start, or that ran and was gone: its last words are the container's termination message.
 fn ended_at_once(subject: &Subject, ended: &ContainerStateTerminated) -> Stage {
+    let message = ended.message.as_deref().unwrap_or_default();
+    let is_refused = matches!(ended.reason.as_deref(), Some("StartError" | "ContainerCannotRun"));
+    // Not every runtime gives that reason.
+    if is_refused || message.contains("runc") || message.contains("OCI") {
+        return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_remedy(message)));
+    }
     let reason = ended.reason.as_deref().unwrap_or("no reason given");
-    let words: Vec<_> = ended.message.iter().flat_map(|m| m.lines()).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let words: Vec<_> = message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let words = if words.is_empty() { String::new() } else { format!(": {}", words.join("; ")) };
     Stage::Failed(format!("{subject} ended at once with exit code {} ({reason}){words}\n{}", ended.exit_code, image_remedy(subject)))
 }
@@ -160,11 +159,11 @@ fn image_remedy(subject: &Subject) -> String {
 }
 
 fn scheduling_remedy(why: &str, node: &str) -> String {
-    if why.contains("taint") {
-        taint_remedy(node)
-    } else {
-        format!("kubectl describe node {node} shows what is taken; the helper needs one pod slot, 10m CPU and 64Mi")
-    }
+    if why.contains("taint") { taint_remedy(node) } else { room_remedy(node) }
+}
+
+fn room_remedy(node: &str) -> String {
+    format!("kubectl describe node {node} shows what is taken; the helper needs one pod slot, {CPU_REQUEST} CPU and {MEMORY_REQUEST}")
 }
 
 fn taint_remedy(node: &str) -> String {

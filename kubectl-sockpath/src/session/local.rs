@@ -1,28 +1,20 @@
 //! A helper as a child process: the lab.
 
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::future::Future;
-use std::io::Write;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Aftermath, Ending, Keeper, Transport};
+use super::{Aftermath, Ending, Keeper, LastLines, Transport};
 
 /// How long a helper that has said `end` may take to exit.
 const EXIT_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Lines of stderr that are kept.
-const STDERR_LINES: usize = 20;
 
 /// Starts the helper with these arguments; with `passthrough` its stderr is also shown.
 ///
@@ -39,15 +31,13 @@ pub fn spawn(helper: &Path, args: &[&OsStr], nodes: Vec<String>, passthrough: bo
     let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
         anyhow::bail!("the helper {} was started without pipes", helper.display());
     };
-    let last = Arc::new(Mutex::new(VecDeque::new()));
-    let listener = tokio::spawn(keep_lines(stderr, last.clone(), passthrough));
-    Ok(Transport { nodes, reader: Box::new(stdout), writer: Box::new(stdin), keeper: Box::new(Parent { child, last, listener }) })
+    let keeper = Box::new(Parent { child, stderr: LastLines::of(stderr, passthrough) });
+    Ok(Transport { nodes, reader: Box::new(stdout), writer: Box::new(stdin), keeper })
 }
 
 struct Parent {
     child: Child,
-    last: Arc<Mutex<VecDeque<String>>>,
-    listener: JoinHandle<()>,
+    stderr: LastLines,
 }
 
 impl Keeper for Parent {
@@ -63,26 +53,10 @@ impl Keeper for Parent {
                     None
                 }
             };
-            // Grandchildren could hold stderr open, so this wait is bounded, too.
-            let _ = timeout(EXIT_PATIENCE / 5, &mut self.listener).await;
-            self.listener.abort();
-            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            Aftermath { cause: status.map(describe).unwrap_or_default(), stderr: last.iter().cloned().collect::<Vec<_>>().join("\n") }
+            // Grandchildren could hold stderr open.
+            let stderr = self.stderr.conclude(EXIT_PATIENCE / 5).await;
+            Aftermath { cause: status.map(describe).unwrap_or_default(), stderr }
         })
-    }
-}
-
-async fn keep_lines(stderr: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<String>>>, passthrough: bool) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if passthrough {
-            let _ = writeln!(std::io::stderr(), "helper: {line}");
-        }
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() == STDERR_LINES {
-            last.pop_front();
-        }
-        last.push_back(line);
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod clock;
 mod fleet;
+mod last_lines;
 mod local;
 mod stream;
 
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use clock::{ClockEstimate, ClockMeter};
 pub use fleet::{Event, Fleet, Member, Ready, SessionError, other_releases};
+pub use last_lines::LastLines;
 pub use local::spawn;
 
 /// A byte stream to a helper and the means to end it.
