@@ -35,6 +35,13 @@ enum RightScope {
     Cluster,
 }
 
+impl Right {
+    /// What it is about, as a Role names it.
+    fn object(&self) -> String {
+        if self.subresource.is_empty() { self.resource.to_owned() } else { format!("{}/{}", self.resource, self.subresource) }
+    }
+}
+
 const fn right(
     verb: &'static str,
     group: &'static str,
@@ -74,10 +81,15 @@ pub async fn examine(api: &Api, helper_namespace: &str) -> Vec<(String, Check)> 
         }
     };
     let mut cluster = vec![server];
-    let user = identity(api).await;
-    let name = user.as_ref().filter(|check| check.state == CheckState::Ok).map(|check| check.found.clone());
-    cluster.extend(user);
-    cluster.extend(rights(api, helper_namespace, name.as_deref()).await);
+    let user = match user(api).await {
+        Ok(user) => user,
+        Err(p) => {
+            cluster.extend((p.kind == Kind::Unauthorized).then(|| problem_row("user", &p)));
+            None
+        }
+    };
+    cluster.extend(user.as_deref().map(|name| ok("user", name)));
+    cluster.extend(rights(api, helper_namespace, user.as_deref()).await);
     cluster.push(namespace(api, helper_namespace).await);
     rows.extend(cluster.into_iter().map(|check| ("cluster".to_owned(), check)));
     rows
@@ -117,14 +129,11 @@ fn server_row(version: &str, minor: &str) -> Check {
     }
 }
 
-async fn identity(api: &Api) -> Option<Check> {
+/// Whom the API server takes us for.
+async fn user(api: &Api) -> Result<Option<String>, Problem> {
     let reviews: kube::Api<SelfSubjectReview> = kube::Api::all(api.client());
-    let answer = api.ask("ask who we are", reviews.create(&PostParams::default(), &SelfSubjectReview::default())).await;
-    match answer {
-        Ok(review) => Some(ok("user", review.status?.user_info?.username?)),
-        Err(p) if p.kind == Kind::Unauthorized => Some(problem_row("user", &p)),
-        Err(_) => None,
-    }
+    let review = api.ask("ask who we are", reviews.create(&PostParams::default(), &SelfSubjectReview::default())).await?;
+    Ok(review.status.and_then(|s| s.user_info?.username))
 }
 
 async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Check> {
@@ -162,7 +171,6 @@ async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Ch
 }
 
 fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>) -> Check {
-    let object = if right.subresource.is_empty() { right.resource.to_owned() } else { format!("{}/{}", right.resource, right.subresource) };
     let place = namespace.map_or_else(|| "in the cluster".to_owned(), |ns| format!("in namespace {ns}"));
     let role = match right.scope {
         RightScope::Helper => "--role=sockpath-user",
@@ -170,7 +178,7 @@ fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>) -> Check 
         RightScope::Cluster => "--clusterrole=sockpath-nodes",
     };
     Check {
-        name: format!("may {} {object}", right.verb),
+        name: format!("may {} {}", right.verb, right.object()),
         state: if right.essential { CheckState::Failed } else { CheckState::Degraded },
         found: format!("no, {place}: needed to {}", right.purpose),
         remedy: Some(remedy::binding(user, namespace, role)),
@@ -269,8 +277,7 @@ mod tests {
     fn the_rights_are_those_of_the_manifest() {
         let manifest = include_str!("../../../manifests/rbac.yaml");
         for right in &RIGHTS {
-            let object =
-                if right.subresource.is_empty() { right.resource.to_owned() } else { format!("{}/{}", right.resource, right.subresource) };
+            let object = right.object();
             let granted = manifest.lines().zip(manifest.lines().skip(1)).any(|(resources, verbs)| {
                 let holds = |line: &str, word: &str| line.split(['[', ']', ',', ' ']).any(|w| w == word);
                 resources.contains("resources:")

@@ -159,16 +159,17 @@ impl Ready {
 #[must_use]
 pub fn other_releases(helpers: &[Ready]) -> Option<String> {
     let others: Vec<&Ready> = helpers.iter().filter(|h| h.hello.version != RELEASE).collect();
-    let nodes: Vec<&str> = others.iter().flat_map(|h| h.nodes.iter().map(String::as_str)).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let nodes: Vec<&str> = others.iter().flat_map(|h| &h.nodes).map(String::as_str).collect();
     let releases: BTreeSet<&str> = others.iter().map(|h| h.hello.version.as_str()).collect();
-    (!others.is_empty()).then(|| {
-        format!(
-            "the helper on {} is release {}, this plugin is release {RELEASE}: both speak protocol {PROTOCOL_VERSION}, but what only one of them \
-             knows is missing; --helper-image names another helper",
-            nodes.join(", "),
-            releases.into_iter().collect::<Vec<_>>().join(", ")
-        )
-    })
+    Some(format!(
+        "the helper on {} is release {}, this plugin is release {RELEASE}: both speak protocol {PROTOCOL_VERSION}, but what only one of them \
+         knows is missing; --helper-image names another helper",
+        nodes.join(", "),
+        releases.into_iter().collect::<Vec<_>>().join(", ")
+    ))
 }
 
 /// One helper of the fleet.

@@ -42,15 +42,21 @@ async fn say(to: &mut DuplexStream, message: &Message) {
     to.write_all(&line).await.unwrap();
 }
 
+/// A helper that has said hello.
+async fn greeted(node: &str) -> (Ready, DuplexStream, Arc<Mutex<Vec<Ending>>>) {
+    let (transport, mut theirs, noted) = pair(node);
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    (Ready::handshake(transport, Duration::from_secs(1)).await.unwrap(), theirs, noted)
+}
+
 #[tokio::test]
 async fn two_helpers_are_merged_and_ended_in_order() {
     let mut fleet = Fleet::default();
     let mut far = Vec::new();
     let mut endings = Vec::new();
     for node in ["a", "b"] {
-        let (transport, mut theirs, noted) = pair(node);
-        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+        let (ready, theirs, noted) = greeted(node).await;
+        fleet.join(ready);
         far.push(theirs);
         endings.push(noted);
     }
@@ -75,10 +81,9 @@ async fn two_helpers_are_merged_and_ended_in_order() {
 
 #[tokio::test]
 async fn a_stream_without_end_is_told_as_such() {
-    let (transport, mut theirs, noted) = pair("a");
-    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let (ready, mut theirs, noted) = greeted("a").await;
     let mut fleet = Fleet::default();
-    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    fleet.join(ready);
     theirs.write_all(b"{\"type\":\"warn").await.unwrap();
     drop(theirs);
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
@@ -102,10 +107,9 @@ async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
     }
     let mut fleet = Fleet::default();
     for node in ["a", "b"] {
-        let (mut transport, mut theirs, _) = pair(node);
-        transport.keeper = Box::new(Slow);
-        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-        fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+        let (mut ready, ..) = greeted(node).await;
+        ready.keeper = Box::new(Slow);
+        fleet.join(ready);
     }
     let mut told = Vec::new();
     loop {
@@ -123,10 +127,9 @@ async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
 /// The same at the end: there is no more patience, but what is known is told.
 #[tokio::test]
 async fn a_loss_at_the_end_is_told_as_what_it_was() {
-    let (transport, mut theirs, noted) = pair("a");
-    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let (ready, theirs, noted) = greeted("a").await;
     let mut fleet = Fleet::default();
-    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    fleet.join(ready);
     drop(theirs);
     let mut told = Vec::new();
     fleet.finish(Duration::from_secs(1), |_, event| told.push(format!("{event:?}"))).await;
@@ -145,9 +148,7 @@ async fn versions_must_match() {
 
 #[tokio::test]
 async fn another_release_that_speaks_our_protocol_is_told() {
-    let (transport, mut theirs, _) = pair("a");
-    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-    let mut ready = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap();
+    let (mut ready, _theirs, _) = greeted("a").await;
     let text = other_releases(std::slice::from_ref(&ready)).unwrap();
     assert!(text.starts_with("the helper on a is release 9, this plugin is release"), "{text}");
     ready.hello.version = RELEASE.to_owned();
@@ -167,10 +168,9 @@ async fn a_helper_that_says_nothing_is_told_as_such() {
 
 #[tokio::test]
 async fn a_helper_that_does_not_end_is_killed() {
-    let (transport, mut theirs, noted) = pair("a");
-    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let (ready, _theirs, noted) = greeted("a").await;
     let mut fleet = Fleet::default();
-    fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+    fleet.join(ready);
     let mut lost = 0;
     fleet.finish(Duration::from_millis(20), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
     assert_eq!(lost, 1);

@@ -1,6 +1,6 @@
 //! What changes in the cluster meanwhile: pods come and go, further nodes join, NetworkPolicies pause the pairs they touch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use sockpath_protocol::Request;
@@ -88,7 +88,6 @@ impl Session<'_> {
         for index in 0..self.fleet.members().len() {
             let nodes = &self.fleet.members()[index].nodes;
             let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
-            let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>();
             let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
             // Every helper is told: where the other pods are is why connections with them are left alone.
             self.fleet.send(index, Request::Choose(ChoosePods { pods: here, elsewhere })).await;
@@ -103,18 +102,17 @@ impl Session<'_> {
     /// Starts helpers on nodes that have chosen pods for the first time.
     fn recruit(&mut self) {
         let served: BTreeSet<&String> = self.fleet.members().iter().flat_map(|m| &m.nodes).chain(&self.given_up).collect();
-        let nodes: BTreeMap<String, ()> = self.pods.iter().filter(|p| !served.contains(&p.node)).map(|p| (p.node.clone(), ())).collect();
+        let nodes: BTreeSet<&String> = self.pods.iter().map(|p| &p.node).filter(|node| !served.contains(node)).collect();
         if nodes.is_empty() || self.recruiting.is_some() {
             return;
         }
-        let names: Vec<String> = nodes.into_keys().collect();
+        let names: Vec<String> = nodes.into_iter().cloned().collect();
         let (backend, progress) = (self.backend, self.progress);
         self.recruiting = Some(Box::pin(async move {
-            let ready = async {
-                let nodes = backend.nodes(&names).await?;
-                backend.recruits(&nodes, Mode::Accelerate, progress).await
+            let ready = match backend.nodes(&names).await {
+                Ok(nodes) => backend.recruits(&nodes, Mode::Accelerate, progress).await,
+                Err(e) => Err(e),
             };
-            let ready = ready.await;
             (names, ready)
         }));
     }
