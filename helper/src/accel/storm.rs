@@ -41,7 +41,7 @@ impl Storm {
         let now = Instant::now();
         instance.control.set(0, field!(storm), 0);
         let opened = opened(instance);
-        instance.control.set(0, field!(ring_at), opened.wrapping_add(BURST));
+        await_burst(instance, opened);
         Self { rages: false, opened, since: now, next_search: now }
     }
 
@@ -60,7 +60,7 @@ impl Storm {
         let rate = f64::from(came) / counted.as_secs_f64();
         self.opened = opened;
         self.since = now;
-        instance.control.set(0, field!(ring_at), opened.wrapping_add(BURST));
+        await_burst(instance, opened);
         let raged = self.rages;
         self.rages = rages(raged, rate);
         if raged != self.rages {
@@ -79,6 +79,11 @@ impl Storm {
 
 fn opened(instance: &Instance) -> u32 {
     instance.control.read(0, field!(opened)).unwrap_or(0)
+}
+
+/// Has a look asked for at once when a burst has come since there were `opened`.
+fn await_burst(instance: &Instance, opened: u32) {
+    instance.control.set(0, field!(ring_at), opened.wrapping_add(BURST));
 }
 
 /// Whether a storm goes on, or begins, at this rate.
