@@ -10,7 +10,7 @@ use sockpath_protocol::request::Pod;
 use super::instance::Instance;
 use super::meeting;
 use super::report::PodNames;
-use crate::node::{self, FoundPod, Netns, PodCgroup};
+use crate::node::{self, FoundPod, Netns, Placement};
 
 /// The chosen pods as this node has them.
 #[derive(Debug, Default)]
@@ -119,8 +119,7 @@ impl Chosen {
         }
         match node::find(pod) {
             Ok(found) => {
-                let is_met = found.cgroup.is_some() || matches!(PodCgroup::root(), Ok(Some(_)));
-                let warning = (!is_met).then(|| {
+                let warning = (found.cgroup == Placement::Nowhere).then(|| {
                     format!(
                         "pod {name} is in no cgroup v2, which is not mounted on this node: only connections that are open now are accelerated; \
                          mount -t cgroup2 none /sys/fs/cgroup/unified there for those to come"

@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use super::instance::Instance;
 use super::links::{pin, pinned};
 use super::pins::ESTABLISHED;
-use crate::node::{FoundPod, PodCgroup};
+use crate::node::{Cgroup, FoundPod, Placement};
 
 /// The program on a pod's cgroup.
 pub const IN_POD: &str = "established";
@@ -27,16 +27,18 @@ pub const NAMESPACES: &str = "namespaces";
 /// When the kernel refuses.
 pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
-        if let Some(cgroup) = &pod.cgroup {
-            attach_to(instance, cgroup, IN_POD)?;
-        } else if let Some(root) = PodCgroup::root()? {
-            let cookie = pod.netns.cookie()?;
-            namespaces(instance)?
-                .update(&cookie.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY)
-                .context("there are more pods without a directory in cgroup v2 than can be told apart")?;
-            if !instance.pins().has(&link_to(&root)) {
-                attach_to(instance, &root, AT_ROOT)?;
+        match &pod.cgroup {
+            Placement::Own(cgroup) => attach_to(instance, cgroup, IN_POD)?,
+            Placement::Root(root) => {
+                let cookie = pod.netns.cookie()?;
+                namespaces(instance)?
+                    .update(&cookie.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY)
+                    .context("there are more pods without a directory in cgroup v2 than can be told apart")?;
+                if !instance.pins().has(&link_to(root)) {
+                    attach_to(instance, root, AT_ROOT)?;
+                }
             }
+            Placement::Nowhere => {}
         }
     }
     Ok(())
@@ -47,15 +49,20 @@ pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
-    let Some(cgroup) = &pod.cgroup else {
-        // It was not there when none is mounted.
-        let _ = namespaces(instance)?.delete(&pod.netns.cookie()?.to_ne_bytes());
-        return Ok(());
-    };
-    let path = instance.pins().path(&link_to(cgroup));
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
-        _ => Ok(()),
+    match &pod.cgroup {
+        Placement::Own(cgroup) => {
+            let path = instance.pins().path(&link_to(cgroup));
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+                _ => Ok(()),
+            }
+        }
+        Placement::Root(_) => {
+            // Only one that is not there cannot be deleted.
+            let _ = namespaces(instance)?.delete(&pod.netns.cookie()?.to_ne_bytes());
+            Ok(())
+        }
+        Placement::Nowhere => Ok(()),
     }
 }
 
@@ -63,7 +70,7 @@ fn namespaces(instance: &Instance) -> Result<MapHandle> {
     MapHandle::from_pinned_path(instance.pins().path(NAMESPACES)).context("cannot open the map of namespaces")
 }
 
-fn attach_to(instance: &Instance, cgroup: &PodCgroup, program: &str) -> Result<()> {
+fn attach_to(instance: &Instance, cgroup: &Cgroup, program: &str) -> Result<()> {
     let program = pinned(instance.pins(), program)?;
     let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
     // SAFETY: both descriptors are open; no options.
@@ -84,13 +91,14 @@ fn attach_to(instance: &Instance, cgroup: &PodCgroup, program: &str) -> Result<(
 }
 
 /// The pin of the link to a cgroup; the id of a cgroup is not given out again while the machine runs.
-fn link_to(cgroup: &PodCgroup) -> String {
+fn link_to(cgroup: &Cgroup) -> String {
     format!("{ESTABLISHED}{}", cgroup.id)
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;
+    use std::path::Path;
     use std::time::Duration;
 
     use anyhow::Context;
@@ -100,7 +108,7 @@ mod tests {
     use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
     use super::super::shared::field;
     use super::*;
-    use crate::node::Netns;
+    use crate::node::{Hierarchies, Netns};
 
     /// A pod that has a namespace, and two sockets in it that are connected with each other.
     fn talk_in(netns: &Netns) -> Result<(TcpStream, TcpStream)> {
@@ -114,7 +122,8 @@ mod tests {
             let instance = Instance::create(pins, &start)?;
             let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
             let (chosen, other) = (private()?, private()?);
-            let pod = FoundPod { netns: chosen, cgroup: None, processes: Vec::new() };
+            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
+            let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
             let ports = || {
                 let mut ports: Vec<u16> =
                     connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field!(lport))).collect();

@@ -72,25 +72,38 @@ impl Netns {
 
 /// A directory in the cgroup v2 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodCgroup {
+pub struct Cgroup {
     /// The directory; a pod's containers are the directories below it.
     pub dir: PathBuf,
     /// Its id as `bpf_get_current_cgroup_id()` and its relatives say it: the inode of the directory.
     pub id: u64,
 }
 
-impl PodCgroup {
+impl Cgroup {
     fn open(dir: PathBuf) -> Result<Self> {
         let id = fs::metadata(&dir).with_context(|| format!("cannot examine the cgroup {}", dir.display()))?.ino();
         Ok(Self { dir, id })
     }
+}
 
-    /// The root of the hierarchy, which all tasks of the node are below; `None` where none is mounted.
+/// Where in cgroup v2 programs have to be to see what a pod's processes do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// At the pod's own directory.
+    Own(Cgroup),
+    /// At the root, which all tasks of the node are below: the pod's processes are in none of its directories (old runtimes).
+    Root(Cgroup),
+    /// The node has cgroup v1 only.
+    Nowhere,
+}
+
+impl Placement {
+    /// Of processes that are in hierarchies of cgroup v1 only.
     ///
     /// # Errors
-    /// When the mounted hierarchies cannot be looked at.
-    pub fn root() -> Result<Option<Self>> {
-        Hierarchies::mounted(Path::new(CGROUPS))?.v2().map(|dir| Self::open(dir.to_owned())).transpose()
+    /// When the root of the v2 hierarchy cannot be examined.
+    pub fn outside(hierarchies: &Hierarchies) -> Result<Self> {
+        hierarchies.v2().map_or(Ok(Self::Nowhere), |root| Cgroup::open(root.to_owned()).map(Self::Root))
     }
 }
 
@@ -99,8 +112,8 @@ impl PodCgroup {
 pub struct FoundPod {
     /// Its network namespace; that of the node for a hostNetwork pod.
     pub netns: Netns,
-    /// Its cgroup; `None` where the runtime put its processes into none of the v2 hierarchy (old runtimes, nodes with cgroup v1 only).
-    pub cgroup: Option<PodCgroup>,
+    /// Where programs of cgroup v2 see what it does.
+    pub cgroup: Placement,
     /// Its processes, the oldest of each container first.
     pub processes: Vec<Process>,
 }
@@ -110,8 +123,8 @@ impl FoundPod {
     #[must_use]
     pub fn is_there(&self) -> bool {
         match &self.cgroup {
-            Some(cgroup) => cgroup.dir.exists(),
-            None => self.processes.iter().any(|p| p.cgroup.exists()),
+            Placement::Own(cgroup) => cgroup.dir.exists(),
+            Placement::Root(_) | Placement::Nowhere => self.processes.iter().any(|p| p.cgroup.exists()),
         }
     }
 }
@@ -125,7 +138,11 @@ pub fn find(pod: &Pod) -> Result<FoundPod> {
         Locate::Path { netns, cgroup } => {
             let dir = PathBuf::from(cgroup);
             let processes = process::of_pod(&dir, pod, Path::new("/proc"))?;
-            let cgroup = hierarchy::is_v2_dir(&dir).then(|| PodCgroup::open(dir)).transpose()?;
+            let cgroup = if hierarchy::is_v2_dir(&dir) {
+                Placement::Own(Cgroup::open(dir)?)
+            } else {
+                Placement::outside(&Hierarchies::mounted(Path::new(CGROUPS))?)?
+            };
             Ok(FoundPod { netns: Netns::open(netns)?, cgroup, processes })
         }
         Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new(CGROUPS))?, Path::new("/proc")),
@@ -179,7 +196,7 @@ fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<Foun
         );
     };
     // A directory that the kubelet made and the runtime put nobody into says nothing of the pod's sockets.
-    let cgroup = hierarchies.is_v2(&dir).then(|| PodCgroup::open(dir)).transpose()?;
+    let cgroup = if hierarchies.is_v2(&dir) { Placement::Own(Cgroup::open(dir)?) } else { Placement::outside(hierarchies)? };
     let netns = pod_netns(&name, &processes, proc)?;
     Ok(FoundPod { netns, cgroup, processes })
 }

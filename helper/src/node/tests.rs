@@ -111,18 +111,20 @@ fn every_known_layout_is_found() {
             [(40, Some("app")), (41, Some("app"))],
             "{what}"
         );
-        assert_eq!(found.cgroup.map(|c| c.dir), v2.then_some(dir), "{what}");
+        let expected = if v2 { Placement::Own(Cgroup::open(dir).unwrap()) } else { Placement::Nowhere };
+        assert_eq!(found.cgroup, expected, "{what}");
     }
 }
 
 #[test]
 fn a_directory_of_v2_without_the_processes_is_not_the_pods() {
     let tree = Tree::new();
-    tree.cgroup("unified", true, &format!("kubepods/pod{UID}"), &[]);
+    let v2 = tree.cgroup("unified", true, &format!("kubepods/pod{UID}"), &[]);
+    let root = v2.ancestors().nth(2).unwrap().to_owned();
     tree.cgroup("pids", false, &format!("kubepods/pod{UID}/{APP}"), &[7]);
     let inode = tree.process(7, 1);
     let found = tree.find().unwrap();
-    assert_eq!((found.netns.inode, found.cgroup), (inode, None));
+    assert_eq!((found.netns.inode, found.cgroup), (inode, Placement::Root(Cgroup::open(root).unwrap())));
 }
 
 #[test]

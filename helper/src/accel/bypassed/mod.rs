@@ -8,7 +8,7 @@ use sockpath_protocol::bypass::{BypassKind, Bypassed, gather};
 
 use super::chosen::Chosen;
 use crate::node::programs::Programs;
-use crate::node::{self, FoundPod, Netns, PodCgroup};
+use crate::node::{self, FoundPod, Netns, Placement};
 use crate::trace::devices::{self, Link};
 use crate::trace::{rules, tc};
 
@@ -78,9 +78,8 @@ pub fn find(chosen: &Chosen, request: &AccelerateRequest) -> Findings {
         }
     }
     rules_of(&mut findings, &subjects, &nodes, request);
-    let root = findings.take("the root of cgroup v2", PodCgroup::root()).flatten();
     for pod in &subjects {
-        let Some(cgroup) = pod.found.cgroup.as_ref().or(root.as_ref()) else { continue };
+        let (Placement::Own(cgroup) | Placement::Root(cgroup)) = &pod.found.cgroup else { continue };
         if let Some(found) = findings.take(pod.name, programs.of_cgroup(&cgroup.dir)) {
             for what in found {
                 findings.add(BypassKind::CgroupProgram, what, "the pod's control group, or above".into(), vec![pod.name.to_owned()]);
