@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sockpath_protocol::accel::{Pair, PairState, Reason};
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::content::{Content, Direction};
+use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{SOCKET, Scene, TCP, assert_left_alone, assert_untouched, exchange};
@@ -169,11 +170,8 @@ fn h06_msg_waitall_later() {
     on.finish().expect("end");
 }
 
-#[test]
-fn h07_so_rcvlowat() {
-    let Some(scene) = Scene::new("h07_so_rcvlowat") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+/// Has the reader ask to be woken for 100 bytes, and sees that it is woken for no less.
+fn wakes_after_100(client: &Remote, server: &Remote) {
     server.set(SOCKET, libc::SO_RCVLOWAT, 100);
     for _ in 0..5 {
         client.send(&[1; 5]);
@@ -182,6 +180,14 @@ fn h07_so_rcvlowat() {
         assert_ne!(server.poll(libc::POLLIN, 5_000), 0);
         assert_eq!(server.recv(200).len(), 100);
     }
+}
+
+#[test]
+fn h07_so_rcvlowat() {
+    let Some(scene) = Scene::new("h07_so_rcvlowat") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect(6000);
+    wakes_after_100(&client, &server);
     assert_untouched(&mut on, &client);
     on.finish().expect("end");
 }
@@ -191,14 +197,7 @@ fn h07_so_rcvlowat_later() {
     let Some(scene) = Scene::new("h07_so_rcvlowat_later") else { return };
     let mut on = scene.accelerate();
     let (client, server) = scene.connect_accelerated(&mut on, 6000);
-    server.set(SOCKET, libc::SO_RCVLOWAT, 100);
-    for _ in 0..5 {
-        client.send(&[1; 5]);
-        assert_eq!(server.poll(libc::POLLIN, 200), 0, "5 of 100 bytes woke the reader");
-        client.send(&[2; 95]);
-        assert_ne!(server.poll(libc::POLLIN, 5_000), 0);
-        assert_eq!(server.recv(200).len(), 100);
-    }
+    wakes_after_100(&client, &server);
     on.finish().expect("end");
 }
 
