@@ -170,8 +170,10 @@ fn cause_of_end(pod: &Pod, node: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::{Value, json};
+
+    use super::super::mock::Mock;
+    use super::*;
 
     fn cause(metadata: Value, status: Value) -> String {
         let pod = serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap();
@@ -205,5 +207,13 @@ mod tests {
         assert!(cause(json!({}), terminated(json!({"exitCode": 1}))).contains("exit code 1"));
         assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by somebody"));
         assert_eq!(cause(json!({}), json!({"phase": "Running"})), "nothing is reported");
+    }
+
+    #[tokio::test]
+    async fn where_nothing_is_reported_the_stream_broke() {
+        let running = json!({"metadata": {"name": "x"}, "status": {"phase": "Running"}});
+        let api = Mock::default().on("GET /api/v1/namespaces/sockpath/pods/x", 200, running).api("sockpath");
+        let pods = kube::Api::namespaced(api.client(), "sockpath");
+        assert!(autopsy(&pods, "x", "n1", Duration::ZERO).await.contains("stream to node n1 broke"));
     }
 }

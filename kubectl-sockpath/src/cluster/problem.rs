@@ -201,30 +201,36 @@ mod tests {
     #[test]
     fn kinds_of_403_are_told_apart() {
         let cases = [
-            (403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": host namespaces (hostPID=true)", Kind::PodSecurity),
+            (
+                403,
+                "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": host namespaces (hostPID=true)",
+                "pods",
+                Kind::PodSecurity,
+            ),
             (
                 403,
                 "pods is forbidden: User \"eve\" cannot create resource \"pods\" in API group \"\" in the namespace \"sockpath\"",
+                "pods",
                 Kind::Forbidden,
             ),
-            (403, "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1", Kind::Quota),
-            (403, "pods \"x\" is forbidden: [minimum cpu usage per Container is 100m, but request is 10m]", Kind::Quota),
+            (403, "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1", "pods", Kind::Quota),
+            (403, "pods \"x\" is forbidden: [minimum cpu usage per Container is 100m, but request is 10m]", "pods", Kind::Quota),
             (
                 403,
                 "pods \"x\" is forbidden: unable to create new content in namespace tools because it is being terminated",
+                "pods",
                 Kind::Terminating,
             ),
-            (403, "pods \"x\" is forbidden: pod node label selector conflicts with its project label selector", Kind::Denied),
-            (403, "pods \"x\" is forbidden: ", Kind::Forbidden),
-            (403, "pods \"x\" is forbidden: User \"dave\" cannot get resource \"pods/attach\" in API group \"\"", Kind::Forbidden),
-            (403, "admission webhook \"v.io\" denied the request: no", Kind::Denied),
-            (422, "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", Kind::Denied),
-            (404, "namespaces \"sockpath\" not found", Kind::NoNamespace),
-            (404, "pods \"x\" not found", Kind::NotFound),
-            (401, "Unauthorized", Kind::Unauthorized),
+            (403, "pods \"x\" is forbidden: pod node label selector conflicts with its project label selector", "pods", Kind::Denied),
+            (403, "pods \"x\" is forbidden: ", "pods", Kind::Forbidden),
+            (403, "pods \"x\" is forbidden: User \"dave\" cannot get resource \"pods/attach\" in API group \"\"", "pods", Kind::Forbidden),
+            (403, "admission webhook \"v.io\" denied the request: no", "pods", Kind::Denied),
+            (422, "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "pods", Kind::Denied),
+            (404, "namespaces \"sockpath\" not found", "namespaces", Kind::NoNamespace),
+            (404, "pods \"x\" not found", "pods", Kind::NotFound),
+            (401, "Unauthorized", "", Kind::Unauthorized),
         ];
-        for (code, message, kind) in cases {
-            let object = if message.starts_with("namespaces") { "namespaces" } else { "pods" };
+        for (code, message, object, kind) in cases {
             let problem = Problem::from_status("do it", &status(code, "r", message, object));
             assert_eq!(problem.kind, kind, "{message}");
             assert!(problem.to_string().starts_with("cannot do it: "), "{problem}");
