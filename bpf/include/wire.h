@@ -130,7 +130,7 @@ struct accel_end {
 	__u32 iss;
 	__u32 irs;
 	__u32 netns;
-	/* copied_seq when met. */
+	/* Where `taken` is counted from: copied_seq when met, and what nobody saw being taken since. */
 	__u32 base;
 
 	/* Pairing: written by user space while the socket is not in the map. */
@@ -167,6 +167,8 @@ struct accel_end {
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
 	__u64 reads;
+	/* accel_control.counting then. */
+	__u32 counted;
 	__u32 flags;
 
 	/* As a writer: written under the socket's lock. */
@@ -220,6 +222,10 @@ struct accel_control {
 	__u32 observing;
 	/* Lessons begun so far. */
 	__u32 lessons;
+	/* Receive calls are counted: the number of the count, 0 when they are not. What was read between two counts nobody saw. */
+	__u32 counting;
+	/* Counts begun so far. */
+	__u32 counts;
 	/* Arriving data is observed: where its reader waits until it comes is seen. */
 	__u32 observing_arrivals;
 	/* Readers that sleep in their receive call are left alone. */

@@ -74,6 +74,14 @@ struct {
 	__type(value, __u32);
 } peculiar SEC(".maps");
 
+/* Receive calls on the machine while they were counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} calls SEC(".maps");
+
 /* What show_sleeper saw. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

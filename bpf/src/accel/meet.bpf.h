@@ -50,6 +50,7 @@ static __always_inline struct accel_end *meet(struct accel_control *ctl, struct 
 	identify(e, tp);
 	e->sk = (__u64)tp;
 	e->met_ns = bpf_ktime_get_ns();
+	e->counted = ctl->counting;
 	e->peer = ACCEL_ENDS;
 	e->state = ACCEL_WATCHED;
 	conn->slot = slot + 1;
@@ -115,8 +116,8 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 	if (!e)
 		return;
 	e->role = role;
-	/* Never so but in the variant that tests need. */
-	if (!ctl->learn_reads)
+	/* Its receive calls have to be counted from now on; the other is so in the variant that tests need. */
+	if (!ctl->counting || !ctl->learn_reads)
 		ring(ctl);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }

@@ -100,14 +100,30 @@ int BPF_PROG(arrived, const struct sock *arg)
 	return 0;
 }
 
+/* Between two counts nobody saw what this reader took, this time included: that is left out of the sum. */
+static __always_inline void go_on_counting(const struct accel_control *ctl, struct accel_end *e, const struct sock *sk)
+{
+	struct accel_end *peer = get_end(e->peer);
+
+	e->counted = ctl->counting;
+	e->base = bpf_core_cast(sk, struct tcp_sock)->copied_seq - (__u32)e->taken;
+	if (peer && e->peer_cookie && peer->cookie == e->peer_cookie)
+		e->base += (__u32)peer->bytes;
+	e->cycles = 0;
+	e->cycle_start = 0;
+}
+
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(received, struct sock *sk, int ret, int flags)
 {
 	struct accel_end *e, *peer;
 	struct accel_control *ctl;
-	__u32 *seen, observed;
-	__u64 reads;
+	__u32 *seen, observed, zero = 0;
+	__u64 reads, *all;
 
+	all = bpf_map_lookup_elem(&calls, &zero);
+	if (all)
+		++*all;
 	if (ret <= 0 || !(e = end_of(sk)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
 	/* What was seen of this reader keeps it out of the map for good: nothing more has to be known. */
@@ -117,6 +133,11 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
+	/* As long as a pair is in the map the count does not end. */
+	if (e->counted != ctl->counting && e->state != ACCEL_ENROLLED) {
+		go_on_counting(ctl, e, sk);
+		return 0;
+	}
 	observed = ctl->observing;
 	/* It might have slept, and may next time. O_NONBLOCK has become MSG_DONTWAIT here. */
 	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking) {

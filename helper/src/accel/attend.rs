@@ -234,6 +234,7 @@ impl Attendance<'_> {
             () if self.observation.is_on() => REVIEW,
             () => IDLE_REVIEW,
         };
+        let interval = self.observation.due().map_or(interval, |due| interval.min(due.saturating_duration_since(Instant::now())));
         Instant::now() + interval.max(took * if found.moving { MOVING_SHARE } else { REVIEW_SHARE })
     }
 

@@ -207,6 +207,11 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     Ok(ordered.len() / 2)
 }
 
+/// Whether counting the calls of this one's readers may bring its pair into the map.
+pub fn is_undecided(all: &[Known], k: &Known) -> bool {
+    peer_of(all, k).is_some_and(|peer| is_fresh(k) && is_fresh(peer) && !streams(k, peer))
+}
+
 /// Whether a pair may go into the map once its readers are known.
 pub fn is_candidate(a: &Known, b: &Known) -> bool {
     is_fresh(a) && is_fresh(b) && converses(a, b)

@@ -18,6 +18,7 @@ use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 
 use super::calibrate;
 use super::calls::{self, Attachment};
+use super::counting;
 use super::kernel;
 use super::links::{pinned, read_iterator, run_iterator};
 use super::meeting;
@@ -107,6 +108,7 @@ impl Instance {
         skel.maps.ends.pin(pins.path("ends"))?;
         skel.maps.peculiar.pin(pins.path("peculiar"))?;
         skel.maps.doorbell.pin(pins.path("doorbell"))?;
+        skel.maps.calls.pin(pins.path(counting::CALLS))?;
         let conns = skel.maps.conns.as_fd();
         skel.progs.serve.attach_iter(conns).context("cannot make the iterator over known sockets")?.pin(pins.path("serve"))?;
         let none = libbpf_rs::IterOpts::None;
@@ -125,12 +127,7 @@ impl Instance {
             .attach_iter_with_opts(libbpf_rs::IterOpts::None)
             .context("cannot make the iterator over open files")?
             .pin(pins.path("holders"))?;
-        skel.progs
-            .received
-            .attach_trace()
-            .context("cannot watch receive calls (tracepoint sock_recv_length)")?
-            .pin(pins.path("received"))?;
-
+        skel.progs.received.pin(pins.path(counting::RECEIVED))?;
         skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
         for mut program in skel.object_mut().progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
@@ -174,8 +171,10 @@ impl Instance {
         }
         control.set(0, |c| c, initial);
         let ends = Ends::open(&pins.path("ends"))?;
+        let instance = Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: at_functions.0.err() };
+        counting::begin(&instance)?;
         skel.maps.control.pin(pins.path("control"))?;
-        Ok(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: at_functions.0.err() })
+        Ok(instance)
     }
 
     /// Where everything is pinned.
@@ -341,7 +340,7 @@ impl Instance {
     }
 
     /// Attaches a program that knows its tracepoint or function.
-    fn attach_program(&self, name: &str) -> Result<OwnedFd> {
+    pub(super) fn attach_program(&self, name: &str) -> Result<OwnedFd> {
         let program = pinned(&self.pins, name)?;
         // SAFETY: no name is needed, the program knows its place; the descriptor is open.
         let fd = unsafe { libbpf_rs::libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };

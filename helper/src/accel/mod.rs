@@ -11,6 +11,7 @@ mod calls;
 mod canary;
 mod chosen;
 mod connections;
+mod counting;
 pub mod detached;
 mod foreground;
 mod instance;

@@ -8,6 +8,7 @@ use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
 use super::calls::{Attachment, TRACEPOINT_LINGER};
 use super::connections::{self, Known, Lesson, peer_of};
+use super::counting::Counting;
 use super::instance::Instance;
 
 /// One of them, attached or not.
@@ -52,6 +53,7 @@ pub struct Observation<'a> {
     calls: Observer<Attachment>,
     sends: Observer<OwnedFd>,
     arrivals: Observer<OwnedFd>,
+    counting: Counting,
 }
 
 impl<'a> Observation<'a> {
@@ -59,7 +61,7 @@ impl<'a> Observation<'a> {
     pub fn new(instance: &'a Instance) -> Self {
         instance.end_lesson();
         instance.learn_sleepers(false);
-        Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default() }
+        Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default(), counting: Counting::new() }
     }
 
     /// Whether calls are observed.
@@ -67,9 +69,14 @@ impl<'a> Observation<'a> {
         self.calls.link.is_some()
     }
 
-    /// Attaches who is needed and detaches who is not: calls are observed when a pair is in the map or may go there, sends only while
-    /// the readers of one are learned (the verdict sees those of pairs in the map), and arriving data while it is learned of one of them
-    /// whether its calls sleep. A lesson begins when all it needs is attached and ends before any of it goes: a call that nobody saw
+    /// When this has to be adjusted, whatever happens.
+    pub fn due(&self) -> Option<Instant> {
+        self.counting.due()
+    }
+
+    /// Attaches who is needed and detaches who is not: receive calls are counted unless that is wasted ([`Counting`]), other calls are
+    /// observed when a pair is in the map or may go there, sends only while the readers of one are learned (the verdict sees those of
+    /// pairs in the map), and arriving data while it is learned of one of them whether its calls sleep. A lesson begins when all it needs is attached and ends before any of it goes: a call that nobody saw
     /// must never count.
     pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
         let instance = self.instance;
@@ -89,6 +96,7 @@ impl<'a> Observation<'a> {
         self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.learn_sleepers(false));
         self.sends.release_unless(learning, now, of_tracepoint, || instance.end_lesson());
         self.calls.release_unless(calls, now, Attachment::linger, || {});
+        self.counting.adjust(instance, all, calls)?;
         self.calls.attach_if(calls, || instance.observe_calls())?;
         self.sends.attach_if(learning, || {
             let link = instance.observe_sends()?;

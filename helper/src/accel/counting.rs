@@ -1,0 +1,242 @@
+//! Counting receive calls: it makes each of them on the machine some 50 ns slower, so it pauses where there are many and nobody who may be
+//! accelerated is among those who read.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use super::connections::{self, Known};
+use super::instance::Instance;
+use super::links;
+use super::shared::field;
+
+/// The pinned program, and its pinned link while it is attached: a process that hands over leaves no gap.
+pub const RECEIVED: &str = "received";
+const LINK: &str = "counting";
+
+/// How many receive calls there were on the machine while they were counted, for each CPU.
+pub const CALLS: &str = "calls";
+
+/// The count pauses when for so long nobody has come or read who may be accelerated, and
+const QUIET: Duration = Duration::from_millis(100);
+
+/// so many receive calls a second were counted for nothing: with fewer it takes less than a thousandth of a CPU, and goes on.
+const WASTED: f64 = 10_000.;
+
+/// How long it pauses on average. Then everybody is counted again for a moment: a stream may have become a conversation.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A rate of calls over less than this says nothing.
+const MEASURED: Duration = Duration::from_millis(10);
+
+/// Begins a count.
+///
+/// # Errors
+/// When the kernel does not attach the program.
+pub fn begin(instance: &Instance) -> Result<()> {
+    let path = instance.pins().path(LINK);
+    // One that was ending when its process was killed.
+    remove(&path)?;
+    let link = instance.attach_program(RECEIVED)?;
+    links::pin(&link, &path)?;
+    // 0 means that there is none.
+    let number = instance.control.read(0, field!(counts)).unwrap_or(0).wrapping_add(1).max(1);
+    instance.control.set(0, field!(counts), number);
+    instance.control.set(0, field!(counting), number);
+    Ok(())
+}
+
+/// Ends it. What is read from now on nobody sees, which is said before.
+fn end(instance: &Instance) -> Result<()> {
+    instance.control.set(0, field!(counting), 0);
+    remove(&instance.pins().path(LINK))
+}
+
+fn remove(path: &std::path::Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn count_calls(instance: &Instance) -> Result<u64> {
+    let map = MapHandle::from_pinned_path(instance.pins().path(CALLS)).context("cannot open the count of receive calls")?;
+    let each = map.lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY).context("cannot read the count of receive calls")?;
+    Ok(each.into_iter().flatten().filter_map(|cpu| cpu.try_into().ok()).map(u64::from_ne_bytes).sum())
+}
+
+fn goes_on(instance: &Instance) -> bool {
+    instance.control.read(0, field!(counting)) != Some(0)
+}
+
+/// How long the pause after this count is: between half of the average and half as much again, so that who reads at intervals of his own
+/// is met after a few of them. Multiples of the golden ratio fall evenly into every part of that.
+fn pause_after(count: u32) -> Duration {
+    const GOLDEN: f64 = 0.618_033_988_749_895;
+    PAUSE.mul_f64(0.5 + (f64::from(count) * GOLDEN).fract())
+}
+
+/// Decides whether receive calls are counted.
+#[derive(Debug)]
+pub struct Counting {
+    /// Cookie and reads of each slot at the last look.
+    before: Vec<(u64, u64)>,
+    /// When it was last worth it.
+    worth: Instant,
+    /// All calls counted, and when that was looked at.
+    calls: (u64, Instant),
+    /// When it begins again, in a pause.
+    resumes: Option<Instant>,
+}
+
+impl Counting {
+    /// As it is at the start: somebody may come. A pause of a process before this one ends.
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self { before: Vec::new(), worth: now, calls: (0, now), resumes: None }
+    }
+
+    /// When there is something to decide.
+    pub fn due(&self) -> Option<Instant> {
+        let quiet = self.worth + QUIET;
+        self.resumes.or((quiet > Instant::now()).then_some(quiet))
+    }
+
+    /// Begins a count or ends it; `needed` says that a pair is in the map or about to go there, which must not be missed.
+    ///
+    /// # Errors
+    /// When a count can neither begin nor end.
+    pub fn adjust(&mut self, instance: &Instance, all: &[Known], needed: bool) -> Result<()> {
+        let now = Instant::now();
+        let worth = self.is_worth_it(all) || needed;
+        if worth {
+            self.worth = now;
+        }
+        if goes_on(instance) {
+            let wasted = self.calls_per_second(instance, now)?;
+            if now.duration_since(self.worth) >= QUIET && wasted.is_some_and(|rate| rate > WASTED) {
+                end(instance)?;
+                self.resumes = Some(now + pause_after(instance.control.read(0, field!(counts)).unwrap_or(0)));
+            }
+        } else if (worth || self.resumes.is_none_or(|at| at <= now)) && !instance.is_stopped() {
+            // Somebody who ends the acceleration removes the pins.
+            begin(instance)?;
+            self.resumes = None;
+            self.worth = now;
+            self.calls = (count_calls(instance)?, now);
+        }
+        Ok(())
+    }
+
+    /// Over the time since this was last asked, unless that is too short.
+    fn calls_per_second(&mut self, instance: &Instance, now: Instant) -> Result<Option<f64>> {
+        let (before, at) = self.calls;
+        let time = now.duration_since(at);
+        if time < MEASURED {
+            return Ok(None);
+        }
+        self.calls = (count_calls(instance)?, now);
+        let calls = u32::try_from(self.calls.0.saturating_sub(before)).unwrap_or(u32::MAX);
+        Ok(Some(f64::from(calls) / time.as_secs_f64()))
+    }
+
+    /// Whether a socket has come since the last look, or somebody has read of whose pair it is open what becomes of it.
+    fn is_worth_it(&mut self, all: &[Known]) -> bool {
+        self.before.resize(all.last().map_or(0, |k| k.slot + 1), (0, 0));
+        let mut worth = false;
+        for k in all {
+            let now = (k.end.cookie, k.end.reads);
+            let before = std::mem::replace(&mut self.before[k.slot], now);
+            worth |= before.0 != now.0 || (before.1 != now.1 && connections::is_undecided(all, k));
+        }
+        worth
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use sockpath_bpf::accel::types::accel_end;
+
+    use super::super::instance::Start;
+    use super::super::observation::Observation;
+    use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same() {
+        on_this_kernel("a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same", |pins| {
+            let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false };
+            let instance = Instance::create(pins, &start)?;
+            let (mut one, mut other) = in_private_netns(|| {
+                let pair = connected_pair()?;
+                instance.meet_live_here()?;
+                Ok(pair)
+            })?;
+            connections::pair(&instance);
+            // Those that were open before are candidates from the start, read or not: these shall not be.
+            for k in connections::known(&instance) {
+                instance.ends.set(k.slot, field!(flags), 0);
+            }
+            let mut observation = Observation::new(&instance);
+            let sum = |field: fn(*mut accel_end) -> *mut u64| {
+                connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field)).sum::<u64>()
+            };
+            exchange(&mut one, &mut other)?;
+            assert_eq!(sum(field!(reads)), 1);
+
+            // Somebody whom nobody has chosen reads and reads.
+            let (mut noisy, mut listener) = in_private_netns(connected_pair)?;
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let noise = scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        exchange(&mut noisy, &mut listener)?;
+                    }
+                    anyhow::Ok(())
+                });
+                let outcome = (|| {
+                    let until = Instant::now() + PATIENCE;
+                    while goes_on(&instance) {
+                        assert!(Instant::now() < until, "a count of others goes on");
+                        observation.adjust(&connections::known(&instance))?;
+                    }
+                    exchange(&mut one, &mut other)?;
+                    exchange(&mut other, &mut one)?;
+                    assert_eq!(sum(field!(reads)), 1, "this was to be seen by nobody");
+
+                    let until = Instant::now() + PATIENCE;
+                    while sum(field!(messages)) == 0 {
+                        assert!(Instant::now() < until, "a pair that talks is not accelerated");
+                        exchange(&mut one, &mut other)?;
+                        exchange(&mut other, &mut one)?;
+                        observation.adjust(&connections::known(&instance))?;
+                        connections::enrol(&instance, &connections::known(&instance))?;
+                    }
+                    anyhow::Ok(())
+                })();
+                done.store(true, Ordering::Relaxed);
+                noise.join().expect("the noise ends")?;
+                outcome
+            })?;
+            assert!(goes_on(&instance));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn pauses_fall_into_every_tenth_of_their_range() {
+        let (shortest, tenth) = (PAUSE.mul_f64(0.5), PAUSE.mul_f64(0.1));
+        let mut met = [false; 10];
+        for count in 1..=20 {
+            met[(pause_after(count) - shortest).div_duration_f64(tenth) as usize] = true;
+        }
+        assert_eq!(met, [true; 10]);
+    }
+}
