@@ -67,6 +67,17 @@ impl Kind {
             Self::Namespace => "namespace",
         }
     }
+
+    /// What stands before the name of one, as in `svc/NAME`; nothing does before a namespace.
+    #[must_use]
+    pub fn prefix(self) -> Option<&'static str> {
+        match self {
+            Self::Pod => Some("pod"),
+            Self::Service => Some("svc"),
+            Self::Deployment => Some("deploy"),
+            Self::Namespace => None,
+        }
+    }
 }
 
 /// Where names are looked up. "Not there" is `None` or empty, not an error.

@@ -254,8 +254,16 @@ impl Lookup {
     where
         K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
-        let list = self.api.ask(&format!("list names of {}s", kind.word()), api.list_metadata(&ListParams::default().limit(PAGE))).await?;
-        Ok(list.items.into_iter().filter_map(|o| o.metadata.name).collect())
+        let (what, mut params, mut names) = (format!("list names of {}s", kind.word()), ListParams::default().limit(PAGE), Vec::new());
+        loop {
+            let page = self.api.ask(&what, api.list_metadata(&params)).await?;
+            names.extend(page.items.into_iter().filter_map(|o| o.metadata.name));
+            // Suggestions and completion do with the first page; only of namespaces it is concluded that one is not there.
+            match page.metadata.continue_.filter(|token| !token.is_empty() && kind == Kind::Namespace) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(names),
+            }
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, contai
         return Err(UsageError::new(format!("`{source}`: the port belongs to the target, not to the source")));
     }
     let source_pod = find_source(inventory, &from.name).await?;
-    usable(&source_pod)?;
+    usable(&source_pod, "traced")?;
     let found = find_target(inventory, &to, &source_pod, &from.name).await?;
     let same_pod = found.same || (found.service.is_none() && found.pods.iter().any(|p| p.pod.uid == source_pod.pod.uid));
     let container_port = match container {
@@ -88,7 +88,7 @@ pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, contai
     }
     for pod in &found.pods {
         if found.service.is_none() {
-            usable(pod)?;
+            usable(pod, "traced")?;
         }
     }
     let targets: Vec<Pod> = found.pods.iter().filter(|p| p.unusable.is_none()).map(|p| p.pod.clone()).collect();
@@ -130,7 +130,7 @@ async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo>
     match name {
         Name::Pod { namespace, name } => find_pod(inventory, namespace.as_deref(), name).await,
         Name::Deployment { namespace, name } => {
-            let pods = find_deployment(inventory, namespace.as_deref(), name).await?;
+            let pods = find_deployment(inventory, namespace.as_deref(), name, None).await?;
             pods.into_iter()
                 .min_by_key(|p| p.unusable.is_some())
                 .ok_or_else(|| anyhow::anyhow!("Deployment {name} has no pods: scale it up first"))
@@ -147,26 +147,27 @@ async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo>
 
 async fn find_target(inventory: &impl Inventory, to: &Endpoint, source: &PodInfo, source_name: &Name) -> Result<Found> {
     let nothing = Found { pods: Vec::new(), addresses: Vec::new(), service: None, dialled: None, same: false };
+    // The source's namespace when it was written out: a pod's plain name is looked for there, other kinds are pointed out there.
+    let beside = match source_name {
+        Name::Pod { namespace: Some(ns), .. } | Name::Deployment { namespace: Some(ns), .. } => Some(ns.as_str()),
+        _ => None,
+    };
     match &to.name {
         Name::Pod { namespace, name } => {
-            // A plain name is looked for where the source is when the source's namespace was written out.
-            let fallback = match source_name {
-                Name::Pod { namespace: Some(ns), .. } | Name::Deployment { namespace: Some(ns), .. } => Some(ns.as_str()),
-                _ => None,
-            };
-            let namespace = namespace.as_deref().or(fallback);
-            Ok(Found { pods: vec![find_pod(inventory, namespace, name).await?], ..nothing })
+            let pod = find_pod(inventory, namespace.as_deref().or(beside), name).await?;
+            Ok(Found { pods: vec![pod], ..nothing })
         }
         Name::Deployment { namespace, name } => {
-            let mut pods = find_deployment(inventory, namespace.as_deref(), name).await?;
-            pods.retain(|p| p.unusable.is_none() && p.pod.uid != source.pod.uid);
+            let mut pods = find_deployment(inventory, namespace.as_deref(), name, beside).await?;
+            pods.retain(|p| p.pod.uid != source.pod.uid);
+            let pods = those_that_run(&format!("Deployment {name}"), pods)?;
             if pods.is_empty() {
                 bail!("Deployment {name} has no running pod besides the source");
             }
             Ok(Found { pods, ..nothing })
         }
         Name::Service { namespace, name } => {
-            let service = find_service(inventory, namespace.as_deref(), name).await?;
+            let service = find_service(inventory, namespace.as_deref(), name, beside).await?;
             Ok(Found { pods: service.backends.clone(), service: Some(service), ..nothing })
         }
         Name::Same => {
@@ -199,44 +200,57 @@ async fn find_pod(inventory: &impl Inventory, namespace: Option<&str>, name: &st
     let namespace = namespace.unwrap_or(inventory.namespace());
     match inventory.pod(namespace, name).await? {
         Some(pod) => Ok(pod),
-        None => Err(not_found(inventory, Kind::Pod, namespace, name).await),
+        None => Err(not_found(inventory, Kind::Pod, namespace, name, None).await),
     }
 }
 
-async fn find_deployment(inventory: &impl Inventory, namespace: Option<&str>, name: &str) -> Result<Vec<PodInfo>> {
+async fn find_deployment(inventory: &impl Inventory, namespace: Option<&str>, name: &str, beside: Option<&str>) -> Result<Vec<PodInfo>> {
     let namespace = namespace.unwrap_or(inventory.namespace());
     match inventory.deployment(namespace, name).await? {
         Some(pods) => Ok(pods),
-        None => Err(not_found(inventory, Kind::Deployment, namespace, name).await),
+        None => Err(not_found(inventory, Kind::Deployment, namespace, name, beside).await),
     }
 }
 
-async fn find_service(inventory: &impl Inventory, namespace: Option<&str>, name: &str) -> Result<ServiceInfo> {
+async fn find_service(inventory: &impl Inventory, namespace: Option<&str>, name: &str, beside: Option<&str>) -> Result<ServiceInfo> {
     let namespace = namespace.unwrap_or(inventory.namespace());
     match inventory.service(namespace, name).await? {
         Some(service) => Ok(service),
-        None => Err(not_found(inventory, Kind::Service, namespace, name).await),
+        None => Err(not_found(inventory, Kind::Service, namespace, name, beside).await),
     }
 }
 
-/// Says what is not there, and what is: close names of the same kind, or the same name as another kind.
-async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name: &str) -> anyhow::Error {
-    let mut text = format!("{} `{name}` is not in namespace {namespace}", kind.word());
+/// Says what is not there, and what is: the same name `beside` or as another kind, or close names of the same kind.
+async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name: &str, beside: Option<&str>) -> anyhow::Error {
+    let word = kind.word();
+    if let Some(missing) = missing_namespace(inventory, namespace).await {
+        return match kind {
+            Kind::Pod if is_workload(namespace) => no_workload(inventory, namespace, name).await,
+            _ => anyhow::anyhow!("{word} `{name}`: {missing}"),
+        };
+    }
+    let mut text = format!("{word} `{name}` is not in namespace {namespace}");
+    if let (Some(other), Some(prefix)) = (beside.filter(|other| *other != namespace), kind.prefix())
+        && inventory.names(kind, other).await.unwrap_or_default().iter().any(|n| n == name)
+    {
+        text.push_str(&format!("; there is one in namespace {other}: write {other}/{prefix}/{name}"));
+        return anyhow::anyhow!(text);
+    }
     let names = inventory.names(kind, namespace).await.unwrap_or_default();
     let close = closest(name, &names);
     let other = match kind {
-        Kind::Pod => Some((Kind::Service, "svc")),
-        Kind::Service => Some((Kind::Pod, "pod")),
-        _ => None,
+        Kind::Pod => Some(Kind::Service),
+        Kind::Service => Some(Kind::Pod),
+        Kind::Deployment | Kind::Namespace => None,
     };
-    if let Some((other, prefix)) = other
+    if let Some((other, prefix)) = other.and_then(|other| Some((other, other.prefix()?)))
         && inventory.names(other, namespace).await.unwrap_or_default().iter().any(|n| n == name)
     {
         text.push_str(&format!("; there is a {} of that name: write {prefix}/{name}", other.word()));
     } else if !close.is_empty() {
         text.push_str(&format!("; did you mean {}?", close.join(" or ")));
     } else if names.is_empty() {
-        text.push_str(&format!("; there is no {} at all in it, is the namespace right (-n)?", kind.word()));
+        text.push_str(&format!("; there is no {word} at all in it, is the namespace right (-n)?"));
     } else {
         let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
         text.push_str(&format!("; there are {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" }));
@@ -244,10 +258,56 @@ async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name
     anyhow::anyhow!(text)
 }
 
-fn usable(pod: &PodInfo) -> Result<()> {
+/// `sts/db` reads like a pod of a namespace; says what can be named instead.
+async fn no_workload(inventory: &impl Inventory, kind: &str, name: &str) -> anyhow::Error {
+    let pods = closest(name, &inventory.names(Kind::Pod, inventory.namespace()).await.unwrap_or_default());
+    let such = if pods.is_empty() { String::new() } else { format!(", such as {}", pods.join(" or ")) };
+    anyhow::anyhow!("`{kind}/{name}`: of workloads only deploy/NAME can be named; name one of its pods{such}")
+}
+
+/// Says that a namespace does not exist, where that is so and the user may know.
+async fn missing_namespace(inventory: &impl Inventory, namespace: &str) -> Option<String> {
+    let names = inventory.names(Kind::Namespace, namespace).await.ok().filter(|names| !names.is_empty())?;
+    if names.iter().any(|n| n == namespace) {
+        return None;
+    }
+    let close = closest(namespace, &names);
+    let shown = if close.is_empty() {
+        "kubectl get namespaces lists those there are".to_owned()
+    } else {
+        format!("did you mean {}?", close.join(" or "))
+    };
+    Some(format!("there is no namespace `{namespace}`; {shown}"))
+}
+
+/// What kubectl calls workloads that cannot be named here, so that `sts/db` reads like a pod of a namespace.
+fn is_workload(word: &str) -> bool {
+    let word = word.strip_suffix(".apps").or_else(|| word.strip_suffix(".batch")).unwrap_or(word);
+    let singular = word.strip_suffix('s').unwrap_or(word);
+    matches!(word, "sts" | "ds" | "rs" | "cj")
+        || matches!(singular, "statefulset" | "daemonset" | "replicaset" | "job" | "cronjob" | "replicationcontroller" | "rc")
+}
+
+/// What is `done` to a pod completes the sentence: traced, accelerated.
+fn usable(pod: &PodInfo, done: &str) -> Result<()> {
     match &pod.unusable {
         None => Ok(()),
-        Some(why) => bail!("pod {}/{} cannot be traced: {why}", pod.pod.namespace, pod.pod.name),
+        Some(why) => bail!("pod {}/{} cannot be {done}: {why}", pod.pod.namespace, pod.pod.name),
+    }
+}
+
+/// Those of `owner`'s pods that run: some of its pods come and go at any time.
+///
+/// # Errors
+/// When it has pods, but none that runs; with what holds up the first.
+fn those_that_run(owner: &str, pods: Vec<PodInfo>) -> Result<Vec<PodInfo>> {
+    let (running, held_up): (Vec<PodInfo>, Vec<PodInfo>) = pods.into_iter().partition(|p| p.unusable.is_none());
+    match (running.is_empty(), held_up.first()) {
+        (true, Some(PodInfo { pod, unusable: Some(why), .. })) => {
+            let others = if held_up.len() > 1 { format!(" ({} others are like it)", held_up.len() - 1) } else { String::new() };
+            bail!("{owner} has no running pod: {}/{}: {why}{others}", pod.namespace, pod.name)
+        }
+        _ => Ok(running),
     }
 }
 
@@ -299,10 +359,10 @@ fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], 
         let wanted =
             frontends().find(|f| port.is_none_or(|p| p == f.addr.port()) && (f.protocol == protocol || protocol == Protocol::Icmp));
         // A headless Service is dialled at its pods.
-        wanted
-            .or_else(|| frontends().find(|f| port.is_none_or(|p| p == f.addr.port())))
-            .map(|f| f.addr)
-            .or_else(|| service.service.backends.first().copied())
+        wanted.or_else(|| frontends().find(|f| port.is_none_or(|p| p == f.addr.port()))).map(|f| f.addr).or_else(|| {
+            let backends = || service.service.backends.iter().filter(|b| reachable(&b.ip()));
+            backends().find(|b| port.is_none_or(|p| p == b.port())).or_else(|| backends().next()).copied()
+        })
     } else {
         let ip = found.addresses.iter().chain(targets.iter().flat_map(|p| &p.ips)).copied().find(|ip| reachable(ip));
         let declared = || found.pods.iter().flat_map(|p| &p.containers).flat_map(|c| &c.ports).next().copied();
@@ -318,12 +378,19 @@ fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], 
 /// When a name is wrong, is not there, or nothing is left.
 pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &Scope) -> Result<Vec<PodInfo>> {
     if names.is_empty() {
-        let mut pods = inventory.pods(scope).await?;
-        pods.retain(|p| p.unusable.is_none());
+        let place = scope.namespace.as_ref().map_or_else(|| "the cluster".to_owned(), |ns| format!("namespace {ns}"));
+        let which = scope.selector.as_ref().map_or_else(String::new, |s| format!(" that matches `{s}`"));
+        let pods = those_that_run(
+            &format!("{place}{}", scope.selector.as_ref().map_or_else(String::new, |s| format!(", of what matches `{s}`,"))),
+            inventory.pods(scope).await?,
+        )?;
         if pods.is_empty() {
-            let place = scope.namespace.as_ref().map_or_else(|| "the cluster".to_owned(), |ns| format!("namespace {ns}"));
-            let which = scope.selector.as_ref().map_or_else(String::new, |s| format!(" that matches `{s}`"));
-            bail!("there is no running pod{which} in {place}");
+            if let Some(ns) = &scope.namespace
+                && let Some(missing) = missing_namespace(inventory, ns).await
+            {
+                bail!("{missing}");
+            }
+            bail!("there is no pod{which} in {place}: -n names another namespace, -A takes all");
         }
         return Ok(pods);
     }
@@ -337,13 +404,20 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
             return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not ports")));
         }
         let found = match &endpoint.name {
-            Name::Pod { namespace, name } => vec![find_pod(inventory, namespace.as_deref(), name).await?],
-            Name::Deployment { namespace, name } => find_deployment(inventory, namespace.as_deref(), name).await?,
-            Name::Service { namespace, name } => find_service(inventory, namespace.as_deref(), name).await?.backends,
+            Name::Pod { namespace, name } => {
+                let pod = find_pod(inventory, namespace.as_deref(), name).await?;
+                usable(&pod, "accelerated")?;
+                vec![pod]
+            }
+            Name::Deployment { namespace, name } => {
+                those_that_run(&format!("Deployment {name}"), find_deployment(inventory, namespace.as_deref(), name, None).await?)?
+            }
+            Name::Service { namespace, name } => {
+                those_that_run(&format!("Service {name}"), find_service(inventory, namespace.as_deref(), name, None).await?.backends)?
+            }
             Name::Ip(_) | Name::Same => return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not addresses"))),
         };
         for pod in found {
-            usable(&pod)?;
             if !pods.iter().any(|p| p.pod.uid == pod.pod.uid) {
                 pods.push(pod);
             }

@@ -3,7 +3,7 @@ use crate::exit::{Exit, of_error};
 use crate::inventory::ContainerInfo;
 use sockpath_protocol::request::{Frontend, Locate, Node};
 
-/// Two nodes: `curl` (with a sidecar) and `web` on one, `far` on two; Service `web` before `web` and `far`, `empty` before nobody.
+/// Two nodes: `curl` (with a sidecar) and `web` on one, `far` on two, and in namespace `shop` `clerk` on one; Service `web` before `web` and `far`, `empty` before nobody.
 struct Small;
 
 fn info(name: &str, node: &str, last: u8) -> PodInfo {
@@ -26,7 +26,9 @@ fn info(name: &str, node: &str, last: u8) -> PodInfo {
 }
 
 fn all() -> Vec<PodInfo> {
-    vec![info("curl", "one", 2), info("web", "one", 3), info("far", "two", 4), info("dead", "two", 5)]
+    let mut clerk = info("clerk", "one", 6);
+    clerk.pod.namespace = "shop".to_owned();
+    vec![info("curl", "one", 2), info("web", "one", 3), info("far", "two", 4), info("dead", "two", 5), clerk]
 }
 
 fn named_service(name: &str) -> Option<ServiceInfo> {
@@ -44,6 +46,14 @@ fn named_service(name: &str) -> Option<ServiceInfo> {
     })
 }
 
+/// A headless Service with two ports.
+fn headless() -> ServiceInfo {
+    let mut service = named_service("web").unwrap();
+    service.service.frontends.clear();
+    service.service.backends = ["10.42.1.3:8080", "10.42.1.3:9090", "[fd00:42::3]:9090"].map(|a| a.parse().unwrap()).to_vec();
+    service
+}
+
 impl Inventory for Small {
     fn namespace(&self) -> &str {
         "default"
@@ -58,10 +68,14 @@ impl Inventory for Small {
         Ok(all().into_iter().filter(|p| p.pod.ips.contains(&ip)).collect())
     }
     async fn deployment(&self, _: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
-        Ok((name == "web").then(|| vec![info("dead", "two", 5), info("web", "one", 3)]))
+        Ok(match name {
+            "web" => Some(vec![info("dead", "two", 5), info("web", "one", 3)]),
+            "stuck" => Some(vec![info("dead", "two", 5)]),
+            _ => None,
+        })
     }
     async fn service(&self, _: &str, name: &str) -> Result<Option<ServiceInfo>> {
-        Ok(named_service(name))
+        Ok(if name == "headless" { Some(headless()) } else { named_service(name) })
     }
     async fn services_with(&self, addresses: &[IpAddr]) -> Result<Vec<ServiceInfo>> {
         let touches = |s: &ServiceInfo| {
@@ -74,6 +88,8 @@ impl Inventory for Small {
     }
     async fn names(&self, kind: Kind, namespace: &str) -> Result<Vec<String>> {
         Ok(match kind {
+            Kind::Namespace => ["default", "other", "shop"].map(str::to_owned).to_vec(),
+            Kind::Service if namespace == "shop" => vec!["till".to_owned()],
             _ if namespace != "default" => Vec::new(),
             Kind::Pod => all().into_iter().map(|p| p.pod.name).collect(),
             Kind::Service => vec!["web".to_owned(), "empty".to_owned()],
@@ -97,6 +113,8 @@ async fn scenarios() {
         ("curl", "[fd00:96::10]:80", Scenario::CrossNode, 2, Some("[fd00:96::10]:80")),
         ("curl", "fd00:96::10", Scenario::CrossNode, 2, Some("[fd00:96::10]:80")),
         ("curl", "svc/empty", Scenario::External, 1, Some("10.96.0.11:80")),
+        ("curl", "svc/headless", Scenario::CrossNode, 2, Some("10.42.1.3:8080")),
+        ("curl", "svc/headless:9090", Scenario::CrossNode, 2, Some("10.42.1.3:9090")),
         ("curl", ":8081", Scenario::InPod, 1, Some("127.0.0.1:8081")),
         ("curl", "localhost:8081", Scenario::InPod, 1, Some("127.0.0.1:8081")),
         ("curl", "[::1]:8081", Scenario::InPod, 1, Some("[::1]:8081")),
@@ -142,6 +160,10 @@ async fn mistakes_are_explained() {
         ("curl", "svc/webb", Exit::Failed, "did you mean web?"),
         ("curl", "other/web", Exit::Failed, "is the namespace right"),
         ("curl", "somethingelse", Exit::Failed, "there are curl, web"),
+        ("curl", "othr/web", Exit::Failed, "there is no namespace `othr`; did you mean other?"),
+        ("curl", "sts/web", Exit::Failed, "only deploy/NAME can be named; name one of its pods, such as web"),
+        ("curl", "svc/till", Exit::Failed, "there are web, empty"),
+        ("shop/clerk", "svc/till", Exit::Failed, "there is one in namespace shop: write shop/svc/till"),
         ("curl", "svc/web:8443", Exit::Failed, "it has 80"),
         ("curl", "svc/web:8080", Exit::Failed, "8080 is the port of its pods"),
         ("curl", "dead", Exit::Failed, "Pending"),
@@ -162,9 +184,23 @@ async fn pods_to_accelerate() {
     assert_eq!(select_pods(&Small, &[], &scope).await.unwrap().len(), 3);
     let names: Vec<String> = ["svc/web", "far", "curl"].map(str::to_owned).to_vec();
     assert_eq!(select_pods(&Small, &names, &scope).await.unwrap().len(), 3);
-    for (names, words) in
-        [("dead", "Pending"), ("web:1", "not ports"), ("10.0.0.1", "not addresses"), ("svc/empty", "nothing that was named")]
-    {
+    let deployed = select_pods(&Small, &["deploy/web".to_owned()], &scope).await.unwrap();
+    assert_eq!(
+        deployed.iter().map(|p| p.pod.name.as_str()).collect::<Vec<_>>(),
+        ["web"],
+        "one of its pods does not run, which is no reason"
+    );
+    for (namespace, words) in [("prod", "there is no namespace `prod`"), ("other", "-A takes all")] {
+        let error = select_pods(&Small, &[], &Scope { namespace: Some(namespace.to_owned()), selector: None }).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    for (names, words) in [
+        ("dead", "cannot be accelerated: it is Pending"),
+        ("web:1", "not ports"),
+        ("10.0.0.1", "not addresses"),
+        ("svc/empty", "nothing that was named"),
+        ("deploy/stuck", "Deployment stuck has no running pod: default/dead: it is Pending"),
+    ] {
         let error = select_pods(&Small, &[names.to_owned()], &scope).await.unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
