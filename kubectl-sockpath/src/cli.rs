@@ -147,9 +147,9 @@ pub struct Trace {
     /// Never send a probe
     #[arg(long)]
     pub no_probe: bool,
-    /// Protocol of the probe
-    #[arg(long, value_enum, default_value_t = ProbeProtocol::Tcp)]
-    pub protocol: ProbeProtocol,
+    /// Protocol of the probe [default: that of the Service's port, tcp elsewhere]
+    #[arg(long, value_enum)]
+    pub protocol: Option<ProbeProtocol>,
     /// End after this many request packets with payload [default: 100, none with -o jsonl]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -211,6 +211,14 @@ pub enum TraceOutput {
 
 /// `accelerate`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+POD is NAME, pod/NAME, NS/NAME, or deploy/NAME and svc/NAME for all of their pods.
+
+Examples:
+  kubectl sockpath accelerate -n prod --dry-run      what would be done, pair by pair
+  kubectl sockpath accelerate -n prod                until Ctrl-C
+  kubectl sockpath accelerate deploy/web deploy/db   connections between these two
+  kubectl sockpath accelerate -l app=web --detach    for an hour; `status` shows it, `stop` ends it")]
 pub struct Accelerate {
     /// Pods whose connections to take [default: all of the namespace]
     #[arg(value_name = "POD")]

@@ -281,3 +281,22 @@ fn damaged_recordings_are_told() {
     let error = format!("{:#}", recording::read(damaged.as_bytes(), "x").expect_err("damaged"));
     assert!(error.contains("line 2"), "{error}");
 }
+
+/// What is advised can be typed as it stands, and does what it says.
+#[test]
+fn the_advice_to_accelerate_names_the_namespace_and_spares_host_pods() {
+    let text = fs::read_to_string(dir("recordings").join("same-node-service.jsonl")).expect("a recording");
+    let advice = |text: String| {
+        let file = std::env::temp_dir().join(format!("sockpath-advice-{}.jsonl", std::process::id()));
+        fs::write(&file, text).expect("a recording is written");
+        let report = report_of(&file);
+        let _ = fs::remove_file(&file);
+        report.findings.iter().find(|f| f.id == "could-accelerate").map(|f| f.next.clone().unwrap_or_default())
+    };
+    assert_eq!(advice(text.clone()).as_deref(), Some("kubectl sockpath accelerate curl httpbin"));
+    let elsewhere = text.replace("\"default\"", "\"shop\"").replace("\"default/", "\"shop/");
+    assert_eq!(advice(elsewhere).as_deref(), Some("kubectl sockpath accelerate -n shop curl httpbin"));
+    let of_host = text.replacen("\"host_network\": false", "\"host_network\": true", 1);
+    assert_ne!(of_host, text);
+    assert_eq!(advice(of_host), None);
+}

@@ -21,6 +21,9 @@ struct identity {
 	struct tuple t;
 	__u32 seq;
 	__u32 has_payload;
+	/* Of TCP without payload, whose sequence number stays: what is acknowledged, and flags. */
+	__u32 ack;
+	__u32 kind;
 };
 
 struct {
@@ -55,9 +58,20 @@ static __always_inline void arrived(struct trace_packet *p)
 	__sync_fetch_and_sub(&gate.on_the_way, 1);
 }
 
-static __always_inline void remember_identity(const struct view *v, __u32 id)
+static __always_inline struct identity identity_of(const struct view *v)
 {
 	struct identity key = { .t = v->t, .seq = v->seq, .has_payload = v->payload > 0 };
+
+	if (v->t.protocol == PROTO_TCP && !v->payload) {
+		key.ack = v->ack;
+		key.kind = v->kind & ~TCP_PSH;
+	}
+	return key;
+}
+
+static __always_inline void remember_identity(const struct view *v, __u32 id)
+{
+	struct identity key = identity_of(v);
 
 	bpf_map_update_elem(&identities, &key, &id, BPF_ANY);
 	if (!addressed_as_the_pair(&v->t) && !bpf_map_update_elem(&flows, &key.t, &id, BPF_NOEXIST))
@@ -216,7 +230,7 @@ __noinline __u32 recognise(__u64 head, const struct view *v)
 			/* The memory serves another packet now. */
 			forget(head, p);
 		}
-		key = (struct identity){ .t = v->t, .seq = v->seq, .has_payload = v->payload > 0 };
+		key = identity_of(v);
 		known = bpf_map_lookup_elem(&identities, &key);
 		if (!known)
 			return 0;

@@ -202,7 +202,7 @@ fn no_namespace(name: &str) -> Check {
         name: "namespace".to_owned(),
         state: CheckState::Failed,
         found: format!("namespace {name} does not exist"),
-        remedy: Some("kubectl apply -f manifests/namespace.yaml, then the rest of manifests/".to_owned()),
+        remedy: Some("kubectl apply -f manifests/".to_owned()),
     }
 }
 

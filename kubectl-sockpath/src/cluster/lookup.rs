@@ -308,6 +308,13 @@ impl Inventory for Lookup {
         let api: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), namespace);
         let found = self.api.ask_opt(&format!("read Service {namespace}/{name}"), api.get(name)).await;
         let Some(object) = found.map_err(|p| remedy::for_lookup(p, Some(namespace)))? else { return Ok(None) };
+        if let Some(alias) = service_info::alias(&object) {
+            let text = format!(
+                "Service {namespace}/{name} is of type ExternalName, an alias in DNS for {alias} without addresses of its own: \
+                 trace an address of that host, IP:PORT"
+            );
+            return Err(Problem::new(ProblemKind::Other, text).into());
+        }
         let slices = self.slices(namespace, Some(name)).await.map_err(|p| remedy::for_lookup(p, Some(namespace)))?;
         Ok(Some(self.service_info(&object, &slices).await?))
     }

@@ -74,6 +74,15 @@ async fn a_service_and_what_is_behind_it() {
 }
 
 #[tokio::test]
+async fn an_alias_in_dns_has_nothing_that_could_be_traced() {
+    let object =
+        json!({"metadata": {"name": "ext", "namespace": "prod"}, "spec": {"type": "ExternalName", "externalName": "db.example.com"}});
+    let mock = Mock::default().on("GET /api/v1/namespaces/prod/services/ext", 200, object);
+    let error = Lookup::new(mock.api("prod")).service("prod", "ext").await.unwrap_err().to_string();
+    assert!(error.contains("an alias in DNS for db.example.com"), "{error}");
+}
+
+#[tokio::test]
 async fn services_of_a_pod_are_looked_for_in_its_namespace_only() {
     let mock = Mock::default()
         .on(&format!("GET {PODS}/web-1"), 200, pod("prod", "web-1", "n1", "10.1.0.3"))

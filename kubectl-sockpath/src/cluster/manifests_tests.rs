@@ -11,7 +11,7 @@ use crate::backend::Mode;
 use crate::cli::Seccomp;
 
 const POLICY: &str = include_str!("../../../manifests/policy.yaml");
-const EXAMPLE: &str = include_str!("../../../manifests/helper-pod.yaml");
+const EXAMPLE: &str = include_str!("../../../manifests/example/helper-pod.yaml");
 const KREW: &str = include_str!("../../../krew.yaml");
 
 fn documents(text: &str) -> Vec<Value> {
@@ -39,7 +39,8 @@ fn the_example_pod_is_what_a_dry_run_prints() {
     let (_, example) = EXAMPLE.split_once("\n\n").expect("a heading, an empty line, the pod");
     if std::env::var_os("SOCKPATH_BLESS").is_some() {
         let heading = EXAMPLE.split_once("\n\n").map_or("", |(heading, _)| heading);
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/helper-pod.yaml"), format!("{heading}\n\n{text}")).unwrap();
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/example/helper-pod.yaml"), format!("{heading}\n\n{text}"))
+            .unwrap();
         return;
     }
     assert_eq!(example, text, "run this test with SOCKPATH_BLESS=1 and look at the difference");
@@ -95,4 +96,19 @@ fn the_krew_manifest_is_valid() {
         assert_eq!(platform["bin"], "kubectl-sockpath");
         assert!(platform.get("files").is_none(), "best left out: LICENSE lies beside the binary");
     }
+}
+
+/// `kubectl apply -f manifests/`, as every remedy says it: takes the files of that directory in this order, each of which may need
+/// what those before it made, and none of which may start anything.
+#[test]
+fn the_directory_can_be_applied_as_it_is() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
+    files.sort();
+    let mut kinds = Vec::new();
+    for file in &files {
+        kinds.extend(documents(&std::fs::read_to_string(file).unwrap()).iter().map(|d| d["kind"].as_str().unwrap_or_default().to_owned()));
+    }
+    assert_eq!(kinds.first().map(String::as_str), Some("Namespace"), "{files:?}");
+    assert!(!kinds.iter().any(|k| k == "Pod"), "{files:?}");
 }

@@ -232,6 +232,9 @@ pub async fn clean(api: &Api, namespace: &str) -> Result<(Vec<String>, Vec<Strin
                 delete(api, namespace, &name, leftover.manner).await?;
                 removed.push(format!("pod {namespace}/{name} ({})", leftover.why));
             }
+            None if pod.metadata.deletion_timestamp.is_some() => {
+                kept.push(format!("pod {namespace}/{name}: it is being deleted, and goes when its process has ended"));
+            }
             None => {
                 let user = pod.metadata.annotations.as_ref().and_then(Owner::user_of).unwrap_or("somebody");
                 kept.push(format!("pod {namespace}/{name}: {user} uses it"));

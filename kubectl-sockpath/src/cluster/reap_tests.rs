@@ -82,3 +82,13 @@ async fn what_is_owed_when_the_command_is_cancelled_is_deleted() {
     drop(debts);
     assert_eq!(mock.asked(), [format!("DELETE {PODS}/p?")]);
 }
+
+#[tokio::test]
+async fn one_that_is_being_deleted_is_nobodys() {
+    let mut going = pod("going", elsewhere(), json!({"phase": "Running"}));
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let mock = Mock::default().list(PODS, json!([going, pod("used", elsewhere(), json!({"phase": "Running"}))]));
+    let (removed, kept) = clean(&mock.api("default"), "sockpath").await.unwrap();
+    assert!(removed.is_empty(), "{removed:?}");
+    assert!(kept[0].contains("sockpath/going: it is being deleted") && kept[1].ends_with("uses it"), "{kept:?}");
+}

@@ -79,6 +79,13 @@ pub fn service(object: &ApiService, endpoints: &Endpoints, node_ips: &[IpAddr]) 
     }
 }
 
+/// The host a Service of type `ExternalName` stands for.
+#[must_use]
+pub fn alias(object: &ApiService) -> Option<&str> {
+    let spec = object.spec.as_ref().filter(|s| s.type_.as_deref() == Some("ExternalName"))?;
+    spec.external_name.as_deref()
+}
+
 /// Whether clients may dial it at the address of a node.
 #[must_use]
 pub fn has_node_port(object: &ApiService) -> bool {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use sockpath_protocol::message::{EndReason, NETFILTER_RULES};
 use sockpath_protocol::packet::{Hop, IncidentKind, Outcome, RewriteKind};
+use sockpath_protocol::request::Pod;
 use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;
@@ -24,7 +25,7 @@ pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Rep
     hints.extend(reachability(capture, journeys, report));
     hints.extend(incidents(report));
     hints.extend(neighbours(report));
-    hints.extend(timing(report));
+    hints.extend(timing(capture, report));
     hints.extend(cuts(capture, journeys));
     hints.extend(accounting(capture, report));
     hints.extend(unnamed_rules(report));
@@ -155,7 +156,7 @@ fn neighbours(report: &Report) -> Option<Hint> {
     (!lookups.is_empty()).then_some(Hint::NeighbourLookups(lookups))
 }
 
-fn timing(report: &Report) -> Vec<Hint> {
+fn timing(capture: &Capture, report: &Report) -> Vec<Hint> {
     let mut hints = Vec::new();
     let waits_for_reader = |id| matches!(id, StageId::ReaderWoken | StageId::ReceiveStackDone | StageId::ReceiveQueue);
     let reader: u64 = report.stages.iter().filter(|s| waits_for_reader(s.id)).filter_map(|s| s.times.p50_ns).sum();
@@ -175,7 +176,13 @@ fn timing(report: &Report) -> Vec<Hint> {
             hints.push(Hint::Queueing { device, place, p50_ns });
         }
     }
-    let own_pods = |p: &Party| p.namespace.is_some();
+    // What a hostNetwork pod says goes through the node's sockets, which are left alone.
+    let request = &capture.origin.plan.request;
+    let on_host = |p: &Party| {
+        let is = |pod: &Pod| pod.host_network && pod.name == p.name && Some(&pod.namespace) == p.namespace.as_ref();
+        is(&request.source) || request.targets.iter().any(is)
+    };
+    let own_pods = |p: &Party| p.namespace.is_some() && !on_host(p);
     let same_node = report.scenario == crate::target::Scenario::SameNode;
     let tcp = report
         .request
@@ -188,10 +195,21 @@ fn timing(report: &Report) -> Vec<Hint> {
         && own_pods(&report.target)
         && report.accelerated.is_none()
     {
-        let (source, target) = (report.source.name.clone(), report.target.name.clone());
-        hints.push(Hint::CouldAccelerate { traversals: report.stack_traversals, source, target });
+        let pods = pods_to_name(&report.source, &report.target);
+        hints.push(Hint::CouldAccelerate { traversals: report.stack_traversals, pods });
     }
     hints
+}
+
+/// Two pods as a command names them.
+fn pods_to_name(source: &Party, target: &Party) -> String {
+    let namespace = |p: &Party| p.namespace.clone().unwrap_or_default();
+    let (of_source, of_target) = (namespace(source), namespace(target));
+    match (of_source == of_target, of_source.as_str()) {
+        (true, "default" | "") => format!("{} {}", source.name, target.name),
+        (true, _) => format!("-n {of_source} {} {}", source.name, target.name),
+        (false, _) => format!("{of_source}/{} {of_target}/{}", source.name, target.name),
+    }
 }
 
 /// Packets whose length shrinks or whose segments are cut between two hops.

@@ -76,7 +76,7 @@ pub(super) enum Hint {
     /// Rules did something and may not be read.
     UnnamedRules { nodes: String, why: String },
     /// The pods could be accelerated.
-    CouldAccelerate { traversals: u32, source: String, target: String },
+    CouldAccelerate { traversals: u32, pods: String },
     /// Helpers warned.
     Warned { text: String, count: u64 },
 }
@@ -261,11 +261,11 @@ impl Hint {
                 format!("which rules of netfilter did this on {nodes} is not known: {why}"),
                 go("trace --name-rules asks for that right, too (docs/cluster.md)"),
             ),
-            Self::CouldAccelerate { traversals, source, target } => (
+            Self::CouldAccelerate { traversals, pods } => (
                 "could-accelerate",
                 Info,
                 format!("both pods share a node, yet each packet runs through {traversals} network stacks"),
-                Some(format!("kubectl sockpath accelerate {source} {target}")),
+                Some(format!("kubectl sockpath accelerate {pods}")),
             ),
             Self::Warned { text, count } => {
                 let times = if *count > 1 { format!(" ({count} times)") } else { String::new() };

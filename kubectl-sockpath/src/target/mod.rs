@@ -2,6 +2,7 @@
 
 pub mod name;
 mod resolve;
+mod suggest;
 
 pub use name::{Endpoint, Name};
-pub use resolve::{Plan, Scenario, closest, plan, select_pods};
+pub use resolve::{Plan, Scenario, plan, select_pods};

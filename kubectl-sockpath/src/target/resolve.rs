@@ -10,6 +10,7 @@ use sockpath_protocol::request::{Pod, ProbeRequest, Protocol, Service, TraceRequ
 use crate::command::invocation;
 use crate::exit::UsageError;
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::target::suggest::{missing_namespace, not_found};
 use crate::target::{Endpoint, Name};
 
 /// How source and target lie to each other.
@@ -59,7 +60,13 @@ struct Found {
 ///
 /// # Errors
 /// Usage errors for what makes no sense, others for what is not there or cannot be traced.
-pub async fn plan(inventory: &impl Inventory, source: &str, target: &str, container: Option<&str>, protocol: Protocol) -> Result<Plan> {
+pub async fn plan(
+    inventory: &impl Inventory,
+    source: &str,
+    target: &str,
+    container: Option<&str>,
+    protocol: Option<Protocol>,
+) -> Result<Plan> {
     let (from, to) = (Endpoint::parse(source)?, Endpoint::parse(target)?);
     if from.port.is_some() {
         return Err(UsageError::new(format!("`{source}`: the port belongs to the target, not to the source")));
@@ -160,7 +167,7 @@ async fn find_target(inventory: &impl Inventory, to: &Endpoint, source: &PodInfo
         Name::Deployment { namespace, name } => {
             let mut pods = find_deployment(inventory, namespace.as_deref(), name, beside).await?;
             pods.retain(|p| p.pod.uid != source.pod.uid);
-            let pods = those_that_run(&format!("Deployment {name}"), pods)?;
+            let pods = those_that_run(&format!("of Deployment {name}"), pods)?;
             if pods.is_empty() {
                 bail!("Deployment {name} has no running pod besides the source");
             }
@@ -220,74 +227,6 @@ async fn find_service(inventory: &impl Inventory, namespace: Option<&str>, name:
     }
 }
 
-/// Says what is not there, and what is: the same name `beside` or as another kind, or close names of the same kind.
-async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name: &str, beside: Option<&str>) -> anyhow::Error {
-    let word = kind.word();
-    if let Some(missing) = missing_namespace(inventory, namespace).await {
-        return match kind {
-            Kind::Pod if is_workload(namespace) => no_workload(inventory, namespace, name).await,
-            _ => anyhow::anyhow!("{word} `{name}`: {missing}"),
-        };
-    }
-    let mut text = format!("{word} `{name}` is not in namespace {namespace}");
-    if let (Some(other), Some(prefix)) = (beside.filter(|other| *other != namespace), kind.prefix())
-        && inventory.names(kind, other).await.unwrap_or_default().iter().any(|n| n == name)
-    {
-        text.push_str(&format!("; there is one in namespace {other}: write {other}/{prefix}/{name}"));
-        return anyhow::anyhow!(text);
-    }
-    let names = inventory.names(kind, namespace).await.unwrap_or_default();
-    let close = closest(name, &names);
-    let other = match kind {
-        Kind::Pod => Some(Kind::Service),
-        Kind::Service => Some(Kind::Pod),
-        Kind::Deployment | Kind::Namespace => None,
-    };
-    if let Some((other, prefix)) = other.and_then(|other| Some((other, other.prefix()?)))
-        && inventory.names(other, namespace).await.unwrap_or_default().iter().any(|n| n == name)
-    {
-        text.push_str(&format!("; there is a {} of that name: write {prefix}/{name}", other.word()));
-    } else if !close.is_empty() {
-        text.push_str(&format!("; did you mean {}?", close.join(" or ")));
-    } else if names.is_empty() {
-        text.push_str(&format!("; there is no {word} at all in it, is the namespace right (-n)?"));
-    } else {
-        let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
-        text.push_str(&format!("; there are {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" }));
-    }
-    anyhow::anyhow!(text)
-}
-
-/// `sts/db` reads like a pod of a namespace; says what can be named instead.
-async fn no_workload(inventory: &impl Inventory, kind: &str, name: &str) -> anyhow::Error {
-    let pods = closest(name, &inventory.names(Kind::Pod, inventory.namespace()).await.unwrap_or_default());
-    let such = if pods.is_empty() { String::new() } else { format!(", such as {}", pods.join(" or ")) };
-    anyhow::anyhow!("`{kind}/{name}`: of workloads only deploy/NAME can be named; name one of its pods{such}")
-}
-
-/// Says that a namespace does not exist, where that is so and the user may know.
-async fn missing_namespace(inventory: &impl Inventory, namespace: &str) -> Option<String> {
-    let names = inventory.names(Kind::Namespace, namespace).await.ok().filter(|names| !names.is_empty())?;
-    if names.iter().any(|n| n == namespace) {
-        return None;
-    }
-    let close = closest(namespace, &names);
-    let shown = if close.is_empty() {
-        "kubectl get namespaces lists those there are".to_owned()
-    } else {
-        format!("did you mean {}?", close.join(" or "))
-    };
-    Some(format!("there is no namespace `{namespace}`; {shown}"))
-}
-
-/// What kubectl calls workloads that cannot be named here, so that `sts/db` reads like a pod of a namespace.
-fn is_workload(word: &str) -> bool {
-    let word = word.strip_suffix(".apps").or_else(|| word.strip_suffix(".batch")).unwrap_or(word);
-    let singular = word.strip_suffix('s').unwrap_or(word);
-    matches!(word, "sts" | "ds" | "rs" | "cj")
-        || matches!(singular, "statefulset" | "daemonset" | "replicaset" | "job" | "cronjob" | "replicationcontroller" | "rc")
-}
-
 /// What is `done` to a pod completes the sentence: traced, accelerated.
 fn usable(pod: &PodInfo, done: &str) -> Result<()> {
     match &pod.unusable {
@@ -296,16 +235,16 @@ fn usable(pod: &PodInfo, done: &str) -> Result<()> {
     }
 }
 
-/// Those of `owner`'s pods that run: some of its pods come and go at any time.
+/// Those of many pods that run: some come and go at any time. `which` completes "no pod ... runs".
 ///
 /// # Errors
-/// When it has pods, but none that runs; with what holds up the first.
-fn those_that_run(owner: &str, pods: Vec<PodInfo>) -> Result<Vec<PodInfo>> {
+/// When there are pods, but none that runs; with what holds up the first.
+fn those_that_run(which: &str, pods: Vec<PodInfo>) -> Result<Vec<PodInfo>> {
     let (running, held_up): (Vec<PodInfo>, Vec<PodInfo>) = pods.into_iter().partition(|p| p.unusable.is_none());
     match (running.is_empty(), held_up.first()) {
         (true, Some(PodInfo { pod, unusable: Some(why), .. })) => {
-            let others = if held_up.len() > 1 { format!(" ({} others are like it)", held_up.len() - 1) } else { String::new() };
-            bail!("{owner} has no running pod: {}/{}: {why}{others}", pod.namespace, pod.name)
+            let more = if held_up.len() > 1 { format!(" (and {} more)", held_up.len() - 1) } else { String::new() };
+            bail!("no pod {which} runs: {}/{}: {why}{more}", pod.namespace, pod.name)
         }
         _ => Ok(running),
     }
@@ -349,26 +288,33 @@ fn scenario(source: &Pod, targets: &[Pod], same_pod: bool) -> Scenario {
     }
 }
 
-/// Where a probe goes: the address a client of the source would dial, of the family the source has.
-fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], source: &PodInfo) -> Option<ProbeRequest> {
+/// Where a probe goes: the address a client of the source would dial, of the family the source has. Without a protocol it is
+/// that of the Service's port, TCP where there is a choice.
+fn probe(protocol: Option<Protocol>, port: Option<u16>, found: &Found, targets: &[Pod], source: &PodInfo) -> Option<ProbeRequest> {
     let reachable =
         |ip: &IpAddr| ip.is_loopback() || source.pod.ips.is_empty() || source.pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+    let mut of_port = None;
+    let preferred = protocol.unwrap_or(Protocol::Tcp);
     let to = if let Some(service) = &found.service {
         let typed = |ip: IpAddr| found.dialled.is_none_or(|dialled| dialled == ip);
-        let frontends = || service.service.frontends.iter().filter(|f| typed(f.addr.ip()) && reachable(&f.addr.ip()));
-        let wanted =
-            frontends().find(|f| port.is_none_or(|p| p == f.addr.port()) && (f.protocol == protocol || protocol == Protocol::Icmp));
+        let frontends = || {
+            let those = service.service.frontends.iter().filter(|f| typed(f.addr.ip()) && reachable(&f.addr.ip()));
+            those.filter(|f| port.is_none_or(|p| p == f.addr.port()))
+        };
+        let wanted = frontends().find(|f| f.protocol == preferred || preferred == Protocol::Icmp).or_else(|| frontends().next());
+        of_port = wanted.map(|f| f.protocol);
         // A headless Service is dialled at its pods.
-        wanted.or_else(|| frontends().find(|f| port.is_none_or(|p| p == f.addr.port()))).map(|f| f.addr).or_else(|| {
+        wanted.map(|f| f.addr).or_else(|| {
             let backends = || service.service.backends.iter().filter(|b| reachable(&b.ip()));
             backends().find(|b| port.is_none_or(|p| p == b.port())).or_else(|| backends().next()).copied()
         })
     } else {
         let ip = found.addresses.iter().chain(targets.iter().flat_map(|p| &p.ips)).copied().find(|ip| reachable(ip));
         let declared = || found.pods.iter().flat_map(|p| &p.containers).flat_map(|c| &c.ports).next().copied();
-        let port = port.or_else(declared).or((protocol == Protocol::Icmp).then_some(0));
+        let port = port.or_else(declared).or((preferred == Protocol::Icmp).then_some(0));
         ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port))
     };
+    let protocol = protocol.or(of_port).unwrap_or(preferred);
     to.map(|to| ProbeRequest { protocol, to, timeout_ms: PROBE_TIMEOUT_MS, http: protocol == Protocol::Tcp, requests: 0 })
 }
 
@@ -378,19 +324,16 @@ fn probe(protocol: Protocol, port: Option<u16>, found: &Found, targets: &[Pod], 
 /// When a name is wrong, is not there, or nothing is left.
 pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &Scope) -> Result<Vec<PodInfo>> {
     if names.is_empty() {
-        let place = scope.namespace.as_ref().map_or_else(|| "the cluster".to_owned(), |ns| format!("namespace {ns}"));
-        let which = scope.selector.as_ref().map_or_else(String::new, |s| format!(" that matches `{s}`"));
-        let pods = those_that_run(
-            &format!("{place}{}", scope.selector.as_ref().map_or_else(String::new, |s| format!(", of what matches `{s}`,"))),
-            inventory.pods(scope).await?,
-        )?;
+        let place = scope.namespace.as_ref().map_or_else(|| "in the cluster".to_owned(), |ns| format!("in namespace {ns}"));
+        let which = scope.selector.as_ref().map_or_else(|| place.clone(), |s| format!("that matches `{s}` {place}"));
+        let pods = those_that_run(&which, inventory.pods(scope).await?)?;
         if pods.is_empty() {
             if let Some(ns) = &scope.namespace
                 && let Some(missing) = missing_namespace(inventory, ns).await
             {
                 bail!("{missing}");
             }
-            bail!("there is no pod{which} in {place}: -n names another namespace, -A takes all");
+            bail!("there is no pod {which}: -n names another namespace, -A takes all");
         }
         return Ok(pods);
     }
@@ -410,10 +353,10 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
                 vec![pod]
             }
             Name::Deployment { namespace, name } => {
-                those_that_run(&format!("Deployment {name}"), find_deployment(inventory, namespace.as_deref(), name, None).await?)?
+                those_that_run(&format!("of Deployment {name}"), find_deployment(inventory, namespace.as_deref(), name, None).await?)?
             }
             Name::Service { namespace, name } => {
-                those_that_run(&format!("Service {name}"), find_service(inventory, namespace.as_deref(), name, None).await?.backends)?
+                those_that_run(&format!("of Service {name}"), find_service(inventory, namespace.as_deref(), name, None).await?.backends)?
             }
             Name::Ip(_) | Name::Same => return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not addresses"))),
         };
@@ -427,39 +370,6 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
         bail!("nothing that was named has a running pod");
     }
     Ok(pods)
-}
-
-/// Names so close that a typing error is likely, best first, at most three.
-#[must_use]
-pub fn closest(name: &str, names: &[String]) -> Vec<String> {
-    let limit = (name.len() / 3).clamp(1, 4);
-    let score = |candidate: &String| {
-        let prefix = candidate.starts_with(name) || name.starts_with(candidate.as_str());
-        let distance = if prefix && name.len() >= 3 { 1 } else { edit_distance(name, candidate) };
-        (distance <= limit).then_some(distance)
-    };
-    let mut scored: Vec<(usize, &String)> = names.iter().filter_map(|n| score(n).map(|s| (s, n))).collect();
-    scored.sort();
-    scored.into_iter().take(3).map(|(_, n)| n.clone()).collect()
-}
-
-/// Optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours each cost one.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    let mut before: Vec<usize> = Vec::new();
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let substituted = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = substituted.min(last[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                row[j] = row[j].min(before[j - 2] + 1);
-            }
-        }
-        before = std::mem::replace(&mut last, row);
-    }
-    last[b.len()]
 }
 
 #[cfg(test)]

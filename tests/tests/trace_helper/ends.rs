@@ -11,7 +11,7 @@ use sockpath_protocol::request::{Protocol, TraceRequest};
 use sockpath_tests::lab::Lab;
 use sockpath_tests::root_or_skip;
 
-use super::session::{Session, request, stages, traced};
+use super::session::{Said, Session, request, stages, traced};
 
 #[test]
 fn a_count_ends_the_trace() {
@@ -122,4 +122,27 @@ fn a_node_sees_its_half() {
     assert_eq!(stages(came).first(), Some(&"wire"));
     let back = near.packet(Direction::Reply, PacketKind::Data);
     assert_eq!((stages(back).first(), stages(back).last()), (Some(&"wire"), Some(&"copied")));
+}
+
+/// The last acknowledgements and the FIN of a reader have one sequence number; the far node sees them in memory that is used again.
+#[test]
+fn acknowledgements_that_arrive_in_the_same_memory_are_told_apart() {
+    if !root_or_skip("acknowledgements_that_arrive_in_the_same_memory_are_told_apart") {
+        return;
+    }
+    let lab = Lab::up();
+    let both = request(&lab, "curl", "httpbin-remote");
+    let half = |node: &str| TraceRequest { nodes: both.nodes.iter().filter(|n| n.name == node).cloned().collect(), ..both.clone() };
+    let (mut near, far) = (Session::start(&lab, half("node-1")), Session::start(&lab, half("node-2")));
+    near.probe(Protocol::Tcp, "10.42.2.2:8080");
+    near.wait_for(|m| matches!(m, Message::Packet(p) if p.kind == PacketKind::Fin && p.direction == Direction::Request));
+    let (near, far) = (near.finish(), far.finish());
+    let names = |said: &Said| {
+        let requests = said.packets.iter().filter(|p| p.direction == Direction::Request);
+        requests.map(|p| (p.seq, p.ack, p.payload, format!("{:?}", p.kind))).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(&near), names(&far));
+    for packet in far.packets.iter().filter(|p| p.direction == Direction::Request) {
+        assert_eq!(stages(packet).iter().filter(|s| **s == "device-handover").count(), 1, "{packet:#?}");
+    }
 }

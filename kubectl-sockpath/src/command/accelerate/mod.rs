@@ -71,6 +71,9 @@ fn check(args: &cli::Accelerate, dry_run: bool) -> Result<()> {
         let (least, most) = (human(*LEASES.start()), human(*LEASES.end()));
         return Err(UsageError::new(format!("--for takes {least} to {most}, not {}", human(lease))));
     }
+    if args.all_namespaces && !args.pods.is_empty() {
+        return Err(UsageError::new("name pods or take all namespaces (-A), not both: NS/NAME names a pod of another namespace"));
+    }
     if dry_run && args.detach {
         return Err(UsageError::new("--dry-run watches and returns, there is nothing to detach"));
     }

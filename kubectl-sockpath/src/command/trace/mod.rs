@@ -53,7 +53,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let plan = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
-        plan = target::plan(&backend, source, target, args.container.as_deref(), protocol(args.protocol)) => plan?,
+        plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(protocol)) => plan?,
     };
     if args.probe && plan.probe.is_none() {
         return Err(UsageError::new(format!(

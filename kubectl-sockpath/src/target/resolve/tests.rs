@@ -99,7 +99,7 @@ impl Inventory for Small {
 }
 
 async fn plan_of(source: &str, target: &str) -> Result<Plan> {
-    plan(&Small, source, target, None, Protocol::Tcp).await
+    plan(&Small, source, target, None, None).await
 }
 
 #[tokio::test]
@@ -142,7 +142,20 @@ async fn services_are_told_to_helpers() {
     let unnamed = plan_of("curl", "web").await.unwrap();
     assert_eq!(unnamed.via_service, None);
     assert_eq!(unnamed.request.services.len(), 1);
-    assert_eq!(plan(&Small, "curl", "web", Some("main"), Protocol::Tcp).await.unwrap().request.port, Some(8080));
+    assert_eq!(plan(&Small, "curl", "web", Some("main"), None).await.unwrap().request.port, Some(8080));
+}
+
+#[tokio::test]
+async fn a_probe_speaks_what_the_port_does() {
+    let mut dns = named_service("web").unwrap();
+    dns.service.frontends.iter_mut().for_each(|f| f.protocol = Protocol::Udp);
+    let found = Found { pods: Vec::new(), addresses: Vec::new(), service: Some(dns), dialled: None, same: false };
+    let source = info("curl", "one", 2);
+    for (asked, spoken) in [(None, Protocol::Udp), (Some(Protocol::Tcp), Protocol::Tcp), (Some(Protocol::Udp), Protocol::Udp)] {
+        let request = probe(asked, None, &found, &[], &source).unwrap();
+        assert_eq!((request.protocol, request.http), (spoken, spoken == Protocol::Tcp));
+        assert_eq!(request.to.to_string(), "10.96.0.10:80");
+    }
 }
 
 #[tokio::test]
@@ -161,7 +174,10 @@ async fn mistakes_are_explained() {
         ("curl", "other/web", Exit::Failed, "is the namespace right"),
         ("curl", "somethingelse", Exit::Failed, "there are curl, web"),
         ("curl", "othr/web", Exit::Failed, "there is no namespace `othr`; did you mean other?"),
-        ("curl", "sts/web", Exit::Failed, "only deploy/NAME can be named; name one of its pods, such as web"),
+        ("curl", "statefulsets/web", Exit::Failed, "only deploy/NAME can be named; name one of its pods, such as web"),
+        ("curl", "till.shop.svc.cluster.local", Exit::Failed, "write shop/svc/till"),
+        ("curl", "svc/till.shop", Exit::Failed, "write shop/svc/till"),
+        ("curl", "sts/w", Exit::Failed, "name one of its pods"),
         ("curl", "svc/till", Exit::Failed, "there are web, empty"),
         ("shop/clerk", "svc/till", Exit::Failed, "there is one in namespace shop: write shop/svc/till"),
         ("curl", "svc/web:8443", Exit::Failed, "it has 80"),
@@ -174,7 +190,7 @@ async fn mistakes_are_explained() {
         assert!(text.contains(words), "{source} {target}: {text}");
         assert_eq!(of_error(&error), exit, "{source} {target}: {text}");
     }
-    let error = plan(&Small, "curl", "web", Some("nope"), Protocol::Tcp).await.unwrap_err();
+    let error = plan(&Small, "curl", "web", Some("nope"), None).await.unwrap_err();
     assert!(error.to_string().contains("it has main"), "{error}");
 }
 
@@ -199,18 +215,9 @@ async fn pods_to_accelerate() {
         ("web:1", "not ports"),
         ("10.0.0.1", "not addresses"),
         ("svc/empty", "nothing that was named"),
-        ("deploy/stuck", "Deployment stuck has no running pod: default/dead: it is Pending"),
+        ("deploy/stuck", "no pod of Deployment stuck runs: default/dead: it is Pending"),
     ] {
         let error = select_pods(&Small, &[names.to_owned()], &scope).await.unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
-}
-
-#[test]
-fn close_names() {
-    let names: Vec<String> = ["httpbin", "httpbin-remote", "curl", "web-6f9d"].map(str::to_owned).to_vec();
-    assert_eq!(closest("htpbin", &names), ["httpbin"]);
-    assert_eq!(closest("web", &names), ["web-6f9d"]);
-    assert_eq!(closest("crul", &names), ["curl"]);
-    assert!(closest("postgres", &names).is_empty());
 }
