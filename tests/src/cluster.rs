@@ -192,11 +192,13 @@ impl Cluster {
 
     /// Manifests, workloads, and users.
     fn prepare(&self) {
-        // A run that was cut short may have left its namespace half deleted on a disk that was kept.
-        let namespace = format!("namespace/{NAMESPACE}");
-        let deleted = ["get", &namespace, "--ignore-not-found", "-o", "jsonpath={.metadata.deletionTimestamp}"];
-        if !run(self.kubectl().args(deleted)).is_empty() {
-            run(self.kubectl().args(["wait", "--for=delete", &namespace, "--timeout=300s"]));
+        // A run that was cut short may have left a namespace half deleted on a disk that was kept.
+        for namespace in [NAMESPACE, HELPERS] {
+            let namespace = format!("namespace/{namespace}");
+            let deleted = ["get", &namespace, "--ignore-not-found", "-o", "jsonpath={.metadata.deletionTimestamp}"];
+            if !run(self.kubectl().args(deleted)).is_empty() {
+                run(self.kubectl().args(["wait", "--for=delete", &namespace, "--timeout=300s"]));
+            }
         }
         let manifests = repository().join("manifests");
         for file in MANIFESTS {
