@@ -72,6 +72,28 @@ enum {
 /* Contexts of the UAPI: the verifier rewrites accesses, so the layout up to the last field we name is the UAPI's. */
 struct bpf_sock;
 
+struct __sk_buff {
+	__u32 before_cb[12];
+	__u32 cb[5];
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
 struct bpf_sock_ops {
 	__u32 op;
 	union {
@@ -148,6 +170,7 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	__u64 net_cookie;
 };
 
 typedef struct {
@@ -254,6 +277,8 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 	unsigned long skc_flags;
+	int skc_bound_dev_if;
+	refcount_t skc_refcnt;
 };
 
 struct sk_buff_head {
@@ -307,6 +332,7 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_acked;
 	bool is_mptcp;
+	__u8 repair : 1;
 };
 
 /* include/linux/skmsg.h: what a socket in a sockmap carries. */
@@ -335,13 +361,6 @@ struct bpf_iter_meta {
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
-};
-
-struct bpf_iter__bpf_sk_storage_map {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	struct sock *sk;
-	void *value;
 };
 
 struct task_struct;
@@ -443,14 +462,37 @@ struct Qdisc {
 
 struct netdev_queue;
 
+struct super_block {
+	__u32 s_dev;
+};
+
 struct inode {
 	unsigned short i_mode;
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
 };
 
 struct file {
+	struct path f_path;
 	struct inode *f_inode;
 	unsigned int f_flags;
 	void *private_data;
+};
+
+struct mm_struct {
+	struct file *exe_file;
 };
 
 struct fdtable {
@@ -492,6 +534,7 @@ struct task_struct {
 	int tgid;
 	void *stack;
 	char comm[16];
+	struct mm_struct *mm;
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
 };

@@ -7,8 +7,10 @@
 
 /* Sockets that can be known at one time: two for each pair. */
 #define ACCEL_ENDS 32768
-/* Pods of a node that may lack a directory in cgroup v2. */
+/* Network namespaces of chosen pods of a node, and of pods that were chosen before and still have tracked sockets. */
 #define ACCEL_NAMESPACES 1024
+/* Bytes of the name of a program's file that are kept, with the NUL. */
+#define ACCEL_PROGRAM_NAME 32
 /* Turnaround samples kept for each way of carrying. */
 #define ACCEL_SAMPLES 16
 
@@ -50,11 +52,11 @@ enum accel_state {
 	ACCEL_WATCHED,
 	/* In the map. */
 	ACCEL_ENROLLED,
-	/* Its connection is over, but the map may still name it: user space frees the slot. */
+	/* Its connection is over, but the map may still name it: the next look frees the slot. */
 	ACCEL_OVER,
 };
 
-/* What user space wants done with a socket at the next pass of the iterator. */
+/* What user space wants done with a socket at the next look. */
 enum accel_order {
 	ACCEL_NOTHING,
 	ACCEL_ENROL,
@@ -111,6 +113,8 @@ enum accel_flag {
 	ACCEL_MAY_SLEEP = 128,
 	/* It has sent something and read since. */
 	ACCEL_ANSWERED = 256,
+	/* The program that reads it is known to use FIONREAD, by its name or because it did on another socket. */
+	ACCEL_PROGRAM_ASKS = 512,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -124,7 +128,10 @@ struct accel_end {
 	__u16 lport;
 	__u16 rport;
 	__u16 family;
-	__u16 unused;
+	/* Its namespace among accel_share. */
+	__u16 share;
+	/* ifindex of the device that it is bound to, 0 for none. */
+	__u32 bound_to;
 	enum accel_role role;
 	/* Initial sequence numbers: what this side sends starts here, what it receives starts there. */
 	__u32 iss;
@@ -142,19 +149,20 @@ struct accel_end {
 	/* Written by user space: what it writes goes by TCP; why it was taken out of the map, when it was. */
 	__u32 hold;
 	enum accel_pass left;
-	/* Written by the iterator: where it stands, errno of the last order, redirected bytes unread, looks without a send call. */
+	/* Written by a look: where it stands, errno of the last order, redirected bytes unread, looks without a send call. */
 	enum accel_state state;
 	__s32 result;
 	__u32 queued;
 	__u32 quiet;
-	/* Number of the last pass that saw it. */
-	__u32 seen;
 	/* Receive calls while system calls were observed, in this lesson (accel_control.observing). */
 	__u32 learned;
 	__u32 lesson;
 	/* Data that came, in this lesson, while somebody waited for it in poll(2), epoll or the like. */
 	__u32 polled;
-	/* TCP bytes were put behind unread redirected ones: an edge-triggered reader needs to be told when it gets to them. */
+	/*
+	 * Edge-triggered readers have to be rearmed: TCP bytes lie behind redirected ones, or the socket has left the map while TCP bytes
+	 * were unread, which FIONREAD may have denied.
+	 */
 	__u32 spilled;
 	/* accel_control.peculiar when flags were looked at last. */
 	__u32 peculiar;
@@ -170,6 +178,13 @@ struct accel_end {
 	/* accel_control.counting then. */
 	__u32 counted;
 	__u32 flags;
+	/* Who reads: changes with the process and with execve(2). What its program is: identity and name of the file. */
+	__u64 reader;
+	__u64 program;
+	__u32 reader_tgid;
+	char program_name[ACCEL_PROGRAM_NAME];
+	/* Written by user space: the reader whose program it has judged. */
+	__u64 judged;
 
 	/* As a writer: written under the socket's lock. */
 	__u32 fast;
@@ -189,6 +204,22 @@ struct accel_end {
 	__u32 after_ns[ACCEL_SAMPLES];
 };
 
+/* A network namespace whose sockets are tracked, and its part of the slots: no pod can use up those of others. */
+struct accel_share {
+	/* Its cookie; 0: not in use. */
+	__u64 cookie;
+	/* Sockets that are established from now on are tracked. */
+	__u32 open;
+	/* Slots in use, and sockets that got none. */
+	__u32 used;
+	__u32 refused;
+	/* Sockets that were established, and how many will be when user space is to look at once whether they come too fast. */
+	__u32 opened;
+	__u32 ring_at;
+	/* They are so many that they are not tracked when that happens. */
+	__u32 burst;
+};
+
 /* A sleeping task: the wake function of its wait queue entry, and the words from that entry on up its stack. */
 struct accel_sleeper {
 	__u64 wake_function;
@@ -200,8 +231,12 @@ struct accel_sleeper {
 
 /* One for each instance. */
 struct accel_control {
-	/* Verdicts after this moment (CLOCK_MONOTONIC, nanoseconds) pass. */
+	/* Verdicts after this moment (CLOCK_MONOTONIC, nanoseconds) pass: the lease, a few seconds that the helper renews. */
 	__u64 deadline_ns;
+	/* How far from then on the last renewal set it. */
+	__u64 lease_ns;
+	/* When a detached acceleration ends. */
+	__u64 ends_ns;
 	/* The last jiffy in which a verdict found the lease good. */
 	__u64 lease_seen;
 	/* Pages that TCP may use before memory is tight, and the jiffy in which a verdict asked. */
@@ -232,16 +267,16 @@ struct accel_control {
 	__u32 leave_blocking;
 	/* A doorbell was rung and not answered. */
 	__u32 rung;
-	/* Sockets of chosen pods that were established, and how many will be when user space is to look at once whether they come too fast. */
-	__u32 opened;
-	__u32 ring_at;
-	/* They are so many that they are not met when that happens. */
-	__u32 storm;
+	/* Slots in use, and how many of them each namespace may have while less than half are free. */
+	__u32 used;
+	__u32 fair_share;
 	/* Slots above this one were never used. */
 	__u32 fresh;
 	__u32 detached;
-	/* Number of the iterator's pass that runs. */
-	__u32 pass;
+	/* The kernel's FIONREAD does not count TCP bytes of a socket in a sockmap (self-test fionread-tcp). */
+	__u32 fionread_lies;
+	/* Counts additions to the map of programs that use FIONREAD. */
+	__u32 programs;
 	/* Counts additions to the map of peculiar sockets. */
 	__u32 peculiar;
 	/* How a task that sleeps in plain tcp_recvmsg is told from others; 0 when not known. */

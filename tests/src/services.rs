@@ -18,6 +18,9 @@ pub enum Program {
     Postgres,
     /// nginx: `/small` of 1 KiB and `/large` of 8 MiB by sendfile(2), on a deferred listener.
     Nginx,
+    /// nginx as Debian configures it, but for one worker: `/ok`, `/post` (reads a request body and answers with its length), and
+    /// `/proxy/` to [`Program::Nginx`] in another pod, with connections that are kept.
+    NginxProxy,
     /// memcached.
     Memcached,
     /// sshd for root by key.
@@ -35,7 +38,7 @@ impl Program {
         match self {
             Self::Redis => ("/usr/bin/redis-server", "redis-server"),
             Self::Postgres => ("/usr/bin/pgbench", "postgresql"),
-            Self::Nginx => ("/usr/sbin/nginx", "nginx-light"),
+            Self::Nginx | Self::NginxProxy => ("/usr/sbin/nginx", "nginx-light"),
             Self::Memcached => ("/usr/bin/memcached", "memcached"),
             Self::Sshd => ("/usr/sbin/sshd", "openssh-server"),
             Self::Iperf => ("/usr/bin/iperf3", "iperf3"),
@@ -50,6 +53,7 @@ impl Program {
             Self::Redis => 6379,
             Self::Postgres => 5432,
             Self::Nginx => 5080,
+            Self::NginxProxy => 5180,
             Self::Memcached => 5211,
             Self::Sshd => 5022,
             Self::Iperf => 5201,
@@ -75,6 +79,9 @@ pub struct Service {
     child: Child,
 }
 
+/// Sizes of the files `/body-SIZE` of [`Program::Nginx`], in bytes.
+pub const BODIES: [u64; 6] = [1_000, 20_000, 70_000, 200_000, 1_000_000, 10_000_000];
+
 /// The echo server of [`Program::Asyncio`].
 const ECHO: &str = "
 import asyncio, sys
@@ -99,10 +106,18 @@ impl Service {
     /// # Errors
     /// When it does not come up.
     pub fn start(lab: &Lab, pod: &str, program: Program) -> Result<Self> {
+        Self::start_before(lab, pod, program, None)
+    }
+
+    /// The same for a proxy before a server that runs at this address.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_before(lab: &Lab, pod: &str, program: Program, upstream: Option<SocketAddr>) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("sockpath-{}-{program:?}", lab.instance()).to_lowercase());
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let words = prepare(program, &dir)?;
+        let words = prepare(program, &dir, upstream)?;
         let log = std::fs::File::create(dir.join("log"))?;
         let mut command = lab.exec(pod, &words);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -163,7 +178,7 @@ fn done(command: &mut Command) -> Result<()> {
 }
 
 /// Writes what a server needs into its directory; yields the command that runs it in the foreground.
-fn prepare(program: Program, dir: &Path) -> Result<Vec<String>> {
+fn prepare(program: Program, dir: &Path, upstream: Option<SocketAddr>) -> Result<Vec<String>> {
     let port = program.port().to_string();
     let at = dir.to_string_lossy().into_owned();
     let words = match program {
@@ -177,6 +192,10 @@ fn prepare(program: Program, dir: &Path) -> Result<Vec<String>> {
                 dir.join("large"),
                 crate::torture::content::Content::new(1, 1, crate::torture::content::Direction::ToClient).bytes(0, 8 << 20),
             )?;
+            for size in BODIES {
+                let content = crate::torture::content::Content::new(size, 2, crate::torture::content::Direction::ToClient);
+                std::fs::write(dir.join(format!("body-{size}")), content.bytes(0, usize::try_from(size)?))?;
+            }
             let conf = dir.join("nginx.conf");
             let listen = format!("listen {port} deferred; listen [::]:{port} deferred;");
             std::fs::write(
@@ -186,6 +205,24 @@ fn prepare(program: Program, dir: &Path) -> Result<Vec<String>> {
                      http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; \
                      client_body_temp_path {at}/1; proxy_temp_path {at}/2; fastcgi_temp_path {at}/3; uwsgi_temp_path {at}/4; scgi_temp_path {at}/5;\n\
                      server {{ {listen} root {at}; }} }}\n"
+                ),
+            )?;
+            format!("/usr/sbin/nginx -p {at} -c {}", conf.display())
+        }
+        Program::NginxProxy => {
+            let upstream = upstream.context("a proxy needs an upstream")?;
+            let conf = dir.join("nginx.conf");
+            std::fs::write(
+                &conf,
+                format!(
+                    "user root; daemon off; worker_processes 1; pid {at}/pid; error_log stderr;\nevents {{ worker_connections 1024; }}\n\
+                     http {{ access_log off; sendfile on; tcp_nopush on; client_max_body_size 100m; keepalive_requests 1000000; \
+                     client_body_temp_path {at}/1; proxy_temp_path {at}/2; fastcgi_temp_path {at}/3; uwsgi_temp_path {at}/4; scgi_temp_path {at}/5;\n\
+                     upstream files {{ server {upstream}; keepalive 8; }}\n\
+                     server {{ listen {port}; location /ok {{ return 200 \"ok\\n\"; }} \
+                     location /post {{ proxy_pass http://127.0.0.1:5181; }} \
+                     location /proxy/ {{ proxy_pass http://files/; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n\
+                     server {{ listen 127.0.0.1:5181; location / {{ return 200 \"$content_length\\n\"; }} }} }}\n"
                 ),
             )?;
             format!("/usr/sbin/nginx -p {at} -c {}", conf.display())

@@ -7,9 +7,11 @@ const volatile bool no_order_gate = false;
 /* Never read: it makes the type known to user space. */
 const volatile enum accel_flag flag_layout = ACCEL_LIVE;
 
-/* The slot of a socket; lives and dies with it. */
+/* The slot of a socket plus 1, 0 for none; lives and dies with it. */
 struct conn {
 	__u32 slot;
+	/* Its sequence numbers were set by its process (TCP_REPAIR): they say nothing about who is at the other end. */
+	__u32 repaired;
 };
 
 /* In the map are sockets that are paired; the key is the slot. */
@@ -44,14 +46,32 @@ struct {
 	__type(value, struct conn);
 } conns SEC(".maps");
 
-/* Network namespaces, by cookie, of pods whose sockets are met at the root of cgroup v2. */
+/*
+ * The network namespaces whose sockets are tracked, by cookie: the index of each in `shares`. A process of a chosen pod can open further
+ * namespaces, whose sockets are left alone.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, ACCEL_NAMESPACES);
 	__type(key, __u64);
 	__type(value, __u32);
 } namespaces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ACCEL_NAMESPACES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct accel_share);
+} shares SEC(".maps");
+
+/* Programs that used FIONREAD on a tracked socket, by program_of(). */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u32);
+} programs SEC(".maps");
 
 /* Slots that were used and are free again. */
 struct {
@@ -101,6 +121,23 @@ static __always_inline struct accel_control *get_control(void)
 static __always_inline struct accel_end *get_end(__u32 slot)
 {
 	return bpf_map_lookup_elem(&ends, &slot);
+}
+
+static __always_inline struct accel_share *get_share(__u32 index)
+{
+	return bpf_map_lookup_elem(&shares, &index);
+}
+
+/* The share of a network namespace; NULL where its sockets are not tracked. */
+static __always_inline struct accel_share *share_of(__u64 netns_cookie, __u32 *index)
+{
+	__u32 *found = bpf_map_lookup_elem(&namespaces, &netns_cookie);
+	struct accel_share *share;
+
+	if (!found || !(share = get_share(*found)))
+		return NULL;
+	*index = *found;
+	return share->cookie == netns_cookie && share->open ? share : NULL;
 }
 
 /* What is known about a socket; NULL for those of others. */

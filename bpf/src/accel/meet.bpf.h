@@ -1,14 +1,45 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Sockets come to be known here, when they are established or, live, by iteration; and are forgotten when they close. */
 
-static __always_inline int take_slot(struct accel_control *ctl, __u32 *slot)
+/*
+ * Half of the slots are for whoever comes first; of the rest each namespace may use as many as its fair share allows.
+ */
+static __always_inline bool may_have_slot(const struct accel_control *ctl, const struct accel_share *share)
 {
-	if (!bpf_map_pop_elem(&slots, slot))
-		return 0;
-	if (ctl->fresh >= ACCEL_ENDS)
-		return -1;
-	*slot = __sync_fetch_and_add(&ctl->fresh, 1);
-	return *slot < ACCEL_ENDS ? 0 : -1;
+	return ctl->used < ACCEL_ENDS / 2 || share->used < ctl->fair_share;
+}
+
+static __always_inline int take_slot(struct accel_control *ctl, struct accel_share *share, __u32 *slot)
+{
+	if (!may_have_slot(ctl, share))
+		goto refused;
+	if (bpf_map_pop_elem(&slots, slot)) {
+		if (ctl->fresh >= ACCEL_ENDS)
+			goto refused;
+		*slot = __sync_fetch_and_add(&ctl->fresh, 1);
+		if (*slot >= ACCEL_ENDS)
+			goto refused;
+	}
+	__sync_fetch_and_add(&ctl->used, 1);
+	__sync_fetch_and_add(&share->used, 1);
+	return 0;
+refused:
+	__sync_fetch_and_add(&share->refused, 1);
+	return -1;
+}
+
+/* Gives the slot of a connection that is over to the next; its socket is not in the map. */
+static __always_inline void free_slot(struct accel_control *ctl, struct accel_end *e, __u32 slot, enum accel_state from)
+{
+	struct accel_share *share = get_share(e->share);
+
+	/* Several may look at once. */
+	if (__sync_val_compare_and_swap((__u32 *)&e->state, from, ACCEL_FREE) != from)
+		return;
+	__sync_fetch_and_sub(&ctl->used, 1);
+	if (share)
+		__sync_fetch_and_sub(&share->used, 1);
+	bpf_map_push_elem(&slots, &slot, 0);
 }
 
 /*
@@ -27,6 +58,7 @@ static __always_inline void identify(struct accel_end *e, struct tcp_sock *tp)
 	e->lport = sk->__sk_common.skc_num;
 	e->rport = __builtin_bswap16(sk->__sk_common.skc_dport);
 	e->netns = sk->__sk_common.skc_net.net->ns.inum;
+	e->bound_to = sk->__sk_common.skc_bound_dev_if;
 	if (e->family == 2 /* AF_INET */) {
 		e->laddr[0] = sk->__sk_common.skc_rcv_saddr;
 		e->raddr[0] = sk->__sk_common.skc_daddr;
@@ -39,14 +71,16 @@ static __always_inline void identify(struct accel_end *e, struct tcp_sock *tp)
 }
 
 /* Begins to watch a socket; needs its storage and, for the byte counters to agree, its lock. */
-static __always_inline struct accel_end *meet(struct accel_control *ctl, struct conn *conn, struct tcp_sock *tp, __u64 cookie)
+static __always_inline struct accel_end *meet(struct accel_control *ctl, struct accel_share *share, __u32 index, struct conn *conn,
+					      struct tcp_sock *tp, __u64 cookie)
 {
 	struct accel_end *e;
 	__u32 slot = 0;
 
-	if (take_slot(ctl, &slot) || !(e = get_end(slot)))
+	if (take_slot(ctl, share, &slot) || !(e = get_end(slot)))
 		return NULL;
 	__builtin_memset(e, 0, sizeof(*e));
+	e->share = index;
 	identify(e, tp);
 	e->sk = (__u64)tp;
 	e->met_ns = bpf_ktime_get_ns();
@@ -59,14 +93,14 @@ static __always_inline struct accel_end *meet(struct accel_control *ctl, struct 
 	return e;
 }
 
-static __always_inline void forget(struct accel_control *ctl, struct conn *conn)
+/* A socket that was reset stays in the map until it is closed: its reader may not have read everything. */
+static __always_inline void forget(struct accel_control *ctl, struct accel_end *e, __u32 slot, __u64 cookie)
 {
-	__u32 slot = conn->slot - 1;
-	struct accel_end *e, *peer;
+	struct accel_end *peer;
 
-	if (!conn->slot || !(e = get_end(slot)))
+	/* Once, whoever finds out. */
+	if (!cookie || __sync_val_compare_and_swap(&e->cookie, cookie, 0) != cookie)
 		return;
-	conn->slot = 0;
 	if (e->peer_cookie) {
 		peer = get_end(e->peer);
 		if (!peer || peer->cookie != e->peer_cookie)
@@ -77,42 +111,41 @@ static __always_inline void forget(struct accel_control *ctl, struct conn *conn)
 			if (e->passes[i])
 				__sync_fetch_and_add(&ctl->closed_passes[i], e->passes[i]);
 	}
-	/* A socket that was reset stays in the map until it is closed: its reader may not have read everything. */
-	if (e->state == ACCEL_ENROLLED) {
-		e->state = ACCEL_OVER;
-		e->cookie = 0;
-		return;
-	}
-	e->state = ACCEL_FREE;
-	e->cookie = 0;
-	barrier();
-	bpf_map_push_elem(&slots, &slot, 0);
+	if (__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_ENROLLED, ACCEL_OVER) == ACCEL_WATCHED)
+		free_slot(ctl, e, slot, ACCEL_WATCHED);
 }
 
 static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum accel_role role)
 {
 	struct accel_control *ctl;
+	struct accel_share *share;
 	struct accel_end *e;
 	struct tcp_sock *tp;
 	struct bpf_sock *sk;
 	struct conn *conn;
-	__u32 opened;
+	__u32 opened, index;
 
 	sk = ctx->sk;
-	if (!sk || !(ctl = get_control()) || ctl->paused)
+	if (!sk || !(ctl = get_control()) || ctl->paused || !(share = share_of(bpf_get_netns_cookie(ctx), &index)))
 		return;
-	opened = __sync_fetch_and_add(&ctl->opened, 1) + 1;
-	if (ctl->storm)
-		return;
-	if (opened == ctl->ring_at)
+	opened = __sync_fetch_and_add(&share->opened, 1) + 1;
+	if (opened == share->ring_at)
 		ring(ctl);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || tp->is_mptcp)
 		return;
+	if (BPF_CORE_READ_BITFIELD(tp, repair)) {
+		conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (conn)
+			conn->repaired = 1;
+		return;
+	}
+	if (share->burst)
+		return;
 	conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn || conn->slot)
 		return;
-	e = meet(ctl, conn, tp, bpf_get_socket_cookie(ctx));
+	e = meet(ctl, share, index, conn, tp, bpf_get_socket_cookie(ctx));
 	if (!e)
 		return;
 	e->role = role;
@@ -125,18 +158,29 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 {
 	struct accel_control *ctl;
+	struct accel_end *e;
 	struct bpf_sock *sk;
 	struct conn *conn;
+	__u32 slot;
 
 	sk = ctx->sk;
 	if (ctx->args[1] != BPF_TCP_CLOSE || !sk || !(ctl = get_control()))
 		return;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (conn)
-		forget(ctl, conn);
+	if (!conn || !conn->slot)
+		return;
+	slot = conn->slot - 1;
+	conn->slot = 0;
+	if ((e = get_end(slot)))
+		forget(ctl, e, slot, bpf_get_socket_cookie(ctx));
 }
 
-static __always_inline int dispatch(struct bpf_sock_ops *ctx)
+/*
+ * On the cgroup of a pod, or on the root of cgroup v2 for pods that have no directory there. The network namespace decides whose socket
+ * it is.
+ */
+SEC("sockops")
+int established(struct bpf_sock_ops *ctx)
 {
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
@@ -152,29 +196,6 @@ static __always_inline int dispatch(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/* On the cgroup of a pod. */
-SEC("sockops")
-int established(struct bpf_sock_ops *ctx)
-{
-	return dispatch(ctx);
-}
-
-/* The same on the root of cgroup v2, for pods that have no directory there: their sockets are told by their network namespace. */
-SEC("sockops")
-int established_at_root(struct bpf_sock_ops *ctx)
-{
-	__u64 netns;
-
-	switch (ctx->op) {
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		netns = bpf_get_netns_cookie(ctx);
-		if (!bpf_map_lookup_elem(&namespaces, &netns))
-			return 1;
-	}
-	return dispatch(ctx);
-}
-
 #define IPPROTO_TCP 6
 #define SOL_TCP 6
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
@@ -186,19 +207,21 @@ int meet_live(struct bpf_iter__tcp *ctx)
 	struct sock_common *skc = ctx->sk_common;
 	struct accel_control *ctl = get_control();
 	int flags = BPF_SOCK_OPS_STATE_CB_FLAG;
+	struct accel_share *share;
 	struct accel_end *e;
 	struct tcp_sock *tp;
 	struct conn *conn;
+	__u32 index;
 
 	if (!skc || !ctl || skc->skc_state != BPF_TCP_ESTABLISHED)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
-	if (!tp || tp->is_mptcp)
+	if (!tp || tp->is_mptcp || BPF_CORE_READ_BITFIELD(tp, repair) || !(share = share_of(skc->skc_net.net->net_cookie, &index)))
 		return 0;
 	conn = bpf_sk_storage_get(&conns, (struct sock *)tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!conn || conn->slot)
+	if (!conn || conn->slot || conn->repaired)
 		return 0;
-	e = meet(ctl, conn, tp, bpf_get_socket_cookie((struct sock *)tp));
+	e = meet(ctl, share, index, conn, tp, bpf_get_socket_cookie((struct sock *)tp));
 	if (!e)
 		return 0;
 	e->flags = ACCEL_LIVE;

@@ -40,6 +40,22 @@
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 
+/* A program that asks on one connection may ask on each, when it likes. */
+static __always_inline void note_asking_program(struct accel_control *ctl)
+{
+	__u64 reader, program;
+	struct file *exe = current_exe(&reader);
+	__u32 yes = 1;
+
+	if (!exe)
+		return;
+	program = program_of(exe);
+	if (!bpf_map_update_elem(&programs, &program, &yes, BPF_NOEXIST)) {
+		ctl->programs++;
+		ring(ctl);
+	}
+}
+
 /* Keeps that such a call was made on a socket. Others' end here. */
 static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
 {
@@ -53,6 +69,8 @@ static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
 	ctl = get_control();
 	if (!cookie || !ctl)
 		return 0;
+	if (seen & ACCEL_SAW_FIONREAD && ctl->fionread_lies)
+		note_asking_program(ctl);
 	before = bpf_map_lookup_elem(&peculiar, &cookie);
 	if (before && (*before & seen) == seen)
 		return 0;

@@ -100,6 +100,45 @@ int BPF_PROG(arrived, const struct sock *arg)
 	return 0;
 }
 
+/* Identifies the file of a program while the machine runs. */
+static __always_inline __u64 program_of(const struct file *exe)
+{
+	return BPF_CORE_READ(exe, f_inode, i_ino) ^ (__u64)BPF_CORE_READ(exe, f_inode, i_sb, s_dev) << 32;
+}
+
+/* The file of the program that runs; NULL for tasks of the kernel. */
+static __always_inline struct file *current_exe(__u64 *reader)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+
+	if (!mm)
+		return NULL;
+	/* execve(2) changes the memory, fork(2) the process, too. */
+	*reader = (__u64)mm + task->tgid;
+	return BPF_CORE_READ(mm, exe_file);
+}
+
+/* Notes whose program reads the socket: what a program may ask decides, not what it has asked on this connection so far. */
+static __always_inline void note_reader(struct accel_control *ctl, struct accel_end *e)
+{
+	__u64 reader = 0, program;
+	struct file *exe = current_exe(&reader);
+
+	if (!exe || e->reader == reader)
+		return;
+	program = program_of(exe);
+	bpf_probe_read_kernel_str(e->program_name, sizeof(e->program_name), BPF_CORE_READ(exe, f_path.dentry, d_name.name));
+	e->program = program;
+	e->reader_tgid = bpf_get_current_pid_tgid() >> 32;
+	if (bpf_map_lookup_elem(&programs, &program))
+		__sync_fetch_and_or(&e->flags, ACCEL_PROGRAM_ASKS);
+	barrier();
+	e->reader = reader;
+	if (e->state == ACCEL_ENROLLED)
+		ring(ctl);
+}
+
 /* Between two counts nobody saw what this reader took, this time included: that is left out of the sum. */
 static __always_inline void go_on_counting(const struct accel_control *ctl, struct accel_end *e, const struct sock *sk)
 {
@@ -160,6 +199,8 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	/* Not a short connection, it seems: its calls are worth observing. */
 	if (reads == ctl->learn_reads && !observed)
 		ring(ctl);
+	if (e->state == ACCEL_ENROLLED || (observed && !is_learned(ctl, e)))
+		note_reader(ctl, e);
 	if (observed && !is_learned(ctl, e)) {
 		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
 		if (seen)

@@ -120,7 +120,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
 	if (!is_learned(ctl, peer))
 		return ACCEL_LEARNING;
-	if (peer->flags & ACCEL_SAW_FIONREAD)
+	if (peer->flags & (ACCEL_SAW_FIONREAD | ACCEL_PROGRAM_ASKS))
 		return ACCEL_FIONREAD;
 	if (to->urg_data)
 		return ACCEL_URGENT;

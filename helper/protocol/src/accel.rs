@@ -315,6 +315,9 @@ pub struct AccelStatus {
     /// Whether it goes on without the plugin that started it (`--detach`).
     #[serde(default)]
     pub detached: bool,
+    /// Whether the helper no longer renews the lease: it was killed, or stands still.
+    #[serde(default)]
+    pub helper_gone: bool,
     /// The pairs.
     pub pairs: PairsSnapshot,
 }

@@ -12,16 +12,17 @@ use sockpath_protocol::message::EndReason;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::burst::Bursts;
 use super::chosen::Chosen;
 use super::connections;
-use super::instance::Instance;
+use super::instance::{Instance, RENEWAL};
 use super::observation::Observation;
+use super::programs::Programs;
 use super::relay;
 use super::report::Snapshot;
 use super::review::Review;
 use super::shared::field;
-use super::stop::kick;
-use super::storm::Storm;
+use super::stop::rearm;
 use super::suspension::{self, Suspension};
 use crate::session::{Inbound, Session, clock_ns};
 
@@ -59,8 +60,8 @@ pub enum Audience<'a> {
 impl Audience<'_> {
     fn renewal_interval(&self) -> Duration {
         match self {
-            Self::Session { lease, .. } => SNAPSHOT.min(*lease / 3).max(Duration::from_millis(10)),
-            Self::Nobody(_) => SNAPSHOT,
+            Self::Session { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
+            Self::Nobody(_) => RENEWAL,
         }
     }
 
@@ -96,7 +97,11 @@ impl Audience<'_> {
         match self {
             _ if instance.is_stopped() => Ok(true),
             Self::Session { lease, .. } => instance.renew(*lease).map(|()| false),
-            Self::Nobody(_) => Ok(instance.lease_left()?.is_zero()),
+            Self::Nobody(_) => {
+                let left = instance.run_left()?;
+                instance.renew(left)?;
+                Ok(left.is_zero())
+            }
         }
     }
 
@@ -187,7 +192,8 @@ struct Attendance<'a> {
     review: Review,
     suspension: Suspension,
     observation: Observation<'a>,
-    storm: Storm,
+    bursts: Bursts,
+    programs: Programs,
     /// Sockets that had sent by the map at the last look.
     bypassing: usize,
 }
@@ -202,10 +208,13 @@ impl Attendance<'_> {
 
     /// Looks after the pairs in the map.
     fn look_after(&mut self) -> Result<Found> {
-        self.instance.recycle()?;
-        self.storm.look(self.instance, self.chosen.pods())?;
+        if connections::has_any_over(self.instance) {
+            self.instance.look()?;
+        }
+        self.bursts.look(self.instance, self.chosen.pods())?;
         connections::note_peculiar(self.instance)?;
         let mut all = connections::known(self.instance);
+        self.programs.judge(self.instance, &mut all)?;
         relay::recover(self.instance, &all)?;
         self.review.look(self.instance, &all);
         self.suspension.apply(self.instance);
@@ -215,10 +224,11 @@ impl Attendance<'_> {
         let leaving = all.iter().any(|k| self.instance.ends.read(k.slot, field!(hold)).is_some_and(|hold| hold != 0));
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
-            self.instance.serve()?;
+            self.instance.look()?;
         }
-        if spilled {
-            kick(self.instance, self.chosen.pods())?;
+        // Sockets that have just left the map, too.
+        if leaving || spilled {
+            rearm(self.instance, self.chosen.pods())?;
         }
         self.observation.adjust(&all)?;
         connections::enrol(self.instance, &all)?;
@@ -279,7 +289,8 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
         review: Review::default(),
         suspension: Suspension::default(),
         observation: Observation::new(instance),
-        storm: Storm::new(instance),
+        bursts: Bursts::new(instance),
+        programs: Programs::default(),
         bypassing: 0,
     };
     let mut telling = Telling::new();
@@ -324,7 +335,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
             () = tokio::time::sleep_until(telling.next.into()) => {
                 let chosen = &*attendance.chosen;
                 let ((), took) = timed(|| {
-                    instance.forget_gone()?;
+                    instance.look()?;
                     audience.tell(instance, chosen)
                 })?;
                 telling.done(took);

@@ -15,6 +15,9 @@ use super::instance::{Instance, LEARN_READS};
 use super::private::{close, connected_pair, exchange, in_private_netns};
 use super::shared::field;
 
+/// The self-test that decides whether programs that may ask FIONREAD are left alone.
+const FIONREAD_TCP: &str = "fionread-tcp";
+
 /// How long a step on the private sockets may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -29,13 +32,15 @@ struct Ground<'a> {
 
 /// Runs all of them; nothing else may be known to the instance yet.
 pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
-    // What they do must not be observed, and they receive as blocking readers do.
+    // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
     instance.begin_lesson();
     let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
     instance.control.set(0, field!(leave_blocking), 0);
     let mut ground = Ground::prepare(instance)?;
     let canaries =
         vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
+    let lies = canaries.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
+    instance.control.set(0, field!(fionread_lies), u32::from(lies));
     let Ground { writer, reader, .. } = ground;
     // One that stays known longer is forgotten like any other that is gone.
     let _in_time = close(instance, [writer, reader], PATIENCE)?;
@@ -131,10 +136,10 @@ impl<'a> Ground<'a> {
         }
         let right = self.take(b"hello")? && told == 5;
         Ok(canary(
-            "fionread-tcp",
+            FIONREAD_TCP,
             right,
             false,
-            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; sockets that use FIONREAD are left alone"),
+            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; programs that use FIONREAD are left alone"),
         ))
     }
 

@@ -11,12 +11,13 @@ use super::matching::{self, Identity};
 use super::shared::{Ends, field};
 
 /// What was seen at one end that keeps a pair out of the map, and the reason that is told; the gravest first.
-const PECULIARITIES: [(accel_flag, accel_pass); 6] = [
+const PECULIARITIES: [(accel_flag, accel_pass); 7] = [
     (accel_flag::ACCEL_SAW_WAITALL, accel_pass::ACCEL_WAITALL),
     (accel_flag::ACCEL_SAW_SPLICE, accel_pass::ACCEL_SPLICE),
     (accel_flag::ACCEL_SAW_ASLEEP, accel_pass::ACCEL_BLOCKING),
     (accel_flag::ACCEL_SAW_OOB, accel_pass::ACCEL_URGENT),
     (accel_flag::ACCEL_SAW_FIONREAD, accel_pass::ACCEL_FIONREAD),
+    (accel_flag::ACCEL_PROGRAM_ASKS, accel_pass::ACCEL_FIONREAD),
     (accel_flag::ACCEL_SAW_TWO_TASKS, accel_pass::ACCEL_TWO_TASKS),
 ];
 
@@ -64,6 +65,8 @@ standing! {
     flags: u32,
     fast: u32,
     last_pass: accel_pass,
+    reader: u64,
+    judged: u64,
 }
 
 /// A known socket at one moment.
@@ -189,7 +192,7 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     if ordered.is_empty() {
         return Ok(0);
     }
-    instance.serve()?;
+    instance.insert_ordered()?;
     // A lone end would only make its own writes slower.
     let mut lone = false;
     for pair in ordered.chunks_exact(2) {
@@ -202,7 +205,7 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
         }
     }
     if lone {
-        instance.serve()?;
+        instance.look()?;
     }
     Ok(ordered.len() / 2)
 }
@@ -256,6 +259,8 @@ pub struct Lesson {
     reads: u32,
     /// How often the reader has to have been seen in poll where its calls may sleep, and that matters.
     polls: u32,
+    /// Whether programs that may ask FIONREAD stay out.
+    judges_programs: bool,
 }
 
 impl Lesson {
@@ -264,7 +269,7 @@ impl Lesson {
         let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
         let reads = read(field!(learn_reads))?;
         let polls = if read(field!(leave_blocking))? != 0 { read(field!(learn_polls))? } else { 0 };
-        Some(Self { number: read(field!(observing))?, reads, polls })
+        Some(Self { number: read(field!(observing))?, reads, polls, judges_programs: read(field!(fionread_lies))? != 0 })
     }
 
     /// The variant without the order gate learns nothing, and takes everything.
@@ -272,10 +277,15 @@ impl Lesson {
         self.reads < LEARN_READS
     }
 
-    /// Whether enough calls of this reader were observed: in one lesson, unless it is in the map already.
+    /// Whether enough calls of this reader were observed: in one lesson, unless it is in the map already. Its program has to be known,
+    /// too, where that matters.
     pub fn is_learned(&self, k: &Known) -> bool {
         let counts = k.end.lesson == self.number || k.end.state == accel_state::ACCEL_ENROLLED || self.takes_all();
-        counts && k.end.learned >= self.reads && (!k.has(accel_flag::ACCEL_MAY_SLEEP) || k.end.polled >= self.polls)
+        let judged = !self.judges_programs || k.end.reader != 0 && k.end.judged == k.end.reader;
+        counts
+            && (judged || self.takes_all())
+            && k.end.learned >= self.reads
+            && (!k.has(accel_flag::ACCEL_MAY_SLEEP) || k.end.polled >= self.polls)
     }
 }
 
@@ -357,6 +367,11 @@ pub fn order_all_out(instance: &Instance) {
             order(instance, slot, cookie, accel_order::ACCEL_REMOVE);
         }
     }
+}
+
+/// Whether slots of connections that are over wait to be freed.
+pub fn has_any_over(instance: &Instance) -> bool {
+    (0..instance.used()).any(|slot| instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_OVER))
 }
 
 /// Sockets that are in the map.

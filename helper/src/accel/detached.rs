@@ -13,6 +13,7 @@ use sockpath_protocol::accel::AccelerateRequest;
 use super::attend::{Audience, attend};
 use super::chosen::Chosen;
 use super::instance::Instance;
+use super::meeting;
 use super::pins::Pins;
 use super::stop::dismantle;
 use crate::session::Session;
@@ -56,6 +57,7 @@ async fn go_on(request: &AccelerateRequest, session: Option<&mut Session>) -> Re
     let pins = Pins::of_this_instance()?;
     let Some(instance) = Instance::open(&pins)? else { return Ok(()) };
     let (mut chosen, _) = Chosen::find(&request.pods, &request.elsewhere);
+    meeting::take_over(&instance, chosen.pods())?;
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
     attend(&instance, &mut chosen, Audience::Nobody(session)).await?;

@@ -54,6 +54,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         return reason;
     }
     if request.detach && reason.is_ok() {
+        instance.end_after(lease)?;
         instance.renew(lease)?;
         session.send(&Message::Summary(summary(&instance, true)?))?;
         if request.stay {
@@ -100,12 +101,12 @@ async fn clear_the_way(session: &mut Session, pins: &Pins, request: &AccelerateR
         return Ok(());
     }
     if let Some(instance) = Instance::open(pins)? {
-        let left = instance.lease_left()?;
-        if !left.is_zero() {
+        let left = instance.time_left()?;
+        if !instance.is_helper_gone()? {
             return Err(Coded::new(
                 "held",
                 format!(
-                    "{} accelerates on this node already (lease ends in {} s); end it with `kubectl sockpath stop{}`",
+                    "{} accelerates on this node already (ends in {} s unless renewed); end it with `kubectl sockpath stop{}`",
                     instance.owner(),
                     left.as_secs().max(1),
                     if is_in_lab(request) { " --lab" } else { "" }

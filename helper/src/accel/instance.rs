@@ -2,8 +2,6 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,20 +11,21 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, OpenObject, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
-use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_state};
+use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_order};
 use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 
 use super::calibrate;
 use super::calls::{self, Attachment};
 use super::counting;
 use super::kernel;
-use super::links::{pinned, read_iterator, run_iterator};
+use super::links::{pinned, read_iterator, run_iterator, run_program};
 use super::meeting;
+use super::namespaces::{self, Namespaces};
 use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
 use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
-use crate::trace::netns::inside;
+use crate::trace::netns::{inside, inside_each};
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
 /// and reader share a CPU.
@@ -34,6 +33,18 @@ const BUDGET: u32 = 4 << 20;
 
 /// Observed receive calls that have to be seen on a socket before bytes go to it directly.
 pub const LEARN_READS: u32 = 4;
+
+/// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
+const LOOK_SLOTS: u32 = 1024;
+
+/// How long the kernel redirects without a renewal: what is left of an acceleration whose helper was killed.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// An acceleration renews its lease at least this often.
+pub const RENEWAL: Duration = Duration::from_secs(1);
+
+/// One that has not renewed it for so long was killed, or stands still.
+pub const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
 /// them has to be told from one that never does.
@@ -44,7 +55,7 @@ const LEARN_POLLS: u32 = 32;
 pub struct Start<'a> {
     /// Who starts it.
     pub owner: &'a str,
-    /// The first lease.
+    /// How long it lasts when nobody renews it: the lease is not longer than [`LEASE`], a detached run ends after this time.
     pub lease: Duration,
     /// Whether readers that sleep in their receive call are left alone.
     pub leave_blocking_readers: bool,
@@ -60,6 +71,8 @@ pub struct Instance {
     pub control: Control,
     /// What is known about each socket.
     pub ends: Ends,
+    /// The network namespaces whose sockets are tracked.
+    pub namespaces: Namespaces,
     /// `accel_control.peculiar` when it was looked at last.
     peculiar_seen: AtomicU32,
     /// Why calls are not observed at functions, where this process found out.
@@ -84,8 +97,13 @@ impl Instance {
             return Ok(None);
         }
         let control = Control::open(&pins.path("control"))?;
+        Self::of(pins, control, None).map(Some)
+    }
+
+    fn of(pins: &Pins, control: Control, not_at_functions: Option<String>) -> Result<Self> {
         let ends = Ends::open(&pins.path("ends"))?;
-        Ok(Some(Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: None }))
+        let namespaces = Namespaces::open(pins, ends.len())?;
+        Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), not_at_functions })
     }
 
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
@@ -109,8 +127,8 @@ impl Instance {
         skel.maps.peculiar.pin(pins.path("peculiar"))?;
         skel.maps.doorbell.pin(pins.path("doorbell"))?;
         skel.maps.calls.pin(pins.path(counting::CALLS))?;
-        let conns = skel.maps.conns.as_fd();
-        skel.progs.serve.attach_iter(conns).context("cannot make the iterator over known sockets")?.pin(pins.path("serve"))?;
+        skel.progs.look.pin(pins.path("look"))?;
+        skel.progs.insert.pin(pins.path("insert"))?;
         let none = libbpf_rs::IterOpts::None;
         skel.progs
             .meet_live
@@ -118,10 +136,10 @@ impl Instance {
             .context("cannot make the iterator over TCP sockets")?
             .pin(pins.path("meet_live"))?;
         skel.progs
-            .kick
+            .rearm
             .attach_iter_with_opts(libbpf_rs::IterOpts::None)
             .context("cannot make the iterator over readers")?
-            .pin(pins.path("kick"))?;
+            .pin(pins.path("rearm"))?;
         skel.progs
             .holders
             .attach_iter_with_opts(libbpf_rs::IterOpts::None)
@@ -137,9 +155,10 @@ impl Instance {
         }
         skel.progs.sent.pin(pins.path("sent"))?;
         skel.progs.arrived.pin(pins.path("arrived"))?;
-        skel.progs.established.pin(pins.path(meeting::IN_POD))?;
-        skel.progs.established_at_root.pin(pins.path(meeting::AT_ROOT))?;
-        skel.maps.namespaces.pin(pins.path(meeting::NAMESPACES))?;
+        skel.progs.established.pin(pins.path(meeting::PROGRAM))?;
+        skel.maps.namespaces.pin(pins.path(namespaces::NAMESPACES))?;
+        skel.maps.shares.pin(pins.path(namespaces::SHARES))?;
+        skel.maps.programs.pin(pins.path("programs"))?;
         let stack = {
             let link = skel
                 .progs
@@ -151,7 +170,9 @@ impl Instance {
         let control = Control::map_fd(&skel.maps.control)?;
         let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
         let mut initial = accel_control {
-            deadline_ns: now + u64::try_from(start.lease.as_nanos()).unwrap_or(u64::MAX / 4),
+            deadline_ns: now.saturating_add(nanos(start.lease.min(LEASE))),
+            lease_ns: nanos(start.lease.min(LEASE)),
+            ends_ns: now.saturating_add(nanos(start.lease)),
             started_ns: now,
             budget: BUDGET,
             learn_reads: if is_without_order_gate() { 0 } else { LEARN_READS },
@@ -170,8 +191,7 @@ impl Instance {
             *to = from as _;
         }
         control.set(0, |c| c, initial);
-        let ends = Ends::open(&pins.path("ends"))?;
-        let instance = Self { pins: pins.clone(), control, ends, peculiar_seen: AtomicU32::new(0), not_at_functions: at_functions.0.err() };
+        let instance = Self::of(pins, control, at_functions.0.err())?;
         counting::begin(&instance)?;
         skel.maps.control.pin(pins.path("control"))?;
         Ok(instance)
@@ -195,8 +215,9 @@ impl Instance {
         self.control.set(0, field!(closed_passes), Default::default());
     }
 
-    /// Makes the sockets known that are open in the network namespace of the calling thread.
+    /// Tracks the network namespace of the calling thread, and the sockets that are open in it.
     pub fn meet_live_here(&self) -> Result<()> {
+        self.namespaces.track(&self.control, &Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?)?;
         run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
     }
 
@@ -212,9 +233,12 @@ impl Instance {
         Ok(holders.collect())
     }
 
-    /// Wakes edge-triggered readers of a network namespace that have come to TCP bytes behind redirected ones.
-    pub fn kick(&self, netns: &Netns) -> Result<()> {
-        let link = pinned(&self.pins, "kick")?;
+    /// Rearms edge-triggered readers of a network namespace that may wait for an edge while bytes are unread.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or its sockets not be iterated over.
+    pub fn rearm(&self, netns: &Netns) -> Result<()> {
+        let link = pinned(&self.pins, "rearm")?;
         inside(&netns.file, || run_iterator(link.as_raw_fd()))
             .with_context(|| format!("cannot look at the sockets of {}", netns.path.display()))
     }
@@ -237,44 +261,13 @@ impl Instance {
         Ok(found)
     }
 
-    /// Forgets sockets that are gone without having said so: those of pods without a cgroup v2 directory, and private ones.
-    pub fn forget_gone(&self) -> Result<()> {
-        let began = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        let pass = self.serve()?;
-        for slot in 0..self.used() {
-            let read = |f: fn(*mut accel_end) -> *mut u32| self.ends.read(slot, f);
-            let known = self.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0);
-            if known && read(field!(seen)) != Some(pass) && self.ends.read(slot, field!(met_ns)).is_some_and(|met| met < began) {
-                self.ends.set(slot, field!(cookie), 0);
-                self.ends.set(slot, field!(state), accel_state::ACCEL_OVER);
-            }
-        }
-        self.recycle()
-    }
-
-    /// Frees the slots of connections that are over and whose sockets have left the map.
-    pub fn recycle(&self) -> Result<()> {
-        let over = |slot: &usize| self.ends.read(*slot, field!(state)) == Some(accel_state::ACCEL_OVER);
-        let slots: Vec<usize> = (0..self.used()).filter(over).collect();
-        if slots.is_empty() {
-            return Ok(());
-        }
-        let socks = MapHandle::from_pinned_path(self.pins.path("socks")).context("cannot open the sockmap")?;
-        let free = MapHandle::from_pinned_path(self.pins.path("slots")).context("cannot open the free slots")?;
-        for slot in slots {
-            let key = u32::try_from(slot).unwrap_or(u32::MAX);
-            if socks.lookup(&key.to_ne_bytes(), MapFlags::ANY).context("cannot look into the sockmap")?.is_none() {
-                self.ends.set(slot, field!(state), accel_state::ACCEL_FREE);
-                // SAFETY: a queue has no keys, and its values are 32 bits long; the descriptor is open.
-                let r = unsafe {
-                    libbpf_rs::libbpf_sys::bpf_map_update_elem(free.as_fd().as_raw_fd(), std::ptr::null(), (&raw const key).cast(), 0)
-                };
-                if r < 0 {
-                    bail!("cannot free a slot: {}", std::io::Error::from_raw_os_error(-r));
-                }
-            }
-        }
-        Ok(())
+    /// Programs that were observed to use FIONREAD on a tracked socket, by the identity of their files.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn asking_programs(&self) -> Result<Vec<u64>> {
+        let map = MapHandle::from_pinned_path(self.pins.path("programs")).context("cannot open the map of programs")?;
+        Ok(map.keys().filter_map(|key| key.try_into().ok()).map(u64::from_ne_bytes).collect())
     }
 
     /// Makes the sockets known that are open in a network namespace already.
@@ -284,15 +277,52 @@ impl Instance {
             .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
     }
 
-    /// One pass over the known sockets: orders are carried out, queues looked at. Returns its number.
-    pub fn serve(&self) -> Result<u32> {
-        let pass = self.control.read(0, field!(pass)).unwrap_or(0).wrapping_add(1);
-        self.control.set(0, field!(pass), pass);
-        let path = self.pins.path("serve");
-        let mut sink = [0; 4096];
-        let mut file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        while file.read(&mut sink).with_context(|| format!("cannot read {}", path.display()))? > 0 {}
-        Ok(pass)
+    /// Looks at all tracked sockets: carries out orders to leave the map, measures queues, frees the slots of what is over.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program.
+    pub fn look(&self) -> Result<()> {
+        let program = pinned(&self.pins, "look")?;
+        let used = u32::try_from(self.used()).unwrap_or(u32::MAX);
+        let mut from = 0;
+        while from < used {
+            let to = used.min(from + LOOK_SLOTS);
+            run_program(program.as_raw_fd(), [from, to], 0)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Inserts the sockets into the map that are ordered there, in their namespaces. One that cannot be found there is left alone.
+    ///
+    /// # Errors
+    /// When a namespace cannot be entered or the kernel refuses to run the program.
+    pub fn insert_ordered(&self) -> Result<()> {
+        let is_ordered = |slot: usize| self.ends.read(slot, field!(order)) == Some(accel_order::ACCEL_ENROL);
+        let mut by_share: HashMap<u16, Vec<(usize, u32)>> = HashMap::new();
+        for slot in (0..self.used()).filter(|&slot| is_ordered(slot)) {
+            let bound_to = self.ends.read(slot, field!(bound_to)).unwrap_or(0);
+            by_share.entry(self.ends.read(slot, field!(share)).unwrap_or(0)).or_default().push((slot, bound_to));
+        }
+        let namespaces: Vec<_> = by_share.iter().filter_map(|(share, slots)| Some((self.namespaces.file(*share)?, slots))).collect();
+        if !namespaces.is_empty() {
+            let program = pinned(&self.pins, "insert")?;
+            inside_each(&namespaces, |slots| slots.iter().try_for_each(|(slot, device)| self.insert(&program, *slot, *device)))?;
+        }
+        for slot in by_share.into_values().flatten().map(|(slot, _)| slot).filter(|&slot| is_ordered(slot)) {
+            self.ends.set(slot, field!(order), accel_order::ACCEL_NOTHING);
+            self.ends.set(slot, field!(result), -libc::ESRCH);
+        }
+        Ok(())
+    }
+
+    fn insert(&self, program: &OwnedFd, slot: usize, bound_to: u32) -> Result<()> {
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        match run_program(program.as_raw_fd(), [slot, 0], bound_to) {
+            // The device that it is bound to is gone: it is left alone.
+            Err(_) if bound_to != 0 => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Observes calls on watched sockets until what is returned is dropped.
@@ -363,17 +393,45 @@ impl Instance {
         builder.build().context("cannot listen to the doorbell")
     }
 
-    /// Extends the lease to this long from now.
+    /// Extends the lease to this long from now, but not beyond [`LEASE`].
     pub fn renew(&self, lease: Duration) -> Result<()> {
-        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX / 4);
+        let lease = nanos(lease.min(LEASE));
+        self.control.set(0, field!(lease_ns), lease);
         self.control.set(0, field!(deadline_ns), clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(lease));
         Ok(())
     }
 
-    /// Time left on the lease.
+    /// Sets when a detached run ends: this long from now.
+    pub fn end_after(&self, duration: Duration) -> Result<()> {
+        self.control.set(0, field!(ends_ns), clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(nanos(duration)));
+        Ok(())
+    }
+
+    /// Time left until verdicts pass without a renewal.
     pub fn lease_left(&self) -> Result<Duration> {
-        let deadline = self.control.read(0, field!(deadline_ns)).unwrap_or(0);
-        Ok(Duration::from_nanos(deadline.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
+        self.left(field!(deadline_ns))
+    }
+
+    /// Time left until a detached run ends.
+    pub fn run_left(&self) -> Result<Duration> {
+        self.left(field!(ends_ns))
+    }
+
+    /// Whether the process that renews the lease is late by more than one renewal: it was killed, or stands still.
+    pub fn is_helper_gone(&self) -> Result<bool> {
+        let left = self.lease_left()?;
+        let renewed = Duration::from_nanos(self.control.read(0, field!(lease_ns)).unwrap_or(0));
+        Ok(left.is_zero() || left + RENEWED_WITHIN < renewed)
+    }
+
+    /// How long connections stay accelerated if nothing else happens: as long as the helper of a detached run lives, until that ends.
+    pub fn time_left(&self) -> Result<Duration> {
+        if self.is_detached() && !self.is_helper_gone()? { self.run_left() } else { self.lease_left() }
+    }
+
+    fn left(&self, moment: impl FnOnce(*mut accel_control) -> *mut u64) -> Result<Duration> {
+        let moment = self.control.read(0, moment).unwrap_or(0);
+        Ok(Duration::from_nanos(moment.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
     }
 
     /// Whether it was started to outlive its session.
@@ -398,6 +456,10 @@ impl Instance {
     pub fn used(&self) -> usize {
         (self.control.read(0, field!(fresh)).unwrap_or(0) as usize).min(self.ends.len())
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 /// Loads the programs, with those at functions that were chosen.

@@ -117,6 +117,10 @@ pub struct Matches {
     pub ambiguous: Vec<usize>,
 }
 
+/// Ends that received the same first sequence number, from which on none of them is paired: chance makes two of them alike in
+/// 2^32, a process that sets its sequence numbers (TCP_REPAIR) as many as it likes, and each would cost all others a comparison.
+const MOST_ALIKE: usize = 16;
+
 /// Finds them.
 pub fn find(ends: &[Identity]) -> Matches {
     let mut by_irs: HashMap<u32, Vec<usize>> = HashMap::with_capacity(ends.len());
@@ -125,18 +129,20 @@ pub fn find(ends: &[Identity]) -> Matches {
     }
     let candidates = |i: usize| -> Vec<usize> {
         let end = &ends[i];
-        (0..3)
-            .filter_map(|d| by_irs.get(&end.iss.wrapping_add(d).wrapping_sub(1)))
-            .flatten()
-            .copied()
-            .filter(|&j| j != i && end.mirrors(&ends[j]))
-            .collect()
+        let alike = (0..3).filter_map(|d| by_irs.get(&end.iss.wrapping_add(d).wrapping_sub(1))).flatten().copied().filter(|&j| j != i);
+        // Ends that are alike without being one connection's only come where somebody makes them so; they cost no more than this.
+        alike.take(MOST_ALIKE).filter(|&j| end.mirrors(&ends[j])).collect()
     };
+    let is_crowded = |i: usize| by_irs.get(&ends[i].irs).is_some_and(|bucket| bucket.len() >= MOST_ALIKE);
     let mut matches = Matches::default();
     for i in 0..ends.len() {
+        if is_crowded(i) {
+            matches.ambiguous.push(i);
+            continue;
+        }
         match candidates(i).as_slice() {
             [] => {}
-            [j] if candidates(*j).as_slice() == [i] => {
+            [j] if !is_crowded(*j) && candidates(*j).as_slice() == [i] => {
                 if i < *j {
                     matches.pairs.push((i, *j));
                 }
@@ -220,6 +226,17 @@ mod tests {
         let found = find(&[a, b, clone]);
         assert_eq!(found.pairs, []);
         assert_eq!(found.ambiguous, [0, 1, 2]);
+    }
+
+    #[test]
+    fn many_that_are_alike_cost_no_more_than_they_are() {
+        let alike = |n: u64, role| end(n, 10, &format!("10.42.1.2:{}", 1000 + n), "10.42.1.3:8080", role, 1000, 5000);
+        let mut ends: Vec<Identity> = (0..30_000).map(|n| alike(n + 10, Role::Unknown)).collect();
+        ends.push(end(1, 10, "10.42.1.2:40000", "10.42.1.3:8080", Role::Client, 77, 88));
+        ends.push(end(2, 11, "10.42.1.3:8080", "10.42.1.2:40000", Role::Server, 88, 78));
+        let found = find(&ends);
+        assert_eq!(found.pairs, [(30_000, 30_001)]);
+        assert_eq!(found.ambiguous.len(), 30_000);
     }
 
     #[test]

@@ -1,77 +1,63 @@
-//! Meeting the sockets that pods open from now on: by a program on each pod's cgroup, or, for pods without a directory in cgroup v2, by
-//! one on the root, which tells their sockets by their network namespaces.
+//! Tracking the sockets that pods open from now on: by a program on each pod's cgroup, or, for pods without a directory in cgroup v2, on
+//! the root. In both places the network namespace decides whose socket it is.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
-use anyhow::{Context, Result, bail};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::instance::Instance;
 use super::links::{pin, pinned};
 use super::pins::ESTABLISHED;
 use crate::node::{Cgroup, FoundPod, Placement};
+use anyhow::{Context, Result, bail};
 
-/// The program on a pod's cgroup.
-pub const IN_POD: &str = "established";
+/// The program on a pod's cgroup, or on the root.
+pub const PROGRAM: &str = "established";
 
-/// The program on the root.
-pub const AT_ROOT: &str = "established_at_root";
-
-/// The map of the namespaces it looks for, by cookie.
-pub const NAMESPACES: &str = "namespaces";
-
-/// Meets the sockets of these pods from now on. Those of a pod without a directory in cgroup v2 cannot be met where none is mounted.
+/// Tracks the sockets that these pods open from now on. Those of a pod without a directory in cgroup v2 cannot be tracked where none is
+/// mounted.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
+        instance.namespaces.track(&instance.control, &pod.netns)?;
         match &pod.cgroup {
-            Placement::Own(cgroup) => attach_to(instance, cgroup, IN_POD)?,
-            Placement::Root(root) => {
-                let cookie = pod.netns.cookie()?;
-                namespaces(instance)?
-                    .update(&cookie.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY)
-                    .context("there are more pods without a directory in cgroup v2 than can be told apart")?;
-                if !instance.pins().has(&link_to(root)) {
-                    attach_to(instance, root, AT_ROOT)?;
-                }
-            }
-            Placement::Nowhere => {}
+            Placement::Own(cgroup) => attach_to(instance, cgroup)?,
+            Placement::Root(root) if !instance.pins().has(&link_to(root)) => attach_to(instance, root)?,
+            Placement::Root(_) | Placement::Nowhere => {}
         }
     }
     Ok(())
 }
 
-/// No longer meets the sockets that this pod opens from now on.
+/// Takes over pods that another process of this acceleration has attached to.
+///
+/// # Errors
+/// When a namespace cannot be identified or held.
+pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
+    pods.iter().try_for_each(|pod| instance.namespaces.track(&instance.control, &pod.netns))
+}
+
+/// No longer tracks the sockets that this pod opens from now on.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
-    match &pod.cgroup {
-        Placement::Own(cgroup) => {
-            let path = instance.pins().path(&link_to(cgroup));
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
-                _ => Ok(()),
+    instance.namespaces.release(&instance.control, &pod.netns)?;
+    if let Placement::Own(cgroup) = &pod.cgroup {
+        let path = instance.pins().path(&link_to(cgroup));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot remove {}", path.display()));
             }
+            _ => {}
         }
-        Placement::Root(_) => {
-            // Only one that is not there cannot be deleted.
-            let _ = namespaces(instance)?.delete(&pod.netns.cookie()?.to_ne_bytes());
-            Ok(())
-        }
-        Placement::Nowhere => Ok(()),
     }
+    Ok(())
 }
 
-fn namespaces(instance: &Instance) -> Result<MapHandle> {
-    MapHandle::from_pinned_path(instance.pins().path(NAMESPACES)).context("cannot open the map of namespaces")
-}
-
-fn attach_to(instance: &Instance, cgroup: &Cgroup, program: &str) -> Result<()> {
-    let program = pinned(instance.pins(), program)?;
+fn attach_to(instance: &Instance, cgroup: &Cgroup) -> Result<()> {
+    let program = pinned(instance.pins(), PROGRAM)?;
     let dir = File::open(&cgroup.dir).with_context(|| format!("cannot open the cgroup {}", cgroup.dir.display()))?;
     // SAFETY: both descriptors are open; no options.
     let fd = unsafe {

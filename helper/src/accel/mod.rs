@@ -5,6 +5,7 @@
 
 mod abandon;
 mod attend;
+mod burst;
 mod bypassed;
 mod calibrate;
 mod calls;
@@ -19,15 +20,16 @@ mod kernel;
 mod links;
 mod matching;
 mod meeting;
+mod namespaces;
 mod observation;
 pub mod pins;
 mod private;
+mod programs;
 mod relay;
 mod report;
 mod review;
 mod shared;
 mod stop;
-mod storm;
 mod suspension;
 mod trial;
 

@@ -92,7 +92,7 @@ pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> R
     drop(ends);
     let until = Instant::now() + patience;
     loop {
-        instance.forget_gone()?;
+        instance.look()?;
         if connections::known(instance).is_empty() {
             return Ok(true);
         }

@@ -30,7 +30,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
     if readers.is_empty() {
         return Ok(());
     }
-    instance.serve()?;
+    instance.look()?;
     readers.retain(|k| instance.ends.read(k.slot, field!(queued)).is_some_and(|queued| queued > 0) && !is_settled(instance, k));
     if readers.is_empty() {
         return Ok(());

@@ -9,16 +9,13 @@ use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
 use sockpath_protocol::message::EndReason;
 
 use super::connections;
-use super::instance::Instance;
+use super::instance::{Instance, RENEWED_WITHIN};
 use super::pins::Pins;
 use super::relay;
 use super::report::{PodNames, Snapshot};
 use super::shared::field;
 use crate::node::{self, FoundPod};
 use crate::session::Session;
-
-/// A session renews its lease at least this often; one that has not was killed.
-const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// How long `cleanup` waits for queues to drain.
 const CLEANUP_DRAIN: Duration = Duration::from_secs(5);
@@ -34,8 +31,9 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
         Some(instance) => AccelStatus {
             active: true,
             owner: Some(instance.owner()),
-            lease_left_ms: u64::try_from(instance.lease_left()?.as_millis()).unwrap_or(u64::MAX),
+            lease_left_ms: u64::try_from(instance.time_left()?.as_millis()).unwrap_or(u64::MAX),
             detached: instance.is_detached(),
+            helper_gone: instance.is_helper_gone()?,
             pairs: Snapshot { instance: &instance, all: &connections::known(&instance), pods: &PodNames::default() }.collect(),
         },
     };
@@ -66,7 +64,7 @@ async fn user(pins: &Pins) -> Result<Option<String>> {
     let lease = || instance.control.read(0, field!(deadline_ns)).unwrap_or(0);
     let (before, until) = (lease(), Instant::now() + RENEWED_WITHIN);
     while !instance.is_stopped() && !instance.lease_left()?.is_zero() {
-        if instance.is_detached() || lease() > before {
+        if lease() > before {
             return Ok(Some(instance.owner()));
         }
         if Instant::now() >= until {
@@ -104,9 +102,9 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     let deadline = Instant::now() + drain;
     loop {
         connections::order_all_out(instance);
-        instance.forget_gone()?;
+        instance.look()?;
         relay::recover(instance, &connections::known(instance))?;
-        kick(instance, pods)?;
+        rearm(instance, pods)?;
         if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
             break;
         }
@@ -117,20 +115,21 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     summary(instance, false)
 }
 
-/// Helps readers that came to TCP bytes behind redirected ones: those whose redirected bytes are all read.
-pub fn kick(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
+/// Rearms readers that may wait for an edge while bytes are unread: those that came to TCP bytes behind redirected ones, and those whose
+/// socket has left the map.
+pub fn rearm(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     let waiting: HashSet<u32> = (0..instance.used())
         .filter(|&slot| instance.ends.read(slot, field!(spilled)).is_some_and(|s| s != 0))
         .filter(|&slot| instance.ends.read(slot, field!(queued)) == Some(0))
         .filter_map(|slot| instance.ends.read(slot, field!(netns)))
         .collect();
     for netns in pods.iter().map(|p| &p.netns).filter(|n| waiting.contains(&n.inode)) {
-        instance.kick(netns)?;
+        instance.rearm(netns)?;
     }
     for inode in waiting.iter().filter(|inode| pods.iter().all(|p| p.netns.inode != **inode)) {
         // A namespace whose last process has ended has no readers that wait.
         if let Some(netns) = node::netns_by_inode(*inode) {
-            instance.kick(&netns)?;
+            instance.rearm(&netns)?;
         }
     }
     Ok(())

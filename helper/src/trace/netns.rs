@@ -7,6 +7,18 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
+/// Runs `work` inside each of these namespaces, one after the other, with what belongs to it.
+pub fn inside_each<T: Sync>(namespaces: &[(File, T)], work: impl Fn(&T) -> Result<()> + Send + Sync) -> Result<()> {
+    let Some((first, _)) = namespaces.first() else { return Ok(()) };
+    inside(first, || {
+        for (netns, of_it) in namespaces {
+            setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace (that needs CAP_SYS_ADMIN)")?;
+            work(of_it)?;
+        }
+        Ok(())
+    })
+}
+
 /// Runs `work` inside the namespace. The rest of the process never leaves its own.
 pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {

@@ -135,7 +135,7 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
 
 /// Whether it was detached and has not ended.
 fn goes_on_alone(status: &AccelStatus) -> bool {
-    status.active && status.detached && status.lease_left_ms > 0
+    status.active && status.detached && !status.helper_gone && status.lease_left_ms > 0
 }
 
 /// One node's state as text.
@@ -144,6 +144,12 @@ fn status_text(node: &str, status: &AccelStatus, style: &Style) -> String {
         (false, ..) => return format!("{node}: nothing is accelerated\n"),
         (true, Some(owner), 0) => {
             format!("{node}: left behind by {owner}, the lease has run out: connections go by TCP, `stop` removes the rest")
+        }
+        (true, Some(owner), left) if status.helper_gone => {
+            let left = human(Duration::from_secs(left.div_ceil(1000)));
+            format!(
+                "{node}: the helper that accelerated for {owner} is gone: connections return to TCP within {left}, `stop` removes the rest"
+            )
         }
         (true, Some(owner), left) => {
             let detached = if status.detached { ", detached" } else { "" };

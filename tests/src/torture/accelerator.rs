@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, PairsSnapshot, StopRequest};
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, Canary, PairsSnapshot, StopRequest};
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::request::Pod;
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
@@ -251,10 +251,27 @@ impl Accelerator {
     /// # Errors
     /// What the helper says.
     pub fn start_with(lab: &Lab, choice: &Choice) -> Result<Self> {
+        Self::begin(lab, choice, |_| {})
+    }
+
+    /// As [`Accelerator::start`]; `see` gets the self-tests of the kernel.
+    ///
+    /// # Errors
+    /// What the helper says.
+    pub fn start_watching(lab: &Lab, see: impl FnMut(&Canary)) -> Result<Self> {
+        Self::begin(lab, &Choice::default(), see)
+    }
+
+    fn begin(lab: &Lab, choice: &Choice, mut see: impl FnMut(&Canary)) -> Result<Self> {
         let environment: &[(&str, &str)] = if choice.without_order_gate { &[(WITHOUT_ORDER_GATE, "1")] } else { &[] };
         let mut session = Session::start_with(lab, environment)?;
         session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
-        session.expect("the sign that it is armed", |m| matches!(m, Message::Armed(_) | Message::Pairs(_)).then_some(()))?;
+        session.expect("the sign that it is armed", |m| {
+            if let Message::Canary(canary) = m {
+                see(canary);
+            }
+            matches!(m, Message::Armed(_) | Message::Pairs(_)).then_some(())
+        })?;
         Ok(Self(session))
     }
 
@@ -316,6 +333,20 @@ impl Accelerator {
         self.0.child.wait()?;
         Ok(summary)
     }
+}
+
+/// Waits until the lease of what is accelerated on this node is over.
+///
+/// # Errors
+/// When it is still renewed after a time that is longer than any lease of the kernel.
+pub fn await_lease_end(lab: &Lab) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while status(lab)?.lease_left_ms > 0 {
+        if Instant::now() > end {
+            bail!("the lease goes on although nobody renews it");
+        }
+    }
+    Ok(())
 }
 
 /// What is accelerated on this node.

@@ -1,6 +1,7 @@
 //! Runs connections over a lab of its own while acceleration comes and goes, and adds up what all ends saw.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,8 @@ use anyhow::{Context, Result};
 use sockpath_protocol::lab::LabStatus;
 
 use super::chaos::{self, Deeds};
-use super::peers::Peer;
-use super::plan::{DOOMED, Listener, TIGHT};
+use super::peers::{Peer, torture_program};
+use super::plan::{ASKING, DOOMED, Listener, TIGHT};
 use super::prng::Prng;
 use super::report::Totals;
 use super::tight::TightMemory;
@@ -21,6 +22,8 @@ const PORT: u16 = 7000;
 const DOOMED_PORT: u16 = 7100;
 /// First port of the server whose TCP memory is limited.
 const TIGHT_PORT: u16 = 7200;
+/// First port of the server whose readers use FIONREAD.
+const ASKING_PORT: u16 = 7300;
 /// Numbers of the second client's connections begin here; a multiple of the range of source ports, so that both clients use equal ones.
 const SECOND: u64 = 15_000_000_000;
 
@@ -120,7 +123,11 @@ impl Torture {
             server.ready()?;
             servers.push(server);
         }
-        let mut clients = Vec::new();
+        let asking = AskingProgram::make()?;
+        let mut server = Peer::start_program(&asking.0, lab, "httpbin", &self.args("server", &["--port", &ASKING_PORT.to_string()]))?;
+        server.ready()?;
+        servers.insert(0, server);
+        let mut clients = vec![self.asking_client(&asking, lab, status)?];
         let tight = servers.last().context("no server").and_then(|s| TightMemory::new(s.pid()));
         match &tight {
             Ok(_) => clients.push(self.tight_client(lab, status)?),
@@ -161,6 +168,18 @@ impl Torture {
         Ok(verdict)
     }
 
+    /// One connection in ten is between programs that use FIONREAD.
+    fn asking_client(&self, asking: &AskingProgram, lab: &Lab, status: &LabStatus) -> Result<Peer> {
+        let to = pod_ip(status, "httpbin", false).context("httpbin has no IPv4 address")?;
+        let (from, count) = (ASKING.to_string(), (self.connections / 10).to_string());
+        let route = format!("asking4={to}:{ASKING_PORT}");
+        let mut args = self.args("client", &["--from", &from, "--count", &count, "--concurrency", "12", "--route", &route]);
+        if let Some(limit) = self.limit {
+            args.extend(["--limit-ms".to_owned(), limit.as_millis().to_string()]);
+        }
+        Peer::start_program(&asking.0, lab, "curl", &args)
+    }
+
     /// One connection in twenty goes to the server whose memory is tight.
     fn tight_client(&self, lab: &Lab, status: &LabStatus) -> Result<Peer> {
         let to = pod_ip(status, "httpbin", false).context("httpbin has no IPv4 address")?;
@@ -198,6 +217,23 @@ impl Torture {
             faults.extend(client.faults.iter().chain(&server.faults).map(|f| format!("{f:?}")));
         }
         Ok((connections, deaths, faults))
+    }
+}
+
+/// A copy of this program, removed when dropped.
+struct AskingProgram(PathBuf);
+
+impl AskingProgram {
+    fn make() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("torture-asking-{}", std::process::id()));
+        std::fs::copy(torture_program()?, &path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for AskingProgram {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

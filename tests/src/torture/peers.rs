@@ -1,6 +1,7 @@
 //! The peer processes inside the pods, as the controller sees them.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -44,7 +45,15 @@ impl Peer {
     /// # Errors
     /// When it cannot be started.
     pub fn start(lab: &Lab, pod: &str, args: &[String]) -> Result<Self> {
-        let mut words = vec![torture_program()?.into_os_string()];
+        Self::start_program(&torture_program()?, lab, pod, args)
+    }
+
+    /// Starts a copy of `torture`, which is another program to whoever tells programs by their files.
+    ///
+    /// # Errors
+    /// As [`Peer::start`].
+    pub fn start_program(program: &Path, lab: &Lab, pod: &str, args: &[String]) -> Result<Self> {
+        let mut words = vec![program.as_os_str().to_owned()];
         words.extend(args.iter().map(Into::into));
         Self::spawn(lab.exec(pod, words), format!("{pod}: {}", args.join(" ")))
     }

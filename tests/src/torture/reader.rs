@@ -29,6 +29,8 @@ pub enum ReaderKind {
     EpollLevel,
     /// Edge-triggered epoll: waits only after `EAGAIN`.
     EpollEdge,
+    /// Edge-triggered epoll, as nginx does it: after a read that filled its buffer it asks `FIONREAD`, and waits when that says 0.
+    EdgeTrusting,
     /// `IORING_OP_RECV`.
     Uring,
     /// `IORING_OP_POLL_ADD`, then recv without blocking.
@@ -100,6 +102,8 @@ pub struct Reader<'a> {
     low_water: usize,
     /// How often FIONREAD told of nothing where there was something, on a socket of a [`ReaderKind::Mixed`] reader.
     pub misled: u32,
+    /// FIONREAD said that nothing is unread.
+    believes_empty: bool,
     /// What the last `MSG_WAITALL` asked for and got, if less: only an end may follow.
     short: Option<(usize, usize)>,
 }
@@ -113,7 +117,18 @@ impl<'a> Reader<'a> {
         if kind == ReaderKind::Timeout {
             socket.receive_timeout(Duration::from_millis(20))?;
         }
-        Ok(Self { socket, kind, rng, epoll: [None, None], pipe: None, peeked: Vec::new(), low_water: 1, misled: 0, short: None })
+        Ok(Self {
+            socket,
+            kind,
+            rng,
+            epoll: [None, None],
+            pipe: None,
+            peeked: Vec::new(),
+            low_water: 1,
+            misled: 0,
+            believes_empty: false,
+            short: None,
+        })
     }
 
     /// Reads at least one byte, blocking as long as it takes; 0 means end of stream.
@@ -153,6 +168,7 @@ impl<'a> Reader<'a> {
             ReaderKind::Poll => self.poll_then(|s| s.socket.recv(buf, libc::MSG_DONTWAIT)),
             ReaderKind::EpollLevel => self.epoll(false, buf),
             ReaderKind::EpollEdge => self.epoll(true, buf),
+            ReaderKind::EdgeTrusting => self.edge_trusting(buf),
             ReaderKind::Uring => uring::recv(self.socket, buf),
             ReaderKind::UringPoll => self.uring_poll(buf),
             ReaderKind::Peek => self.peek(buf, 0),
@@ -237,6 +253,23 @@ impl<'a> Reader<'a> {
             }
         }
         Err(invalid(format!("epoll said readable {MOST_SPURIOUS} times and there was nothing to read")))
+    }
+
+    fn edge_trusting(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if std::mem::take(&mut self.believes_empty) {
+            self.await_edge()?;
+        }
+        let n = self.epoll(true, buf)?;
+        self.believes_empty = n == buf.len() && self.socket.unread()? == 0;
+        Ok(n)
+    }
+
+    /// The next edge; one that came before is taken into account, as by any edge-triggered program.
+    fn await_edge(&mut self) -> io::Result<()> {
+        let epoll = self.epoll[1].as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: event is live and has room for the one event asked for.
+        check(unsafe { libc::epoll_wait(epoll, &raw mut event, 1, -1) }).map(drop)
     }
 
     fn uring_poll(&mut self, buf: &mut [u8]) -> io::Result<usize> {

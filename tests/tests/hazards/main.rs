@@ -7,3 +7,4 @@ mod readers;
 mod scene;
 mod speed;
 mod start;
+mod trusting;
