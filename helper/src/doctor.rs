@@ -50,9 +50,10 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
     let mut rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
     // The same checks that `accelerate` begins with.
     match accel::try_out() {
-        Ok((canaries, observed)) => {
-            rows.push(Message::Check(calls(&observed)));
-            rows.extend(canaries.into_iter().map(Message::Canary));
+        Ok(trial) => {
+            rows.push(Message::Check(row("mechanisms", CheckState::Ok, trial.mechanisms.to_string(), None)));
+            rows.push(Message::Check(calls(&trial.observed)));
+            rows.extend(trial.canaries.into_iter().map(Message::Canary));
         }
         Err(e) => {
             let remedy = "accelerate is refused on this node; trace does not depend on it";

@@ -128,6 +128,26 @@ fn what_a_killed_helper_leaves_is_cleaned_up() {
 }
 
 #[test]
+fn status_says_that_the_helper_of_a_detached_run_is_gone() {
+    let Some(scene) = Scene::new("status_says_that_the_helper_of_a_detached_run_is_gone") else { return };
+    let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
+    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    assert!(on.finish().expect("end").detached);
+    let pid = accelerator::detached_helper(&scene.lab).expect("the process that goes on");
+    let before = accelerator::status(&scene.lab).expect("a status");
+    assert!(!before.helper_gone && before.lease_left_ms > 500_000, "{before:?}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
+    // The kernel's lease is short, and what goes socket to socket ends with it.
+    accelerator::await_lease_end(&scene.lab).expect("the lease ends");
+    let after = accelerator::status(&scene.lab).expect("a status");
+    assert!(after.active && after.helper_gone && after.lease_left_ms == 0, "{after:?}");
+    exchange(&client, &server, 20);
+    accelerator::stop(&scene.lab).expect("stop");
+    assert!(!pins(&scene).exists(), "something is left behind");
+    exchange(&client, &server, 20);
+}
+
+#[test]
 fn lab_down_removes_the_pins_of_its_acceleration() {
     let Some(scene) = Scene::new("lab_down_removes_the_pins_of_its_acceleration") else { return };
     let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });

@@ -149,7 +149,7 @@ static long look_at(__u64 i, __u32 *from)
 	struct accel_control *ctl = get_control();
 	const struct sk_psock *psock;
 	__u32 slot = *from + i;
-	struct accel_end *e;
+	struct accel_end *e, *peer;
 	struct sock *sk;
 	__u64 cookie;
 
@@ -169,6 +169,8 @@ static long look_at(__u64 i, __u32 *from)
 	}
 	if (e->ordered != cookie)
 		e->order = ACCEL_NOTHING;
+	if (e->state == ACCEL_ENROLLED && !e->inode && ((peer = get_end(e->peer)) && (e->flags | peer->flags) & ACCEL_SAW_SPLICE))
+		e->inode = BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
 	psock = psock_of(sk);
 	e->queued = queued(psock);
 	/* What another owner holds is never quiet by its references, and never writes to us. */

@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same() {
         on_this_kernel("a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same", |pins| {
-            let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false };
+            let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let (mut one, mut other) = in_private_netns(|| {
                 let pair = connected_pair()?;

@@ -4,21 +4,23 @@
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, OpenObject, RingBuffer, RingBufferBuilder};
+use libbpf_rs::skel::Skel;
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
 use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_order};
-use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 
 use super::calibrate;
 use super::calls::{self, Attachment};
 use super::counting;
+use super::holders;
 use super::kernel;
 use super::links::{pinned, read_iterator, run_iterator, run_program};
+use super::mechanism::{self, Loaded, Mechanism, Mechanisms};
 use super::meeting;
 use super::namespaces::{self, Namespaces};
 use super::pins::Pins;
@@ -33,6 +35,9 @@ const BUDGET: u32 = 4 << 20;
 
 /// Observed receive calls that have to be seen on a socket before bytes go to it directly.
 pub const LEARN_READS: u32 = 4;
+
+/// Pin of the iterator over open files.
+const HOLDERS: &str = "holders";
 
 /// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
 const LOOK_SLOTS: u32 = 1024;
@@ -61,6 +66,8 @@ pub struct Start<'a> {
     pub leave_blocking_readers: bool,
     /// Whether it outlives its session.
     pub detached: bool,
+    /// Mechanisms that are not tried: tests show that the rest does without.
+    pub without: &'a [Mechanism],
 }
 
 /// A running (or left over) acceleration.
@@ -75,8 +82,8 @@ pub struct Instance {
     pub namespaces: Namespaces,
     /// `accel_control.peculiar` when it was looked at last.
     peculiar_seen: AtomicU32,
-    /// Why calls are not observed at functions, where this process found out.
-    not_at_functions: Option<String>,
+    /// How optional mechanisms are had, where this process loaded the programs.
+    mechanisms: Option<Mechanisms>,
 }
 
 impl Instance {
@@ -97,27 +104,27 @@ impl Instance {
             return Ok(None);
         }
         let control = Control::open(&pins.path("control"))?;
+        // What another process found out is in its pins: a mechanism that was refused has none.
         Self::of(pins, control, None).map(Some)
     }
 
-    fn of(pins: &Pins, control: Control, not_at_functions: Option<String>) -> Result<Self> {
+    fn of(pins: &Pins, control: Control, mechanisms: Option<Mechanisms>) -> Result<Self> {
         let ends = Ends::open(&pins.path("ends"))?;
         let namespaces = Namespaces::open(pins, ends.len())?;
-        Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), not_at_functions })
+        Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), mechanisms })
     }
 
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
     /// interrupted start, which has enrolled nothing.
     pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
-        let mut at_functions = kernel::require()?;
-        let (mut storage, mut another) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let mut skel = match load(&mut storage, &at_functions) {
-            Err(e) if at_functions.0.is_ok() => {
-                at_functions = calls::Choice(Err(format!("{e:#}")));
-                load(&mut another, &at_functions)
+        let mut storage = [const { MaybeUninit::uninit() }; 3];
+        let Loaded { mut skel, mechanisms, at_functions } = mechanism::load(&mut storage, kernel::require()?, start.without, |open| {
+            if is_without_order_gate()
+                && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
+            {
+                rodata.no_order_gate = true;
             }
-            loaded => loaded,
-        }?;
+        })?;
 
         skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
         skel.maps.socks.pin(pins.path("socks"))?;
@@ -140,11 +147,13 @@ impl Instance {
             .attach_iter_with_opts(libbpf_rs::IterOpts::None)
             .context("cannot make the iterator over readers")?
             .pin(pins.path("rearm"))?;
-        skel.progs
-            .holders
-            .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-            .context("cannot make the iterator over open files")?
-            .pin(pins.path("holders"))?;
+        if mechanisms.has(Mechanism::OpenFiles) {
+            skel.progs
+                .holders
+                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
+                .context("cannot make the iterator over open files")?
+                .pin(pins.path(HOLDERS))?;
+        }
         skel.progs.received.pin(pins.path(counting::RECEIVED))?;
         skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
         for mut program in skel.object_mut().progs_mut() {
@@ -191,7 +200,7 @@ impl Instance {
             *to = from as _;
         }
         control.set(0, |c| c, initial);
-        let instance = Self::of(pins, control, at_functions.0.err())?;
+        let instance = Self::of(pins, control, Some(mechanisms))?;
         counting::begin(&instance)?;
         skel.maps.control.pin(pins.path("control"))?;
         Ok(instance)
@@ -221,9 +230,22 @@ impl Instance {
         run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
     }
 
+    /// How its mechanisms are had; of an instance that another process loaded, as far as its pins show.
+    pub fn mechanisms(&self) -> Mechanisms {
+        self.mechanisms.clone().unwrap_or_else(|| {
+            let absent = [(Mechanism::OpenFiles, HOLDERS)].into_iter().filter(|(_, pin)| !self.pins.path(pin).exists());
+            Mechanisms::without(absent.map(|(mechanism, _)| mechanism))
+        })
+    }
+
     /// The tasks that hold known sockets, in the process namespace of the helper, and the process that relays: this one.
     pub fn holders(&self) -> Result<Vec<accel_holder>> {
-        let written = read_iterator(pinned(&self.pins, "holders")?.as_raw_fd())?;
+        if !self.mechanisms().has(Mechanism::OpenFiles) {
+            self.control.set(0, field!(relay_tgid), std::process::id());
+            let sockets = (0..self.used()).filter_map(|slot| self.ends.get(slot)).filter(|end| end.cookie != 0 && end.inode != 0);
+            return Ok(holders::by_proc(Path::new("/proc"), &sockets.map(|end| (end.inode, end.cookie)).collect()));
+        }
+        let written = read_iterator(pinned(&self.pins, HOLDERS)?.as_raw_fd())?;
         let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
         let holders = written.chunks_exact(size_of::<accel_holder>()).map(|h| accel_holder {
             cookie: u64::from_ne_bytes(h[..8].try_into().unwrap_or_default()),
@@ -336,7 +358,8 @@ impl Instance {
     fn attach_to_functions(&self) -> Result<Vec<OwnedFd>> {
         let pinned: Vec<String> = calls::programs().filter(|name| self.pins.path(name).exists()).collect();
         if pinned.is_empty() {
-            bail!("{}", self.not_at_functions.as_deref().unwrap_or("the kernel refused it at the start"));
+            let why = self.mechanisms.as_ref().and_then(|m| m.why_not(Mechanism::Functions));
+            bail!("{}", why.unwrap_or("the kernel refused it at the start"));
         }
         pinned.iter().map(|name| self.attach_program(name)).collect()
     }
@@ -460,18 +483,6 @@ impl Instance {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
-}
-
-/// Loads the programs, with those at functions that were chosen.
-fn load<'a>(storage: &'a mut MaybeUninit<OpenObject>, at_functions: &calls::Choice) -> Result<AccelSkel<'a>> {
-    let mut open = AccelSkelBuilder::default().open(storage).context("cannot open the programs")?;
-    if is_without_order_gate()
-        && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
-    {
-        rodata.no_order_gate = true;
-    }
-    at_functions.apply(open.open_object_mut());
-    open.load().context("the kernel refused the acceleration programs")
 }
 
 /// Whether this is the variant that corrupts data, with which the torture suite shows that it notices.

@@ -85,9 +85,10 @@ fn link_to(cgroup: &Cgroup) -> String {
 mod tests {
     use std::net::TcpStream;
     use std::path::Path;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use anyhow::Context;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
     use super::super::connections;
     use super::super::instance::Start;
@@ -101,10 +102,83 @@ mod tests {
         crate::trace::netns::inside(&netns.file, connected_pair)
     }
 
+    /// Two sockets of the calling thread's namespace that take each other for connected: their process sets what TCP would agree on.
+    fn repaired_pair() -> Result<(TcpStream, TcpStream)> {
+        let end = |from: u16, to: u16| -> Result<TcpStream> {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            let on: libc::c_int = 1;
+            // SAFETY: the option is an int that lives through the call.
+            let r = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const on).cast(), 4) };
+            anyhow::ensure!(r == 0, "TCP_REPAIR: {}", std::io::Error::last_os_error());
+            bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, from))?;
+            connect(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, to))?;
+            Ok(TcpStream::from(fd))
+        };
+        Ok((end(4000, 4001)?, end(4001, 4000)?))
+    }
+
+    #[test]
+    fn sockets_whose_process_set_their_sequence_numbers_are_left_alone() {
+        on_this_kernel("sockets_whose_process_set_their_sequence_numbers_are_left_alone", |pins| {
+            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
+            let instance = Instance::create(pins, &start)?;
+            let netns = in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"))?;
+            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
+            let pod = FoundPod { netns, cgroup, processes: Vec::new() };
+            attach(&instance, std::slice::from_ref(&pod))?;
+            let ordinary = talk_in(&pod.netns)?;
+            assert_eq!(connections::known(&instance).len(), 2, "ordinary sockets are tracked");
+            let repaired = crate::trace::netns::inside(&pod.netns.file, repaired_pair)?;
+            instance.meet_live(&pod)?;
+            assert_eq!(connections::known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
+            drop((ordinary, repaired));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn one_pod_cannot_use_up_the_slots_of_the_others() {
+        on_this_kernel("one_pod_cannot_use_up_the_slots_of_the_others", |pins| {
+            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
+            let instance = Instance::create(pins, &start)?;
+            let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
+            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
+            let pod = |netns| FoundPod { netns, cgroup: cgroup.clone(), processes: Vec::new() };
+            let pods = [pod(private()?), pod(private()?)];
+            attach(&instance, &pods)?;
+            let all = u32::try_from(instance.ends.len())?;
+            assert_eq!(instance.control.read(0, field!(fair_share)), Some(all / 2));
+
+            // As if half of the slots were in use and two were a fair share.
+            let greedy = talk_in(&pods[0].netns)?;
+            instance.control.set(0, field!(used), all / 2);
+            instance.control.set(0, field!(fair_share), 2);
+            let more = talk_in(&pods[0].netns)?;
+            assert_eq!(connections::known(&instance).len(), 2, "a pod got more than its share");
+            let modest = talk_in(&pods[1].netns)?;
+            assert_eq!(connections::known(&instance).len(), 4, "a pod did not get its share");
+            let refused: Vec<u32> = instance.namespaces.open_shares().iter().map(|(_, share)| share.refused).collect();
+            assert_eq!(refused, [2, 0]);
+
+            // What is over is free again.
+            drop((greedy, more));
+            let until = Instant::now() + Duration::from_secs(5);
+            while connections::known(&instance).len() > 2 {
+                assert!(Instant::now() < until, "slots of closed sockets are not freed");
+                instance.look()?;
+            }
+            let again = talk_in(&pods[0].netns)?;
+            assert_eq!(connections::known(&instance).len(), 4);
+            drop((modest, again));
+            Ok(())
+        });
+    }
+
     #[test]
     fn sockets_are_told_by_their_namespace_where_pods_have_no_directory() {
         on_this_kernel("sockets_are_told_by_their_namespace_where_pods_have_no_directory", |pins| {
-            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false };
+            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
             let (chosen, other) = (private()?, private()?);

@@ -8,14 +8,29 @@ use sockpath_protocol::accel::Canary;
 use super::calls::Observed;
 use super::canary;
 use super::instance::{Instance, Start};
+use super::mechanism::Mechanisms;
 use super::private::in_private_bpffs;
 
-/// Tries the kernel out on private sockets; says where calls are observed, too.
-pub fn try_out() -> Result<(Vec<Canary>, Observed)> {
+/// What `doctor` learns.
+#[derive(Debug)]
+pub struct Trial {
+    /// The self-tests.
+    pub canaries: Vec<Canary>,
+    /// Where calls are observed.
+    pub observed: Observed,
+    /// The mechanisms in use.
+    pub mechanisms: Mechanisms,
+}
+
+/// Tries the kernel out on private sockets.
+///
+/// # Errors
+/// When acceleration would be refused, with the reason.
+pub fn try_out() -> Result<Trial> {
     in_private_bpffs(|pins| {
-        let start = Start { owner: "doctor", lease: Duration::from_secs(30), leave_blocking_readers: true, detached: false };
+        let start = Start { owner: "doctor", lease: Duration::from_secs(30), leave_blocking_readers: true, detached: false, without: &[] };
         let instance = Instance::create(pins, &start)?;
         let canaries = canary::run(&instance).context("the kernel could not be tried out on private sockets")?;
-        Ok((canaries, instance.observe_calls()?.observed.clone()))
+        Ok(Trial { canaries, observed: instance.observe_calls()?.observed.clone(), mechanisms: instance.mechanisms() })
     })
 }

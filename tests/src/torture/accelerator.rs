@@ -335,6 +335,22 @@ impl Accelerator {
     }
 }
 
+/// The process that goes on with a detached acceleration of this lab.
+///
+/// # Errors
+/// When there is none.
+pub fn detached_helper(lab: &Lab) -> Result<i32> {
+    let ours = format!("SOCKPATH_LAB={}", lab.instance());
+    let goes_on = |dir: &std::path::Path| {
+        let read = |file: &str| std::fs::read(dir.join(file)).unwrap_or_default();
+        let words = |bytes: Vec<u8>| bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>();
+        words(read("cmdline")).iter().any(|word| word == "attend") && words(read("environ")).contains(&ours)
+    };
+    let processes = std::fs::read_dir("/proc")?.flatten().map(|e| e.path()).filter(|dir| goes_on(dir));
+    let pid = processes.filter_map(|dir| dir.file_name()?.to_str()?.parse().ok()).next();
+    pid.ok_or_else(|| anyhow::anyhow!("no helper goes on in lab {}", lab.instance()))
+}
+
 /// Waits until the lease of what is accelerated on this node is over.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn an_order_is_not_for_the_next_socket_with_that_slot() {
     on_this_kernel("an_order_is_not_for_the_next_socket_with_that_slot", |pins| {
-        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false };
+        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
         let instance = Instance::create(pins, &start)?;
         let met = || {
             in_private_netns(|| {
