@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::restore::{Before, MANIFESTS};
+use crate::restore::Before;
 use crate::{programs, skipped};
 
 /// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
 pub const NAMESPACE: &str = "sockpath-e2e";
 /// Namespace of helper pods, as in manifests/.
 pub const HELPERS: &str = "sockpath";
+/// How long the API server may take to apply a policy that was changed.
+pub const IN_FORCE: Duration = Duration::from_secs(30);
 
 /// How the nodes of a cluster of our own are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,10 +166,8 @@ impl Cluster {
         let kubeconfig = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
         let archive = env::temp_dir().join(format!("sockpath-helper-{}.tar", std::process::id()));
         let pinned = build_image(&archive);
-        let (name, digest) = pinned.split_once('@').unwrap_or_else(|| panic!("oci-image printed no digest: {pinned}"));
-        // By digest alone, as the policy wants it and a release's plugin asks for it.
-        let image = format!("{}@{digest}", name.rsplit_once(':').map_or(name, |(repository, _)| repository));
-        run(Command::new(scripts().join("load-image")).arg(&archive).args([name, &image]));
+        let image = by_digest(&pinned);
+        run(Command::new(scripts().join("load-image")).arg(&archive).args([pinned.split('@').next().unwrap_or_default(), &image]));
         let _ = fs::remove_file(archive);
         let cluster = Self { kubeconfig, setup: Some(setup), image, before: None };
         cluster.prepare();
@@ -180,6 +180,9 @@ impl Cluster {
         let image = env::var("SOCKPATH_HELPER_IMAGE").map_err(|_| {
             "SOCKPATH_HELPER_IMAGE does not name the helper's image, without which nothing is done to the cluster of KUBECONFIG".to_owned()
         })?;
+        if !image.contains("@sha256:") {
+            return Err(format!("SOCKPATH_HELPER_IMAGE ({image}) is not named by digest, as manifests/ want it"));
+        }
         let mut cluster = Self { kubeconfig, setup: None, image, before: None };
         let nodes = cluster.nodes();
         if nodes.len() < 2 {
@@ -200,11 +203,7 @@ impl Cluster {
                 run(self.kubectl().args(["wait", "--for=delete", &namespace, "--timeout=300s"]));
             }
         }
-        let manifests = repository().join("manifests");
-        for file in MANIFESTS {
-            run(self.kubectl().arg("apply").arg("-f").arg(manifests.join(file)));
-        }
-        self.admit(&[]);
+        self.apply_manifests();
         let nodes = self.nodes();
         let image = Self::workload_image();
         let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
@@ -218,13 +217,34 @@ impl Cluster {
         run(self.kubectl().args(["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"]));
     }
 
+    /// Applies manifests/ with our image; comes back when the policy is in force and the quota counted.
+    fn apply_manifests(&self) {
+        let file = env::temp_dir().join(format!("sockpath-manifests-{}.yaml", std::process::id()));
+        let rendered = run(Command::new(repository().join("manifests/render")).arg(&self.image));
+        fs::write(&file, rendered).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        run(self.kubectl().arg("apply").arg("-f").arg(&file));
+        let _ = fs::remove_file(file);
+        let foreign = format!("registry.local/foreign@sha256:{}", "0".repeat(64));
+        self.eventually("the policy is in force", IN_FORCE, |c| c.admitted(&c.image).is_ok() && c.admitted(&foreign).is_err());
+    }
+
     /// Has the policy admit our image, and these.
     pub fn admit(&self, others: &[&str]) {
         let images: Vec<String> = std::iter::once(self.image.as_str()).chain(others.iter().copied()).map(|i| format!("'{i}'")).collect();
-        let value = format!("[{}]", images.join(", "));
+        self.set_policy_variable("images", &format!("[{}]", images.join(", ")));
+    }
+
+    /// Gives a variable of the policy another value, in CEL.
+    ///
+    /// # Panics
+    /// When the policy has no such variable.
+    pub fn set_policy_variable(&self, name: &str, value: &str) {
+        let policy = ["get", "validatingadmissionpolicy", "sockpath-helper", "-o", "jsonpath={.spec.variables[*].name}"];
+        let names = run(self.kubectl().args(policy));
+        let index = names.split(' ').position(|n| n == name).unwrap_or_else(|| panic!("the policy has no variable {name}: {names}"));
         let patch = serde_json::json!([
-            {"op": "test", "path": "/spec/variables/0/name", "value": "images"},
-            {"op": "replace", "path": "/spec/variables/0/expression", "value": value},
+            {"op": "test", "path": format!("/spec/variables/{index}/name"), "value": name},
+            {"op": "replace", "path": format!("/spec/variables/{index}/expression"), "value": value},
         ]);
         run(self.kubectl().args(["patch", "validatingadmissionpolicy", "sockpath-helper", "--type=json", "-p", &patch.to_string()]));
     }
@@ -238,11 +258,12 @@ impl Cluster {
         command
     }
 
-    /// Puts an image on the nodes of our own cluster whose `/sockpath-helper` is a shell script.
+    /// Puts an image on the nodes of our own cluster whose `/sockpath-helper` is a shell script; gives its name by digest.
     ///
     /// # Panics
     /// When it cannot be built or loaded.
-    pub fn load_fake_helper(&self, image: &str, script: &str) {
+    #[must_use]
+    pub fn load_fake_helper(&self, image: &str, script: &str) -> String {
         assert!(self.setup.is_some(), "only nodes of our own cluster are within reach");
         let dir = env::temp_dir().join(format!("sockpath-fake-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
@@ -250,9 +271,11 @@ impl Cluster {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
         let mut build = Command::new(scripts().join("mkimage"));
         build.arg(&archive).arg(image).arg("{}").args(["/bin/busybox=/bin/busybox", "link:/bin/sh=/bin/busybox"]);
-        run(build.arg(format!("{}=/sockpath-helper", program.display())));
-        run(Command::new(scripts().join("load-image")).arg(&archive));
+        let built = run(build.arg(format!("{}=/sockpath-helper", program.display())));
+        let pinned = by_digest(built.split_whitespace().next().unwrap_or_default());
+        run(Command::new(scripts().join("load-image")).arg(&archive).args([image, &pinned]));
         let _ = fs::remove_dir_all(dir);
+        pinned
     }
 
     /// What a helper pod with this image would become on its way into the cluster; the refusal if it would not be admitted.
@@ -402,6 +425,12 @@ impl Cluster {
             c.kubectl().args(["get", "--raw", "/readyz"]).output().is_ok_and(|o| o.status.success() && o.stdout.starts_with(b"ok"))
         });
     }
+}
+
+/// `NAME:TAG@DIGEST` by digest alone, as the policy wants it and a release's plugin asks for it.
+fn by_digest(pinned: &str) -> String {
+    let (name, digest) = pinned.split_once('@').unwrap_or_else(|| panic!("no digest: {pinned}"));
+    format!("{}@{digest}", name.rsplit_once(':').map_or(name, |(repository, _)| repository))
 }
 
 /// Builds the image out of the static helper; gives its name with the digest.

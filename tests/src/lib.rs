@@ -1,9 +1,12 @@
 //! What the tests on real kernels share: the programs under test, a lab of one's own, and what exists in the kernel.
 
+pub mod apiserver;
 pub mod bench;
+pub mod changes;
 pub mod cluster;
 pub mod lab;
 pub mod planted;
+pub mod pod_fields;
 pub mod polled;
 pub mod programs;
 pub mod restore;

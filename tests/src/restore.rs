@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, HELPERS, NAMESPACE, output, run, text};
 
-/// The manifests that tests apply, in this order: the others lie in the namespace.
-pub const MANIFESTS: [&str; 4] = ["namespace.yaml", "rbac.yaml", "network-policy.yaml", "policy.yaml"];
+/// The manifests, which tests apply as manifests/render prints them.
+const MANIFESTS: [&str; 5] = ["policy.yaml", "namespace.yaml", "quota.yaml", "network-policy.yaml", "rbac.yaml"];
 
 /// Role bindings that tests make in the helpers' namespace.
 const BINDINGS: [&str; 3] = ["e2e-alice", "e2e-bob", "e2e-carol"];

@@ -6,77 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sockpath_tests::cluster::{Cluster, HELPERS, NAMESPACE, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
+use sockpath_tests::changes::{Changing, Undo, Unenforced, apply};
+use sockpath_tests::cluster::{Cluster, HELPERS, IN_FORCE, NAMESPACE, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
 
 const TRACE: [&str; 4] = ["trace", "client", "web:8080", "--probe"];
-
-/// How long the API server may take to apply a policy that was changed.
-const IN_FORCE: Duration = Duration::from_secs(30);
-
-/// kubectl commands that put things back, whatever becomes of the test.
-struct Undo<'a>(&'a Cluster, Vec<Vec<String>>);
-
-impl<'a> Undo<'a> {
-    fn by(cluster: &'a Cluster, commands: &[&str]) -> Self {
-        Self(cluster, commands.iter().map(|c| c.split(' ').map(str::to_owned).collect()).collect())
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        for args in &self.1 {
-            let out = output(self.0.kubectl().args(args));
-            if !out.status.success() {
-                eprintln!("not put back: {}: {}", args.join(" "), text(&out.stderr));
-            }
-        }
-    }
-}
-
-/// Changes each pod of the helpers' namespace on its way in, as a mutating webhook would, until it is dropped.
-struct Changing<'a>(&'a Cluster);
-
-impl<'a> Changing<'a> {
-    /// `patch` is a list of JSONPatch objects in CEL. Comes back when it is in force.
-    fn by(cluster: &'a Cluster, patch: &str) -> Self {
-        let before = cluster.admitted(cluster.image()).unwrap();
-        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]});
-        let place = json!({"matchLabels": {"kubernetes.io/metadata.name": HELPERS}});
-        let api = "admissionregistration.k8s.io/v1";
-        apply(
-            cluster,
-            &json!({"apiVersion": "v1", "kind": "List", "items": [
-                {"apiVersion": api, "kind": "MutatingAdmissionPolicy", "metadata": {"name": "e2e-change"}, "spec": {
-                    "failurePolicy": "Fail", "reinvocationPolicy": "Never",
-                    "matchConstraints": {"resourceRules": [rule], "namespaceSelector": place},
-                    "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}]}},
-                {"apiVersion": api, "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": "e2e-change"},
-                    "spec": {"policyName": "e2e-change"}}]}),
-        );
-        let changing = Self(cluster);
-        cluster.eventually("the change is in force", IN_FORCE, |c| c.admitted(c.image()).ok() != Some(before.clone()));
-        changing
-    }
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let changed = self.0.admitted(self.0.image()).ok();
-        let kinds = ["mutatingadmissionpolicybinding/e2e-change", "mutatingadmissionpolicy/e2e-change"];
-        run(self.0.kubectl().arg("delete").args(kinds));
-        self.0.eventually("the change is not in force any more", IN_FORCE, |c| {
-            let now = c.admitted(c.image()).ok();
-            now.is_some() && now != changed
-        });
-    }
-}
-
-fn apply(cluster: &Cluster, object: &Value) {
-    let file = std::env::temp_dir().join(format!("sockpath-refusals-{}.json", std::process::id()));
-    std::fs::write(&file, object.to_string()).unwrap();
-    run(cluster.kubectl().args(["apply", "-f"]).arg(&file));
-    std::fs::remove_file(file).unwrap();
-}
 
 /// Runs the plugin, which has to fail with these words, each of them, and to leave nothing.
 #[track_caller]
@@ -122,6 +55,7 @@ fn a_full_node_is_told() {
 #[test]
 fn a_helper_without_its_tolerations_is_told() {
     let Some(cluster) = own_cluster_or_skip("a_helper_without_its_tolerations_is_told") else { return };
+    let _unenforced = Unenforced::of(&cluster);
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "remove", path: "/spec/tolerations"}]"#);
     let _undo = Undo::by(&cluster, &["taint node n1 e2e-"]);
     run(cluster.kubectl().args(["taint", "node", "n1", "e2e=x:NoExecute"]));
@@ -133,6 +67,7 @@ fn a_helper_without_its_tolerations_is_told() {
 #[test]
 fn a_helper_that_is_left_to_the_scheduler_is_told() {
     let Some(cluster) = own_cluster_or_skip("a_helper_that_is_left_to_the_scheduler_is_told") else { return };
+    let _unenforced = Unenforced::of(&cluster);
     // Where no node is free it waits for ever, elsewhere it may run where it is of no use.
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "remove", path: "/spec/nodeName"}]"#);
     let words = ["the helper pod for node n1", "left to the scheduler", "spec.nodeName was removed", "mutatingwebhookconfigurations"];
@@ -142,6 +77,7 @@ fn a_helper_that_is_left_to_the_scheduler_is_told() {
 #[test]
 fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
     let Some(cluster) = own_cluster_or_skip("seccomp_profiles_that_are_missing_or_refuse_bpf_are_told") else { return };
+    let _unenforced = Unenforced::of(&cluster);
     let profile = "/var/lib/kubelet/seccomp/e2e.json";
     let value = r#"Object.spec.containers.securityContext.seccompProfile{type: "Localhost", localhostProfile: "e2e.json"}"#;
     let path = "/spec/containers/0/securityContext/seccompProfile";
@@ -190,10 +126,11 @@ fn helpers_of_another_release_or_none_are_told() {
         ("gone", "echo usage: another tool >&2; exit 64".to_owned(), "exit code 64"),
     ];
     let release = ("registry.local/e2e:release".to_owned(), answering(&hello(1)));
-    let images: Vec<String> = fakes.iter().map(|(name, ..)| format!("registry.local/e2e:{name}")).chain([release.0.clone()]).collect();
+    let names: Vec<String> = fakes.iter().map(|(name, ..)| format!("registry.local/e2e:{name}")).chain([release.0.clone()]).collect();
+    let scripts = fakes.iter().map(|f| &f.1).chain([&release.1]);
+    let images: Vec<String> = names.iter().zip(scripts).map(|(name, script)| cluster.load_fake_helper(name, script)).collect();
     cluster.admit(&images.iter().map(String::as_str).collect::<Vec<_>>());
-    for (image, script) in images.iter().zip(fakes.iter().map(|f| &f.1).chain([&release.1])) {
-        cluster.load_fake_helper(image, script);
+    for image in &images {
         cluster.eventually("the image is admitted", IN_FORCE, |c| c.admitted(image).is_ok());
     }
     for (image, (_, _, words)) in images.iter().zip(&fakes) {
@@ -208,7 +145,7 @@ fn helpers_of_another_release_or_none_are_told() {
     assert_refused(&cluster, &gone, &["on node n1", "exit code 64", ": usage: another tool", "check --helper-image"]);
     // One that speaks our protocol goes on, and that it is of another release is told; this one then says nothing of hooks.
     let mut plugin = cluster.plugin();
-    plugin.args(["--helper-image", &release.0, "trace", "client", "web:8080"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    plugin.args(["--helper-image", &images[fakes.len()], "trace", "client", "web:8080"]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut plugin = plugin.spawn().unwrap();
     let mut said = String::new();
     let mut stderr = plugin.stderr.take().unwrap();
@@ -244,7 +181,7 @@ fn what_the_policy_refuses_is_told_with_what_it_admits() {
 fn a_helper_of_another_shape_is_refused_by_the_policy() {
     let Some(cluster) = own_cluster_or_skip("a_helper_of_another_shape_is_refused_by_the_policy") else { return };
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "add", path: "/spec/hostNetwork", value: true}]"#);
-    let words = ["neither the node's network nor its IPC", "kubectl apply -f manifests/policy.yaml", "mutatingadmissionpolicies"];
+    let words = ["the helper has no such spec.hostNetwork", "/manifests.yaml", "mutatingadmissionpolicies"];
     assert_refused(&cluster, &TRACE, &words);
 }
 

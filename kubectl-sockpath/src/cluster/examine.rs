@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{EnvVar, Namespace, Pod};
 use kube::api::PostParams;
 use sockpath_protocol::message::{Check, CheckState};
 
@@ -105,6 +105,28 @@ pub async fn admission(api: &Api, spec: &HelperSpec) -> Check {
     }
 }
 
+/// Whether a policy keeps other programs out of the namespace: asks, without creating it, for a helper pod with an environment, which ours
+/// has not. `None` where something else refuses it.
+pub async fn policy(api: &Api, spec: &HelperSpec) -> Option<Check> {
+    let mut pod = spec.build();
+    let variable = EnvVar { name: "SOCKPATH_DOCTOR".to_owned(), ..Default::default() };
+    pod.spec.as_mut()?.containers.first_mut()?.env = Some(vec![variable]);
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), &spec.namespace);
+    let params = PostParams { dry_run: true, ..Default::default() };
+    match api.ask("create a pod that is no helper (dry run)", pods.create(&params, &pod)).await {
+        Ok(_) => Some(Check {
+            name: "policy".to_owned(),
+            state: CheckState::Degraded,
+            found: format!("none in namespace {}: who may create pods there may be root on the nodes", spec.namespace),
+            remedy: Some(format!("kubectl apply -f {} has policies for namespace sockpath", remedy::MANIFESTS)),
+        }),
+        Err(p) if p.to_string().contains("ValidatingAdmissionPolicy 'sockpath-helper'") => {
+            Some(ok("policy", format!("namespace {} admits helpers only", spec.namespace)))
+        }
+        Err(_) => None,
+    }
+}
+
 fn ok(name: &str, found: impl Into<String>) -> Check {
     Check { name: name.to_owned(), state: CheckState::Ok, found: found.into(), remedy: None }
 }
@@ -202,7 +224,7 @@ fn no_namespace(name: &str) -> Check {
         name: "namespace".to_owned(),
         state: CheckState::Failed,
         found: format!("namespace {name} does not exist"),
-        remedy: Some("kubectl apply -f manifests/".to_owned()),
+        remedy: Some(format!("kubectl apply -f {}", remedy::MANIFESTS)),
     }
 }
 
@@ -262,6 +284,22 @@ mod tests {
         let row = namespace(&mock.api("shop"), "tools").await;
         assert_eq!((row.state, row.found.as_str()), (CheckState::Failed, "namespace tools does not exist"));
         assert!(row.remedy.unwrap().contains("kubectl apply"));
+    }
+
+    #[tokio::test]
+    async fn a_namespace_without_our_policy_is_told() {
+        const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
+        let spec = super::super::helper_pod::tests::spec(crate::backend::Mode::Trace);
+        let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
+        let open = policy(&Mock::default().on(PODS, 201, pod).api("shop"), &spec).await.unwrap();
+        assert!(open.state == CheckState::Degraded && open.remedy.unwrap().contains("manifests.yaml"), "{}", open.found);
+        let refusal = |message: &str| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422, "message": message});
+        let ours = "pods \"x\" is invalid: : ValidatingAdmissionPolicy 'sockpath-helper' with binding 'sockpath-helper' denied request: no";
+        let kept = policy(&Mock::default().on(PODS, 422, refusal(ours)).api("shop"), &spec).await.unwrap();
+        assert_eq!((kept.state, kept.found.as_str()), (CheckState::Ok, "namespace sockpath admits helpers only"));
+        let mock = Mock::default().forbid(PODS);
+        assert!(policy(&mock.api("shop"), &spec).await.is_none());
+        assert!(mock.asked()[0].contains("dryRun=All"), "{:?}", mock.asked());
     }
 
     #[tokio::test]

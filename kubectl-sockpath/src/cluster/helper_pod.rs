@@ -256,10 +256,10 @@ pub fn random_suffix() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn spec(mode: Mode) -> HelperSpec {
+    pub fn spec(mode: Mode) -> HelperSpec {
         HelperSpec {
             mode,
             node: "ip-10-0-0-1.eu-central-1.compute.internal".into(),

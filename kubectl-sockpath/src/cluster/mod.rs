@@ -226,7 +226,13 @@ impl Cluster {
         match self.lookup.all_facts().await {
             Ok(facts) => {
                 if let Some(usable) = facts.iter().find(|f| f.unusable.is_none()) {
-                    rows.push(cluster(examine::admission(api, &self.settings.spec(Mode::Trace, &usable.node.name, &self.owner)).await));
+                    let spec = self.settings.spec(Mode::Trace, &usable.node.name, &self.owner);
+                    let admission = examine::admission(api, &spec).await;
+                    let admitted = admission.state == CheckState::Ok;
+                    rows.push(cluster(admission));
+                    if admitted {
+                        rows.extend(examine::policy(api, &spec).await.map(cluster));
+                    }
                 }
                 rows.extend(facts.into_iter().filter_map(|f| {
                     let check = Check { name: "node".to_owned(), state: CheckState::Degraded, found: f.unusable?, remedy: None };

@@ -123,6 +123,9 @@ impl fmt::Display for Problem {
 
 impl StdError for Problem {}
 
+/// Said by the API server until a controller has counted what a new quota is about.
+pub const QUOTA_UNCOUNTED: &str = "status unknown for quota";
+
 const TRY_WHOAMI: &str = "try: kubectl auth whoami";
 
 /// The API server has one code, 403, for six different refusals; its message tells them apart.
@@ -133,7 +136,7 @@ fn kind_of(status: &Status) -> Kind {
         Kind::PodSecurity
     } else if message.contains("admission webhook") || message.contains("ValidatingAdmissionPolicy") {
         Kind::Denied
-    } else if ["exceeded quota", "failed quota", "must specify limits", " usage per ", "limit to request ratio"]
+    } else if ["exceeded quota", "failed quota", QUOTA_UNCOUNTED, "must specify limits", " usage per ", "limit to request ratio"]
         .iter()
         .any(|s| message.contains(s))
     {
@@ -214,6 +217,7 @@ mod tests {
                 Kind::Forbidden,
             ),
             (403, "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1", "pods", Kind::Quota),
+            (403, "pods \"x\" is forbidden: status unknown for quota: helpers, resources: pods", "pods", Kind::Quota),
             (403, "pods \"x\" is forbidden: [minimum cpu usage per Container is 100m, but request is 10m]", "pods", Kind::Quota),
             (
                 403,

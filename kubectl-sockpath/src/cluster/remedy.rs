@@ -6,6 +6,10 @@ use super::problem::{Kind, Problem};
 /// The command that lists what may change a pod while it is admitted.
 pub const LIST_MUTATORS: &str = "kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies";
 
+/// manifests/ of this release with its helper's image in the policy; the files of the repository cannot be applied.
+pub const MANIFESTS: &str =
+    concat!("https://github.com/sockpath/kubectl-sockpath/releases/download/v", env!("CARGO_PKG_VERSION"), "/manifests.yaml");
+
 /// The command with which an administrator lets a user do it: in one namespace, or in the whole cluster. `role` is kubectl's
 /// option, e.g. `--role=sockpath-user`.
 #[must_use]
@@ -27,18 +31,19 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
     let remedy = match problem.kind {
         Kind::PodSecurity => format!(
             "the helper needs a namespace that admits it: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite\n\
-             or name one that does: --helper-namespace NS; kubectl apply -f manifests/ makes namespace sockpath"
+             or name one that does: --helper-namespace NS; kubectl apply -f {MANIFESTS} makes namespace sockpath"
         ),
         Kind::NoNamespace => format!(
-            "make it once per cluster: kubectl apply -f manifests/ (namespace, Role and policies, each line explained)\n\
-             or: kubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
+            "make it once per cluster, with its policies and a Role: kubectl apply -f {MANIFESTS}\n\
+             or without them, so that the right to create pods there is the right to be root on the nodes:\n\
+             kubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
         ),
         Kind::Terminating => format!(
-            "once it is gone, make it again: kubectl wait --for=delete namespace/{namespace} && kubectl apply -f manifests/\n\
+            "once it is gone, make it again: kubectl wait --for=delete namespace/{namespace} && kubectl apply -f {MANIFESTS}\n\
              what holds it up: kubectl get namespace {namespace} -o yaml (status.conditions); --helper-namespace names another one"
         ),
         Kind::Forbidden => format!(
-            "an administrator can allow it: kubectl apply -f manifests/rbac.yaml, then\n{}",
+            "an administrator can allow it: kubectl apply -f {MANIFESTS}, then\n{}",
             binding(problem.user(), Some(namespace), "--role=sockpath-user")
         ),
         Kind::Denied => denied(&problem.to_string(), namespace),
@@ -57,11 +62,19 @@ fn denied(refusal: &str, namespace: &str) -> String {
     match (named("ValidatingAdmissionPolicy '", '\''), named("admission webhook \"", '"')) {
         (Some("sockpath-helper"), _) if refusal.contains("is not among the images") => {
             "the images it admits: kubectl get validatingadmissionpolicy sockpath-helper -o jsonpath='{.spec.variables[0].expression}'\n\
-             name one of them with --helper-image, or have an administrator add yours there (manifests/policy.yaml, variable images)"
+             name one of them with --helper-image, or have an administrator add yours there (variable images)"
+                .to_owned()
+        }
+        (Some("sockpath-helper"), _) if refusal.contains("is not pinned by digest") => {
+            "name it by digest, in the policy and here: --helper-image NAME@sha256:DIGEST".to_owned()
+        }
+        (Some("sockpath-helper"), _) if refusal.contains("of this policy") => {
+            "the API server adds these to each pod: an administrator can add their name to that variable of the policy:\n\
+             kubectl edit validatingadmissionpolicy sockpath-helper"
                 .to_owned()
         }
         (Some("sockpath-helper"), _) => format!(
-            "the policy is that of another release than this plugin ({}): kubectl apply -f manifests/policy.yaml of this one;\n\
+            "the policy is that of another release than this plugin ({}): kubectl apply -f {MANIFESTS};\n\
              or something in the cluster changes the pod before the policy sees it: {LIST_MUTATORS}",
             env!("CARGO_PKG_VERSION")
         ),
@@ -149,7 +162,9 @@ mod tests {
         let answer = |refusal: &str| for_create(Problem::new(Kind::Denied, refusal), "tools").to_string();
         let ours = |why: &str| answer(&format!("no: ValidatingAdmissionPolicy 'sockpath-helper' with binding 'b' denied request: {why}"));
         assert!(ours("image x is not among the images of this policy").contains("jsonpath='{.spec.variables[0].expression}'"));
-        assert!(ours("the helper uses neither the node's network nor its IPC").contains("kubectl apply -f manifests/policy.yaml"));
+        assert!(ours("image x is not pinned by digest").contains("--helper-image NAME@sha256:DIGEST"));
+        assert!(ours("spec.priorityClassName: not among the priorityClasses of this policy").contains("kubectl edit"));
+        assert!(ours("the helper has no such spec.hostNetwork").contains(&format!("kubectl apply -f {MANIFESTS}")));
         let theirs = answer("no: ValidatingAdmissionPolicy 'no-host-pid' with binding 'b' denied request: no");
         assert!(
             theirs.contains("kubectl describe validatingadmissionpolicy no-host-pid") && theirs.contains("namespace tools"),

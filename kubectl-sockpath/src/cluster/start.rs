@@ -14,7 +14,7 @@ use super::admitted;
 use super::attach::attach;
 use super::client::Api;
 use super::helper_pod::HelperSpec;
-use super::problem::{Kind, Problem};
+use super::problem::{Kind, Problem, QUOTA_UNCOUNTED};
 use super::reap::{Debts, Manner};
 use super::remedy;
 use super::startup::{REPORT, SILENCE, Stage, assess, deleted, node_trouble};
@@ -25,8 +25,8 @@ use crate::session::Transport;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often events and node are looked at while the pod's status says nothing new.
 const TICK: Duration = Duration::from_secs(2);
-/// How long a fresh namespace may take to get its default service account, without which no pod is admitted.
-const ACCOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long controllers may take to complete a new namespace, before which no pod is admitted.
+const NEW_NAMESPACE_PATIENCE: Duration = Duration::from_secs(10);
 /// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
 const ATTACH_EVERY: Duration = Duration::from_millis(120);
 
@@ -88,15 +88,21 @@ fn strayed(admitted: &Pod, spec: &HelperSpec) -> Option<Problem> {
 async fn create(api: &Api, namespace: &str, pod: &Pod) -> Result<Pod, Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
     let what = format!("create the helper pod in namespace {namespace}");
-    let deadline = Instant::now() + ACCOUNT_PATIENCE;
+    let deadline = Instant::now() + NEW_NAMESPACE_PATIENCE;
     loop {
         match api.ask(&what, pods.create(&PostParams::default(), pod)).await {
-            Err(p) if p.to_string().contains("serviceaccount \"default\" not found") && Instant::now() < deadline => {
+            Err(p) if is_of_new_namespace(&p) && Instant::now() < deadline => {
                 sleep(Duration::from_millis(200)).await;
             }
             other => return other,
         }
     }
+}
+
+/// A refusal that ends by itself: controllers have not yet made the namespace's service account, or not yet counted for its quota.
+fn is_of_new_namespace(problem: &Problem) -> bool {
+    let text = problem.to_string();
+    text.contains("serviceaccount \"default\" not found") || text.contains(QUOTA_UNCOUNTED)
 }
 
 /// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
@@ -279,4 +285,33 @@ pub async fn start_all(api: &Api, specs: Vec<HelperSpec>, debts: &Debts, progres
     }
     let kind = failed.values().next().map_or(Kind::Other, |(kind, _)| *kind);
     Err(Problem::new(kind, failed.into_keys().collect::<Vec<_>>().join("\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::mock::Mock;
+    use super::*;
+
+    const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
+
+    fn refusal(message: &str) -> serde_json::Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": message})
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_controllers_have_not_completed_is_waited_for() {
+        let uncounted = "pods \"x\" is forbidden: status unknown for quota: helpers, resources: count/pods,pods";
+        let no_account = "pods \"x\" is forbidden: error looking up service account sockpath/default: serviceaccount \"default\" not found";
+        let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
+        let mock = Mock::default().on(PODS, 403, refusal(no_account)).on(PODS, 403, refusal(uncounted)).on(PODS, 201, pod);
+        let created = create(&mock.api("shop"), "sockpath", &Pod::default()).await.unwrap();
+        assert_eq!(created.metadata.name.as_deref(), Some("x"));
+        // A quota that is used up is not.
+        let full = "pods \"x\" is forbidden: exceeded quota: helpers, requested: pods=1, used: pods=500, limited: pods=500";
+        let mock = Mock::default().on(PODS, 403, refusal(full));
+        assert_eq!(create(&mock.api("shop"), "sockpath", &Pod::default()).await.unwrap_err().kind, Kind::Quota);
+        assert_eq!(mock.asked().len(), 1);
+    }
 }
