@@ -114,7 +114,7 @@ fn sources_read_these_environment_variables_only() {
         let text = fs::read_to_string(&file).unwrap();
         let name = file.strip_prefix(&root).unwrap().display().to_string();
         let calls = ["env::var(", "env::var_os(", "env::vars(", "env::vars_os("].into_iter().flat_map(|call| between(&text, call, ')'));
-        reads.extend(calls.chain(between(&text, "env = ", ')')).map(|variable| format!("{name}: {}", variable.trim_matches('"'))));
+        reads.extend(calls.chain(between(&text, "env = \"", '"')).map(|variable| format!("{name}: {}", variable.trim_matches('"'))));
     }
     let expected = [
         // Which lab, and where programs are: nothing of a connection.
