@@ -9,10 +9,15 @@ HOST := aarch64-unknown-linux-gnu
 ARCH := arm64
 endif
 BIN := target/release
-STATIC := target/$(HOST)/release/sockpath-helper
-RUN_TESTS := RUST_BACKTRACE=1 SOCKPATH_HELPER=$(CURDIR)/$(STATIC) cargo test --release --locked
+STATIC := target/$(HOST)/release
+BUILD_STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST)
+PROGRAMS := SOCKPATH_HELPER=$(CURDIR)/$(STATIC)/sockpath-helper SOCKPATH_LAB_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab \
+	SOCKPATH_LAB_TEST_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab-test
+RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) cargo test --release --locked
+# place NAME...: puts static binaries into target/release, each at once, so that a running one stays what it is.
+place = @set -e; for name in $(1); do install -m 755 $(STATIC)/$$name $(BIN)/.$$name.new; mv $(BIN)/.$$name.new $(BIN)/$$name; done
 
-.PHONY: build demo test unit kernel-tests torture bench e2e kernels image reproducible lint deps clean help
+.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,27 +32,32 @@ target/.deps-test: .ci/deps tests/apt-packages
 	.ci/deps build test
 	@mkdir -p target && touch $@
 
-# The helper is one static binary (glibc, crt-static): the same file serves as a child process of the lab and in the image.
+# Helper and lab are static binaries (glibc, crt-static): the image has nothing but the helper, and the lab runs on any machine.
 # crt-static needs --target, or it would reach the proc macros.
-build: deps ## Build target/release/{kubectl-sockpath,sockpath-helper}
+build: deps ## Build target/release/{kubectl-sockpath,sockpath-helper,sockpath-lab}
 	cargo build --release --locked -p kubectl-sockpath
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST) -p sockpath-helper
-	@install -m 755 $(STATIC) $(BIN)/.sockpath-helper.new && mv $(BIN)/.sockpath-helper.new $(BIN)/sockpath-helper
-	@install -D -m 755 $(STATIC) target/image/$(ARCH)/sockpath-helper
+	$(BUILD_STATIC) -p sockpath-helper -p sockpath-lab
+	$(call place,sockpath-helper sockpath-lab)
+	@install -D -m 755 $(STATIC)/sockpath-helper target/image/$(ARCH)/sockpath-helper
+
+# Never shipped: tests show by its switches that they notice faults (helper/src/switches.rs).
+test-programs: build ## Build target/release/sockpath-lab-test, the lab with test switches
+	$(BUILD_STATIC) -p sockpath-lab --features test-switches --bin sockpath-lab-test
+	$(call place,sockpath-lab-test)
 
 demo: build ## Bring up the lab and trace real packets in every scenario
 	tests/demo
 
-test: build target/.deps-test ## Unit, golden, real-kernel and short torture tests
-	tests/run-all
+test: test-programs target/.deps-test ## Unit, golden, real-kernel and short torture tests
+	$(PROGRAMS) tests/run-all
 
 unit: build ## Tests that need neither root nor a lab
 	$(RUN_TESTS) --workspace --exclude sockpath-tests
 
-kernel-tests: build target/.deps-test ## Tests on this machine's kernel, in the lab (root)
+kernel-tests: test-programs target/.deps-test ## Tests on this machine's kernel, in the lab (root)
 	$(RUN_TESTS) -p sockpath-tests -- --test-threads=1
 
-torture: build target/.deps-test ## 20,000 connections with acceleration switched on and off at random (root)
+torture: test-programs target/.deps-test ## 20,000 connections with acceleration switched on and off at random (root)
 	cargo build --release --locked -p sockpath-tests --bins
 	$(BIN)/torture --connections 20000
 
@@ -59,13 +69,13 @@ e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of K
 	cargo build --release --locked -p sockpath-tests --bins
 	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
 
-kernels: build ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
+kernels: test-programs ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels
-	tests/kernels/run $(STATIC) $(BIN)/kubectl-sockpath
+	tests/kernels/run $(STATIC)/sockpath-lab $(STATIC)/sockpath-lab-test $(BIN)/kubectl-sockpath
 
 image: build ## The helper's image as an OCI archive, without a daemon
 	cargo build --release --locked -p sockpath-tests --bin oci-image
-	$(BIN)/oci-image $(STATIC) target/sockpath-helper.oci.tar
+	$(BIN)/oci-image $(STATIC)/sockpath-helper target/sockpath-helper.oci.tar
 
 reproducible: deps ## Build the image twice from two directories and compare the digests
 	.ci/reproducible
@@ -73,6 +83,7 @@ reproducible: deps ## Build the image twice from two directories and compare the
 lint: deps ## Format and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --release --locked -p sockpath-lab -p sockpath-helper --features test-switches --all-targets -- -D warnings
 
 clean: ## Remove what was built
 	cargo clean

@@ -4,14 +4,20 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use libbpf_cargo::SkeletonBuilder;
+
+mod shipping;
 
 /// The objects: one for each mode, made of one small file for each subject.
 const OBJECTS: &[&str] = &["trace", "accel"];
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let test_switches = env::var_os("CARGO_FEATURE_TEST_SWITCHES").is_some();
+    if test_switches && let Some(why) = shipping::refusal(&out) {
+        bail!("{why}");
+    }
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=include");
     println!("cargo:rerun-if-env-changed=CLANG");
@@ -22,6 +28,9 @@ fn main() -> Result<()> {
     prefix.push(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     prefix.push("=bpf");
     builder_args.push(&prefix);
+    if test_switches {
+        builder_args.push(OsStr::new("-DSOCKPATH_TEST_SWITCHES"));
+    }
     for name in OBJECTS {
         let mut builder = SkeletonBuilder::new();
         if let Some(clang) = clang() {

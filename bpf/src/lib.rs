@@ -6,6 +6,10 @@
 #![allow(missing_docs, reason = "generated code")]
 #![allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, clippy::unwrap_used, reason = "generated code")]
 
+#[cfg(test)]
+#[path = "../shipping.rs"]
+mod shipping;
+
 pub mod trace {
     include!(concat!(env!("OUT_DIR"), "/trace.skel.rs"));
 }

@@ -1,14 +1,16 @@
-//! Arguments of the helper.
+//! Arguments of the helper, and how a program of ours runs and ends.
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{accel, lab, session};
+use crate::site::Site;
+use crate::{session, switches};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
-#[command(name = "sockpath-helper", version)]
+#[command(name = "sockpath-helper", version = switches::VERSION)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -18,17 +20,19 @@ struct Args {
 enum Command {
     /// Serve one session: JSON lines on stdin and stdout (the default)
     Session,
-    /// Attend to a detached acceleration: started by the helper itself
-    #[command(hide = true)]
-    Attend,
-    /// Build, show, use or remove the lab on this machine
-    Lab(lab::LabArgs),
 }
 
 /// Runs the helper; `error: ` and the cause go to stderr.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    match Args::parse().command.unwrap_or(Command::Session) {
+        Command::Session => run(session::serve(Site::Node)),
+    }
+}
+
+/// Runs a program to its end; `error: ` and the cause go to stderr.
+#[must_use]
+pub fn run(program: impl Future<Output = Result<ExitCode>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => {
@@ -36,13 +40,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
-        match args.command.unwrap_or(Command::Session) {
-            Command::Session => session::serve().await,
-            Command::Attend => accel::detached::run().await,
-            Command::Lab(lab) => lab::run(lab).await,
-        }
-    });
+    let result = runtime.block_on(program);
     // A blocked read of stdin must not keep the process alive.
     runtime.shutdown_background();
     match result {

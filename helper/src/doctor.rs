@@ -13,14 +13,13 @@ use sockpath_protocol::message::{Check, CheckState, EndReason};
 
 use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
+use crate::site::Site;
 use crate::trace::functions::Way;
 use crate::trace::hooks;
 use crate::{accel, accel::Observed, capability, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
-/// The kubelet sets it in every container, whatever the pod says about Services.
-const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 /// Names of socket maps of ours, in bpf/src/accel.
 const OURS: [&str; 2] = ["socks", "sockpath"];
 
@@ -47,7 +46,7 @@ pub fn features() -> BTreeMap<String, bool> {
 
 /// Answers `doctor`: one row for each thing that tracing and acceleration rest on.
 pub fn run(session: &mut Session) -> Result<EndReason> {
-    let mut rows: Vec<Message> = checks().into_iter().map(Message::Check).collect();
+    let mut rows: Vec<Message> = checks(session.site()).into_iter().map(Message::Check).collect();
     // The same checks that `accelerate` begins with.
     match accel::try_out() {
         Ok(trial) => {
@@ -64,8 +63,8 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
     Ok(EndReason::Done)
 }
 
-fn checks() -> Vec<Check> {
-    let mut rows = vec![kernel(), btf(), lockdown(), seccomp(), process_view(), cgroups(), bpffs(), hooks(), functions()];
+fn checks(site: &Site) -> Vec<Check> {
+    let mut rows = vec![kernel(), btf(), lockdown(), seccomp(), process_view(site), cgroups(), bpffs(), hooks(), functions()];
     rows.extend(capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()));
     rows.push(socket_maps());
     rows
@@ -156,13 +155,13 @@ fn calls(observed: &Observed) -> Check {
 }
 
 /// Whether processes of pods and of the node can be seen and their namespaces opened.
-fn process_view() -> Check {
+fn process_view(site: &Site) -> Check {
     if std::process::id() == 1 {
         return row("processes", CheckState::Failed, "only the helper's own are seen", Some("the helper pod needs hostPID: true"));
     }
     match Netns::open("/proc/1/ns/net") {
         Ok(netns) => row("processes", CheckState::Ok, format!("the node's are seen, its network namespace is {}", netns.inode), None),
-        Err(e) if std::env::var_os(IN_A_POD).is_some() => {
+        Err(e) if !site.is_lab() => {
             let remedy = "the helper pod needs CAP_SYS_PTRACE, and no AppArmor or SELinux profile that hides other processes";
             row("processes", CheckState::Failed, format!("{e:#}"), Some(remedy))
         }

@@ -1,4 +1,4 @@
-//! The helper: `session` serves one plugin over stdin and stdout, `lab` builds and runs the lab on this machine.
+//! The helper: serves one session of the plugin over stdin and stdout, on a node.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! One session with the plugin: JSON lines in, JSON lines out.
 //!
-//! The same code serves a child process of the lab and PID 1 of the helper pod. It ends on `finish`, when stdin closes,
+//! The same code serves PID 1 of the helper pod and `sockpath-lab` as a child process of the plugin. It ends on `finish`, when stdin closes,
 //! when heartbeats stay away, on SIGTERM or SIGINT, and always says `end` if anybody still listens.
 
 use std::io::{self, Write};
@@ -16,7 +16,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::{accel, doctor, seccomp, trace};
+use crate::site::Site;
+use crate::{accel, doctor, seccomp, switches, trace};
 
 /// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
 const MAX_LINE: usize = 8 << 20;
@@ -36,6 +37,7 @@ pub enum Inbound {
 /// The plugin's side of the session, as the modes see it.
 #[derive(Debug)]
 pub struct Session {
+    site: Site,
     inbound: mpsc::Receiver<Inbound>,
     /// Set once the plugin's side of stdout is gone; nothing is written after that.
     closed: bool,
@@ -44,6 +46,12 @@ pub struct Session {
 }
 
 impl Session {
+    /// Where it works.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
     /// Has the process attend to this acceleration after the session.
     pub fn stay(&mut self, request: AccelerateRequest) {
         self.afterwards = Some(request);
@@ -70,7 +78,16 @@ impl Session {
             let answer = match inbound {
                 Inbound::Request(Request::Hello) => hello().map(Message::Hello),
                 Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
-                other => return other,
+                Inbound::Request(request) => match self.site.admit(&request) {
+                    Ok(()) => return Inbound::Request(request),
+                    Err(refusal) => {
+                        if let Err(e) = self.fail(&refusal) {
+                            eprintln!("error: cannot answer: {e:#}");
+                        }
+                        return Inbound::Stop(EndReason::Failed);
+                    }
+                },
+                stop @ Inbound::Stop(_) => return stop,
             };
             if let Err(e) = answer.and_then(|answer| self.send(&answer)) {
                 eprintln!("error: cannot answer: {e:#}");
@@ -121,6 +138,12 @@ impl Session {
         self.send_all([message])
     }
 
+    /// Says why the session fails.
+    fn fail(&mut self, error: &anyhow::Error) -> Result<()> {
+        let code = error.downcast_ref::<Coded>().map_or("failed", Coded::code).to_owned();
+        self.send(&Message::Error { text: format!("{error:#}"), code })
+    }
+
     /// Tells the user something; the session goes on.
     pub fn warn(&mut self, text: impl Into<String>) -> Result<()> {
         self.send(&Message::Warning { text: text.into() })
@@ -128,9 +151,12 @@ impl Session {
 }
 
 /// Serves one session on stdin and stdout.
-pub async fn serve() -> Result<ExitCode> {
+///
+/// # Errors
+/// When a line cannot be written, or what continues after the session fails.
+pub async fn serve(site: Site) -> Result<ExitCode> {
     let (tx, inbound) = mpsc::channel(64);
-    let mut session = Session { inbound, closed: false, afterwards: None };
+    let mut session = Session { site, inbound, closed: false, afterwards: None };
     session.send(&Message::Hello(hello()?))?;
     tokio::spawn(read_requests(tx.clone()));
     tokio::spawn(watch_signals(tx)?);
@@ -155,8 +181,7 @@ pub async fn serve() -> Result<ExitCode> {
             (EndReason::Failed, ExitCode::FAILURE)
         }
         Err(e) => {
-            let code = e.downcast_ref::<Coded>().map_or("failed", |c| c.code).to_owned();
-            session.send(&Message::Error { text: format!("{e:#}"), code })?;
+            session.fail(&e)?;
             (EndReason::Failed, ExitCode::FAILURE)
         }
     };
@@ -196,6 +221,12 @@ impl Coded {
     #[must_use]
     pub fn new(code: &'static str, text: impl Into<String>) -> anyhow::Error {
         Self { code, text: text.into() }.into()
+    }
+
+    /// The word.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
     }
 }
 
@@ -255,6 +286,7 @@ fn hello() -> Result<Hello> {
         arch: uname.machine().to_string_lossy().into_owned(),
         boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default(),
         features: doctor::features(),
+        test_switches: switches::COMPILED_IN,
         monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
         realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
     })

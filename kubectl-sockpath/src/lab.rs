@@ -1,4 +1,4 @@
-//! The lab: found through `sockpath-helper lab status -o json`, and commands forwarded to the helper.
+//! The lab: found through `sockpath-lab status -o json`, and commands forwarded to that program.
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
@@ -24,39 +24,39 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// The lab as it was when the command started.
 #[derive(Debug)]
 pub struct Lab {
-    helper: PathBuf,
+    program: PathBuf,
     namespace: String,
     verbose: bool,
     status: LabStatus,
 }
 
 impl Lab {
-    /// Asks the helper what the lab looks like.
+    /// Asks `sockpath-lab` for the lab's state.
     ///
     /// # Errors
-    /// When there is no helper, or the lab is not up and `need_up` is set.
+    /// When there is no such program, or the lab is not up and `need_up` is set.
     pub async fn connect(global: &Global, need_up: bool) -> Result<Self> {
-        let helper = helper_binary()?;
-        let output = tokio::process::Command::new(&helper)
-            .args(["lab", "status", "-o", "json"])
+        let program = program()?;
+        let output = tokio::process::Command::new(&program)
+            .args(["status", "-o", "json"])
             .kill_on_drop(true)
             .output()
             .await
-            .with_context(|| format!("cannot run {}", helper.display()))?;
+            .with_context(|| format!("cannot run {}", program.display()))?;
         let status: LabStatus = if output.status.success() {
             serde_json::from_slice(&output.stdout).with_context(|| {
-                format!("`{} lab status -o json` did not print what this plugin expects: are both of one release?", helper.display())
+                format!("`{} status -o json` did not print what this plugin expects: are both of one release?", program.display())
             })?
         } else {
             let stderr = String::from_utf8_lossy(&output.stderr);
             let stderr = stderr.trim().trim_start_matches("error: ");
-            bail!("cannot ask for the lab's state: {}", if stderr.is_empty() { "the helper said nothing" } else { stderr })
+            bail!("cannot ask for the lab's state: {}", if stderr.is_empty() { "sockpath-lab said nothing" } else { stderr })
         };
         if need_up && !status.up {
             bail!("the lab is not up: run `{} lab up` first", crate::command::invocation());
         }
         let namespace = global.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        Ok(Self { helper, namespace, verbose: global.verbose > 0, status })
+        Ok(Self { program, namespace, verbose: global.verbose > 0, status })
     }
 
     /// Starts one helper for all these nodes.
@@ -66,10 +66,11 @@ impl Lab {
     pub async fn helpers(&self, nodes: &[Node], progress: &Progress) -> Result<Fleet> {
         progress.phase("", "starting the helper");
         let names = nodes.iter().map(|n| n.name.clone()).collect();
-        let transport = session::spawn(&self.helper, &[OsStr::new("session")], names, self.verbose)?;
+        let transport = session::spawn(&self.program, &[OsStr::new("session")], names, self.verbose)?;
         let mut fleet = Fleet::default();
         let ready = Ready::handshake(transport, HELLO_PATIENCE).await?;
-        if let Some(text) = session::other_releases(std::slice::from_ref(&ready)) {
+        let helpers = std::slice::from_ref(&ready);
+        for text in session::other_releases(helpers).into_iter().chain(session::built_for_tests(helpers)) {
             progress.warn(&text);
         }
         fleet.join(ready);
@@ -155,25 +156,25 @@ impl Inventory for Lab {
     }
 }
 
-/// Finds the helper binary: `SOCKPATH_HELPER`, else beside this executable, else on PATH.
+/// Finds the program of the lab: `SOCKPATH_LAB_PROGRAM`, else `sockpath-lab` beside this executable, else on PATH.
 ///
 /// # Errors
 /// When it is nowhere.
-pub fn helper_binary() -> Result<PathBuf> {
-    const NAME: &str = "sockpath-helper";
-    if let Some(path) = std::env::var_os("SOCKPATH_HELPER").filter(|p| !p.is_empty()) {
+pub fn program() -> Result<PathBuf> {
+    const NAME: &str = "sockpath-lab";
+    if let Some(path) = std::env::var_os("SOCKPATH_LAB_PROGRAM").filter(|p| !p.is_empty()) {
         let path = PathBuf::from(path);
         if !path.is_file() {
-            bail!("SOCKPATH_HELPER names {}, which is no file", path.display());
+            bail!("SOCKPATH_LAB_PROGRAM names {}, which is not a file", path.display());
         }
         return Ok(path);
     }
-    // krew and `ln -s` put a link on PATH; the helper lies beside what it points to.
+    // krew and `ln -s` put a link on PATH; the program lies beside what it points to.
     let beside = std::env::current_exe().ok().and_then(|p| p.canonicalize().ok()).and_then(|p| p.parent().map(|d| d.join(NAME)));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = beside.into_iter().chain(std::env::split_paths(&path).map(|d| d.join(NAME)));
     candidates.find(|p| p.is_file()).with_context(|| {
-        format!("cannot find {NAME}, which the lab needs: put it beside kubectl-sockpath or on PATH, or set SOCKPATH_HELPER")
+        format!("cannot find {NAME}, which the lab needs: put it beside kubectl-sockpath or on PATH, or set SOCKPATH_LAB_PROGRAM")
     })
 }
 
@@ -187,9 +188,9 @@ pub fn is_root() -> bool {
     true
 }
 
-/// The helper's arguments for a lab command.
-fn helper_args(command: LabCommand) -> Vec<OsString> {
-    let mut args: Vec<OsString> = vec!["lab".into()];
+/// The program's arguments for a lab command.
+fn arguments(command: LabCommand) -> Vec<OsString> {
+    let mut args: Vec<OsString> = Vec::new();
     match command {
         LabCommand::Up { overlay } => args.extend(["up".into(), "--overlay".into(), overlay.into()]),
         LabCommand::Down => args.push("down".into()),
@@ -211,24 +212,23 @@ fn helper_args(command: LabCommand) -> Vec<OsString> {
     args
 }
 
-/// Becomes the helper, so that terminal, signals and exit code are its own.
+/// Becomes the lab's program, so that terminal, signals and exit code are its own.
 ///
 /// # Errors
-/// When the helper cannot be run; otherwise this does not come back.
+/// When it cannot be run; otherwise this does not come back.
 pub fn forward(command: LabCommand) -> Result<std::convert::Infallible> {
-    let helper = helper_binary()?;
-    become_helper(&helper, helper_args(command))
+    become_program(&program()?, arguments(command))
 }
 
 #[cfg(unix)]
-fn become_helper(helper: &Path, args: Vec<OsString>) -> Result<std::convert::Infallible> {
+fn become_program(program: &Path, args: Vec<OsString>) -> Result<std::convert::Infallible> {
     use std::os::unix::process::CommandExt;
-    let error = Command::new(helper).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", helper.display()))
+    let error = Command::new(program).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 #[cfg(not(unix))]
-fn become_helper(_helper: &Path, _args: Vec<OsString>) -> Result<std::convert::Infallible> {
+fn become_program(_program: &Path, _args: Vec<OsString>) -> Result<std::convert::Infallible> {
     bail!("the lab needs Linux")
 }
 
@@ -239,8 +239,8 @@ mod tests {
     #[test]
     fn lab_commands_become_the_same_arguments() {
         let exec = LabCommand::Exec { pod: "curl".into(), container: None, command: vec!["ls".into(), "-l".into()] };
-        assert_eq!(helper_args(exec), ["lab", "exec", "curl", "--", "ls", "-l"]);
-        assert_eq!(helper_args(LabCommand::Up { overlay: "vxlan".into() }), ["lab", "up", "--overlay", "vxlan"]);
-        assert_eq!(helper_args(LabCommand::Status { output: Some(TableOutput::Json) }), ["lab", "status", "-o", "json"]);
+        assert_eq!(arguments(exec), ["exec", "curl", "--", "ls", "-l"]);
+        assert_eq!(arguments(LabCommand::Up { overlay: "vxlan".into() }), ["up", "--overlay", "vxlan"]);
+        assert_eq!(arguments(LabCommand::Status { output: Some(TableOutput::Json) }), ["status", "-o", "json"]);
     }
 }

@@ -56,15 +56,15 @@ const UNTIL_FINISH: &str = r#"while read -r line; do case "$line" in *finish*) b
 fn with_helper(dir: &Dir, session: &str) -> Command {
     let status = dir.join("status.json");
     fs::write(&status, STATUS).expect("status");
-    let script = dir.join("sockpath-helper");
+    let script = dir.join("sockpath-lab");
     let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = lab ]; then\n  [ \"$2\" = status ] && exec cat '{}'\n  echo \"$@\"; exit 7\nfi\n{session}\n",
+        "#!/bin/sh\ncase $1 in\nstatus) exec cat '{}' ;;\nsession) ;;\n*) echo \"$@\"; exit 7 ;;\nesac\n{session}\n",
         status.display()
     );
     fs::write(&script, text).expect("script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("permissions");
     let mut command = Command::new(PLUGIN);
-    command.env("SOCKPATH_HELPER", &script).env_remove("NO_COLOR").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("SOCKPATH_LAB_PROGRAM", &script).env_remove("NO_COLOR").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -252,12 +252,12 @@ fn called_by_kubectl_it_says_so() {
 fn completion_answers_kubectl() {
     let dir = Dir::new("complete");
     let mut command = with_helper(&dir, "exit 9");
-    let helper = command.get_envs().find(|(k, _)| *k == "SOCKPATH_HELPER").and_then(|(_, v)| v).expect("helper").to_owned();
+    let helper = command.get_envs().find(|(k, _)| *k == "SOCKPATH_LAB_PROGRAM").and_then(|(_, v)| v).expect("helper").to_owned();
     let out = run(&mut command, &["__complete", "trace", "--lab", "curl", "ht"]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "httpbin\tpod\n:4\n");
     let link = dir.join("kubectl_complete-sockpath");
     symlink(PLUGIN, &link).expect("link");
-    let out = run(Command::new(&link).env("SOCKPATH_HELPER", helper), &["trace", "--lab", ""]);
+    let out = run(Command::new(&link).env("SOCKPATH_LAB_PROGRAM", helper), &["trace", "--lab", ""]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\n:4\n");
     for shell in ["bash", "zsh", "fish"] {
         let out = run(&mut Command::new(PLUGIN), &["completion", shell]);
@@ -266,9 +266,9 @@ fn completion_answers_kubectl() {
 }
 
 #[test]
-fn lab_commands_are_the_helpers() {
+fn lab_commands_are_forwarded() {
     let dir = Dir::new("lab");
     let out = run(&mut with_helper(&dir, ""), &["lab", "exec", "curl", "--", "ls", "-l"]);
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "lab exec curl -- ls -l\n");
-    assert_eq!(code(&out), 7, "the helper's exit code is ours");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "exec curl -- ls -l\n");
+    assert_eq!(code(&out), 7, "the exit code of sockpath-lab is ours");
 }

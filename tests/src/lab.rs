@@ -50,7 +50,7 @@ impl Lab {
             Overlay::None => "none",
             Overlay::Vxlan => "vxlan",
         };
-        succeed(lab.helper().args(["lab", "up", "--overlay", overlay]));
+        succeed(lab.helper().args(["up", "--overlay", overlay]));
         lab
     }
 
@@ -60,10 +60,20 @@ impl Lab {
         &self.instance
     }
 
-    /// A helper command in this instance.
+    /// A command of the lab's program in this instance; with `session` it is the helper of the lab.
     #[must_use]
     pub fn helper(&self) -> Command {
-        let mut command = Command::new(programs::helper());
+        self.command(&programs::lab())
+    }
+
+    /// The same of the program that has test switches.
+    #[must_use]
+    pub fn helper_with_test_switches(&self) -> Command {
+        self.command(&programs::lab_with_test_switches())
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env("SOCKPATH_LAB", &self.instance).stdin(Stdio::null());
         command
     }
@@ -76,11 +86,11 @@ impl Lab {
         command
     }
 
-    /// `lab exec TARGET -- COMMAND`, not yet started.
+    /// `sockpath-lab exec TARGET -- COMMAND`, not yet started.
     #[must_use]
     pub fn exec<S: AsRef<OsStr>>(&self, target: &str, command: impl IntoIterator<Item = S>) -> Command {
         let mut exec = self.helper();
-        exec.args(["lab", "exec", target, "--"]).args(command);
+        exec.args(["exec", target, "--"]).args(command);
         exec
     }
 
@@ -98,7 +108,7 @@ impl Lab {
     /// When it does not print that.
     #[must_use]
     pub fn status(&self) -> LabStatus {
-        let out = succeed(self.helper().args(["lab", "status", "-o", "json"]));
+        let out = succeed(self.helper().args(["status", "-o", "json"]));
         serde_json::from_slice(&out.stdout).expect("lab status -o json does not print a LabStatus")
     }
 
@@ -157,7 +167,7 @@ impl Lab {
     /// Takes the lab down and says how that went.
     #[must_use]
     pub fn down(&self) -> Output {
-        output(self.helper().args(["lab", "down"]))
+        output(self.helper().args(["down"]))
     }
 }
 
@@ -202,7 +212,7 @@ fn reap() {
         let Some(instance) = name.strip_prefix("lab-") else { continue };
         let pid = instance.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).and_then(|(pid, _)| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = Command::new(programs::helper()).env("SOCKPATH_LAB", instance).args(["lab", "down"]).output();
+            let _ = Command::new(programs::lab()).env("SOCKPATH_LAB", instance).arg("down").output();
         }
     }
 }

@@ -117,10 +117,14 @@ fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
     }
 }
 
-/// A process of the helper: its arguments and the lab it belongs to. Zombies, whose command line is empty, do not count.
+/// Programs whose processes count.
+const OURS: [&str; 3] = ["sockpath-helper", "sockpath-lab", "sockpath-lab-test"];
+
+/// A process of one of [`OURS`]: its arguments and the lab it belongs to. Zombies, whose command line is empty, do not count.
 fn helper_process(pid: &str) -> Option<String> {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).map(|b| String::from_utf8_lossy(&b).replace('\0', " ")).ok();
-    let arguments = read("cmdline").filter(|c| c.split(' ').next().is_some_and(|p| p.ends_with("sockpath-helper")))?;
+    let is_ours = |program: &str| OURS.iter().any(|name| program.ends_with(name));
+    let arguments = read("cmdline").filter(|c| c.split(' ').next().is_some_and(is_ours))?;
     let environment = read("environ").unwrap_or_default();
     let lab = environment.split(' ').find(|v| v.starts_with("SOCKPATH_LAB=")).unwrap_or_default();
     Some(format!("{arguments}{lab}"))

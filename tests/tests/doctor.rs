@@ -81,7 +81,7 @@ fn a_seccomp_profile_that_refuses_bpf_ends_in_the_remedy() {
         return;
     }
     let answers = |requests: &str| {
-        let mut command = Command::new(programs::helper());
+        let mut command = Command::new(programs::lab());
         command.arg("session").env("SOCKPATH_LAB", "doctor").stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: only system calls between fork and exec.
         let mut child = unsafe { command.pre_exec(refuse_bpf) }.spawn().unwrap();

@@ -32,7 +32,7 @@ fn up_is_quick_and_idempotent_and_down_leaves_nothing() {
     let lab = Lab::reserve();
     let before = snapshot(&lab);
     let started = Instant::now();
-    let up = succeed(lab.helper().args(["lab", "up"]));
+    let up = succeed(lab.helper().args(["up"]));
     assert!(started.elapsed() < Duration::from_secs(2), "up took {:?}", started.elapsed());
     assert!(up.stdout.is_empty(), "stdout is for data");
     assert_ne!(before, snapshot(&lab));
@@ -55,11 +55,11 @@ fn up_is_quick_and_idempotent_and_down_leaves_nothing() {
     let containers: Vec<_> = status.pods[0].containers.iter().map(|c| (c.name.as_str(), c.port)).collect();
     assert_eq!(containers, [("curl", 8080), ("sidecar", 8081)]);
 
-    let again = succeed(lab.helper().args(["lab", "up"]));
+    let again = succeed(lab.helper().args(["up"]));
     assert!(String::from_utf8_lossy(&again.stderr).contains("already up"));
     assert_eq!(lab.status(), status, "the second up changed something");
 
-    let other = output(lab.helper().args(["lab", "up", "--overlay", "vxlan"]));
+    let other = output(lab.helper().args(["up", "--overlay", "vxlan"]));
     assert_eq!(other.status.code(), Some(1));
     let text = String::from_utf8_lossy(&other.stderr);
     assert!(text.starts_with("error: ") && text.contains("overlay none") && text.contains("lab down"), "{text}");
@@ -76,7 +76,7 @@ fn status_of_no_lab_says_what_to_do() {
         return;
     }
     let lab = Lab::reserve();
-    let text = output(lab.helper().args(["lab", "status"]));
+    let text = output(lab.helper().args(["status"]));
     assert_eq!(text.status.code(), Some(1));
     let said = String::from_utf8_lossy(&text.stderr);
     assert!(said.starts_with("error: the lab is not up") && said.contains("lab up"), "{said}");
@@ -92,7 +92,7 @@ fn killed_up_leaves_nothing_that_down_or_up_does_not_handle() {
     let before = snapshot(&lab);
     // How long it takes here, to spread the moments over it.
     let started = Instant::now();
-    succeed(lab.helper().args(["lab", "up"]));
+    succeed(lab.helper().args(["up"]));
     let whole = started.elapsed();
     assert!(lab.down().status.success());
 
@@ -100,7 +100,7 @@ fn killed_up_leaves_nothing_that_down_or_up_does_not_handle() {
     let mut caught = 0;
     for moment in 0..MOMENTS {
         let overlay = if moment % 2 == 0 { "none" } else { "vxlan" };
-        let mut up = lab.helper().args(["lab", "up", "--overlay", overlay]).stderr(Stdio::null()).spawn().unwrap();
+        let mut up = lab.helper().args(["up", "--overlay", overlay]).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(whole * moment / MOMENTS);
         up.kill().unwrap();
         if up.wait().unwrap().signal() == Some(9) {
@@ -108,7 +108,7 @@ fn killed_up_leaves_nothing_that_down_or_up_does_not_handle() {
         }
         if moment % 3 == 0 {
             // The other way out: a second `up` repairs. It may have been asked for the other overlay, and was not complete.
-            succeed(lab.helper().args(["lab", "up", "--overlay", overlay]));
+            succeed(lab.helper().args(["up", "--overlay", overlay]));
             assert_eq!(lab.exec("curl", ["true"]).status().unwrap().code(), Some(0));
         }
         let down = lab.down();
@@ -127,7 +127,7 @@ fn interrupted_up_cleans_up_by_itself() {
     let before = snapshot(&lab);
     let mut caught = 0;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let up = lab.helper().args(["lab", "up"]).stderr(Stdio::null()).spawn().unwrap();
+        let up = lab.helper().args(["up"]).stderr(Stdio::null()).spawn().unwrap();
         // It is at work, and its handlers are in place, once it has given the first namespace its name.
         while !lab.netns("node-1").exists() {
             std::thread::yield_now();
@@ -158,18 +158,18 @@ fn damage_is_seen_and_repaired() {
     let pid = lab.pod("httpbin").containers[0].pid;
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     let mut status = lab.helper();
-    status.args(["lab", "status"]);
+    status.args(["status"]);
     // The process is gone from its cgroup as soon as it is dead, which `kill` does not wait for.
     while output(&mut status).status.success() {
         std::thread::yield_now();
     }
     let said = stderr(&mut status);
     assert!(said.contains("broken") && said.contains("httpbin") && said.contains("lab up"), "{said}");
-    let up = succeed(lab.helper().args(["lab", "up"]));
+    let up = succeed(lab.helper().args(["up"]));
     assert!(String::from_utf8_lossy(&up.stderr).contains("repairing the lab: the server of pod httpbin"));
 
     lab.run("node-2", ["ip", "link", "del", "cni0"]);
-    assert!(stderr(lab.helper().args(["lab", "up"])).contains("repairing the lab: device cni0 of node-2"));
+    assert!(stderr(lab.helper().args(["up"])).contains("repairing the lab: device cni0 of node-2"));
     lab.run("curl", ["curl", "-sS", "--max-time", "5", "10.96.0.11"]);
 
     // Everything but the process ids is as it was.
@@ -189,16 +189,16 @@ fn a_damaged_state_file_is_no_obstacle() {
     }
     let lab = Lab::reserve();
     let before = snapshot(&lab);
-    succeed(lab.helper().args(["lab", "up"]));
+    succeed(lab.helper().args(["up"]));
     let state = format!("/run/sockpath/lab-{}/state.json", lab.instance());
     fs::write(&state, "{").unwrap();
-    let said = stderr(lab.helper().args(["lab", "status"]));
+    let said = stderr(lab.helper().args(["status"]));
     assert!(said.starts_with("error: ") && said.contains("damaged") && said.contains("lab down"), "{said}");
     assert!(lab.down().status.success());
     before.assert_nothing_left();
 
     // And none at all: everything is found by name. The servers notice that their lab is gone.
-    succeed(lab.helper().args(["lab", "up"]));
+    succeed(lab.helper().args(["up"]));
     fs::remove_dir_all(format!("/run/sockpath/lab-{}", lab.instance())).unwrap();
     assert!(lab.down().status.success());
     before.assert_nothing_left();
@@ -231,7 +231,7 @@ fn somebody_elses_namespace_is_left_alone() {
     let name = path.file_name().unwrap().to_str().unwrap().to_owned();
     succeed(Command::new("ip").args(["netns", "add", &name]));
     let mut up = lab.helper();
-    let up = output(up.args(["lab", "up"]));
+    let up = output(up.args(["up"]));
     let down = lab.down();
     let kept = File::open(&path).is_ok();
     succeed(Command::new("ip").args(["netns", "del", &name]));
@@ -259,7 +259,7 @@ fn what_fails_on_the_way_is_undone() {
         std::os::unix::fs::symlink("/bin/false", dir.join(name)).unwrap();
     }
     let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
-    let up = output(lab.helper().args(["lab", "up"]).env("PATH", path));
+    let up = output(lab.helper().args(["up"]).env("PATH", path));
     fs::remove_dir_all(&dir).unwrap();
     assert_eq!(up.status.code(), Some(1));
     let said = String::from_utf8_lossy(&up.stderr);
@@ -302,7 +302,7 @@ fn concurrent_ups_wait_for_each_other() {
         return;
     }
     let lab = Lab::reserve();
-    let ups: Vec<_> = (0..4).map(|_| lab.helper().args(["lab", "up"]).stderr(Stdio::piped()).spawn().unwrap()).collect();
+    let ups: Vec<_> = (0..4).map(|_| lab.helper().args(["up"]).stderr(Stdio::piped()).spawn().unwrap()).collect();
     let said: Vec<String> = ups
         .into_iter()
         .map(|up| {
@@ -320,10 +320,10 @@ fn what_is_missing_is_named() {
         return;
     }
     let lab = Lab::reserve();
-    // As nobody. The helper may live where nobody cannot go, so it is opened first.
-    let program = File::open(sockpath_tests::programs::helper()).unwrap();
+    // As nobody. The program may live where nobody cannot go, so it is opened first.
+    let program = File::open(sockpath_tests::programs::lab()).unwrap();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
-    for command in [&["lab", "up"][..], &["lab", "down"], &["lab", "exec", "curl", "--", "true"]] {
+    for command in [&["up"][..], &["down"], &["exec", "curl", "--", "true"]] {
         let mut unprivileged = Command::new(&path);
         unprivileged.args(command).env("SOCKPATH_LAB", lab.instance()).uid(65534).gid(65534);
         nix::fcntl::fcntl(&program, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
@@ -347,16 +347,16 @@ fn what_is_missing_is_named() {
         Ok(())
     };
     // SAFETY: only system calls and no allocation between fork and exec.
-    unsafe { up.args(["lab", "up"]).env("PATH", "/nowhere").pre_exec(hide) };
+    unsafe { up.args(["up"]).env("PATH", "/nowhere").pre_exec(hide) };
     let said = stderr(&mut up);
     assert!(said.contains("iptables-restore is not installed") && said.contains("apt-get install iptables"), "{said}");
 
     for name in ["../etc", "UPPER", "a b"] {
-        let out = output(lab.helper().args(["lab", "up"]).env("SOCKPATH_LAB", name));
+        let out = output(lab.helper().args(["up"]).env("SOCKPATH_LAB", name));
         assert_eq!(out.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&out.stderr).starts_with("error: SOCKPATH_LAB="));
     }
-    let usage = output(lab.helper().args(["lab", "up", "--overlay", "gre"]));
+    let usage = output(lab.helper().args(["up", "--overlay", "gre"]));
     assert_eq!(usage.status.code(), Some(2));
 }
 
@@ -367,9 +367,9 @@ fn without_a_cgroup_v2_mount_the_lab_has_its_own() {
     }
     let lab = Lab::reserve();
     // All in one mount namespace, where nothing of type cgroup2 is mounted.
-    let script = "umount -a -t cgroup2 && \"$0\" lab up && \"$0\" lab exec curl -- cat /proc/self/cgroup && \"$0\" lab status -o json && \"$0\" lab down";
+    let script = "umount -a -t cgroup2 && \"$0\" up && \"$0\" exec curl -- cat /proc/self/cgroup && \"$0\" status -o json && \"$0\" down";
     let mut machine = Command::new("unshare");
-    machine.args(["--mount", "sh", "-c", script]).arg(sockpath_tests::programs::helper()).env("SOCKPATH_LAB", lab.instance());
+    machine.args(["--mount", "sh", "-c", script]).arg(sockpath_tests::programs::lab()).env("SOCKPATH_LAB", lab.instance());
     let out = succeed(&mut machine);
     let said = String::from_utf8_lossy(&out.stdout);
     assert!(said.contains("/run/sockpath/cgroup/sockpath-lab-") && said.contains("/kubepods/burstable/pod"), "{said}");
@@ -385,7 +385,7 @@ fn a_file_that_only_has_the_name_is_not_removed() {
     let path = lab.netns("curl");
     fs::create_dir_all("/run/netns").unwrap();
     fs::write(&path, "somebody's notes").unwrap();
-    let up = output(lab.helper().args(["lab", "up"]));
+    let up = output(lab.helper().args(["up"]));
     let down = lab.down();
     let kept = fs::read_to_string(&path);
     let _ = fs::remove_file(&path);
@@ -393,7 +393,7 @@ fn a_file_that_only_has_the_name_is_not_removed() {
     assert!(down.status.success() && kept.is_ok_and(|k| k == "somebody's notes"));
     // An empty one is what a crash leaves.
     fs::write(&path, "").unwrap();
-    succeed(lab.helper().args(["lab", "up"]));
+    succeed(lab.helper().args(["up"]));
 }
 
 #[test]
@@ -402,8 +402,8 @@ fn down_from_inside_is_refused() {
         return;
     }
     let lab = Lab::up();
-    let helper = sockpath_tests::programs::helper();
-    let out = output(&mut lab.exec("curl", [helper.as_os_str(), "lab".as_ref(), "down".as_ref()]));
+    let program = sockpath_tests::programs::lab();
+    let out = output(&mut lab.exec("curl", [program.as_os_str(), "down".as_ref()]));
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("inside the lab"));
     assert!(lab.status().up);
@@ -418,7 +418,7 @@ fn whoever_starts_the_lab_is_not_held_by_it() {
     // A pipe of the caller's that is open in `lab up`: it ends with `lab up`, not with the lab.
     let (reader, writer) = std::io::pipe().unwrap();
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-    succeed(lab.helper().args(["lab", "up"]));
+    succeed(lab.helper().args(["up"]));
     drop(writer);
     assert_eq!(std::io::read_to_string(reader).unwrap(), "");
 }

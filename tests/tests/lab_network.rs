@@ -156,10 +156,10 @@ fn exec_passes_exit_codes_on() {
     assert_eq!(unknown.status.code(), Some(1));
     let said = String::from_utf8_lossy(&unknown.stderr);
     assert!(said.starts_with("error: ") && said.contains("httpbin-remote"), "{said}");
-    let container = output(lab.helper().args(["lab", "exec", "curl", "-c", "nope", "--", "true"]));
+    let container = output(lab.helper().args(["exec", "curl", "-c", "nope", "--", "true"]));
     assert_eq!(container.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&container.stderr).contains("sidecar"));
-    assert_eq!(output(lab.helper().args(["lab", "exec", "curl"])).status.code(), Some(2));
+    assert_eq!(output(lab.helper().args(["exec", "curl"])).status.code(), Some(2));
 
     assert!(lab.down().status.success());
     let down = output(&mut lab.exec("curl", ["true"]));
@@ -177,7 +177,7 @@ fn exec_is_in_namespace_and_cgroup_and_passes_input_and_signals_on() {
     let cgroups = lab.run("curl", ["cat", "/proc/self/cgroup"]);
     let own = cgroups.lines().find_map(|l| l.strip_prefix("0::")).unwrap();
     assert!(pod.cgroup.ends_with(own.rsplit_once('/').unwrap().0) && own.ends_with(&pod.containers[0].id), "{own}");
-    let sidecar = output(lab.helper().args(["lab", "exec", "curl", "--container", "sidecar", "--", "cat", "/proc/self/cgroup"]));
+    let sidecar = output(lab.helper().args(["exec", "curl", "--container", "sidecar", "--", "cat", "/proc/self/cgroup"]));
     assert!(String::from_utf8_lossy(&sidecar.stdout).contains(&pod.containers[1].id));
 
     let inode = |file: String| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(file).unwrap());

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The maps, and how programs get at what they know about a socket. */
 
+#ifdef SOCKPATH_TEST_SWITCHES
 /* Drops the order gate: only for showing that the torture suite notices. */
 const volatile bool no_order_gate = false;
+#else
+#define no_order_gate false
+#endif
 
 /* Never read: it makes the type known to user space. */
 const volatile enum accel_flag flag_layout = ACCEL_LIVE;

@@ -83,6 +83,9 @@ pub struct Hello {
     pub boot: String,
     /// What this kernel offers, by name: `btf`, `fentry`, `kprobe`, `netfilter-link`, `sockops`, ...
     pub features: BTreeMap<String, bool>,
+    /// Whether it was built for tests, with switches that corrupt connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test_switches: bool,
     /// `CLOCK_MONOTONIC` in nanoseconds when this line was written, for comparing clocks of nodes.
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME` in nanoseconds at the same moment.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::instance::Instance;
 use super::pins::Pins;
 use super::stop::dismantle;
+use crate::site::Site;
 
 /// How long queues may take to drain while the pods live; some never read.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -27,8 +28,8 @@ impl Abandoned {
     ///
     /// # Errors
     /// When pins or cgroups cannot be looked at.
-    pub fn of_cgroups_below(root: &Path) -> Result<Option<Self>> {
-        let pins = Pins::of_this_instance()?;
+    pub fn of_cgroups_below(site: &Site, root: &Path) -> Result<Option<Self>> {
+        let pins = Pins::of(site);
         if !pins.exist() {
             return Ok(None);
         }

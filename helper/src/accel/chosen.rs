@@ -11,10 +11,13 @@ use super::instance::Instance;
 use super::meeting;
 use super::report::PodNames;
 use crate::node::{self, FoundPod, Netns, Placement};
+use crate::site::Site;
 
 /// The chosen pods as this node has them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chosen {
+    /// Where they are looked for.
+    site: Site,
     /// By UID, in the order of `found`.
     uids: Vec<String>,
     found: Vec<FoundPod>,
@@ -38,11 +41,21 @@ pub struct Change {
 
 impl Chosen {
     /// Finds pods on this node; what there is to warn of.
-    pub fn find(pods: &[Pod], elsewhere: &[PodElsewhere]) -> (Self, Vec<String>) {
-        let mut chosen = Self::default();
+    pub fn find(site: &Site, pods: &[Pod], elsewhere: &[PodElsewhere]) -> (Self, Vec<String>) {
+        let mut chosen = Self::none(site);
         let warnings = pods.iter().filter_map(|pod| chosen.add(pod)).collect();
         chosen.note_elsewhere(elsewhere);
         (chosen, warnings)
+    }
+
+    fn none(site: &Site) -> Self {
+        let (uids, found, let_go) = (Vec::new(), Vec::new(), Vec::new());
+        Self { site: site.clone(), uids, found, names: PodNames::default(), nodes: HashMap::new(), let_go }
+    }
+
+    /// Where they were looked for.
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// Whether a chosen pod of another node has this address.
@@ -117,7 +130,7 @@ impl Chosen {
         if pod.host_network {
             return Some(format!("pod {name} uses the node's network namespace and is left alone"));
         }
-        match node::find(pod) {
+        match node::find(&self.site, pod) {
             Ok(found) => {
                 let warning = (found.cgroup == Placement::Nowhere).then(|| {
                     format!(
@@ -146,7 +159,7 @@ mod tests {
             pod: PodName { namespace: "shop".into(), name: name.into() },
             ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
         };
-        let mut chosen = Chosen::default();
+        let mut chosen = Chosen::none(&Site::Node);
         chosen.names.here.insert(7, "shop/web".into());
         chosen.note_elsewhere(&[pod("web", &["10.42.1.2"]), pod("db", &["::ffff:10.42.2.3", "fd00::3"])]);
         let elsewhere = |ip: &str| chosen.is_elsewhere(ip.parse().expect("an address"));

@@ -1,5 +1,5 @@
 //! An acceleration that outlives its session: a process meets and pairs connections until the lease ends. In a helper pod it is the
-//! one that served the session, and the pod stays as long as it does; elsewhere it is a process of its own. Without it (it was
+//! one that served the session, and the pod stays as long as it does; in the lab it is a process of its own. Without it (it was
 //! killed, for instance) the pairs that exist go on until then, and new ones use TCP.
 
 use std::io::{Read, Write};
@@ -17,6 +17,7 @@ use super::meeting;
 use super::pins::Pins;
 use super::stop::dismantle;
 use crate::session::Session;
+use crate::site::Site;
 
 /// How long queues may take to drain when the lease has ended.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -39,24 +40,27 @@ pub fn spawn(request: &AccelerateRequest) -> Result<()> {
 }
 
 /// What that process does.
-pub async fn run() -> Result<ExitCode> {
+///
+/// # Errors
+/// When the request cannot be read, or the kernel refuses.
+pub async fn run(site: &Site) -> Result<ExitCode> {
     let mut request = Vec::new();
     std::io::stdin().read_to_end(&mut request).context("cannot read the request")?;
     let request: AccelerateRequest = serde_json::from_slice(&request).context("cannot read the request")?;
-    go_on(&request, None).await?;
+    go_on(site, &request, None).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// What the process of a helper pod does after its session: the pod is there for as long as it goes on.
 pub async fn stay(session: &mut Session, request: &AccelerateRequest) -> Result<()> {
-    go_on(request, Some(session)).await
+    go_on(&session.site().clone(), request, Some(session)).await
 }
 
 /// Attends until the lease ends, somebody stops it, or a signal (eviction, node drain, deletion of the pod) asks for an end.
-async fn go_on(request: &AccelerateRequest, session: Option<&mut Session>) -> Result<()> {
-    let pins = Pins::of_this_instance()?;
+async fn go_on(site: &Site, request: &AccelerateRequest, session: Option<&mut Session>) -> Result<()> {
+    let pins = Pins::of(site);
     let Some(instance) = Instance::open(&pins)? else { return Ok(()) };
-    let (mut chosen, _) = Chosen::find(&request.pods, &request.elsewhere);
+    let (mut chosen, _) = Chosen::find(site, &request.pods, &request.elsewhere);
     meeting::take_over(&instance, chosen.pods())?;
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };

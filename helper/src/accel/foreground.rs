@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::Locate;
 use sockpath_protocol::{Message, Request};
 
 use super::attend::{Audience, SNAPSHOT, attend, tell};
@@ -13,12 +12,13 @@ use super::bypassed;
 use super::canary;
 use super::chosen::Chosen;
 use super::detached;
-use super::instance::{Instance, Start, is_without_order_gate};
+use super::instance::{Instance, Start};
 use super::meeting;
 use super::pins::Pins;
 use super::stop::{LOOK_AGAIN, dismantle, summary};
 use crate::node::FoundPod;
 use crate::session::{Coded, Inbound, Session};
+use crate::switches;
 
 /// How long queues may take to drain when the session ends.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -26,8 +26,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Serves an acceleration until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
     let mut chosen = find_pods(session, &request)?;
-    let pins = Pins::of_this_instance()?;
-    clear_the_way(session, &pins, &request).await?;
+    let pins = Pins::of(session.site());
+    clear_the_way(session, &pins).await?;
     if request.dry_run_ms.is_some() {
         let bypassed::Findings { bypassed, unknown } = bypassed::find(&chosen, &request);
         session.send(&Message::Bypassed { found: bypassed })?;
@@ -36,7 +36,13 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         }
     }
     let lease = Duration::from_millis(request.lease_ms);
-    let start = Start { owner: &request.owner, lease, leave_blocking_readers: request.leave_blocking_readers, detached: request.detach, without: &[] };
+    let start = Start {
+        owner: &request.owner,
+        lease,
+        leave_blocking_readers: request.leave_blocking_readers,
+        detached: request.detach,
+        without: &[],
+    };
     let instance = match Instance::create(&pins, &start) {
         Ok(instance) => instance,
         Err(e) => {
@@ -85,7 +91,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
 
 /// The pods of the request as this node has them.
 fn find_pods(session: &mut Session, request: &AccelerateRequest) -> Result<Chosen> {
-    let (chosen, warnings) = Chosen::find(&request.pods, &request.elsewhere);
+    let (chosen, warnings) = Chosen::find(session.site(), &request.pods, &request.elsewhere);
     for text in warnings {
         session.warn(text)?;
     }
@@ -96,7 +102,7 @@ fn find_pods(session: &mut Session, request: &AccelerateRequest) -> Result<Chose
 }
 
 /// Makes sure that nobody else accelerates here; leftovers of an ended lease are drained and removed.
-async fn clear_the_way(session: &mut Session, pins: &Pins, request: &AccelerateRequest) -> Result<()> {
+async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
     if pins.claim()? {
         return Ok(());
     }
@@ -109,7 +115,7 @@ async fn clear_the_way(session: &mut Session, pins: &Pins, request: &AccelerateR
                     "{} accelerates on this node already (ends in {} s unless renewed); end it with `kubectl sockpath stop{}`",
                     instance.owner(),
                     left.as_secs().max(1),
-                    if is_in_lab(request) { " --lab" } else { "" }
+                    if session.site().is_lab() { " --lab" } else { "" }
                 ),
             ));
         }
@@ -125,11 +131,6 @@ async fn clear_the_way(session: &mut Session, pins: &Pins, request: &AccelerateR
     if pins.claim()? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
 }
 
-/// Whether the pods are those of a lab, whose commands take `--lab`.
-fn is_in_lab(request: &AccelerateRequest) -> bool {
-    request.pods.iter().any(|pod| matches!(pod.locate, Locate::Path { .. }))
-}
-
 /// Tries the kernel out on private sockets, then meets the sockets of the pods.
 fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     let canaries = canary::run(instance).context("the kernel could not be tried out on private sockets")?;
@@ -137,7 +138,7 @@ fn prepare(session: &mut Session, instance: &Instance, pods: &[FoundPod]) -> Res
     for canary in canaries {
         session.send(&Message::Canary(canary))?;
     }
-    if let Some(failed) = failed.filter(|_| !is_without_order_gate()) {
+    if let Some(failed) = failed.filter(|_| !switches::without_order_gate()) {
         return Err(Coded::new(
             "canary",
             format!(

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
+use sockpath_bpf::accel::OpenAccelSkel;
 use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_order};
 
 use super::calibrate;
@@ -27,6 +28,7 @@ use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
 use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
+use crate::switches;
 use crate::trace::netns::{inside, inside_each};
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
@@ -118,13 +120,8 @@ impl Instance {
     /// interrupted start, which has enrolled nothing.
     pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
         let mut storage = [const { MaybeUninit::uninit() }; 3];
-        let Loaded { mut skel, mechanisms, at_functions } = mechanism::load(&mut storage, kernel::require()?, start.without, |open| {
-            if is_without_order_gate()
-                && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
-            {
-                rodata.no_order_gate = true;
-            }
-        })?;
+        let Loaded { mut skel, mechanisms, at_functions } =
+            mechanism::load(&mut storage, kernel::require()?, start.without, apply_switches)?;
 
         skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
         skel.maps.socks.pin(pins.path("socks"))?;
@@ -184,8 +181,8 @@ impl Instance {
             ends_ns: now.saturating_add(nanos(start.lease)),
             started_ns: now,
             budget: BUDGET,
-            learn_reads: if is_without_order_gate() { 0 } else { LEARN_READS },
-            learn_polls: if is_without_order_gate() { 0 } else { LEARN_POLLS },
+            learn_reads: if switches::without_order_gate() { 0 } else { LEARN_READS },
+            learn_polls: if switches::without_order_gate() { 0 } else { LEARN_POLLS },
             detached: u32::from(start.detached),
             leave_blocking: u32::from(start.leave_blocking_readers),
             wake_function: stack.wake_function,
@@ -481,13 +478,20 @@ impl Instance {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
+/// Applies test switches to programs before they are loaded.
+fn apply_switches(open: &mut OpenAccelSkel<'_>) {
+    #[cfg(feature = "test-switches")]
+    if switches::without_order_gate()
+        && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
+    {
+        rodata.no_order_gate = true;
+    }
+    #[cfg(not(feature = "test-switches"))]
+    let _ = open;
 }
 
-/// Whether this is the variant that corrupts data, with which the torture suite shows that it notices.
-pub fn is_without_order_gate() -> bool {
-    std::env::var_os("SOCKPATH_TEST_NO_ORDER_GATE").is_some_and(|v| v == "1")
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 /// Whether what is pinned has the layout of this version.

@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::site::Site;
 
 /// Where the kernel's BPF file system is mounted by convention.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -24,18 +26,13 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The directory of this node, or of the private lab that `SOCKPATH_LAB` names.
-    pub fn of_this_instance() -> Result<Self> {
-        let name = match std::env::var("SOCKPATH_LAB") {
-            Ok(lab) if !lab.is_empty() => {
-                if !lab.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-                    bail!("SOCKPATH_LAB may hold letters, digits, - and _ only, not {lab:?}");
-                }
-                format!("sockpath-{lab}")
-            }
-            _ => SHARED.to_owned(),
+    /// The directory of this node, or of a lab with a name of its own.
+    pub fn of(site: &Site) -> Self {
+        let name = match site {
+            Site::Lab(lab) if !lab.as_str().is_empty() => format!("{SHARED}-{}", lab.as_str()),
+            Site::Node | Site::Lab(_) => SHARED.to_owned(),
         };
-        Ok(Self { dir: Path::new(BPFFS).join(name) })
+        Self { dir: Path::new(BPFFS).join(name) }
     }
 
     /// The directory itself.

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::connections;
 use super::instance::Instance;
 use super::pins::{BPFFS, Pins};
+use crate::site::Site;
 
 /// Runs something on a thread in a fresh network namespace whose loopback device is up.
 pub fn in_private_netns<R: Send>(f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
@@ -36,7 +37,7 @@ pub fn in_private_bpffs<R: Send>(f: impl FnOnce(&Pins) -> Result<R> + Send) -> R
                 .context("cannot keep mounts private")?;
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
                 .with_context(|| format!("cannot mount a BPF file system of our own on {BPFFS}"))?;
-            let pins = Pins::of_this_instance()?;
+            let pins = Pins::of(&Site::Node);
             if !pins.claim()? {
                 bail!("{} exists in a fresh file system", pins.dir().display());
             }

@@ -25,7 +25,7 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Answers `status`.
 pub fn status(session: &mut Session) -> Result<EndReason> {
-    let pins = Pins::of_this_instance()?;
+    let pins = Pins::of(session.site());
     let status = match Instance::open(&pins)? {
         None => AccelStatus { active: pins.exist(), ..AccelStatus::default() },
         Some(instance) => AccelStatus {
@@ -43,14 +43,14 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
 
 /// Puts connections back on their normal path.
 pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndReason> {
-    let pins = Pins::of_this_instance()?;
+    let pins = Pins::of(session.site());
     end(session, &pins, Duration::from_millis(request.drain_ms)).await?;
     Ok(EndReason::Done)
 }
 
 /// Removes every leftover of ours on this node. What somebody uses is none.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
-    let pins = Pins::of_this_instance()?;
+    let pins = Pins::of(session.site());
     match user(&pins).await? {
         Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it"))?,
         None => end(session, &pins, CLEANUP_DRAIN).await?,

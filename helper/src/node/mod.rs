@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sockpath_protocol::request::{Locate, Node, Pod};
 
+use crate::site::Site;
 use crate::trace::netns::inside;
 
 mod hierarchy;
@@ -132,10 +133,11 @@ impl FoundPod {
 /// Finds a pod on this node.
 ///
 /// # Errors
-/// In words, when there is no cgroup of that UID, no process in it, or its namespace cannot be opened.
-pub fn find(pod: &Pod) -> Result<FoundPod> {
+/// In words, when a path locates it outside of the lab, or when there is no cgroup of that UID, no process in it, or its namespace cannot be opened.
+pub fn find(site: &Site, pod: &Pod) -> Result<FoundPod> {
     match &pod.locate {
         Locate::Path { netns, cgroup } => {
+            site.admit_paths("pod", &pod.name)?;
             let dir = PathBuf::from(cgroup);
             let processes = process::of_pod(&dir, pod, Path::new("/proc"))?;
             let cgroup = if hierarchy::is_v2_dir(&dir) {
@@ -150,9 +152,15 @@ pub fn find(pod: &Pod) -> Result<FoundPod> {
 }
 
 /// Opens the network namespace of a node: the named file in the lab, that of process 1 on a real node.
-pub fn node_netns(node: &Node) -> Result<Netns> {
+///
+/// # Errors
+/// When a path locates it outside of the lab, or it cannot be opened.
+pub fn node_netns(site: &Site, node: &Node) -> Result<Netns> {
     match &node.netns {
-        Some(path) => Netns::open(path),
+        Some(path) => {
+            site.admit_paths("node", &node.name)?;
+            Netns::open(path)
+        }
         None => {
             if std::process::id() == 1 {
                 bail!("the helper runs in its own PID namespace, so the node's network namespace cannot be found: the pod needs hostPID")

@@ -13,6 +13,7 @@ use libbpf_rs::libbpf_sys;
 use sockpath_protocol::stage::StageId;
 
 use super::event::Hook;
+use crate::switches;
 
 /// One row.
 #[derive(Debug, Clone, Copy)]
@@ -192,7 +193,7 @@ impl Choice {
     #[must_use]
     pub fn make(btf: &Btf<'_>, seen_better: impl Fn(Better) -> bool) -> Self {
         let mut choice = Self::default();
-        let wanted = std::env::var(WANTED_VAR).unwrap_or_default();
+        let wanted = switches::functions().unwrap_or_default();
         let functions: HashMap<&str, Func<'_>> = btf
             .type_by_kind::<Func<'_>>()
             .filter_map(|f| Some((f.name()?.to_str()?, f)))
@@ -203,7 +204,7 @@ impl Choice {
             (Ok(()), _) => Err("not needed: fentry sees the same".to_owned()),
             (Err(_), "" | "kprobe") if Path::new(KPROBES).exists() => Ok(()),
             (Err(_), "" | "kprobe") => Err("the kernel was built without it".to_owned()),
-            (Err(_), other) => Err(format!("{WANTED_VAR}={other}")),
+            (Err(_), other) => Err(not_wanted(other)),
         };
         let way = match (&fentry, &kprobe) {
             (Ok(()), _) => Some(Way::Fentry),
@@ -264,8 +265,6 @@ impl Function {
     }
 }
 
-/// Chooses the kind for tests: `fentry`, `kprobe` or `none`.
-const WANTED_VAR: &str = "SOCKPATH_FUNCTIONS";
 /// A function of every kernel with IPv4, to try with.
 const TRIED: &str = "tcp_v4_rcv";
 /// A perf event source of that name is registered where kprobes are compiled in.
@@ -284,10 +283,14 @@ pub fn allows_fentry(btf: &Btf<'_>) -> Result<(), String> {
 }
 
 fn fentry(tried: Option<&Func<'_>>) -> Result<(), String> {
-    match std::env::var(WANTED_VAR).unwrap_or_default().as_str() {
+    match switches::functions().unwrap_or_default().as_str() {
         "" | "fentry" => try_fentry(tried).map_err(|e| format!("the kernel refuses it: {e}")),
-        other => Err(format!("{WANTED_VAR}={other}")),
+        other => Err(not_wanted(other)),
     }
+}
+
+fn not_wanted(kind: &str) -> String {
+    format!("a test switch allows {kind} only")
 }
 
 /// Attaches a program that does nothing, and takes it away again.

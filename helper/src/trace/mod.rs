@@ -61,7 +61,7 @@ const METER_EVERY: Duration = Duration::from_millis(20);
 /// Serves a trace until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
     let start = Instant::now();
-    let scene = Scene::find(&request)?;
+    let scene = Scene::find(session.site(), &request)?;
     let mut offer = Offer::read()?;
     let rate = match (request.every_packet, request.packets_per_second) {
         (true, _) => 0,
@@ -137,7 +137,7 @@ impl Trace<'_> {
         scene: &Scene,
         assembler: &mut Assembler,
     ) -> Result<EndReason> {
-        let accelerations = Pins::of_this_instance()?;
+        let accelerations = Pins::of(session.site());
         let (probed_tx, mut probed) = mpsc::channel(16);
         let mut consume = interval(CONSUME_EVERY);
         let mut count = interval(COUNTERS_EVERY);

@@ -12,6 +12,7 @@ use super::devices::{self, Link, Links};
 use super::places::{Equipment, Places, ReadDevices, Territory};
 use crate::node::{self, Netns};
 use crate::session::Coded;
+use crate::site::Site;
 
 /// An address of the pair as the programs compare it; port 0 is any port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub struct Scene {
 
 impl Scene {
     /// Finds everything that the request names and that is on this node.
-    pub fn find(request: &TraceRequest) -> Result<Self> {
+    pub fn find(site: &Site, request: &TraceRequest) -> Result<Self> {
         let mut scene = Self {
             netns: Vec::new(),
             nodes: Vec::new(),
@@ -53,16 +54,16 @@ impl Scene {
             links: Links::new(),
         };
         for node in &request.nodes {
-            let netns = node::node_netns(node).with_context(|| format!("node {}", node.name))?;
+            let netns = node::node_netns(site, node).with_context(|| format!("node {}", node.name))?;
             scene.nodes.push(netns.inode);
             scene.add(netns, &node.name, None, false, false);
         }
         let here = |pod: &Pod| request.nodes.iter().any(|n| n.name == pod.node);
         if here(&request.source) {
-            scene.source = Some(scene.add_pod(&request.source, true)?);
+            scene.source = Some(scene.add_pod(site, &request.source, true)?);
         }
         for pod in request.targets.iter().filter(|p| here(p)) {
-            scene.add_pod(pod, false)?;
+            scene.add_pod(site, pod, false)?;
         }
         if scene.netns.iter().all(|(_, t)| !t.source && !t.target) {
             return Err(Coded::new("not-here", "neither the source nor a target of this trace is on this node"));
@@ -79,9 +80,9 @@ impl Scene {
         Ok(scene)
     }
 
-    fn add_pod(&mut self, pod: &Pod, source: bool) -> Result<File> {
+    fn add_pod(&mut self, site: &Site, pod: &Pod, source: bool) -> Result<File> {
         let name = format!("{}/{}", pod.namespace, pod.name);
-        let netns = node::find(pod).with_context(|| format!("pod {name}"))?.netns;
+        let netns = node::find(site, pod).with_context(|| format!("pod {name}"))?.netns;
         let file = netns.file.try_clone().context("cannot keep a namespace open")?;
         let pod_name = (!pod.host_network).then_some(name);
         self.add(netns, &pod.node, pod_name, source, !source);

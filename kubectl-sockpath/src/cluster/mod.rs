@@ -38,7 +38,7 @@ use crate::backend::Mode;
 use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::progress::Progress;
-use crate::session::{Fleet, Ready, other_releases};
+use crate::session::{Fleet, Ready, built_for_tests, other_releases};
 
 pub use client::{Api, ConnectOptions};
 pub use helper_pod::{DEFAULT_IMAGE, HelperSpec};
@@ -172,7 +172,7 @@ impl Cluster {
         for transport in start::start_all(self.lookup.api(), specs, &self.debts, progress).await? {
             ready.push(Ready::handshake(transport, HELLO_PATIENCE).await?);
         }
-        if let Some(text) = other_releases(&ready) {
+        for text in other_releases(&ready).into_iter().chain(built_for_tests(&ready)) {
             progress.warn(&text);
         }
         Ok(ready)

@@ -71,16 +71,16 @@ impl std::fmt::Display for SessionError {
         match self {
             Self::NoHello { detail } => {
                 with(f, "it did not start", detail)?;
-                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_HELPER); kubectl sockpath doctor examines what it needs")
+                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_LAB_PROGRAM); kubectl sockpath doctor examines what it needs")
             }
             Self::Mute { detail } => {
                 with(f, "it runs, but does not say hello", detail)?;
-                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_HELPER)")
+                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
             }
             Self::Version { protocol, release } => write!(
                 f,
                 "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
-                 use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_HELPER) or the plugin of release {release}"
+                 use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_LAB_PROGRAM) or the plugin of release {release}"
             ),
             Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
             Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
@@ -170,6 +170,15 @@ pub fn other_releases(helpers: &[Ready]) -> Option<String> {
         nodes.join(", "),
         releases.into_iter().collect::<Vec<_>>().join(", ")
     ))
+}
+
+/// Says which helpers were built with test switches: those may corrupt connections.
+#[must_use]
+pub fn built_for_tests(helpers: &[Ready]) -> Option<String> {
+    let nodes: Vec<&str> = helpers.iter().filter(|h| h.hello.test_switches).flat_map(|h| &h.nodes).map(String::as_str).collect();
+    (!nodes.is_empty()).then(|| {
+        format!("the helper on {} is built with test switches, which corrupt connections: do not use it except in tests", nodes.join(", "))
+    })
 }
 
 /// One helper of the fleet.

@@ -31,6 +31,7 @@ fn hello(protocol: u32) -> Message {
         arch: "x86_64".to_owned(),
         boot: String::new(),
         features: Default::default(),
+        test_switches: false,
         monotonic_ns: 1,
         realtime_ns: 2,
     })
@@ -153,6 +154,15 @@ async fn another_release_that_speaks_our_protocol_is_told() {
     assert!(text.starts_with("the helper on a is release 9, this plugin is release"), "{text}");
     ready.hello.version = RELEASE.to_owned();
     assert_eq!(other_releases(&[ready]), None);
+}
+
+#[tokio::test]
+async fn a_helper_with_test_switches_is_warned_of() {
+    let (mut ready, _theirs, _) = greeted("a").await;
+    assert_eq!(built_for_tests(std::slice::from_ref(&ready)), None);
+    ready.hello.test_switches = true;
+    let text = built_for_tests(&[ready]).unwrap();
+    assert!(text.starts_with("the helper on a is built with test switches"), "{text}");
 }
 
 /// We ended it, so how it ended is no cause.

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use clock::{ClockEstimate, ClockMeter};
-pub use fleet::{Event, Fleet, Member, Ready, SessionError, other_releases};
+pub use fleet::{Event, Fleet, Member, Ready, SessionError, built_for_tests, other_releases};
 pub use last_lines::LastLines;
 pub use local::spawn;
 

@@ -1,7 +1,7 @@
-//! Acceleration switched on and off by driving `sockpath-helper session` with JSON lines, as the plugin does.
+//! Acceleration switched on and off by driving `sockpath-lab session` with JSON lines, as the plugin does.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
 
 use crate::lab::Lab;
 
-/// Makes a helper use the programs without the order gate.
+/// Makes a helper with test switches use the programs without the order gate.
 const WITHOUT_ORDER_GATE: &str = "SOCKPATH_TEST_NO_ORDER_GATE";
 
 /// Longest wait for the helper to become ready or to end.
@@ -57,16 +57,21 @@ impl Session {
     /// # Errors
     /// When it does not start or does not say hello.
     pub fn start(lab: &Lab) -> Result<Self> {
-        Self::start_with(lab, &[])
+        Self::start_command(lab.helper())
     }
 
-    /// The same with environment variables.
+    /// The same with the programs without the order gate, which corrupt data.
     ///
     /// # Errors
     /// As [`Session::start`].
-    pub fn start_with(lab: &Lab, environment: &[(&str, &str)]) -> Result<Self> {
-        let mut command = lab.helper();
-        command.envs(environment.iter().copied()).arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
+    pub fn start_without_order_gate(lab: &Lab) -> Result<Self> {
+        let mut command = lab.helper_with_test_switches();
+        command.env(WITHOUT_ORDER_GATE, "1");
+        Self::start_command(command)
+    }
+
+    fn start_command(mut command: Command) -> Result<Self> {
+        command.arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let stdin = Arc::new(Mutex::new(child.stdin.take()));
         let stdout = child.stdout.take().context("no stdout")?;
@@ -263,8 +268,7 @@ impl Accelerator {
     }
 
     fn begin(lab: &Lab, choice: &Choice, mut see: impl FnMut(&Canary)) -> Result<Self> {
-        let environment: &[(&str, &str)] = if choice.without_order_gate { &[(WITHOUT_ORDER_GATE, "1")] } else { &[] };
-        let mut session = Session::start_with(lab, environment)?;
+        let mut session = if choice.without_order_gate { Session::start_without_order_gate(lab)? } else { Session::start(lab)? };
         session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
         session.expect("the sign that it is armed", |m| {
             if let Message::Canary(canary) = m {

@@ -44,7 +44,7 @@ pub fn find(chosen: &Chosen, request: &AccelerateRequest) -> Findings {
     let names = chosen.names();
     let subjects: Vec<Subject<'_>> =
         chosen.pods().iter().filter_map(|found| Some(Subject { name: names.here.get(&found.netns.inode)?, found })).collect();
-    let opened = request.nodes.iter().map(|n| (&n.name, node::node_netns(n))).collect::<Vec<_>>();
+    let opened = request.nodes.iter().map(|n| (&n.name, node::node_netns(chosen.site(), n))).collect::<Vec<_>>();
     let nodes: Vec<(&String, Netns)> = opened.into_iter().filter_map(|(name, n)| Some((name, findings.take(name, n)?))).collect();
     let programs = findings.take("BPF programs", Programs::loaded()).unwrap_or_default();
 

@@ -119,7 +119,7 @@ mod tests {
     use sockpath_protocol::lab::Overlay;
 
     use super::*;
-    use crate::lab::state::Phase;
+    use crate::state::Phase;
 
     #[test]
     fn the_table_names_everything() {

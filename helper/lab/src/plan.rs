@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
+use sockpath_helper::site::{LabName, Site};
 use sockpath_protocol::lab::Overlay;
 
 /// Namespace of every pod and Service of the lab.
@@ -23,7 +24,7 @@ pub const CLUSTER_CIDR_V6: &str = "fd00:10:42::/48";
 
 /// One lab of possibly several on this machine; its name is in every name it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instance(String);
+pub struct Instance(LabName);
 
 impl Instance {
     /// The instance that `SOCKPATH_LAB` selects; the default one when it is unset or empty.
@@ -37,21 +38,23 @@ impl Instance {
 
     /// The instance of that name; empty is the default one.
     pub fn new(name: &str) -> Result<Self> {
-        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.len() > 32 || !name.chars().all(legal) || name.starts_with('-') || name.ends_with('-') {
-            bail!("{INSTANCE_VAR}={name}: a lab's name is made of up to 32 of a-z, 0-9 and '-', with '-' only inside");
-        }
-        Ok(Self(name.to_owned()))
+        LabName::new(name).map(Self).with_context(|| format!("{INSTANCE_VAR}={name}"))
+    }
+
+    /// Where sessions of this instance work.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site::Lab(self.0.clone())
     }
 
     /// Its name; empty for the default one.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
     fn suffix(&self) -> String {
-        if self.0.is_empty() { String::new() } else { format!("-{}", self.0) }
+        if self.name().is_empty() { String::new() } else { format!("-{}", self.name()) }
     }
 
     /// Name of a node's or pod's network namespace, as `ip netns` shows it.
@@ -88,10 +91,10 @@ impl Instance {
     /// The prefix to type before a command of this instance, for messages that say what to do next.
     #[must_use]
     pub fn command(&self, command: &str) -> String {
-        if self.0.is_empty() {
+        if self.name().is_empty() {
             format!("kubectl sockpath lab {command}")
         } else {
-            format!("{INSTANCE_VAR}={} kubectl sockpath lab {command}", self.0)
+            format!("{INSTANCE_VAR}={} kubectl sockpath lab {command}", self.name())
         }
     }
 

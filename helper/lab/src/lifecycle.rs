@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use sockpath_helper::accel::Abandoned;
 use sockpath_protocol::lab::Overlay;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,7 +13,6 @@ use super::plan::{self, Instance, NODES, PODS, SERVICES};
 use super::rules::{Family, Restore};
 use super::state::{self, Locked, Phase, State};
 use super::{cgroup, netns, node, server};
-use crate::accel::Abandoned;
 
 /// Brings the lab up, or says that it is up.
 pub async fn up(instance: &Instance, overlay: Overlay) -> Result<ExitCode> {
@@ -184,7 +184,7 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
     let mut accelerated = None;
     if let Some(root) = cgroup::mounted()? {
         let dir = root.join(instance.cgroup_name());
-        accelerated = Abandoned::of_cgroups_below(&dir)?;
+        accelerated = Abandoned::of_cgroups_below(&instance.site(), &dir)?;
         if dir.exists() {
             if cgroup::contains_self(&root, &dir) {
                 bail!("this command runs inside the lab that it should remove; run it outside of `lab exec`");

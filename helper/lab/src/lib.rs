@@ -1,10 +1,15 @@
 //! The lab: two nodes, their pods and Services, out of network namespaces on this machine.
+//!
+//! Sessions are the helper's own code with [`sockpath_helper::site::Site::Lab`]: pods and nodes are found by the paths that requests name,
+//! and pins are this lab's.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use sockpath_helper::accel::detached;
+use sockpath_helper::{cli, session, switches};
 use sockpath_protocol::lab::Overlay;
 
 use plan::Instance;
@@ -21,15 +26,16 @@ mod server;
 mod state;
 mod status;
 
-/// `lab` and what follows it.
-#[derive(Debug, Args)]
-pub struct LabArgs {
+/// The lab of kubectl sockpath; the plugin starts it for `lab` and `--lab`.
+#[derive(Debug, Parser)]
+#[command(name = "sockpath-lab", version = switches::VERSION)]
+struct Args {
     #[command(subcommand)]
-    command: LabCommand,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum LabCommand {
+enum Command {
     /// Bring the lab up: two nodes, three pods and their Services
     Up {
         /// How packets cross between the nodes
@@ -63,6 +69,11 @@ enum LabCommand {
         /// Its container
         container: String,
     },
+    /// Serve one session for this lab: JSON lines on stdin and stdout
+    Session,
+    /// Continue a detached acceleration after its session: started by `session`
+    #[command(hide = true)]
+    Attend,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -78,20 +89,28 @@ enum Output {
     Json,
 }
 
-/// Runs a lab command.
-pub async fn run(args: LabArgs) -> Result<ExitCode> {
+/// Runs the program; `error: ` and the cause go to stderr.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    cli::run(run(args.command))
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
     let instance = Instance::from_env()?;
-    match args.command {
-        LabCommand::Up { overlay } => {
+    match command {
+        Command::Up { overlay } => {
             let overlay = match overlay {
                 OverlayArg::None => Overlay::None,
                 OverlayArg::Vxlan => Overlay::Vxlan,
             };
             lifecycle::up(&instance, overlay).await
         }
-        LabCommand::Down => lifecycle::down(&instance).await,
-        LabCommand::Status { output } => status::status(&instance, output == Some(Output::Json)),
-        LabCommand::Exec { target, container, command } => exec::exec(&instance, &target, container.as_deref(), &command),
-        LabCommand::Serve { pod, container } => server::serve(&instance, &pod, &container).await,
+        Command::Down => lifecycle::down(&instance).await,
+        Command::Status { output } => status::status(&instance, output == Some(Output::Json)),
+        Command::Exec { target, container, command } => exec::exec(&instance, &target, container.as_deref(), &command),
+        Command::Serve { pod, container } => server::serve(&instance, &pod, &container).await,
+        Command::Session => session::serve(instance.site()).await,
+        Command::Attend => detached::run(&instance.site()).await,
     }
 }

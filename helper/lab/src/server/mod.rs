@@ -39,7 +39,7 @@ impl Starting {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let (said, tell) = io::pipe().context("cannot make a pipe")?;
         let mut command = Command::new(program);
-        command.args(["lab", "serve", pod.name, container.name]).env(plan::INSTANCE_VAR, instance.name()).current_dir("/");
+        command.args(["serve", pod.name, container.name]).env(plan::INSTANCE_VAR, instance.name()).current_dir("/");
         command.stdin(Stdio::null()).stderr(tell.try_clone().context("cannot copy a pipe")?).stdout(tell);
         let open = open_descriptors();
         // SAFETY: `detach` makes system calls only and allocates nothing, so it is fit to run between fork and exec.
