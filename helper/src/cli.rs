@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{accel, lab, session};
+use crate::{accel, lab, session, stderr};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => {
-            eprintln!("error: cannot start the event loop: {e}");
+            stderr::error(&format!("cannot start the event loop: {e}"));
             return ExitCode::FAILURE;
         }
     };
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            stderr::error(&format!("{e:#}"));
             ExitCode::FAILURE
         }
     }
