@@ -126,7 +126,8 @@ mod tests {
         theirs.write_all(b"{\"type\"").await.unwrap();
         assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Stop(EndReason::HeartbeatMissed)))));
         let waited = begun.elapsed() - silent_since;
-        assert_eq!(waited.as_millis(), u128::from(HEARTBEAT_TIMEOUT_MS));
+        let patience = Duration::from_millis(HEARTBEAT_TIMEOUT_MS);
+        assert!(waited >= patience && waited < patience + Duration::from_millis(100), "{waited:?}");
         drop(theirs);
     }
 }
