@@ -21,6 +21,9 @@ pub struct Style {
 /// Width assumed where there is no terminal: what fits into tickets and mails.
 pub const DEFAULT_WIDTH: usize = 80;
 
+/// Widest that is drawn for, whatever the environment says: more than any screen has.
+pub const MAX_WIDTH: usize = 1_000;
+
 /// Narrowest width that is drawn for; narrower terminals wrap.
 pub const MIN_WIDTH: usize = 40;
 
@@ -42,7 +45,7 @@ impl Style {
         let columns = env("COLUMNS").and_then(|c| c.parse::<usize>().ok()).filter(|c| *c > 0);
         let measured = if tty { terminal_size::terminal_size().map(|(w, _)| usize::from(w.0)) } else { None };
         Self {
-            width: measured.or(columns).unwrap_or(DEFAULT_WIDTH).max(MIN_WIDTH),
+            width: measured.or(columns).unwrap_or(DEFAULT_WIDTH).clamp(MIN_WIDTH, MAX_WIDTH),
             color: wants_color(choice, tty, env("NO_COLOR").as_deref(), env("TERM").as_deref()),
             unicode: wants_unicode(env("TERM").as_deref(), [env("LC_ALL"), env("LC_CTYPE"), env("LANG")], tty),
         }
