@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::site::Site;
-use crate::{session, switches};
+use crate::{session, stderr, switches};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
@@ -36,7 +36,7 @@ pub fn run(program: impl Future<Output = Result<ExitCode>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => {
-            eprintln!("error: cannot start the event loop: {e}");
+            stderr::error(&format!("cannot start the event loop: {e}"));
             return ExitCode::FAILURE;
         }
     };
@@ -46,7 +46,7 @@ pub fn run(program: impl Future<Output = Result<ExitCode>>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            stderr::error(&format!("{e:#}"));
             ExitCode::FAILURE
         }
     }

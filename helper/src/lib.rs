@@ -10,5 +10,6 @@ pub mod node;
 pub mod seccomp;
 pub mod session;
 pub mod site;
+pub mod stderr;
 pub mod switches;
 pub mod trace;

@@ -5,22 +5,19 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
-use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, PROTOCOL_VERSION, Request};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use sockpath_protocol::{Message, PROTOCOL_VERSION, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::site::Site;
-use crate::{accel, doctor, seccomp, switches, trace};
+use crate::{accel, doctor, seccomp, stderr, switches, trace};
 
-/// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
-const MAX_LINE: usize = 8 << 20;
+mod requests;
 
 /// Bytes of a streamed line that are written at a time: what a pipe holds.
 const PIECE: usize = 64 << 10;
@@ -34,11 +31,15 @@ pub enum Inbound {
     Stop(EndReason),
 }
 
+/// Why a request was not taken, in words; the session ends.
+#[derive(Debug)]
+struct Refused(String);
+
 /// The plugin's side of the session, as the modes see it.
 #[derive(Debug)]
 pub struct Session {
     site: Site,
-    inbound: mpsc::Receiver<Inbound>,
+    inbound: mpsc::Receiver<Result<Inbound, Refused>>,
     /// Set once the plugin's side of stdout is gone; nothing is written after that.
     closed: bool,
     /// What this process goes on with after its last word.
@@ -61,7 +62,7 @@ impl Session {
     pub async fn signalled(&mut self) {
         loop {
             match self.inbound.recv().await {
-                Some(Inbound::Stop(EndReason::Signal)) => return,
+                Some(Ok(Inbound::Stop(EndReason::Signal))) => return,
                 Some(_) => {}
                 None => std::future::pending().await,
             }
@@ -74,15 +75,24 @@ impl Session {
             if self.closed {
                 return Inbound::Stop(EndReason::StdinClosed);
             }
-            let inbound = self.inbound.recv().await.unwrap_or(Inbound::Stop(EndReason::StdinClosed));
+            let inbound = match self.inbound.recv().await.unwrap_or(Ok(Inbound::Stop(EndReason::StdinClosed))) {
+                Ok(inbound) => inbound,
+                Err(Refused(text)) => {
+                    stderr::error(&text);
+                    let _ = self.send(&Message::Error { text, code: "protocol".to_owned() });
+                    return Inbound::Stop(EndReason::Failed);
+                }
+            };
             let answer = match inbound {
                 Inbound::Request(Request::Hello) => hello().map(Message::Hello),
                 Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
+                // The plugin knows by this that the mode that is under way goes on, too.
+                Inbound::Request(Request::Heartbeat) => Ok(Message::Heartbeat),
                 Inbound::Request(request) => match self.site.admit(&request) {
                     Ok(()) => return Inbound::Request(request),
                     Err(refusal) => {
                         if let Err(e) = self.fail(&refusal) {
-                            eprintln!("error: cannot answer: {e:#}");
+                            stderr::error(&format!("cannot answer: {e:#}"));
                         }
                         return Inbound::Stop(EndReason::Failed);
                     }
@@ -90,7 +100,7 @@ impl Session {
                 stop @ Inbound::Stop(_) => return stop,
             };
             if let Err(e) = answer.and_then(|answer| self.send(&answer)) {
-                eprintln!("error: cannot answer: {e:#}");
+                stderr::error(&format!("cannot answer: {e:#}"));
             }
         }
     }
@@ -158,12 +168,11 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
     let (tx, inbound) = mpsc::channel(64);
     let mut session = Session { site, inbound, closed: false, afterwards: None };
     session.send(&Message::Hello(hello()?))?;
-    tokio::spawn(read_requests(tx.clone()));
+    tokio::spawn(requests::read_requests(tokio::io::stdin(), tx.clone()));
     tokio::spawn(watch_signals(tx)?);
 
     let outcome = loop {
         match session.next().await {
-            Inbound::Request(Request::Heartbeat) => {}
             Inbound::Request(Request::Finish) => break Ok(EndReason::Finished),
             Inbound::Request(request) => match dispatch(&mut session, request).await {
                 // A mode that is done leaves the session open for the next request.
@@ -238,34 +247,7 @@ impl std::fmt::Display for Coded {
 
 impl std::error::Error for Coded {}
 
-/// Reads request lines until stdin closes or heartbeats stay away.
-async fn read_requests(tx: mpsc::Sender<Inbound>) {
-    let mut lines = BufReader::new(tokio::io::stdin());
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = tokio::time::timeout(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), lines.read_until(b'\n', &mut line));
-        let inbound = match read.await {
-            Err(_) => Inbound::Stop(EndReason::HeartbeatMissed),
-            Ok(Ok(0) | Err(_)) => Inbound::Stop(EndReason::StdinClosed),
-            Ok(Ok(_)) if line.len() > MAX_LINE => Inbound::Stop(EndReason::Failed),
-            Ok(Ok(_)) if line.trim_ascii().is_empty() => continue,
-            Ok(Ok(_)) => match serde_json::from_slice::<Request>(&line) {
-                Ok(request) => Inbound::Request(request),
-                Err(e) => {
-                    eprintln!("error: a request could not be read: {e}");
-                    Inbound::Stop(EndReason::Failed)
-                }
-            },
-        };
-        let last = matches!(inbound, Inbound::Stop(_));
-        if tx.send(inbound).await.is_err() || last {
-            return;
-        }
-    }
-}
-
-fn watch_signals(tx: mpsc::Sender<Inbound>) -> Result<impl Future<Output = ()>> {
+fn watch_signals(tx: mpsc::Sender<Result<Inbound, Refused>>) -> Result<impl Future<Output = ()>> {
     let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     Ok(async move {
@@ -273,7 +255,7 @@ fn watch_signals(tx: mpsc::Sender<Inbound>) -> Result<impl Future<Output = ()>> 
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        let _ = tx.send(Inbound::Stop(EndReason::Signal)).await;
+        let _ = tx.send(Ok(Inbound::Stop(EndReason::Signal))).await;
     })
 }
 

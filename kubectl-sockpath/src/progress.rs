@@ -1,11 +1,12 @@
 //! What is going on, on stderr: a spinner for each node on a terminal, silence elsewhere unless `-v` was given.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::{self, Text};
 
 /// Time between two frames of a spinner.
 const FRAME: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ impl Progress {
     /// A display that shows nothing until the first phase. indicatif hides it where stderr is no terminal.
     #[must_use]
     pub fn new(verbose: u8) -> Self {
-        Self::on(ProgressDrawTarget::stderr(), verbose)
+        Self::on(output::spinners(), verbose)
     }
 
     fn on(target: ProgressDrawTarget, verbose: u8) -> Self {
@@ -58,7 +59,9 @@ impl Progress {
                 Phase { what: String::new(), spinner }
             });
             phase.what = what.to_owned();
-            phase.spinner.set_message(line);
+            let mut shown = Text::default();
+            shown.push(&line);
+            phase.spinner.set_message(shown.to_string());
         } else {
             phases.insert(who.to_owned(), Phase { what: what.to_owned(), spinner: ProgressBar::hidden() });
             drop(phases);
@@ -97,10 +100,7 @@ impl Progress {
 
     /// A line for the user that stays on the screen.
     pub fn note(&self, text: &str) {
-        self.display.suspend(|| {
-            // stderr may be a pipe whose reader went away; there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "{text}");
-        });
+        self.display.suspend(|| output::say(text));
     }
 
     /// A line for the user who asked for more (`-v`).

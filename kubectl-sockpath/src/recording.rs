@@ -1,22 +1,27 @@
 //! Recordings of a trace: JSON lines, the first says what was asked and of whom, the others are what helpers said.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Take, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use sockpath_protocol::Message;
+use sockpath_protocol::limits::{LONGEST_MESSAGE, MOST_NODES};
 use sockpath_protocol::message::{End, EndReason};
+use sockpath_protocol::text::message;
+use sockpath_protocol::{Message, Request};
 
-use crate::report::{Capture, Origin};
+use crate::report::{Capture, HelperOrigin, Origin};
 use crate::session::{ClockEstimate, Event};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
 
-/// Longest line that is read.
-const MAX_LINE: usize = 64 << 20;
+/// Longest line that is read, in bytes: the longest a helper says with what is around it here.
+const LONGEST_LINE: usize = LONGEST_MESSAGE + (64 << 10);
+
+/// Largest recording that is written or read, in bytes: some half a million packets, of which the report keeps a part anyway.
+const LARGEST: u64 = 4 << 30;
 
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +50,8 @@ struct Entry {
 pub struct Recorder {
     path: PathBuf,
     file: BufWriter<File>,
+    /// Bytes so far.
+    written: u64,
     failed: bool,
 }
 
@@ -55,7 +62,7 @@ impl Recorder {
     /// When it cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create the recording {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(256 << 10, file), failed: false })
+        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(256 << 10, file), written: 0, failed: false })
     }
 
     /// Writes the first line.
@@ -104,6 +111,12 @@ impl Recorder {
         if self.failed {
             return Ok(());
         }
+        self.written += line.len() as u64;
+        if self.written > LARGEST {
+            self.failed = true;
+            self.file.flush().with_context(|| self.failure())?;
+            bail!("the recording {} has {LARGEST} bytes, the most that are replayed: it ends here", self.path.display());
+        }
         let written = self.file.write_all(&line);
         self.failed = written.is_err();
         written.with_context(|| self.failure())
@@ -127,9 +140,14 @@ pub fn replay(path: &Path) -> Result<Capture> {
 ///
 /// # Errors
 /// As [`replay`].
-pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
+pub fn read(input: impl BufRead, name: &str) -> Result<Capture> {
+    read_within(input, name, LARGEST)
+}
+
+fn read_within(input: impl BufRead, name: &str, largest: u64) -> Result<Capture> {
+    let mut input = Lines { input: input.take(largest), name, largest };
     let mut line = Vec::new();
-    read_line(&mut input, &mut line, name)?;
+    input.next(&mut line)?;
     #[derive(Deserialize)]
     struct Version {
         recording: u32,
@@ -140,11 +158,12 @@ pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
         Err(_) => bail!("{name} is no recording of `trace --record`"),
     }
     let head: Head = serde_json::from_slice(&line).with_context(|| format!("the first line of {name} is damaged"))?;
+    let head = head.checked().with_context(|| format!("the first line of {name} cannot be used"))?;
     let mut capture = Capture::new(head.origin);
     let mut number = 1;
     loop {
         number += 1;
-        if read_line(&mut input, &mut line, name)? == 0 {
+        if input.next(&mut line)? == 0 {
             break;
         }
         if line.trim_ascii().is_empty() {
@@ -161,8 +180,11 @@ pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
         }
         match (entry.message, entry.lost) {
             (Some(Message::End(end)), _) => capture.take(entry.helper, Event::Ended(end.reason)),
-            (Some(message), _) => capture.take(entry.helper, Event::Said(Box::new(message))),
-            (None, Some(text)) => capture.lose(entry.helper, text),
+            (Some(mut message), _) => {
+                message.check().with_context(|| format!("line {number} of {name} cannot be used"))?;
+                capture.take(entry.helper, Event::Said(Box::new(message)));
+            }
+            (None, Some(text)) => capture.lose(entry.helper, message(&text)),
             (None, None) => {}
         }
     }
@@ -178,11 +200,83 @@ pub fn read(mut input: impl BufRead, name: &str) -> Result<Capture> {
     Ok(capture)
 }
 
-fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>, name: &str) -> Result<usize> {
-    line.clear();
-    let n = std::io::Read::take(&mut *input, MAX_LINE as u64 + 1).read_until(b'\n', line).with_context(|| format!("cannot read {name}"))?;
-    if n > MAX_LINE {
-        bail!("{name} has a line of more than {MAX_LINE} bytes");
+impl Head {
+    /// Checks what a recording of anybody may hold.
+    fn checked(mut self) -> Result<Self> {
+        if self.origin.helpers.len() > MOST_NODES {
+            bail!("it names {} helpers, at most {MOST_NODES} are taken", self.origin.helpers.len());
+        }
+        Request::Trace(Box::new(self.origin.plan.request.clone())).check()?;
+        for HelperOrigin { nodes, hello } in &mut self.origin.helpers {
+            if nodes.len() > MOST_NODES {
+                bail!("it names {} nodes of one helper, at most {MOST_NODES} are taken", nodes.len());
+            }
+            let mut checked = Message::Hello(hello.clone());
+            checked.check()?;
+            if let Message::Hello(checked) = checked {
+                *hello = checked;
+            }
+        }
+        Ok(self)
     }
-    Ok(n)
+}
+
+/// The lines of a recording, each and all of bounded length.
+struct Lines<'n, R> {
+    input: Take<R>,
+    name: &'n str,
+    largest: u64,
+}
+
+impl<R: BufRead> Lines<'_, R> {
+    /// Reads the next; how many bytes it has, 0 at the end.
+    fn next(&mut self, line: &mut Vec<u8>) -> Result<usize> {
+        let name = self.name;
+        line.clear();
+        let n =
+            Read::take(&mut self.input, LONGEST_LINE as u64 + 1).read_until(b'\n', line).with_context(|| format!("cannot read {name}"))?;
+        if n > LONGEST_LINE {
+            bail!("{name} has a line of more than {LONGEST_LINE} bytes: is that a recording of `trace --record`?");
+        }
+        if self.input.limit() == 0 && !line.ends_with(b"\n") {
+            bail!("{name} has more than {} bytes, the most that are replayed: cut it after a line", self.largest);
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(name: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings").join(name);
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_end_is_not_read_to_its_end() {
+        let head = recording("in-pod.jsonl").lines().next().unwrap().to_owned() + "\n";
+        // Blank lines are skipped, but not for ever.
+        let endless = BufReader::new(head.as_bytes().chain(std::io::repeat(b'\n')));
+        let error = format!("{:#}", read_within(endless, "x", 1 << 20).map(|_| ()).unwrap_err());
+        assert!(error.contains("x has more than 1048576 bytes, the most that are replayed"), "{error}");
+        let endless = BufReader::new(std::io::repeat(b' '));
+        let error = format!("{:#}", read(endless, "x").map(|_| ()).unwrap_err());
+        assert!(error.contains("a line of more than 16842752 bytes"), "{error}");
+    }
+
+    #[test]
+    fn parts_that_are_too_many_are_refused_with_their_line() {
+        let text = recording("in-pod.jsonl");
+        let head = text.lines().next().unwrap();
+        let mut hostile: serde_json::Value = serde_json::from_str(head).unwrap();
+        hostile["origin"]["helpers"][0]["nodes"] = vec!["x"; MOST_NODES + 1].into();
+        let error = format!("{:#}", read(format!("{hostile}\n").as_bytes(), "x").map(|_| ()).unwrap_err());
+        assert!(error.contains("the first line of x cannot be used: it names 5001 nodes of one helper"), "{error}");
+        let armed =
+            serde_json::json!({"helper": 0, "message": {"type": "armed", "hooks": vec!["h"; 2000], "unavailable": {}, "took_ns": 1}});
+        let error = format!("{:#}", read(format!("{head}\n{armed}\n").as_bytes(), "x").map(|_| ()).unwrap_err());
+        assert!(error.contains("line 2 of x cannot be used: the trace has 2000 hooks, at most 1024"), "{error}");
+    }
 }

@@ -1,8 +1,11 @@
 //! The one place that decides on width, colour and characters of what is printed.
 
-use std::io::IsTerminal;
+use std::borrow::Cow;
+
+use sockpath_protocol::text::{columns, columns_of, field, field_within};
 
 use crate::cli::ColorChoice;
+use crate::output;
 
 /// How to draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,9 @@ pub struct Style {
 /// Width assumed where there is no terminal: what fits into tickets and mails.
 pub const DEFAULT_WIDTH: usize = 80;
 
+/// Widest that is drawn for, whatever the environment says: more than any screen has.
+pub const MAX_WIDTH: usize = 1_000;
+
 /// Narrowest width that is drawn for; narrower terminals wrap.
 pub const MIN_WIDTH: usize = 40;
 
@@ -25,12 +31,21 @@ impl Style {
     /// What suits stdout.
     #[must_use]
     pub fn of_stdout(choice: ColorChoice) -> Self {
-        let tty = std::io::stdout().is_terminal();
+        Self::of(choice, output::is_terminal())
+    }
+
+    /// What suits stderr, except for its width.
+    #[must_use]
+    pub fn of_stderr(choice: ColorChoice) -> Self {
+        Self::of(choice, output::complains_to_terminal())
+    }
+
+    fn of(choice: ColorChoice, tty: bool) -> Self {
         let env = |name| std::env::var(name).ok();
         let columns = env("COLUMNS").and_then(|c| c.parse::<usize>().ok()).filter(|c| *c > 0);
         let measured = if tty { terminal_size::terminal_size().map(|(w, _)| usize::from(w.0)) } else { None };
         Self {
-            width: measured.or(columns).unwrap_or(DEFAULT_WIDTH).max(MIN_WIDTH),
+            width: measured.or(columns).unwrap_or(DEFAULT_WIDTH).clamp(MIN_WIDTH, MAX_WIDTH),
             color: wants_color(choice, tty, env("NO_COLOR").as_deref(), env("TERM").as_deref()),
             unicode: wants_unicode(env("TERM").as_deref(), [env("LC_ALL"), env("LC_CTYPE"), env("LANG")], tty),
         }
@@ -91,67 +106,61 @@ pub enum Paint {
 }
 
 impl Style {
-    /// `text` in that colour, when colours are on.
+    /// Text as this terminal can show it: harmless, and in ASCII where that is all there is.
     #[must_use]
-    pub fn paint(&self, paint: Paint, text: &str) -> String {
-        if !self.color || text.is_empty() {
-            return text.to_owned();
+    pub fn shown<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let shown = field(text);
+        if self.unicode || shown.is_ascii() {
+            return shown;
         }
-        let code = match paint {
-            Paint::Heading => "1",
-            Paint::Dim => "2",
-            Paint::Work => "36",
-            Paint::Wait => "33",
-            Paint::Rewrite => "35",
-            Paint::Bad => "1;31",
-            Paint::Warn => "33",
-            Paint::Good => "32",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        Cow::Owned(shown.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect())
     }
 }
 
-/// Text from outside (process and device names) made safe for a terminal: control characters become `?`.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// `text` cut to at most `width` characters, with an ellipsis where something is missing.
+/// `text` cut to at most `width` columns, with an ellipsis where something is missing.
 #[must_use]
 pub fn fit(text: &str, width: usize, unicode: bool) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
+    // Where the text would have to be cut to leave room for the ellipsis, as far as it is known.
+    let (mut used, mut cut) = (0, 0);
+    for (at, c) in text.char_indices() {
+        if used < width {
+            cut = at;
+        }
+        used += columns_of(c);
+        if used > width {
+            let mark = if unicode { "…" } else { "~" };
+            return if width == 0 { String::new() } else { format!("{}{mark}", &text[..cut]) };
+        }
     }
-    let mark = if unicode { "…" } else { "~" };
-    let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
-    if width > 0 {
-        cut.push_str(mark);
-    }
-    cut
+    text.to_owned()
 }
 
-/// `text` broken at spaces into lines of at most `width` characters; a word that is longer is broken where it has to be.
+/// `text` made harmless and broken at spaces into lines of at most `width` columns; a word that is longer is broken where it has to be.
 #[must_use]
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(1);
+    let text = field_within(text, usize::MAX);
     let mut lines = Vec::new();
-    let mut line = String::new();
+    let (mut line, mut used) = (String::new(), 0);
     for word in text.split_whitespace() {
-        let mut word = word;
-        let used = line.chars().count();
-        if used > 0 && used + 1 + word.chars().count() > width {
+        let long = columns(word);
+        if used > 0 && used + 1 + long > width {
             lines.push(std::mem::take(&mut line));
+            used = 0;
         }
-        while word.chars().count() > width {
-            let at = word.char_indices().nth(width).map_or(word.len(), |(i, _)| i);
-            lines.push(word[..at].to_owned());
-            word = &word[at..];
-        }
-        if !line.is_empty() {
+        if used > 0 {
             line.push(' ');
+            used += 1;
         }
-        line.push_str(word);
+        for c in word.chars() {
+            let wide = columns_of(c);
+            if used > 0 && used + wide > width {
+                lines.push(std::mem::take(&mut line));
+                used = 0;
+            }
+            line.push(c);
+            used += wide;
+        }
     }
     if !line.is_empty() {
         lines.push(line);
@@ -192,6 +201,28 @@ mod tests {
         assert_eq!(wrap("one two three", 7), ["one two", "three"]);
         assert_eq!(wrap("abcdefghij x", 4), ["abcd", "efgh", "ij x"]);
         assert!(wrap("", 4).is_empty());
-        assert_eq!(printable("a\x1b[31mb"), "a?[31mb");
+        assert_eq!(
+            (fit("日本語", 6, true), fit("日本語", 5, true), fit("日本語", 4, true)),
+            ("日本語".into(), "日本…".into(), "日…".into())
+        );
+        assert_eq!(wrap("日本語 x", 4), ["日本", "語 x"]);
+        assert_eq!(wrap("日本", 1), ["日", "本"], "what fits nowhere has a line of its own");
+    }
+
+    #[test]
+    fn what_a_terminal_cannot_show_is_replaced() {
+        let ascii = Style { unicode: false, ..Style::plain(80) };
+        assert_eq!(ascii.shown("a\x1b[31müb"), "a?[31m?b");
+        assert_eq!(Style::plain(80).shown("a\x1b[31müb"), "a?[31müb");
+    }
+
+    /// Each character is looked at once or twice, however long a word is: a name of a megabyte is broken at once.
+    #[test]
+    fn wrapping_takes_time_in_proportion() {
+        let long = "x".repeat(4 << 20);
+        let lines = wrap(&long, 40);
+        assert_eq!(lines.len(), long.len().div_ceil(40));
+        assert_eq!(lines.concat(), long);
+        assert_eq!(fit(&long, 40, true).chars().count(), 40);
     }
 }

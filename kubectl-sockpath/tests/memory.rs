@@ -4,10 +4,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use kubectl_sockpath::output::write_document;
 use kubectl_sockpath::recording;
-use kubectl_sockpath::report::{Capture, HelperOrigin, PACKETS_KEPT};
+use kubectl_sockpath::report::{self, Capture, HelperOrigin, PACKETS_KEPT};
 use kubectl_sockpath::session::{Aftermath, Ending, Event, Fleet, Keeper, Ready, Transport};
 use sockpath_protocol::Message;
 use sockpath_protocol::message::{End, EndReason};
@@ -23,6 +25,20 @@ struct Nobody;
 impl Keeper for Nobody {
     fn end(self: Box<Self>, _: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
         Box::pin(async { Aftermath::default() })
+    }
+}
+
+/// Counts what is written.
+struct Count(u64);
+
+impl std::io::Write for Count {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.0 += buf.len() as u64;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -83,4 +99,16 @@ fn twenty_nodes_stay_within_the_limit() {
     assert_eq!((capture.packets.len(), capture.not_kept > PACKETS_KEPT as u64), (PACKETS_KEPT, true));
     eprintln!("{NODES} nodes, {} packets: at most {:.1} MiB resident", NODES * rounds * packets.len(), peak() as f64 / 1024.0);
     assert!(peak() < LIMIT_KIB, "{} KiB", peak());
+
+    // The document takes little more: `-o json` holds one packet of it at a time.
+    let (kept, came) = (capture.packets.len(), capture.packets.len() as u64 + capture.not_kept);
+    let report = report::report(&Arc::new(capture));
+    let mut written = Count(0);
+    write_document(&report, &mut written).unwrap();
+    eprintln!("a document of {:.1} MiB: at most {:.1} MiB resident", written.0 as f64 / 1_048_576.0, peak() as f64 / 1024.0);
+    assert!(written.0 > 20 << 20, "all packets are in it: {} bytes", written.0);
+    assert!(peak() < LIMIT_KIB, "{} KiB", peak());
+    assert_eq!((report.packets.len(), report.overhead.not_kept), (kept, came - kept as u64));
+    assert!(report.findings.iter().any(|f| f.id == "not-kept" && f.text.contains(&came.to_string())), "the cut is stated");
+    assert!(report.seen.requests + report.seen.replies > kept as u64, "statistics go on");
 }

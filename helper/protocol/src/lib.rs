@@ -7,10 +7,12 @@ pub mod accel;
 pub mod advice;
 pub mod bypass;
 pub mod lab;
+pub mod limits;
 pub mod message;
 pub mod packet;
 pub mod request;
 pub mod stage;
+pub mod text;
 
 pub use message::Message;
 pub use request::Request;
@@ -23,3 +25,7 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 2_000;
 
 /// The helper ends by itself when nothing came from the plugin for this long, in milliseconds.
 pub const HEARTBEAT_TIMEOUT_MS: u64 = 10_000;
+
+/// The plugin gives a helper up when nothing came from it for this long, in milliseconds. A helper answers each heartbeat, unless it
+/// is busy in the kernel: loading programs on a slow machine takes up to half a minute.
+pub const SILENCE_TIMEOUT_MS: u64 = 45_000;

@@ -83,7 +83,6 @@ impl Audience<'_> {
                 }
                 Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(request.pods)),
                 Inbound::Request(Request::Choose(request)) => return Ok(Wish::Choose(request)),
-                Inbound::Request(Request::Heartbeat) => {}
                 Inbound::Request(_) => {
                     session.warn("only `choose`, `pause`, `resume` and `finish` are understood while connections are accelerated")?;
                 }

@@ -7,8 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use sockpath_protocol::Request;
 use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::limits::LONGEST_REQUEST;
 
 use super::attend::{Audience, attend};
 use super::chosen::Chosen;
@@ -45,8 +47,14 @@ pub fn spawn(request: &AccelerateRequest) -> Result<()> {
 /// When the request cannot be read, or the kernel refuses.
 pub async fn run(site: &Site) -> Result<ExitCode> {
     let mut request = Vec::new();
-    std::io::stdin().read_to_end(&mut request).context("cannot read the request")?;
-    let request: AccelerateRequest = serde_json::from_slice(&request).context("cannot read the request")?;
+    std::io::stdin().take(LONGEST_REQUEST as u64 + 1).read_to_end(&mut request).context("cannot read the request")?;
+    if request.len() > LONGEST_REQUEST {
+        bail!("the request has more than {LONGEST_REQUEST} bytes");
+    }
+    let request = serde_json::from_slice(&request).context("cannot read the request")?;
+    let request = Request::Accelerate(Box::new(request));
+    request.check().context("the request cannot be served")?;
+    let Request::Accelerate(request) = request else { bail!("the request is for something else") };
     go_on(site, &request, None).await?;
     Ok(ExitCode::SUCCESS)
 }

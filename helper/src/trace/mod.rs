@@ -10,6 +10,7 @@ use anyhow::Result;
 use nix::time::ClockId;
 use sockpath_protocol::message::{Armed, Counters, EndReason, NETFILTER_RULES, Probed};
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
+use sockpath_protocol::text::field;
 use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -149,7 +150,6 @@ impl Trace<'_> {
         loop {
             tokio::select! {
                 inbound = session.next() => match inbound {
-                    Inbound::Request(Request::Heartbeat) => {}
                     Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
                     Inbound::Request(Request::Probe(probe)) => {
                         let look = self.look()?;
@@ -161,7 +161,7 @@ impl Trace<'_> {
                         start_probe(scene, probe, probed_tx.clone());
                     }
                     Inbound::Request(Request::LookForBypass) => self.look_for_bypass(scene)?,
-                    Inbound::Request(other) => session.warn(format!("not during a trace: {other:?}"))?,
+                    Inbound::Request(other) => session.warn(format!("not during a trace: {}", field(&format!("{other:?}"))))?,
                     Inbound::Stop(reason) => return Ok(reason),
                 },
                 Some(done) = probed.recv() => session.send(&Message::Probed(done))?,

@@ -17,6 +17,7 @@ use super::problem::{Kind, Problem};
 use super::reap::{Debts, Manner};
 use super::remedy;
 use super::startup::{REPORT, terminated};
+use crate::output;
 use crate::session::{Aftermath, Ending, Keeper, LastLines, Transport};
 
 /// Bytes that wait for us before the helper has to: kube's own default is 1 KiB, one packet's hops are more.
@@ -118,7 +119,7 @@ impl Keeper for PodKeeper {
                 Ending::Kill | Ending::Gone => self.debts.settle(&self.name, Manner::Running).await,
             };
             if let Err(p) = settled {
-                eprintln!("warning: {p}");
+                output::say(&format!("warning: {p}"));
             }
             let mut stderr = self.stderr.conclude(Duration::ZERO).await;
             // The pod's status may have the same last words.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
+use super::kubeconfig;
 use super::problem::{Kind, Problem};
 
 /// How to reach the API server, as kubectl's flags of the same names say it.
@@ -53,7 +54,7 @@ impl Api {
     /// # Errors
     /// In words, naming the file or entry at fault.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, Problem> {
-        let kubeconfig = read_kubeconfig(options)?;
+        let kubeconfig = kubeconfig::read(options.kubeconfig.as_deref()).map_err(|e| kubeconfig_problem(&e))?;
         if let Some(name) = missing_user(&kubeconfig, options) {
             return Err(Problem::new(
                 Kind::Other,
@@ -140,13 +141,6 @@ impl Api {
             Err(p) if p.kind == Kind::NotFound => Ok(None),
             Err(p) => Err(p),
         }
-    }
-}
-
-fn read_kubeconfig(options: &ConnectOptions) -> Result<Kubeconfig, Problem> {
-    match &options.kubeconfig {
-        Some(path) => Kubeconfig::read_from(path).map_err(|e| kubeconfig_problem(&e)),
-        None => Kubeconfig::read().map_err(|e| kubeconfig_problem(&e)),
     }
 }
 

@@ -7,6 +7,7 @@ mod client;
 mod examine;
 mod follow;
 mod helper_pod;
+mod kubeconfig;
 mod lookup;
 #[cfg(test)]
 mod manifests_tests;
@@ -37,6 +38,7 @@ use sockpath_protocol::request::{Node, Pod};
 use crate::backend::Mode;
 use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::output::Machine;
 use crate::progress::Progress;
 use crate::session::{Fleet, Ready, built_for_tests, other_releases};
 
@@ -280,10 +282,10 @@ impl Cluster {
 ///
 /// # Errors
 /// When the pod cannot be represented, which its types rule out.
-pub fn helper_pod_manifest(global: &Global, mode: Mode, json: bool) -> Result<String> {
+pub fn helper_pod_manifest(global: &Global, mode: Mode, json: bool) -> Result<Machine> {
     // Which node it is depends on where the pods are, and a dry run of the client asks no server.
     let pod = Settings::of(global).spec(mode, "node", &owner::Owner::this_process()).build();
-    Ok(if json { format!("{}\n", serde_json::to_string_pretty(&pod)?) } else { helper_pod::to_yaml(&pod)? })
+    if json { Machine::document(&pod) } else { Ok(Machine::of(&helper_pod::to_yaml(&pod)?)) }
 }
 
 impl Inventory for Cluster {

@@ -13,6 +13,7 @@ use super::client::Api;
 use super::helper_pod::SELECTOR;
 use super::owner::{self, Owner};
 use super::problem::{Kind, Problem};
+use crate::output;
 
 /// How long a deletion is tried again while the API server cannot be reached (it may just be restarting).
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -74,7 +75,7 @@ impl Debts {
             for (name, outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
                 match outcome {
                     Ok(()) => self.forget(name),
-                    Err(p) => eprintln!("warning: {p}"),
+                    Err(p) => output::say(&format!("warning: {p}")),
                 }
             }
         }
@@ -105,7 +106,7 @@ impl Drop for Inner {
                 let Ok(api) = api.reconnected() else { return };
                 for (name, manner) in pods {
                     if let Err(p) = delete(&api, &namespace, &name, manner).await {
-                        eprintln!("warning: {p}\nleft behind: pod {namespace}/{name}; remove it with kubectl sockpath cleanup");
+                        output::say(&format!("warning: {p}\nleft behind: pod {namespace}/{name}; remove it with kubectl sockpath cleanup"));
                     }
                 }
             });

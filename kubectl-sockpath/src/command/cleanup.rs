@@ -6,25 +6,46 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::{Message, Request};
 
-use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, TableOutput};
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
+use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
-use crate::session::Event;
+use crate::session::{Event, Kept};
+
+/// Entries of each kind that are kept of what nodes tell: a node has a handful.
+const KEPT: usize = 10_000;
 
 /// How long a node may take: queues of an acceleration that was left behind are drained first.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct Outcome {
     /// What was removed.
-    removed: Vec<String>,
+    removed: Kept<String>,
     /// What is somebody's and was left alone.
-    kept: Vec<String>,
+    kept: Kept<String>,
     #[serde(skip)]
-    failed: Vec<String>,
+    failed: Kept<String>,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self { removed: Kept::of(KEPT), kept: Kept::of(KEPT), failed: Kept::of(KEPT) }
+    }
+}
+
+impl Outcome {
+    fn text(&self) -> Text {
+        let mut text = Text::default();
+        self.removed.iter().for_each(|what| text.line(&format!("removed {what}")));
+        self.kept.iter().for_each(|what| text.line(&format!("kept {what}")));
+        if text.is_empty() && self.failed.is_empty() {
+            text.line("nothing was left behind");
+        }
+        text
+    }
 }
 
 /// Runs it.
@@ -46,12 +67,9 @@ pub async fn run(args: &cli::Cleanup, global: &Global, progress: &Progress) -> R
         None => return Err(Interrupted.into()),
     }
     if args.output == Some(TableOutput::Json) {
-        print(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
+        output::emit(&Machine::document(&outcome)?)?;
     } else {
-        let removed = outcome.removed.iter().map(|r| format!("removed {r}\n"));
-        let kept = outcome.kept.iter().map(|k| format!("kept {k}\n"));
-        let text: String = removed.chain(kept).collect();
-        print(if text.is_empty() && outcome.failed.is_empty() { "nothing was left behind\n" } else { &text })?;
+        output::print(&outcome.text())?;
     }
     if !outcome.failed.is_empty() {
         bail!("{}", outcome.failed.join("\n"));
@@ -79,12 +97,12 @@ async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) ->
             let node = names.get(index).map_or("", String::as_str);
             match event {
                 Event::Said(message) => match *message {
-                    Message::Removed { what } => outcome.removed.push(format!("{what} on {node}")),
-                    Message::Warning { text } => outcome.kept.push(format!("{text} on {node}")),
-                    Message::Error { text, .. } => outcome.failed.push(format!("{node}: {text}")),
+                    Message::Removed { what } => outcome.removed.extend([format!("{what} on {node}")]),
+                    Message::Warning { text } => outcome.kept.extend([format!("{text} on {node}")]),
+                    Message::Error { text, .. } => outcome.failed.extend([format!("{node}: {text}")]),
                     _ => {}
                 },
-                Event::Lost(e) => outcome.failed.push(format!("the helper on {node}: {e}")),
+                Event::Lost(e) => outcome.failed.extend([format!("the helper on {node}: {e}")]),
                 Event::Ended(_) => {}
             }
         })

@@ -9,11 +9,11 @@ use anyhow::Result;
 use clap::builder::ValueHint;
 use clap::{Arg, ArgAction, FromArgMatches};
 
-use super::print;
 use crate::backend::Backend;
 use crate::cli::{self, Global, Shell};
 use crate::exit::Exit;
 use crate::inventory::{Inventory, Kind};
+use crate::output::{self, Text};
 
 /// First argument that asks for completion; what kubectl's completer name means to us, for shells.
 const ASK: &str = "__complete";
@@ -64,17 +64,17 @@ pub async fn run(words: &[String]) -> Exit {
             (names.ok().and_then(Result::ok).unwrap_or_default(), NO_FILES)
         }
     };
-    let mut out = String::new();
+    let mut out = Text::default();
     for (value, about) in choices.iter().filter(|(value, _)| value.starts_with(current)) {
-        out.push_str(value);
+        out.push(value);
         if !about.is_empty() {
-            out.push('\t');
-            out.push_str(about);
+            out.tab();
+            out.push(about);
         }
-        out.push('\n');
+        out.end_line();
     }
-    out.push_str(&format!(":{directive}\n"));
-    let _ = print(&out);
+    out.line(&format!(":{directive}"));
+    let _ = output::print(&out);
     Exit::Done
 }
 
@@ -212,11 +212,11 @@ async fn names(global: Global, kinds: &[(Kind, &str)]) -> Result<Vec<(String, St
 
 /// `completion SHELL`.
 pub fn script(args: &cli::Completion) -> Result<Exit> {
-    print(match args.shell {
+    output::print(&Text::constant(match args.shell {
         Shell::Bash => BASH,
         Shell::Zsh => ZSH,
         Shell::Fish => FISH,
-    })?;
+    }))?;
     Ok(Exit::Done)
 }
 

@@ -3,20 +3,23 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use sockpath_protocol::message::{Check, CheckState};
 use sockpath_protocol::{Message, Request};
 
-use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, TableOutput};
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::lab;
+use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
-use crate::session::{Event, Fleet};
-use crate::terminal::{Paint, Style, printable};
+use crate::render::table::Table;
+use crate::session::{Event, Fleet, Kept};
+use crate::terminal::{Paint, Style};
+
+/// Rows of one node that are kept: it has some 40.
+const ROWS_KEPT: usize = 1_000;
 
 /// How long a node's checks may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,8 +72,8 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
     }
     let ok = !rows.iter().any(|r| r.check.state == CheckState::Failed);
     match args.output {
-        Some(TableOutput::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&Document { ok, checks: &rows })?))?,
-        None => print(&table(&rows, &Style::of_stdout(global.color)))?,
+        Some(TableOutput::Json) => output::emit(&Machine::document(&Document { ok, checks: &rows })?)?,
+        None => output::print(&table(&rows, &Style::of_stdout(global.color)))?,
     }
     Ok(if ok { Exit::Done } else { Exit::Failed })
 }
@@ -103,21 +106,21 @@ async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
 }
 
 async fn ask(mut fleet: Fleet, scope: &str) -> Vec<Row> {
-    let mut rows = Vec::new();
+    let mut rows = Kept::of(ROWS_KEPT);
     fleet.send_all(&Request::Doctor).await;
     fleet
         .finish(PATIENCE, |_, event| match event {
             Event::Said(message) => match *message {
-                Message::Check(check) => rows.push(Row { scope: scope.to_owned(), check }),
-                Message::Canary(c) => rows.push(Row { scope: scope.to_owned(), check: canary_row(&c) }),
-                Message::Error { text, .. } => rows.push(failed(scope, "helper", &anyhow::anyhow!(text))),
+                Message::Check(check) => rows.extend([Row { scope: scope.to_owned(), check }]),
+                Message::Canary(c) => rows.extend([Row { scope: scope.to_owned(), check: canary_row(&c) }]),
+                Message::Error { text, .. } => rows.extend([failed(scope, "helper", &anyhow::anyhow!(text))]),
                 _ => {}
             },
-            Event::Lost(e) => rows.push(failed(scope, "helper", &e.into())),
+            Event::Lost(e) => rows.extend([failed(scope, "helper", &e.into())]),
             Event::Ended(_) => {}
         })
         .await;
-    rows
+    rows.to_vec()
 }
 
 fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
@@ -140,23 +143,18 @@ fn failed(scope: &str, name: &str, error: &anyhow::Error) -> Row {
     Row { scope: scope.to_owned(), check: Check { name: name.to_owned(), state: CheckState::Failed, found, remedy } }
 }
 
-fn table(rows: &[Row], style: &Style) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-    table.set_header(["WHERE", "WHAT", "STATE", "FOUND"]);
+fn table(rows: &[Row], style: &Style) -> Text {
+    let mut table = Table::wide(style, &["WHERE", "WHAT", "STATE", "FOUND"]);
     for row in rows {
         let state = match row.check.state {
             CheckState::Ok => "ok",
             CheckState::Degraded => "less",
             CheckState::Failed => "FAILED",
         };
-        table.add_row([&row.scope, &row.check.name, state, &printable(&row.check.found)]);
+        table.row(None, None, [&row.scope, &row.check.name, state, &row.check.found]);
     }
-    let mut out = String::new();
-    for line in table.lines() {
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
+    let mut out = Text::default();
+    table.end(false, &mut out);
     // One remedy may serve several rows.
     let mut remedies: Vec<(&str, &str, Vec<&str>)> = Vec::new();
     for row in rows {
@@ -167,12 +165,12 @@ fn table(rows: &[Row], style: &Style) -> String {
         }
     }
     if !remedies.is_empty() {
-        out.push('\n');
-        out.push_str(&style.paint(Paint::Heading, "What to do"));
-        out.push('\n');
+        out.end_line();
+        out.paint(style, Paint::Heading, "What to do");
+        out.end_line();
         for (scope, remedy, names) in remedies {
-            let remedy = remedy.lines().map(printable).collect::<Vec<_>>().join("\n    ");
-            out.push_str(&format!("  {scope}, {}:\n    {remedy}\n", names.join(", ")));
+            out.line(&format!("  {scope}, {}:", names.join(", ")));
+            remedy.lines().for_each(|line| out.line(&format!("    {line}")));
         }
     }
     out

@@ -9,17 +9,18 @@ mod trace;
 mod version;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::cli::{Cli, Command, Global};
+use crate::cli::{Cli, ColorChoice, Command, Global};
 use crate::exit::{self, Exit};
 use crate::lab;
+use crate::output::{self, Text};
 use crate::progress::Progress;
+use crate::terminal::Style;
 
 /// Runs the plugin: thin on purpose, so that every decision has a place with a name.
 #[must_use]
@@ -39,9 +40,7 @@ pub fn main() -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
-            // clap prints help to stdout (0) and errors to stderr (2); a reader that went away is no failure.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { Exit::Usage.code() } else { Exit::Done.code() });
+            return usage(&e);
         }
     };
     let runtime = match event_loop() {
@@ -59,10 +58,9 @@ pub fn main() -> ExitCode {
         Err(e) => {
             let exit = exit::of_error(&e);
             if matches!(exit, Exit::Failed | Exit::Usage) {
-                // stderr may be closed, too; there is nobody left to tell.
-                let _ = writeln!(std::io::stderr(), "error: {e:#}");
+                output::say(&format!("error: {e:#}"));
                 if exit == Exit::Failed && lab && !lab::is_root() {
-                    let _ = writeln!(std::io::stderr(), "the lab's helper needs root: try it with sudo");
+                    output::say("the lab's helper needs root: try it with sudo");
                 }
             }
             exit.into()
@@ -70,9 +68,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Help goes to stdout (0), usage errors to stderr (2); a reader that went away is no failure.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        output::complain(&Text::of_usage(error, Style::of_stderr(ColorChoice::Auto).color));
+        Exit::Usage.into()
+    } else {
+        let _ = output::print(&Text::of_usage(error, Style::of_stdout(ColorChoice::Auto).color));
+        Exit::Done.into()
+    }
+}
+
 fn event_loop() -> Result<tokio::runtime::Runtime, ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
-        let _ = writeln!(std::io::stderr(), "error: cannot start the event loop: {e}");
+        output::say(&format!("error: cannot start the event loop: {e}"));
         ExitCode::from(Exit::Failed)
     })
 }
@@ -108,13 +117,4 @@ async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
         Command::Doctor(args) => doctor::run(&args, global, progress).await,
         Command::Cleanup(args) => cleanup::run(&args, global, progress).await,
     }
-}
-
-/// Writes data to stdout in one go and flushes it.
-///
-/// # Errors
-/// When stdout cannot be written; a broken pipe ends the plugin quietly.
-pub fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }

@@ -1,6 +1,5 @@
 //! `status` and `stop`: one question to every node.
 
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -9,30 +8,36 @@ use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
 use sockpath_protocol::{Message, Request};
 
 use super::accelerate::UNWATCHED;
-use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global};
 use crate::duration::human;
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
+use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
-use crate::render::json;
 use crate::render::pairs::{self, NodePairs};
-use crate::session::Event;
+use crate::session::{Event, Kept};
 use crate::terminal::{Paint, Style};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Messages of one node that are kept: `stop` tells of each thing that was removed, a few dozen.
+const MESSAGES_KEPT: usize = 1_000;
+
 /// What one node answered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Answer {
     node: String,
-    messages: Vec<Message>,
+    messages: Kept<Message>,
     lost: Option<String>,
 }
 
 impl Answer {
+    fn of(node: String) -> Self {
+        Self { node, messages: Kept::of(MESSAGES_KEPT), lost: None }
+    }
+
     /// Whether the node could say what there is.
     fn is_whole(&self) -> bool {
         self.lost.is_none() && !self.messages.iter().any(|m| matches!(m, Message::Error { .. }))
@@ -53,13 +58,15 @@ async fn ask(global: &Global, progress: &Progress, request: &Request, patience: 
             }
         }
         let mut fleet = backend.helpers(&nodes, &[], Mode::Accelerate, progress).await?;
-        let mut answers: Vec<Answer> = fleet.members().iter().map(|m| Answer { node: m.name(), ..Answer::default() }).collect();
+        let mut answers: Vec<Answer> = fleet.members().iter().map(|m| Answer::of(m.name())).collect();
         fleet.send_all(request).await;
         fleet
             .finish(patience, |helper, event| {
                 let Some(answer) = answers.get_mut(helper) else { return };
                 match event {
-                    Event::Said(message) => answer.messages.push(*message),
+                    Event::Said(message) => {
+                        answer.messages.push(*message);
+                    }
                     Event::Ended(_) => {}
                     Event::Lost(e) => answer.lost = Some(e.to_string()),
                 }
@@ -80,14 +87,18 @@ async fn ask(global: &Global, progress: &Progress, request: &Request, patience: 
 fn complaints(answers: &[Answer]) -> Result<()> {
     let mut errors = Vec::new();
     for answer in answers {
-        for message in &answer.messages {
+        for message in answer.messages.iter() {
             match message {
                 Message::Warning { text } => {
-                    let _ = writeln!(std::io::stderr(), "warning: {}: {text}", answer.node);
+                    output::say(&format!("warning: {}: {text}", answer.node));
                 }
                 Message::Error { text, .. } => errors.push(format!("{}: {text}", answer.node)),
                 _ => {}
             }
+        }
+        if answer.messages.more() > 0 {
+            let text = format!("{} messages more than the {MESSAGES_KEPT} that are shown", answer.messages.more());
+            output::say(&format!("warning: {}: {text}", answer.node));
         }
         if let Some(text) = &answer.lost {
             errors.push(format!("the helper on {}: {text}", answer.node));
@@ -120,13 +131,13 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     let note = (matches!(backend, Backend::Cluster(_)) && statuses.iter().any(|s| goes_on_alone(s.status))).then_some(UNWATCHED);
     if args.output.is_some() {
         let active = statuses.iter().any(|s| s.status.active);
-        print(&json::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
+        output::emit(&Machine::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
     } else {
         for s in &statuses {
-            print(&status_text(s.node, s.status, &style))?;
+            output::print(&status_text(s.node, s.status, &style))?;
         }
         if let Some(note) = note {
-            print(&format!("note: {note}\n"))?;
+            output::print(&Text::of_line(&format!("note: {note}")))?;
         }
     }
     complaints(&answers)?;
@@ -139,9 +150,9 @@ fn goes_on_alone(status: &AccelStatus) -> bool {
 }
 
 /// One node's state as text.
-fn status_text(node: &str, status: &AccelStatus, style: &Style) -> String {
+fn status_text(node: &str, status: &AccelStatus, style: &Style) -> Text {
     let head = match (status.active, status.owner.as_deref(), status.lease_left_ms) {
-        (false, ..) => return format!("{node}: nothing is accelerated\n"),
+        (false, ..) => return Text::of_line(&format!("{node}: nothing is accelerated")),
         (true, Some(owner), 0) => {
             format!("{node}: left behind by {owner}, the lease has run out: connections go by TCP, `stop` removes the rest")
         }
@@ -158,7 +169,11 @@ fn status_text(node: &str, status: &AccelStatus, style: &Style) -> String {
         (true, None, _) => format!("{node}: leftovers nobody owns, `stop` or `cleanup` removes them"),
     };
     let pairs = [NodePairs { node: node.to_owned(), snapshot: status.pairs.clone() }];
-    format!("{}\n{}", style.paint(Paint::Heading, &head), pairs::table(&pairs, style, usize::MAX))
+    let mut text = Text::default();
+    text.paint(style, Paint::Heading, &head);
+    text.end_line();
+    text.append(&pairs::table(&pairs, style, usize::MAX));
+    text
 }
 
 #[derive(Serialize)]
@@ -176,7 +191,7 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
     let mut stops = Vec::new();
     for answer in &answers {
         let mut stop = NodeStop { node: &answer.node, summary: None, removed: Vec::new() };
-        for message in &answer.messages {
+        for message in answer.messages.iter() {
             match message {
                 Message::Summary(summary) => stop.summary = Some(summary),
                 Message::Removed { what } => stop.removed.push(what),
@@ -189,25 +204,27 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
     let ended: Vec<String> = stops.iter().filter(|s| s.summary.is_none_or(|s| s.left_enrolled == 0)).map(|s| s.node.to_owned()).collect();
     let pods = backend.remove_those_that_stayed(&ended).await?;
     if args.output.is_some() {
-        print(&json::document(&serde_json::json!({ "nodes": stops, "removed": pods }))?)?;
+        output::emit(&Machine::document(&serde_json::json!({ "nodes": stops, "removed": pods }))?)?;
     } else {
-        let summaries: Vec<AccelSummary> = stops.iter().filter_map(|s| s.summary.cloned()).collect();
-        if !summaries.is_empty() {
-            print(&pairs::summary(&summaries, &style))?;
-        }
-        for stop in &stops {
-            for what in &stop.removed {
-                print(&format!("{}: removed {what}\n", stop.node))?;
-            }
-        }
-        for what in &pods {
-            print(&format!("removed {what}\n"))?;
-        }
-        let answered = answers.iter().all(Answer::is_whole);
-        if pods.is_empty() && summaries.is_empty() && stops.iter().all(|s| s.removed.is_empty()) && answered {
-            print("nothing was accelerated\n")?;
-        }
+        output::print(&stop_text(&stops, &pods, answers.iter().all(Answer::is_whole), &style))?;
     }
     complaints(&answers)?;
     Ok(Exit::Done)
+}
+
+/// What was stopped and removed as text; `answered` says whether every node could tell.
+fn stop_text(stops: &[NodeStop<'_>], pods: &[String], answered: bool, style: &Style) -> Text {
+    let mut text = Text::default();
+    let summaries: Vec<AccelSummary> = stops.iter().filter_map(|s| s.summary.cloned()).collect();
+    if !summaries.is_empty() {
+        text.append(&pairs::summary(&summaries, style));
+    }
+    for stop in stops {
+        stop.removed.iter().for_each(|what| text.line(&format!("{}: removed {what}", stop.node)));
+    }
+    pods.iter().for_each(|what| text.line(&format!("removed {what}")));
+    if text.is_empty() && answered {
+        text.line("nothing was accelerated");
+    }
+    text
 }

@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::Serialize;
 use sockpath_protocol::PROTOCOL_VERSION;
 
-use super::print;
 use crate::cli;
 use crate::exit::Exit;
+use crate::output::{self, Machine, Text};
 
 #[derive(Serialize)]
 struct Versions {
@@ -18,8 +18,8 @@ struct Versions {
 pub fn run(args: &cli::Version) -> Result<Exit> {
     let versions = Versions { plugin: env!("CARGO_PKG_VERSION"), protocol: PROTOCOL_VERSION };
     match args.output {
-        Some(cli::TableOutput::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&versions)?))?,
-        None => print(&format!("kubectl-sockpath {} (helper protocol {})\n", versions.plugin, versions.protocol))?,
+        Some(cli::TableOutput::Json) => output::emit(&Machine::document(&versions)?)?,
+        None => output::print(&Text::of_line(&format!("kubectl-sockpath {} (helper protocol {})", versions.plugin, versions.protocol)))?,
     }
     Ok(Exit::Done)
 }

@@ -2,6 +2,7 @@
 
 use super::line::Line;
 use crate::duration::nanos;
+use crate::output::Text;
 use crate::report::leg::StageRow;
 use crate::report::times::Times;
 use crate::terminal::{Paint, Style};
@@ -134,7 +135,7 @@ pub(super) fn known_times(stages: &[StageRow]) -> Vec<u64> {
     stages.iter().filter_map(|s| s.times.p50_ns).collect()
 }
 
-pub(super) fn axis_line(layout: &Layout<'_>, axis: &Axis, out: &mut String) {
+pub(super) fn axis_line(layout: &Layout<'_>, axis: &Axis, out: &mut Text) {
     let style = layout.style;
     let legend = match (style.unicode, axis.is_broken()) {
         (true, false) => "█ works ░ waits",

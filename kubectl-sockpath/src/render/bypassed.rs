@@ -1,37 +1,30 @@
 //! What bytes that go socket to socket would bypass, as a table.
 
-use comfy_table::{Cell, ContentArrangement, Table, presets};
 use sockpath_protocol::bypass::Bypassed;
 
 use super::line::Line;
-use crate::terminal::{Paint, Style, fit, printable};
+use super::table::Table;
+use crate::output::Text;
+use crate::terminal::{Paint, Style};
 
 /// Pods that are named in a row; the others are counted.
 const NAMED: usize = 3;
 
 /// The table.
 #[must_use]
-pub fn table(bypassed: &[Bypassed], style: &Style) -> String {
-    let mut out = String::new();
+pub fn table(bypassed: &[Bypassed], style: &Style) -> Text {
+    let mut out = Text::default();
     if bypassed.is_empty() {
         let text = "would be bypassed: the network path; no policy, rule, limit, program or mirror was found on it";
         Line::new(style).paint(Paint::Heading, text).end(&mut out);
         return out;
     }
     Line::new(style).paint(Paint::Heading, "would be bypassed").end(&mut out);
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
-    table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX));
-    table.set_header(vec!["KIND", "WHAT", "WHERE", "PODS"]);
+    let mut table = Table::fitting(style, &["KIND", "WHAT", "WHERE", "PODS"]);
     for one in bypassed {
-        let cells = [one.kind.text(), &one.what, &one.place, &pods(one)].map(|text| Cell::new(printable(text)));
-        table.add_row(cells);
+        table.row(None, None, [one.kind.text(), &one.what, &one.place, &pods(one)]);
     }
-    for (i, line) in table.lines().enumerate() {
-        let line = fit(line.trim_end(), style.width, style.unicode);
-        out.push_str(&if i == 0 { style.paint(Paint::Dim, &line) } else { line });
-        out.push('\n');
-    }
+    table.end(true, &mut out);
     out
 }
 

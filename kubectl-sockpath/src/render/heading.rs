@@ -6,6 +6,7 @@ use sockpath_protocol::request::Protocol;
 
 use super::line::Line;
 use crate::duration::nanos;
+use crate::output::Text;
 use crate::report::Report;
 use crate::report::document::Party;
 use crate::target::Scenario;
@@ -13,8 +14,8 @@ use crate::terminal::{Paint, Style, wrap};
 
 /// Who talks to whom, how they lie to each other, and what the figures are made of.
 #[must_use]
-pub fn heading(report: &Report, style: &Style) -> String {
-    let mut out = String::new();
+pub fn heading(report: &Report, style: &Style) -> Text {
+    let mut out = Text::default();
     let arrow = if style.unicode { " → " } else { " -> " };
     let nobody = report.via_service.is_some() && report.target.ips.is_empty();
     let target = if nobody { "nobody".to_owned() } else { with_port(&report.target) };
@@ -43,13 +44,13 @@ pub fn heading(report: &Report, style: &Style) -> String {
     for line in wrap(&about.join(", "), style.width) {
         Line::new(style).text(&line).end(&mut out);
     }
-    out.push_str(&clocks(report, style));
+    out.append(&clocks(report, style));
     out
 }
 
 /// How the nodes' clocks lie to each other, where there are several.
-fn clocks(report: &Report, style: &Style) -> String {
-    let mut out = String::new();
+fn clocks(report: &Report, style: &Style) -> Text {
+    let mut out = Text::default();
     for row in &report.clocks {
         let doubt = nanos(row.uncertainty_ns);
         let text = if row.offset_ns.unsigned_abs() <= row.uncertainty_ns {

@@ -1,18 +1,21 @@
 //! One line of text with colours, never wider than the terminal.
 
-use crate::terminal::{Paint, Style, fit, printable};
+use sockpath_protocol::text::columns;
+
+use crate::output::Text;
+use crate::terminal::{Paint, Style, fit};
 
 /// A line that is being put together.
 pub struct Line<'s> {
     style: &'s Style,
-    text: String,
+    text: Text,
     used: usize,
 }
 
 impl<'s> Line<'s> {
     /// An empty one.
     pub fn new(style: &'s Style) -> Self {
-        Self { style, text: String::new(), used: 0 }
+        Self { style, text: Text::default(), used: 0 }
     }
 
     /// Adds text as it is, as far as there is room.
@@ -42,22 +45,21 @@ impl<'s> Line<'s> {
     }
 
     fn add(mut self, paint: Option<Paint>, text: &str) -> Self {
-        let text = fit(&printable(text), self.room(), self.style.unicode);
-        self.used += text.chars().count();
+        let text = fit(&self.style.shown(text), self.room(), self.style.unicode);
+        self.used += columns(&text);
         match paint {
-            Some(paint) => self.text.push_str(&self.style.paint(paint, &text)),
-            None => self.text.push_str(&text),
+            Some(paint) => self.text.paint(self.style, paint, &text),
+            None => self.text.push(&text),
         }
         self
     }
 
     /// Ends the line.
-    pub fn end(self, out: &mut String) {
-        if self.style.color {
-            out.push_str(&self.text);
-        } else {
-            out.push_str(self.text.trim_end());
+    pub fn end(mut self, out: &mut Text) {
+        if !self.style.color {
+            self.text.trim_end();
         }
-        out.push('\n');
+        out.append(&self.text);
+        out.end_line();
     }
 }

@@ -1,17 +1,17 @@
 //! Accelerated connections as a table, as lines of change, and as a summary.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, Table, presets};
 use serde::Serialize;
 use sockpath_protocol::accel::{AccelSummary, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::line::Line;
+use super::table::Table;
 use crate::duration::{human, nanos};
-use crate::terminal::{Paint, Style, fit, printable};
+use crate::output::Text;
+use crate::terminal::{Paint, Style};
 
 /// The pairs of one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -80,7 +80,7 @@ pub fn totals<'a>(all: impl IntoIterator<Item = &'a Totals>) -> Totals {
 /// An end of a pair: the pod where it is known, and the port that tells connections apart.
 fn end(pod: Option<&str>, addr: SocketAddr) -> String {
     match pod {
-        Some(pod) => format!("{}:{}", printable(pod), addr.port()),
+        Some(pod) => format!("{pod}:{}", addr.port()),
         None => addr.to_string(),
     }
 }
@@ -120,7 +120,7 @@ fn turnaround(pair: &Pair) -> String {
 
 /// The table, of at most `rows` pairs: those that moved the most bytes first, accelerated ones before others.
 #[must_use]
-pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
+pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> Text {
     let mut pairs: Vec<(&str, &Pair)> = nodes.iter().flat_map(|n| n.snapshot.pairs.iter().map(|p| (n.node.as_str(), p))).collect();
     let mut out = headline(nodes, style);
     if pairs.is_empty() {
@@ -128,37 +128,21 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
     }
     pairs.sort_by_key(|(_, p)| (p.state != PairState::Accelerated, std::cmp::Reverse(p.bypassed_bytes)));
     let several = nodes.len() > 1;
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
-    table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX)).set_truncation_indicator(if style.unicode { "…" } else { "~" });
     let mut heads = vec!["CLIENT", "SERVER", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
     if several {
         heads.insert(0, "NODE");
     }
-    table.set_header(heads);
+    let mut table = Table::fitting(style, &heads);
+    table.align_cells(if several { &[4, 5] } else { &[3, 4] });
     let shown = pairs.len().min(rows.max(1));
     for (node, pair) in &pairs[..shown] {
-        let mut row = Row::new();
-        if several {
-            row.add_cell(Cell::new(printable(node)));
-        }
-        row.add_cell(Cell::new(client(pair))).add_cell(Cell::new(server(pair))).add_cell(Cell::new(state_word(pair.state)));
-        row.add_cell(Cell::new(bytes(pair.bypassed_bytes)).set_alignment(CellAlignment::Right));
-        row.add_cell(Cell::new(pair.bypassed_messages).set_alignment(CellAlignment::Right));
-        row.add_cell(Cell::new(turnaround(pair))).add_cell(Cell::new(why(pair)));
-        row.max_height(1);
-        table.add_row(row);
+        let paint = (pair.state == PairState::Accelerated).then_some(Paint::Good);
+        let state = state_word(pair.state).to_owned();
+        let (moved, messages) = (bytes(pair.bypassed_bytes), pair.bypassed_messages.to_string());
+        let cells = [client(pair), server(pair), state, moved, messages, turnaround(pair), why(pair)];
+        table.row(paint, Some(1), several.then(|| (*node).to_owned()).into_iter().chain(cells));
     }
-    for (i, line) in table.lines().enumerate() {
-        let line = fit(line.trim_end(), style.width, style.unicode);
-        let paint = match i.checked_sub(1).and_then(|i| pairs.get(i)).map(|(_, p)| p.state) {
-            None => Some(Paint::Dim),
-            Some(PairState::Accelerated) => Some(Paint::Good),
-            Some(_) => None,
-        };
-        out.push_str(&paint.map_or_else(|| line.clone(), |p| style.paint(p, &line)));
-        out.push('\n');
-    }
+    table.end(true, &mut out);
     if pairs.len() > shown {
         Line::new(style).paint(Paint::Dim, &format!(" and {} more, -o json lists all", pairs.len() - shown)).end(&mut out);
     }
@@ -173,9 +157,9 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
 
 /// One line of sums.
 #[must_use]
-pub fn headline(nodes: &[NodePairs], style: &Style) -> String {
+pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     let t = totals(nodes.iter().map(|n| &n.snapshot.totals));
-    let mut out = String::new();
+    let mut out = Text::default();
     let text = format!(
         "{} of {} connections accelerated, {} in {} messages bypassed the network",
         t.accelerated,
@@ -195,8 +179,8 @@ pub struct Changes {
 
 impl Changes {
     /// The lines that say what changed.
-    pub fn lines(&mut self, nodes: &[NodePairs]) -> String {
-        let mut out = String::new();
+    pub fn lines(&mut self, nodes: &[NodePairs]) -> Text {
+        let mut out = Text::default();
         let mut now = HashMap::new();
         for node in nodes {
             for pair in &node.snapshot.pairs {
@@ -205,7 +189,7 @@ impl Changes {
                 if self.known.get(&key) != Some(&state) {
                     let why = why(pair);
                     let why = if why.is_empty() { why } else { format!(": {why}") };
-                    let _ = writeln!(out, "{} -> {}  {}{why}", client(pair), server(pair), state_word(pair.state));
+                    out.line(&format!("{} -> {}  {}{why}", client(pair), server(pair), state_word(pair.state)));
                 }
                 now.insert(key, state);
             }
@@ -217,10 +201,10 @@ impl Changes {
 
 /// What was achieved, in a few lines.
 #[must_use]
-pub fn summary(summaries: &[AccelSummary], style: &Style) -> String {
+pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
     let t = totals(summaries.iter().map(|s| &s.totals));
     let ran = Duration::from_millis(summaries.iter().map(|s| s.ran_ms).max().unwrap_or(0));
-    let mut out = String::new();
+    let mut out = Text::default();
     let detached = summaries.iter().any(|s| s.detached);
     let end = if detached { "goes on without this command" } else { "everything is back on its normal path" };
     let ran = if ran.as_secs() > 0 { Duration::from_secs(ran.as_secs()) } else { ran };

@@ -5,11 +5,13 @@
 //! times, is in each frame's comment. Format: draft-ietf-opsawg-pcapng. Link type NULL (an address family before the IP header): no link
 //! header has to be made up, and unlike RAW it has one number everywhere (libpcap refuses several RAW interfaces in one file).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use sockpath_protocol::packet::{Direction, Flow, Outcome, PacketKind};
 use sockpath_protocol::request::Protocol;
+use sockpath_protocol::text::field;
 
 use crate::duration::nanos;
 use crate::report::Report;
@@ -32,10 +34,11 @@ const IF_TSRESOL: u16 = 9;
 const ABOUT: &str = "Written by kubectl sockpath from observed hops. Headers are rebuilt from addresses, ports, sequence numbers and lengths; \
 window, TTL, options, checksums and payload were not observed and are zero or absent. Comments hold the stages and their times.";
 
-/// Renders it.
-#[must_use]
-pub fn render(report: &Report) -> Vec<u8> {
-    let mut out = Vec::new();
+/// Writes it, packet by packet: what it takes in memory does not grow with the number of hops.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let mut body = Vec::new();
     body.extend_from_slice(&BYTE_ORDER.to_le_bytes());
     body.extend_from_slice(&1u16.to_le_bytes());
@@ -44,13 +47,10 @@ pub fn render(report: &Report) -> Vec<u8> {
     option(&mut body, OPT_COMMENT, ABOUT.as_bytes());
     option(&mut body, SHB_USERAPPL, concat!("kubectl-sockpath ", env!("CARGO_PKG_VERSION")).as_bytes());
     end_options(&mut body);
-    block(&mut out, SECTION_HEADER, &body);
+    block(out, SECTION_HEADER, &body)?;
 
     let offsets: BTreeMap<&str, i128> = report.nodes.iter().map(|n| (n.name.as_str(), i128::from(n.clock_offset_ns))).collect();
-    let frames: Vec<Frame<'_>> = report.packets.iter().flat_map(frames).collect();
-    let mut interfaces: Vec<String> = frames.iter().map(Frame::interface).collect();
-    interfaces.sort_unstable();
-    interfaces.dedup();
+    let (interfaces, timed) = plan(report, &offsets);
     for name in &interfaces {
         let mut body = Vec::new();
         body.extend_from_slice(&LINKTYPE_NULL.to_le_bytes());
@@ -59,27 +59,57 @@ pub fn render(report: &Report) -> Vec<u8> {
         option(&mut body, IF_NAME, name.as_bytes());
         option(&mut body, IF_TSRESOL, &[9]);
         end_options(&mut body);
-        block(&mut out, INTERFACE, &body);
+        block(out, INTERFACE, &body)?;
     }
-    let mut timed: Vec<(u64, &Frame<'_>)> = frames.iter().map(|f| (f.time(&offsets), f)).collect();
-    timed.sort_by_key(|(at, _)| *at);
-    for (at, frame) in timed {
-        let index = interfaces.binary_search(&frame.interface()).unwrap_or(0);
-        let data = headers(frame.packet, frame.flow);
-        let whole = u32::try_from(data.len()).unwrap_or(0).max(data_length(frame));
-        let mut body = Vec::new();
-        body.extend_from_slice(&u32::try_from(index).unwrap_or(0).to_le_bytes());
-        body.extend_from_slice(&u32::try_from(at >> 32).unwrap_or(0).to_le_bytes());
-        body.extend_from_slice(&u32::try_from(at & 0xffff_ffff).unwrap_or(0).to_le_bytes());
-        body.extend_from_slice(&u32::try_from(data.len()).unwrap_or(0).to_le_bytes());
-        body.extend_from_slice(&whole.to_le_bytes());
-        body.extend_from_slice(&data);
-        pad(&mut body);
-        option(&mut body, OPT_COMMENT, frame.comment().as_bytes());
-        end_options(&mut body);
-        block(&mut out, ENHANCED_PACKET, &body);
+    // Frames of one packet often follow each other.
+    let mut packet: Option<(usize, PacketRow)> = None;
+    for Timed { at_ns, packet: index, frame } in timed {
+        if packet.as_ref().is_none_or(|(known, _)| *known != index) {
+            packet = report.packets.get(index).map(|row| (index, row));
+        }
+        let Some((_, row)) = &packet else { continue };
+        let frames = frames(row);
+        let Some(frame) = frames.get(frame) else { continue };
+        let interface = interfaces.binary_search(&frame.interface()).unwrap_or(0);
+        block(out, ENHANCED_PACKET, &enhanced_packet(frame, at_ns, interface))?;
     }
-    out
+    out.flush()
+}
+
+/// When a frame was seen, and where it is found again.
+struct Timed {
+    at_ns: u64,
+    packet: usize,
+    frame: usize,
+}
+
+/// The interfaces, sorted by name, and the frames, sorted by time.
+fn plan(report: &Report, offsets: &BTreeMap<&str, i128>) -> (Vec<String>, Vec<Timed>) {
+    let (mut interfaces, mut timed) = (BTreeSet::new(), Vec::new());
+    for (packet, row) in report.packets.iter().enumerate() {
+        for (frame, seen) in frames(&row).iter().enumerate() {
+            interfaces.insert(seen.interface());
+            timed.push(Timed { at_ns: seen.time(offsets), packet, frame });
+        }
+    }
+    timed.sort_by_key(|t| t.at_ns);
+    (interfaces.into_iter().collect(), timed)
+}
+
+fn enhanced_packet(frame: &Frame<'_>, at_ns: u64, interface: usize) -> Vec<u8> {
+    let data = headers(frame.packet, frame.flow);
+    let whole = u32::try_from(data.len()).unwrap_or(0).max(data_length(frame));
+    let mut body = Vec::new();
+    body.extend_from_slice(&u32::try_from(interface).unwrap_or(0).to_le_bytes());
+    body.extend_from_slice(&u32::try_from(at_ns >> 32).unwrap_or(0).to_le_bytes());
+    body.extend_from_slice(&u32::try_from(at_ns & 0xffff_ffff).unwrap_or(0).to_le_bytes());
+    body.extend_from_slice(&u32::try_from(data.len()).unwrap_or(0).to_le_bytes());
+    body.extend_from_slice(&whole.to_le_bytes());
+    body.extend_from_slice(&data);
+    pad(&mut body);
+    option(&mut body, OPT_COMMENT, frame.comment().as_bytes());
+    end_options(&mut body);
+    body
 }
 
 /// A packet at one device.
@@ -121,7 +151,7 @@ impl Frame<'_> {
         let node = hop.and_then(|h| h.node.as_deref()).unwrap_or("?");
         let pod = hop.and_then(|h| h.pod.as_deref()).map_or_else(String::new, |p| format!("/{p}"));
         let device = hop.and_then(|h| h.device.as_ref()).map_or("?", |d| d.name.as_str());
-        format!("{node}{pod}/{device}")
+        field(&format!("{node}{pod}/{device}")).into_owned()
     }
 
     /// Wall-clock time of its first hop.
@@ -137,10 +167,11 @@ impl Frame<'_> {
             let step = hop.step.map_or_else(String::new, |s| format!("{s} "));
             let took = hop.took_ns.map_or_else(|| "?".to_owned(), nanos);
             let note = hop.note.as_ref().map_or_else(String::new, |n| format!(", {n}"));
-            lines.push(format!("{step}{} {took} ({}, cpu {}{note})", hop.stage.stage().name, hop.hook, hop.cpu));
+            let line = format!("{step}{} {took} ({}, cpu {}{note})", hop.stage.stage().name, hop.hook, hop.cpu);
+            lines.push(field(&line).into_owned());
         }
         if let (true, Outcome::Dropped(drop)) = (self.last, &self.packet.outcome) {
-            lines.push(format!("dropped: {}", drop.reason));
+            lines.push(format!("dropped: {}", field(&drop.reason)));
         }
         lines.join("\n")
     }
@@ -153,7 +184,7 @@ fn data_length(frame: &Frame<'_>) -> u32 {
         Protocol::Tcp => 20,
         Protocol::Udp | Protocol::Icmp => 8,
     };
-    4 + overhead + transport + frame.packet.payload
+    (4 + overhead + transport).saturating_add(frame.packet.payload)
 }
 
 /// Address family, IP and transport header.
@@ -165,7 +196,7 @@ fn headers(packet: &PacketRow, flow: Flow) -> Vec<u8> {
         (Protocol::Icmp, true) => 1,
         (Protocol::Icmp, false) => 58,
     };
-    let length = u32::try_from(transport.len()).unwrap_or(0) + packet.payload;
+    let length = u32::try_from(transport.len()).unwrap_or(0).saturating_add(packet.payload);
     let short = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     let mut out = Vec::with_capacity(64);
     let family = if flow.from.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
@@ -173,7 +204,7 @@ fn headers(packet: &PacketRow, flow: Flow) -> Vec<u8> {
     match (flow.from.ip(), flow.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             out.extend_from_slice(&[0x45, 0]);
-            out.extend_from_slice(&short(length + 20).to_be_bytes());
+            out.extend_from_slice(&short(length.saturating_add(20)).to_be_bytes());
             out.extend_from_slice(&[0, 0, 0x40, 0, 0, number, 0, 0]);
             out.extend_from_slice(&from.octets());
             out.extend_from_slice(&to.octets());
@@ -222,7 +253,7 @@ fn transport(packet: &PacketRow, flow: Flow) -> Vec<u8> {
         }
         Protocol::Udp => {
             ports(&mut out, flow.from, flow.to);
-            out.extend_from_slice(&u16::try_from(packet.payload + 8).unwrap_or(u16::MAX).to_be_bytes());
+            out.extend_from_slice(&u16::try_from(packet.payload.saturating_add(8)).unwrap_or(u16::MAX).to_be_bytes());
             out.extend_from_slice(&[0, 0]);
         }
         Protocol::Icmp => {
@@ -255,10 +286,10 @@ fn end_options(body: &mut Vec<u8>) {
     body.extend_from_slice(&[0; 4]);
 }
 
-fn block(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
+fn block(out: &mut impl Write, kind: u32, body: &[u8]) -> io::Result<()> {
     let length = u32::try_from(body.len() + 12).unwrap_or(u32::MAX).to_le_bytes();
-    out.extend_from_slice(&kind.to_le_bytes());
-    out.extend_from_slice(&length);
-    out.extend_from_slice(body);
-    out.extend_from_slice(&length);
+    out.write_all(&kind.to_le_bytes())?;
+    out.write_all(&length)?;
+    out.write_all(body)?;
+    out.write_all(&length)
 }

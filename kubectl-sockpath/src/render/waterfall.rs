@@ -7,6 +7,7 @@ use super::axis::{Axis, Layout, STEP, TIME, axis_line, known_times};
 use super::heading::heading;
 use super::line::Line;
 use crate::duration::nanos;
+use crate::output::Text;
 use crate::report::Report;
 use crate::report::document::{DropRow, Finding, LegSummary, Severity, VanishedRow};
 use crate::report::leg::{Leg, Seen, StageRow};
@@ -16,16 +17,16 @@ use crate::terminal::{Paint, Style, wrap};
 
 /// Renders it.
 #[must_use]
-pub fn render(report: &Report, style: &Style) -> String {
+pub fn render(report: &Report, style: &Style) -> Text {
     let mut out = heading(report, style);
     let Some(request) = &report.request else {
         Line::new(style).paint(Paint::Warn, "no packet between them was seen").end(&mut out);
-        out.push_str(&findings(report, style));
+        out.append(&findings(report, style));
         return out;
     };
     let layout = Layout::new(style);
     let axis = Axis::of(&known_times(&report.stages));
-    out.push('\n');
+    out.end_line();
     axis_line(&layout, &axis, &mut out);
     let groups = groups(&report.stages);
     let mut start = 0;
@@ -42,7 +43,7 @@ pub fn render(report: &Report, style: &Style) -> String {
         compact(short, "accelerated", Direction::Request, report, &layout, &mut out);
     }
     summary(report, request, style, &mut out);
-    out.push_str(&findings(report, style));
+    out.append(&findings(report, style));
     out
 }
 
@@ -88,7 +89,7 @@ impl Group<'_> {
 }
 
 /// Draws a group; returns where the time axis stands after it.
-fn draw_group(group: &Group<'_>, report: &Report, layout: &Layout<'_>, axis: &Axis, start: u64, out: &mut String) -> u64 {
+fn draw_group(group: &Group<'_>, report: &Report, layout: &Layout<'_>, axis: &Axis, start: u64, out: &mut Text) -> u64 {
     let direction = Direction::Request;
     let style = layout.style;
     let arrow = if style.unicode { " → " } else { " > " };
@@ -137,7 +138,7 @@ fn at(rewrite: &RewriteRow, stage: &StageRow) -> bool {
         && (rewrite.device == stage.device || rewrite.device.is_none() || stage.device.is_none())
 }
 
-fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut String) {
+fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut Text) {
     let arrow = if style.unicode { "→" } else { "->" };
     let kind = match rewrite.kind {
         RewriteKind::Dnat => "DNAT",
@@ -195,9 +196,9 @@ fn runs(steps: &[&str]) -> String {
 }
 
 /// Where a way that was not completed ends.
-fn path_end(report: &Report, style: &Style, out: &mut String) {
+fn path_end(report: &Report, style: &Style, out: &mut Text) {
     let mark = if style.unicode { "✗" } else { "x" };
-    let say = |paint: Paint, text: &str, out: &mut String| {
+    let say = |paint: Paint, text: &str, out: &mut Text| {
         for (i, line) in wrap(text, style.width.saturating_sub(STEP + 1)).iter().enumerate() {
             let head = Line::new(style).to(STEP - 1);
             let head = if i == 0 { head.paint(paint, mark) } else { head };
@@ -244,9 +245,9 @@ fn vanished_text(v: &VanishedRow) -> String {
 }
 
 /// A leg with one line per place.
-fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout: &Layout<'_>, out: &mut String) {
+fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout: &Layout<'_>, out: &mut Text) {
     let style = layout.style;
-    out.push('\n');
+    out.end_line();
     let plural = if leg.count == 1 { "packet" } else { "packets" };
     let head = format!("{word}: {} {} {plural}", leg.count, leg.packets_of);
     let mut line = Line::new(style).paint(Paint::Heading, &head);
@@ -293,9 +294,9 @@ fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout:
     }
 }
 
-fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut String) {
+fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text) {
     let Some(total) = report.end_to_end.p50_ns else { return };
-    out.push('\n');
+    out.end_line();
     let mut parts = vec![format!("{} end to end (p50)", nanos(total))];
     if let Some(p99) = report.end_to_end.p99_ns.filter(|_| request.count > 1) {
         parts.push(format!("{} p99", nanos(p99)));
@@ -331,8 +332,8 @@ fn percent(part: u64, whole: u64) -> u64 {
 
 /// What the reader should know, with what to do next.
 #[must_use]
-pub fn findings(report: &Report, style: &Style) -> String {
-    let mut out = String::new();
+pub fn findings(report: &Report, style: &Style) -> Text {
+    let mut out = Text::default();
     // What ends the picture is told there.
     let told = |f: &Finding| {
         report.request.as_ref().is_some_and(|r| !r.complete)
@@ -344,7 +345,7 @@ pub fn findings(report: &Report, style: &Style) -> String {
     if findings.is_empty() {
         return out;
     }
-    out.push('\n');
+    out.end_line();
     for finding in findings {
         let (mark, paint) = match finding.severity {
             Severity::Critical => ("!", Paint::Bad),

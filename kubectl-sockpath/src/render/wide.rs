@@ -1,18 +1,19 @@
 //! `-o wide`: one typical packet each way, hop by hop, with everything that is known. Columns without borders and without
 //! wrapping, as kubectl's wide output, so that it can be cut and grepped.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use sockpath_protocol::packet::{Context, HeaderOffsets};
 
 use crate::duration::nanos;
+use crate::output::Text;
+use crate::render::table::Table;
 use crate::render::{heading::heading, waterfall};
 use crate::report::Report;
 use crate::report::document::{HopRow, PacketRow};
-use crate::terminal::{Paint, Style, printable};
+use crate::terminal::{Paint, Style};
 
 /// Renders it.
 #[must_use]
-pub fn render(report: &Report, style: &Style) -> String {
+pub fn render(report: &Report, style: &Style) -> Text {
     let mut out = heading(report, style);
     let ids = [
         ("request", report.request.as_ref().and_then(|r| r.typical_packet), sockpath_protocol::packet::Direction::Request),
@@ -21,26 +22,25 @@ pub fn render(report: &Report, style: &Style) -> String {
     for (word, id, direction) in ids {
         let packet = report.packets.iter().find(|p| Some(p.id) == id && p.direction == direction);
         if let Some(packet) = packet {
-            out.push('\n');
-            out.push_str(&title(word, packet, style));
-            out.push_str(&table(packet, style));
+            out.end_line();
+            title(word, &packet, style, &mut out);
+            table(&packet, style, &mut out);
         }
     }
-    out.push_str(&waterfall::findings(report, style));
+    out.append(&waterfall::findings(report, style));
     out
 }
 
-fn title(word: &str, packet: &PacketRow, style: &Style) -> String {
+fn title(word: &str, packet: &PacketRow, style: &Style, out: &mut Text) {
     let time = packet.end_to_end_ns.map_or_else(|| "unknown time".to_owned(), nanos);
     let arrow = if style.unicode { "→" } else { "->" };
     let text = format!("{word} packet {} of conversation {}", packet.id, packet.conversation);
     let rest = format!("  {} {arrow} {}  seq {} ack {}  {} bytes  {time}", packet.from, packet.to, packet.seq, packet.ack, packet.payload);
-    format!("{}{rest}\n", style.paint(Paint::Heading, &text))
+    out.paint(style, Paint::Heading, &text);
+    out.line(&rest);
 }
 
-fn table(packet: &PacketRow, style: &Style) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+fn table(packet: &PacketRow, style: &Style, out: &mut Text) {
     let heads = [
         "STEP",
         "STAGE",
@@ -60,37 +60,27 @@ fn table(packet: &PacketRow, style: &Style) -> String {
         "HOOK",
         "NOTE",
     ];
-    table.set_header(heads);
+    let mut table = Table::wide(style, &heads);
     let start = packet.hops.first().map_or(0, |h| h.at_ns);
     for hop in &packet.hops {
-        table.add_row(row(hop, start, packet.end_to_end_ns.is_some()));
+        table.row(None, None, row(hop, start, packet.end_to_end_ns.is_some()));
     }
-    for column in [2, 3, 6, 10, 12, 13] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut out = String::new();
-    for (i, line) in table.lines().enumerate() {
-        let line = line.trim_end();
-        out.push_str(&if i == 0 { style.paint(Paint::Dim, line) } else { line.to_owned() });
-        out.push('\n');
-    }
-    out
+    table.align_right(&[2, 3, 6, 10, 12, 13]);
+    table.end(true, out);
 }
 
-fn row(hop: &HopRow, start: u64, one_clock: bool) -> Vec<Cell> {
+fn row(hop: &HopRow, start: u64, one_clock: bool) -> [String; 17] {
     let device = hop.device.as_ref();
     let context = match &hop.context {
-        Context::Process { pid, comm } => format!("{}[{pid}]", printable(comm)),
+        Context::Process { pid, comm } => format!("{comm}[{pid}]"),
         Context::Softirq => "softirq".to_owned(),
     };
     let mut note = hop.note.clone().unwrap_or_default();
     if let Some(flow) = hop.rewritten {
         note = format!("now {} > {} {note}", flow.from, flow.to).trim_end().to_owned();
     }
-    let or_dash = |text: Option<String>| text.filter(|t| !t.is_empty()).map_or_else(|| "-".to_owned(), |t| printable(&t));
-    let cells = [
+    let or_dash = |text: Option<String>| text.filter(|t| !t.is_empty()).unwrap_or_else(|| "-".to_owned());
+    [
         hop.step.unwrap_or("-").to_owned(),
         hop.stage.key().to_owned(),
         if one_clock { format!("+{}", nanos(hop.at_ns.saturating_sub(start))) } else { hop.at_ns.to_string() },
@@ -108,8 +98,7 @@ fn row(hop: &HopRow, start: u64, one_clock: bool) -> Vec<Cell> {
         offsets(hop.offsets),
         hop.hook.clone(),
         or_dash(Some(note)),
-    ];
-    cells.into_iter().map(Cell::new).collect()
+    ]
 }
 
 fn offsets(offsets: Option<HeaderOffsets>) -> String {

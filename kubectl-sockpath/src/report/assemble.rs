@@ -17,6 +17,7 @@ use super::hint::Hint;
 use super::journey::{Class, Journey};
 use super::leg::{Leg, leg};
 use super::overhead::overhead;
+use super::packets::Packets;
 use super::rewrites::rewrites;
 use super::times::Times;
 use crate::session::ClockEstimate;
@@ -80,7 +81,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         findings: Vec::new(),
         lost_events,
         overhead,
-        packets: journeys.iter().map(|j| packet(capture, j)).collect(),
+        packets: Packets::default(),
     };
     report.findings = findings::findings(capture, journeys, &report).iter().map(Hint::finding).collect();
     report.findings.sort_by_key(|f| f.severity);

@@ -5,14 +5,24 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use sockpath_protocol::Message;
 use sockpath_protocol::message::{Armed, Counters, EndReason, Hello, Probed};
-use sockpath_protocol::packet::{Direction, Incident, Outcome, Packet, PacketKind, Place};
+use sockpath_protocol::packet::{Context, Direction, Hop, Incident, Outcome, Packet, PacketKind, Place, Rule};
 use sockpath_protocol::stage::Side;
 
 use crate::session::{ClockEstimate, Event};
 use crate::target::Plan;
 
-/// Packets kept for the report. A packet with 30 hops takes about 5 KiB, so the plugin stays under 80 MiB (tests/memory.rs).
-pub const PACKETS_KEPT: usize = 8_000;
+/// Packets kept for the report: enough for a 99th percentile of fifty. A packet with 30 hops takes about 7 KiB, so the plugin stays
+/// within tens of MiB (tests/memory.rs).
+pub const PACKETS_KEPT: usize = 5_000;
+
+/// Bytes that the packets kept may take, for packets with hundreds of hops and long notes.
+const BYTES_KEPT: usize = 48 << 20;
+
+/// Places of one helper that are kept: a namespace and a device each, of which a node has a few hundred with many pods.
+const PLACES_KEPT: usize = 4_096;
+
+/// Probes that are kept; all are counted.
+const PROBES_KEPT: usize = 1_000;
 
 /// Incidents kept; all are counted.
 const INCIDENTS_KEPT: usize = 1_000;
@@ -74,8 +84,10 @@ pub struct Capture {
     pub incidents: Vec<(usize, Incident)>,
     /// Incidents that came but were not kept.
     pub incidents_not_kept: u64,
-    /// Probes and what became of them.
+    /// Probes and what became of them; beyond a thousand the last replaces the one before.
     pub probes: Vec<Probed>,
+    /// How many probes there were.
+    pub probed: usize,
     /// What helpers warned of, each once, with how often.
     pub warnings: BTreeMap<String, u64>,
     /// Request packets with payload that were delivered, kept or not.
@@ -86,6 +98,8 @@ pub struct Capture {
     pub dropped: u64,
     /// Packets that came, by direction.
     pub seen: BTreeMap<Direction, u64>,
+    /// Bytes that the packets kept take.
+    bytes: usize,
     limit: usize,
     random: u64,
 }
@@ -108,11 +122,13 @@ impl Capture {
             incidents: Vec::new(),
             incidents_not_kept: 0,
             probes: Vec::new(),
+            probed: 0,
             warnings: BTreeMap::new(),
             requests_delivered: 0,
             requests_bypassed: 0,
             dropped: 0,
             seen: BTreeMap::new(),
+            bytes: 0,
             limit: limit.max(1),
             random: 0x9e37_79b9_7f4a_7c15,
         }
@@ -151,14 +167,20 @@ impl Capture {
         match message {
             Message::Armed(armed) => log.armed = Some(armed),
             Message::Place(place) => {
-                log.places.insert(place.index, place);
+                if log.places.len() < PLACES_KEPT || log.places.contains_key(&place.index) {
+                    log.places.insert(place.index, place);
+                }
             }
             Message::Counters(counters) => log.counters = Some(counters),
             Message::Error { text, code } => log.error = Some((text, code)),
             Message::Packet(packet) => self.keep(helper, *packet),
             Message::Incident(incident) if self.incidents.len() < INCIDENTS_KEPT => self.incidents.push((helper, incident)),
             Message::Incident(_) => self.incidents_not_kept += 1,
-            Message::Probed(probed) => self.probes.push(probed),
+            Message::Probed(probed) => {
+                self.probed += 1;
+                self.probes.truncate(PROBES_KEPT - 1);
+                self.probes.push(probed);
+            }
             Message::Warning { text } => {
                 if self.warnings.len() < WARNINGS_KEPT || self.warnings.contains_key(&text) {
                     *self.warnings.entry(text).or_default() += 1;
@@ -191,19 +213,25 @@ impl Capture {
         self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
         self.requests_delivered += u64::from(is_delivered_request(&packet));
         self.requests_bypassed += u64::from(is_delivered_request(&packet) && packet.kind == PacketKind::Bypass);
-        if self.packets.len() < self.limit {
+        let size = size_of(&packet);
+        if self.not_kept == 0 && self.packets.len() < self.limit && self.bytes + size <= BYTES_KEPT {
+            self.bytes += size;
             self.packets.push((helper, packet));
             return;
         }
         self.not_kept += 1;
-        let came = self.limit as u64 + self.not_kept;
+        let came = self.packets.len() as u64 + self.not_kept;
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         if let Ok(slot) = usize::try_from(self.random % came)
             && let Some(kept) = self.packets.get_mut(slot)
         {
-            *kept = (helper, packet);
+            let bytes = self.bytes - size_of(&kept.1) + size;
+            if bytes <= BYTES_KEPT {
+                self.bytes = bytes;
+                *kept = (helper, packet);
+            }
         }
     }
 
@@ -212,6 +240,26 @@ impl Capture {
     pub fn saw_something(&self) -> bool {
         !self.packets.is_empty() || !self.incidents.is_empty()
     }
+}
+
+/// About what a packet takes in memory, in bytes.
+fn size_of(packet: &Packet) -> usize {
+    /// What an allocation takes besides what is asked for.
+    const ALLOCATION: usize = 16;
+    let text = |text: &Option<String>| text.as_ref().map_or(0, |t| t.len() + ALLOCATION);
+    let rule = |rule: &Rule| std::mem::size_of::<Rule>() + rule.table.len() + rule.chain.len() + text(&rule.comment) + 4 * ALLOCATION;
+    let chains = |rule: &Rule| rule.via.iter().map(|chain| std::mem::size_of::<String>() + chain.len() + ALLOCATION).sum::<usize>();
+    let rule = |r: &Option<Box<Rule>>| r.as_deref().map_or(0, |r| rule(r) + chains(r));
+    let comm = |context: &Context| if let Context::Process { comm, .. } = context { comm.len() + ALLOCATION } else { 0 };
+    let hop = |hop: &Hop| hop.hook.len() + ALLOCATION + comm(&hop.context) + rule(&hop.rule) + text(&hop.note);
+    let dropped = match &packet.outcome {
+        Outcome::Dropped(drop) => drop.reason.len() + text(&drop.location) + text(&drop.detail) + rule(&drop.rule),
+        _ => 0,
+    };
+    std::mem::size_of::<(usize, Packet)>()
+        + packet.hops.len() * std::mem::size_of::<Hop>()
+        + packet.hops.iter().map(hop).sum::<usize>()
+        + dropped
 }
 
 /// What `--count` counts: requests with payload that reached the other side. Half a way on a node of two counts, too,

@@ -10,6 +10,7 @@ use sockpath_protocol::stage::StageId;
 
 use super::leg::{Leg, StageRow};
 use super::overhead::Overhead;
+use super::packets::Packets;
 use super::rewrites::RewriteRow;
 use super::times::Times;
 use crate::target::Scenario;
@@ -71,7 +72,7 @@ pub struct Report {
     /// What watching cost.
     pub overhead: Overhead,
     /// The packets, hop by hop.
-    pub packets: Vec<PacketRow>,
+    pub packets: Packets,
 }
 
 /// A pod, a Service's pods, or an address.

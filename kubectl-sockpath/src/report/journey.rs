@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use sockpath_protocol::packet::{Direction, Flow, Outcome, Packet, PacketKind, Place};
 use sockpath_protocol::request::Protocol;
@@ -27,8 +28,8 @@ pub struct Spot {
 pub struct Step {
     /// The stage.
     pub stage: StageId,
-    /// Where.
-    pub spot: Spot,
+    /// Where; steps at one place share it.
+    pub spot: Arc<Spot>,
     /// Time until the next step, in nanoseconds; 0 for the last one, `None` where two clocks lie between.
     pub took_ns: Option<u64>,
     /// Index into [`Journey::hops`] of its first hop.
@@ -136,45 +137,53 @@ impl Class {
     }
 }
 
-/// All journeys, in the order their first parts came.
+/// The packets that are parts of one journey, as indices into [`Capture::packets`]; in the order their first parts came.
 #[must_use]
-pub fn join(capture: &Capture) -> Vec<Journey<'_>> {
+pub(super) fn chains(capture: &Capture) -> Vec<Vec<usize>> {
     let several = capture.helpers.len() > 1;
     let mut waiting: HashMap<Key, VecDeque<usize>> = HashMap::new();
-    let mut chains: Vec<Vec<(usize, &Packet)>> = Vec::new();
-    let mut later: Vec<(usize, &Packet)> = Vec::new();
-    for (helper, packet) in &capture.packets {
+    let mut chains: Vec<Vec<usize>> = Vec::new();
+    let mut later: Vec<usize> = Vec::new();
+    for (index, (_, packet)) in capture.packets.iter().enumerate() {
         if several && packet.hops.first().is_some_and(|h| h.stage.stage().side != Side::Send) {
-            later.push((*helper, packet));
+            later.push(index);
             continue;
         }
         if several && packet.outcome == Outcome::Left {
             waiting.entry(Key::new(packet, last_flow(packet))).or_default().push_back(chains.len());
         }
-        chains.push(vec![(*helper, packet)]);
+        chains.push(vec![index]);
     }
-    for (helper, packet) in later {
+    for index in later {
+        let (helper, packet) = &capture.packets[index];
         let chain = waiting.get_mut(&Key::new(packet, packet.flow)).and_then(|queue| {
-            let at = queue.iter().position(|i| chains[*i].iter().all(|(h, _)| *h != helper))?;
+            let at = queue.iter().position(|i| chains[*i].iter().all(|part| capture.packets[*part].0 != *helper))?;
             queue.remove(at)
         });
         match chain {
             Some(i) => {
-                chains[i].push((helper, packet));
+                chains[i].push(index);
                 if packet.outcome == Outcome::Left {
                     waiting.entry(Key::new(packet, last_flow(packet))).or_default().push_back(i);
                 }
             }
-            None => chains.push(vec![(helper, packet)]),
+            None => chains.push(vec![index]),
         }
     }
-    chains.into_iter().filter(|parts| parts.iter().any(|(_, p)| !p.hops.is_empty())).map(|parts| assemble(capture, parts)).collect()
+    chains.retain(|parts| parts.iter().any(|part| !capture.packets[*part].1.hops.is_empty()));
+    chains
+}
+
+/// The journey that these packets are parts of.
+#[must_use]
+pub(super) fn journey<'a>(capture: &'a Capture, spots: &mut Spots, parts: &[usize]) -> Journey<'a> {
+    assemble(capture, spots, parts.iter().filter_map(|part| capture.packets.get(*part)).map(|(helper, packet)| (*helper, packet)).collect())
 }
 
 /// The way of one packet as one helper saw it.
 #[must_use]
 pub(super) fn single<'a>(capture: &Capture, helper: usize, packet: &'a Packet) -> Journey<'a> {
-    assemble(capture, vec![(helper, packet)])
+    assemble(capture, &mut Spots::default(), vec![(helper, packet)])
 }
 
 /// What names a packet on two nodes.
@@ -201,7 +210,7 @@ fn last_flow(packet: &Packet) -> Flow {
     packet.hops.iter().rev().find_map(|h| h.rewritten).unwrap_or(packet.flow)
 }
 
-fn assemble<'a>(capture: &Capture, parts: Vec<(usize, &'a Packet)>) -> Journey<'a> {
+fn assemble<'a>(capture: &Capture, spots: &mut Spots, parts: Vec<(usize, &'a Packet)>) -> Journey<'a> {
     let mut hops = Vec::new();
     let mut steps: Vec<Step> = Vec::new();
     let mut previous: Option<(usize, u64)> = None;
@@ -218,7 +227,7 @@ fn assemble<'a>(capture: &Capture, parts: Vec<(usize, &'a Packet)>) -> Journey<'
             }
             previous = Some((*helper, hop.at_ns));
             hops.push(HopRef { part, hop: index });
-            let spot = spot(capture, *helper, hop.place);
+            let spot = spots.at(capture, *helper, hop.place);
             match steps.last_mut() {
                 Some(step) if continues(step, hop.stage, &spot) => step.hops += 1,
                 _ => steps.push(Step { stage: hop.stage, spot, took_ns: Some(0), first_hop: hops.len() - 1, hops: 1 }),
@@ -247,6 +256,16 @@ pub fn is_netfilter(stage: StageId) -> bool {
     let hooks =
         [NfLocalOut, NfPostRouting, NfPreRouting, NfLocalIn, NodePreRouting, NodeForward, NodePostRouting, NodeLocalOut, NodeLocalIn];
     hooks.contains(&stage)
+}
+
+/// The places of hops by helper and index, each resolved once.
+#[derive(Debug, Default)]
+pub(super) struct Spots(HashMap<(usize, u32), Arc<Spot>>);
+
+impl Spots {
+    fn at(&mut self, capture: &Capture, helper: usize, place: u32) -> Arc<Spot> {
+        Arc::clone(self.0.entry((helper, place)).or_insert_with(|| Arc::new(spot(capture, helper, place))))
+    }
 }
 
 fn spot(capture: &Capture, helper: usize, place: u32) -> Spot {

@@ -1,6 +1,7 @@
 //! One direction of the conversation: the stages its packets passed and the time they took there.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde::Serialize;
 use sockpath_protocol::packet::{Context, Direction, Hop, Outcome};
@@ -185,7 +186,7 @@ fn main_route<'j>(journeys: &[&'j Journey<'_>]) -> Option<Vec<(&'j str, Option<&
 }
 
 /// A stage at a place; the number tells repeated passes of one packet apart.
-type StepKey = (StageId, Spot, usize);
+type StepKey = (StageId, Arc<Spot>, usize);
 
 fn keys(journey: &Journey<'_>) -> Vec<StepKey> {
     let mut passes: HashMap<(StageId, &Spot), usize> = HashMap::new();

@@ -1,5 +1,7 @@
 //! From what helpers said to a report: pure functions, no clock, no terminal, no kernel.
 
+use std::sync::Arc;
+
 mod absent;
 mod assemble;
 mod capture;
@@ -9,18 +11,24 @@ mod hint;
 mod journey;
 pub mod leg;
 mod overhead;
+pub mod packets;
 pub mod rewrites;
 pub mod times;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
 pub use document::{Finding, Report, Severity};
 pub use journey::Journey;
+pub use packets::Packets;
 
-/// The report on what was captured.
+/// The report on what was captured. It keeps the capture, which its packets are read from.
 #[must_use]
-pub fn report(capture: &Capture) -> Report {
-    let journeys = journey::join(capture);
-    assemble::assemble(capture, &journeys)
+pub fn report(capture: &Arc<Capture>) -> Report {
+    let chains = journey::chains(capture);
+    let mut spots = journey::Spots::default();
+    let journeys: Vec<Journey<'_>> = chains.iter().map(|parts| journey::journey(capture, &mut spots, parts)).collect();
+    let mut report = assemble::assemble(capture, &journeys);
+    report.packets = Packets::new(Arc::clone(capture), chains);
+    report
 }
 
 /// One packet as `-o jsonl` prints it, as soon as it came.

@@ -12,13 +12,11 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::stream::{Clock, Lines, listen, talk};
+use super::stream::{Clock, Lines, Queued, Sink, listen, talk};
 use super::{Aftermath, ClockEstimate, Ending, Keeper, Transport};
 
 /// This plugin's release.
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
-/// Events that wait for the plugin before helpers have to wait.
-const EVENTS_AHEAD: usize = 1024;
 
 /// What comes from a helper.
 #[derive(Debug)]
@@ -41,6 +39,13 @@ pub enum SessionError {
     },
     /// It runs, but says nothing.
     Mute {
+        /// What is known.
+        detail: String,
+    },
+    /// It has said hello, and then nothing for a long time.
+    Silent {
+        /// For how long.
+        patience: Duration,
         /// What is known.
         detail: String,
     },
@@ -77,6 +82,10 @@ impl std::fmt::Display for SessionError {
                 with(f, "it runs, but does not say hello", detail)?;
                 f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
             }
+            Self::Silent { patience, detail } => {
+                with(f, &format!("nothing was heard from it for {} s", patience.as_secs()), detail)?;
+                f.write_str("\nits node or kubelet may be cut off, or it hangs; kubectl sockpath doctor examines the node")
+            }
             Self::Version { protocol, release } => write!(
                 f,
                 "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
@@ -96,6 +105,7 @@ impl SessionError {
         match self {
             Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
             Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
+            Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
             // It ran until we ended it; what that looked like from outside is no cause.
             Self::Mute { detail } => {
                 Self::Mute { detail: join(&detail, &Aftermath { cause: String::new(), stderr: aftermath.stderr.clone() }) }
@@ -231,15 +241,15 @@ impl std::fmt::Debug for Member {
 #[derive(Debug)]
 pub struct Fleet {
     members: Vec<Member>,
-    events: mpsc::Receiver<(usize, Event)>,
-    sink: mpsc::Sender<(usize, Event)>,
+    events: mpsc::Receiver<Queued>,
+    sink: Sink,
     /// Cleaning up behind helpers that went away, which takes as long as the API server does; each ends in the event that tells of it.
     aftermaths: JoinSet<(usize, Event)>,
 }
 
 impl Default for Fleet {
     fn default() -> Self {
-        let (sink, events) = mpsc::channel(EVENTS_AHEAD);
+        let (sink, events) = Sink::new();
         Self { members: Vec::new(), events, sink, aftermaths: JoinSet::new() }
     }
 }
@@ -311,7 +321,7 @@ impl Fleet {
                     // It panicked, which has been printed; `close` counts its helper as one that did not end.
                     Err(_) => continue,
                 },
-                Some(heard) = self.events.recv() => heard,
+                Some(Queued { helper, event, .. }) = self.events.recv() => (helper, event),
             };
             let member = self.members.get_mut(index)?;
             match event {

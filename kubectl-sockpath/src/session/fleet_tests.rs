@@ -195,3 +195,99 @@ async fn garbage_is_quoted() {
     let text = format!("{error:#}");
     assert!(text.contains("one release") && text.contains("?[31mhi"), "{text}");
 }
+
+/// Time is simulated: it goes on when nothing else can.
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_falls_silent_is_given_up_within_its_time() {
+    let begun = Instant::now();
+    let (ready, mut theirs, noted) = greeted("a").await;
+    let mut fleet = Fleet::default();
+    fleet.join(ready);
+    say(&mut theirs, &Message::Warning { text: "w".to_owned() }).await;
+    assert!(matches!(fleet.next().await, Some((0, Event::Said(_)))));
+    // Half a line is no sign of life.
+    theirs.write_all(b"{\"type\":").await.unwrap();
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
+    assert!(error.to_string().starts_with("nothing was heard from it for 45 s: killed by signal 9"), "{error}");
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_secs(45) && waited < Duration::from_secs(50), "{waited:?}");
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+    assert!(fleet.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_says_that_it_is_alive_is_not_given_up() {
+    let (ready, mut theirs, _) = greeted("a").await;
+    let mut fleet = Fleet::default();
+    fleet.join(ready);
+    for _ in 0..20 {
+        assert!(timeout(Duration::from_secs(30), fleet.next()).await.is_err(), "nothing to tell");
+        say(&mut theirs, &Message::Heartbeat).await;
+    }
+    say(&mut theirs, &Message::End(End { reason: EndReason::Done })).await;
+    assert!(matches!(fleet.next().await, Some((0, Event::Ended(EndReason::Done)))));
+}
+
+#[tokio::test]
+async fn a_line_that_does_not_end_is_refused() {
+    let (ready, theirs, _) = greeted("a").await;
+    let mut fleet = Fleet::default();
+    fleet.join(ready);
+    let writer = tokio::spawn(endless(theirs));
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
+    assert!(error.to_string().contains("a line of more than 16777216 bytes"), "{error}");
+    drop(fleet);
+    assert!(writer.await.unwrap() < 20 << 20, "it is not read to its end");
+}
+
+/// Writes until nobody reads; how much was.
+async fn endless(mut to: DuplexStream) -> usize {
+    let mut written = 0;
+    while to.write_all(&[b'x'; 1 << 16]).await.is_ok() {
+        written += 1 << 16;
+    }
+    written
+}
+
+#[tokio::test]
+async fn a_message_of_too_many_parts_is_refused_with_what_it_was() {
+    let (ready, mut theirs, _) = greeted("a").await;
+    let mut fleet = Fleet::default();
+    fleet.join(ready);
+    let hooks = (0..2000).map(|i| i.to_string()).collect();
+    let armed = sockpath_protocol::message::Armed { hooks, unavailable: Default::default(), filters: Vec::new(), took_ns: 1 };
+    say(&mut theirs, &Message::Armed(armed)).await;
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
+    assert!(error.to_string().contains("the trace has 2000 hooks, at most 1024 are taken"), "{error}");
+}
+
+/// A plugin that is slow holds helpers up by the bytes that wait for it, not only by their number.
+#[tokio::test]
+async fn what_waits_for_the_plugin_is_bounded_in_bytes() {
+    let (ready, mut theirs, _) = greeted("a").await;
+    let mut fleet = Fleet::default();
+    fleet.join(ready);
+    let large = Message::Warning { text: "x".repeat(8 << 20) };
+    let writer = tokio::spawn(async move {
+        for _ in 0..16 {
+            say(&mut theirs, &large).await;
+        }
+        say(&mut theirs, &Message::End(End { reason: EndReason::Done })).await;
+        // Held until everything was read.
+        std::future::pending::<()>().await;
+    });
+    // All that can be written without a reader.
+    while fleet.events.len() < 3 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fleet.events.len(), 3, "32 MiB of lines with a little more than 8 MiB each");
+    let mut warnings = 0;
+    while let Some((_, event)) = fleet.next().await {
+        warnings += u32::from(matches!(event, Event::Said(_)));
+    }
+    assert_eq!(warnings, 16);
+    writer.abort();
+}

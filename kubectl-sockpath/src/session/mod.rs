@@ -4,6 +4,7 @@
 
 mod clock;
 mod fleet;
+mod kept;
 mod last_lines;
 mod local;
 mod stream;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use clock::{ClockEstimate, ClockMeter};
 pub use fleet::{Event, Fleet, Member, Ready, SessionError, built_for_tests, other_releases};
+pub use kept::Kept;
 pub use last_lines::LastLines;
 pub use local::spawn;
 

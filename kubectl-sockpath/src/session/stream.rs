@@ -4,16 +4,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sockpath_protocol::{Message, Request};
+use sockpath_protocol::limits::LONGEST_MESSAGE;
+use sockpath_protocol::text::field_within;
+use sockpath_protocol::{Message, Request, SILENCE_TIMEOUT_MS};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::ClockMeter;
 use super::fleet::{Event, SessionError};
 
-/// Longest line taken from a helper, in bytes; a packet with a few hundred hops stays far below.
-const MAX_LINE: usize = 16 << 20;
+/// Bytes of a line's buffer that stay allocated for the next one; only snapshots of thousands of pairs are longer.
+const LINE_KEPT: usize = 256 << 10;
+
+/// Events that wait for the plugin before helpers have to wait, and how many bytes their lines may have together.
+const EVENTS_AHEAD: usize = 1024;
+const BYTES_AHEAD: usize = 2 * LONGEST_MESSAGE;
+
+/// Bytes of a line that one unit of room stands for.
+const ROOM_UNIT: usize = 1 << 10;
+
+/// Characters of a line that is not understood which are quoted.
+const QUOTED: usize = 80;
 
 /// While clocks are compared: time between two questions, and how many answers are enough. The quickest of them counts.
 const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -47,6 +59,7 @@ impl Lines {
     pub async fn next(&mut self) -> Result<Option<Message>, String> {
         loop {
             self.line.clear();
+            self.line.shrink_to(LINE_KEPT);
             loop {
                 let available = match self.reader.fill_buf().await {
                     Ok(b) => b,
@@ -59,8 +72,8 @@ impl Lines {
                 let take = newline.map_or(available.len(), |i| i + 1);
                 self.line.extend_from_slice(&available[..take]);
                 self.reader.consume(take);
-                if self.line.len() > MAX_LINE {
-                    return Err(format!("a line of more than {MAX_LINE} bytes"));
+                if self.line.len() > LONGEST_MESSAGE {
+                    return Err(format!("a line of more than {LONGEST_MESSAGE} bytes"));
                 }
                 if newline.is_some() {
                     break;
@@ -68,19 +81,58 @@ impl Lines {
             }
             let line = self.line.trim_ascii();
             if !line.is_empty() {
-                return serde_json::from_slice(line).map(Some).map_err(|e| {
-                    let cut = |text: &str| crate::terminal::fit(&crate::terminal::printable(text), 80, false);
-                    format!("{} in `{}`", cut(&e.to_string()), cut(&String::from_utf8_lossy(line)))
+                let message = serde_json::from_slice::<Message>(line).map_err(|e| e.to_string());
+                let checked = message.and_then(|mut message| message.check().map(|()| message).map_err(|e| e.to_string()));
+                return checked.map(Some).map_err(|why| {
+                    let begin = String::from_utf8_lossy(&line[..line.len().min(4 * QUOTED)]);
+                    format!("{} in `{}`", field_within(&why, QUOTED), field_within(&begin, QUOTED))
                 });
             }
         }
     }
 }
 
-/// Hands on what a helper says until its stream is over.
-pub async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, Event)>, clock: Clock) {
+/// An event on its way to the plugin, and the room it takes there.
+pub struct Queued {
+    /// Index of the helper.
+    pub helper: usize,
+    /// What came from it.
+    pub event: Event,
+    /// Given back when the event is taken.
+    _room: OwnedSemaphorePermit,
+}
+
+/// Where events of all helpers go.
+#[derive(Debug, Clone)]
+pub struct Sink {
+    events: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
+}
+
+impl Sink {
+    /// One, and where events come out.
+    pub fn new() -> (Self, mpsc::Receiver<Queued>) {
+        let (events, queue) = mpsc::channel(EVENTS_AHEAD);
+        (Self { events, room: Arc::new(Semaphore::new(BYTES_AHEAD / ROOM_UNIT)) }, queue)
+    }
+
+    /// Hands on an event whose line has this many bytes, when there is room for it; `false` when nobody listens any more.
+    async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
+        let units = u32::try_from((bytes / ROOM_UNIT + 1).min(BYTES_AHEAD / ROOM_UNIT)).unwrap_or(u32::MAX);
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units).await else { return false };
+        self.events.send(Queued { helper, event, _room: room }).await.is_ok()
+    }
+}
+
+/// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`].
+pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock) {
+    let silence = Duration::from_millis(SILENCE_TIMEOUT_MS);
     loop {
-        let event = match lines.next().await {
+        let Ok(next) = timeout(silence, lines.next()).await else {
+            sink.put(index, Event::Lost(SessionError::Silent { patience: silence, detail: String::new() }), 0).await;
+            return;
+        };
+        let event = match next {
             Ok(Some(Message::Clock(reading))) => {
                 clock.lock().unwrap_or_else(PoisonError::into_inner).meter.answered(&reading);
                 continue;
@@ -92,7 +144,7 @@ pub async fn listen(index: usize, mut lines: Lines, sink: mpsc::Sender<(usize, E
             Err(detail) => Event::Lost(SessionError::Garbled { detail }),
         };
         let last = !matches!(event, Event::Said(_));
-        if sink.send((index, event)).await.is_err() || last {
+        if !sink.put(index, event, lines.line.len()).await || last {
             return;
         }
     }

@@ -105,7 +105,7 @@ fn port(digits: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<u
 fn reference(text: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<Name> {
     let parts: Vec<&str> = text.split('/').collect();
     if let Some(bad) = parts.iter().find(|p| !is_name(p)) {
-        return Err(wrong(&format!("holds `{}`, which no object can be called", crate::terminal::printable(bad))));
+        return Err(wrong(&format!("holds `{}`, which no object can be called", sockpath_protocol::text::field(bad))));
     }
     let (namespace, kind, name) = match parts[..] {
         [name] => (None, "pod", name),

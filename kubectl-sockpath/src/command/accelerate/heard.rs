@@ -1,7 +1,6 @@
 //! What helpers have said about an acceleration, and how it is told at the end.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::Write;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -10,12 +9,11 @@ use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, To
 use sockpath_protocol::bypass::{Bypassed, gather};
 use sockpath_protocol::message::EndReason;
 
-use super::super::print;
 use crate::exit::Exit;
+use crate::output::{self, Machine};
 use crate::render::bypassed;
-use crate::render::json;
 use crate::render::pairs::{self, NodePairs};
-use crate::session::Event;
+use crate::session::{Event, Kept};
 use crate::terminal::Style;
 
 /// The whole as `-o json` prints it.
@@ -35,8 +33,17 @@ struct Document<'a> {
     lost: &'a [String],
 }
 
+/// Different warnings that are kept, for helpers that repeat themselves with other figures.
+const WARNINGS_KEPT: usize = 100;
+
+/// Things that would be bypassed: a node has some dozens.
+const BYPASSED_KEPT: usize = 10_000;
+
+/// Results of self-tests: each node has about ten.
+const CANARIES_KEPT: usize = 1_000;
+
 /// What helpers have said.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heard {
     /// The pairs by helper.
     pub nodes: Vec<NodePairs>,
@@ -45,15 +52,31 @@ pub struct Heard {
     /// Helpers whose acceleration has ended.
     pub over: BTreeSet<usize>,
     /// Warnings, each once.
-    pub warnings: Vec<String>,
+    pub warnings: Kept<String>,
     /// Helpers that went away, in words.
     pub lost: Vec<String>,
     /// What would be bypassed, as each helper and the API server know it.
-    pub bypassed: Vec<Bypassed>,
+    pub bypassed: Kept<Bypassed>,
     /// What a helper failed at.
     pub error: Option<String>,
     summaries: Vec<AccelSummary>,
-    canaries: Vec<Canary>,
+    canaries: Kept<Canary>,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self {
+            nodes: Vec::new(),
+            started: BTreeSet::new(),
+            over: BTreeSet::new(),
+            warnings: Kept::of(WARNINGS_KEPT),
+            lost: Vec::new(),
+            bypassed: Kept::of(BYPASSED_KEPT),
+            error: None,
+            summaries: Vec::new(),
+            canaries: Kept::of(CANARIES_KEPT),
+        }
+    }
 }
 
 impl Heard {
@@ -88,15 +111,17 @@ impl Heard {
                 self.started.insert(helper);
             }
             Message::Bypassed { found } => self.bypassed.extend(found),
-            Message::Summary(summary) => {
+            // Each helper ends once.
+            Message::Summary(summary) if self.summaries.len() < self.nodes.len() => {
                 self.summaries.push(summary);
                 self.over.insert(helper);
             }
-            Message::Canary(canary) if !self.canaries.contains(&canary) => self.canaries.push(canary),
+            Message::Canary(canary) if !self.canaries.contains(&canary) => {
+                self.canaries.push(canary);
+            }
             Message::Warning { text } => {
                 let text = if self.nodes.len() > 1 { format!("{name}: {text}") } else { text };
-                if !self.warnings.contains(&text) {
-                    self.warnings.push(text.clone());
+                if !self.warnings.contains(&text) && self.warnings.push(text.clone()) {
                     return Some(text);
                 }
             }
@@ -118,20 +143,20 @@ impl Heard {
     pub fn conclude(self, form: &Form) -> Result<Exit> {
         let pairs: usize = self.nodes.iter().map(|n| n.snapshot.pairs.len()).sum();
         if form.json {
-            print(&json::document(&self.document(form))?)?;
+            output::emit(&Machine::document(&self.document(form))?)?;
         } else if self.error.is_none() || !self.summaries.is_empty() {
             if form.dry_run || pairs > 0 {
-                print(&pairs::table(&self.nodes, &form.style, usize::MAX))?;
+                output::print(&pairs::table(&self.nodes, &form.style, usize::MAX))?;
             }
             if form.dry_run {
-                print(&bypassed::table(&gather(self.bypassed.clone()), &form.style))?;
+                output::print(&bypassed::table(&gather(self.bypassed.iter().cloned()), &form.style))?;
             }
             if !form.dry_run && !self.summaries.is_empty() {
-                print(&pairs::summary(&self.summaries, &form.style))?;
+                output::print(&pairs::summary(&self.summaries, &form.style))?;
             }
         }
         for canary in self.canaries.iter().filter(|c| !c.passed) {
-            let _ = writeln!(std::io::stderr(), "warning: this kernel fails the check `{}`: {}", canary.name, canary.detail);
+            output::say(&format!("warning: this kernel fails the check `{}`: {}", canary.name, canary.detail));
         }
         if let Some(error) = self.error {
             bail!("{error}");
@@ -145,7 +170,7 @@ impl Heard {
         let eligible = self.nodes.iter().flat_map(|n| &n.snapshot.pairs).any(|p| p.state != PairState::LeftAlone);
         if form.dry_run && !eligible {
             let what = if pairs == 0 { "no connection between the chosen pods was seen" } else { "no connection could be accelerated" };
-            let _ = writeln!(std::io::stderr(), "{what}");
+            output::say(what);
             return Ok(Exit::Nothing);
         }
         Ok(Exit::Done)
@@ -164,7 +189,7 @@ impl Heard {
             left_enrolled: self.summaries.iter().map(|s| s.left_enrolled).sum(),
             nodes: &self.nodes,
             canaries: &self.canaries,
-            bypassed: form.dry_run.then(|| gather(self.bypassed.clone())),
+            bypassed: form.dry_run.then(|| gather(self.bypassed.iter().cloned())),
             warnings: &self.warnings,
             lost: &self.lost,
         }

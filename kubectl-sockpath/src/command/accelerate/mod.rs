@@ -10,7 +10,6 @@ use anyhow::Result;
 use sockpath_protocol::accel::AccelerateRequest;
 use sockpath_protocol::request::Pod;
 
-use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, ObjectOutput};
 use crate::cluster;
@@ -18,6 +17,7 @@ use crate::duration::human;
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::inventory::{Inventory, Scope};
+use crate::output;
 use crate::progress::Progress;
 use crate::target::select_pods;
 use crate::terminal::Style;
@@ -41,7 +41,7 @@ pub const UNWATCHED: &str = "nobody watches while it is detached: pods that come
 pub async fn run(args: &cli::Accelerate, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
     if args.dry_run.as_deref() == Some("client") {
-        print(&cluster::helper_pod_manifest(global, Mode::Accelerate, args.output == Some(ObjectOutput::Json))?)?;
+        output::emit(&cluster::helper_pod_manifest(global, Mode::Accelerate, args.output == Some(ObjectOutput::Json))?)?;
         return Ok(Exit::Done);
     }
     let dry_run = args.dry_run.as_deref() == Some("watch");

@@ -1,7 +1,6 @@
 //! An acceleration while it runs: pairs are shown, pods that come are taken in, changed policies obeyed.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::super::print;
 use super::heard::{Form, Heard};
 use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, owner, parted};
 use crate::backend::Backend;
@@ -21,6 +19,7 @@ use crate::duration::human;
 use crate::exit::Exit;
 use crate::interrupt::Interrupt;
 use crate::inventory::{PodInfo, Scope};
+use crate::output::{self, Screen};
 use crate::progress::Progress;
 use crate::render::pairs::{self, Changes, NodePairs};
 use crate::session::{Event, Fleet, Member, Ready};
@@ -105,8 +104,8 @@ pub struct Session<'a> {
     recruiting: Task<'a, (Vec<String>, Result<Vec<Ready>>)>,
     dry_run: bool,
     style: Style,
-    /// Lines of the live table on the screen.
-    drawn: usize,
+    /// The live table.
+    screen: Screen,
     changes: Changes,
 }
 
@@ -138,7 +137,7 @@ impl<'a> Session<'a> {
             recruiting: None,
             dry_run,
             style,
-            drawn: 0,
+            screen: Screen::default(),
             changes: Changes::default(),
             fleet,
         }
@@ -163,7 +162,7 @@ impl<'a> Session<'a> {
         }
         let interrupted = self.attend().await?;
         self.progress.clear();
-        self.erase()?;
+        self.screen.erase()?;
         let names: Vec<String> = self.fleet.members().iter().map(Member::name).collect();
         let (heard, progress) = (&mut self.heard, self.progress);
         let tell = |helper: usize, event| {
@@ -275,13 +274,13 @@ impl<'a> Session<'a> {
     }
 
     fn warn(&mut self, text: &str) -> Result<()> {
-        self.erase()?;
+        self.screen.erase()?;
         self.progress.warn(text);
         Ok(())
     }
 
     fn note(&mut self, text: &str) -> Result<()> {
-        self.erase()?;
+        self.screen.erase()?;
         self.progress.note(text);
         Ok(())
     }
@@ -302,29 +301,17 @@ impl<'a> Session<'a> {
 
     /// Redraws the table on a terminal, appends what changed elsewhere.
     fn draw(&mut self) -> Result<()> {
-        if !std::io::stdout().is_terminal() {
-            return print(&self.changes.lines(&self.heard.nodes));
+        if !output::is_terminal() {
+            return output::print(&self.changes.lines(&self.heard.nodes));
         }
         let rows = terminal_size::terminal_size().map_or(20, |(_, h)| usize::from(h.0).saturating_sub(4));
         self.style = Style {
             width: terminal_size::terminal_size().map_or(self.style.width, |(w, _)| usize::from(w.0).max(crate::terminal::MIN_WIDTH)),
             ..self.style
         };
-        let text = format!("{}Ctrl-C puts everything back\n", pairs::table(&self.heard.nodes, &self.style, rows));
-        self.erase()?;
-        self.drawn = text.lines().count();
-        print(&text)
-    }
-
-    /// Takes the live table off the screen.
-    fn erase(&mut self) -> Result<()> {
-        if self.drawn > 0 {
-            let mut out = std::io::stdout().lock();
-            write!(out, "\x1b[{}A\x1b[J", self.drawn)?;
-            out.flush()?;
-            self.drawn = 0;
-        }
-        Ok(())
+        let mut text = pairs::table(&self.heard.nodes, &self.style, rows);
+        text.line("Ctrl-C puts everything back");
+        self.screen.draw(&text)
     }
 }
 

@@ -92,7 +92,7 @@ impl Session<'_> {
         let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some();
         let mut quiet = Some(start + QUIET);
         // Where only probes speak, nobody has to wait for silence a second time.
-        let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probes.len() >= probes_before;
+        let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probed >= probes_before;
         let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
         // After a single probe nobody wants to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
@@ -103,7 +103,7 @@ impl Session<'_> {
                 return Stop::Enough;
             }
             let probes_sent = self.probes_sent - probes_before;
-            let answered = probes_sent > 0 && self.capture.probes.len() >= self.probes_sent;
+            let answered = probes_sent > 0 && self.capture.probed >= self.probes_sent;
             if answered && self.args.count.is_none() && self.args.duration.is_none() && after_probe.is_none() {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }

@@ -8,7 +8,6 @@ mod session;
 use anyhow::{Context, Result};
 use sockpath_protocol::request::Protocol;
 
-use super::print;
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
 use crate::cluster;
@@ -29,7 +28,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     }
     let mode = if args.name_rules { Mode::TraceWithRules } else { Mode::Trace };
     if args.dry_run.as_deref() == Some("client") {
-        print(&cluster::helper_pod_manifest(global, mode, args.output == Some(TraceOutput::Json))?)?;
+        crate::output::emit(&cluster::helper_pod_manifest(global, mode, args.output == Some(TraceOutput::Json))?)?;
         return Ok(Exit::Done);
     }
     if args.output == Some(TraceOutput::Yaml) {

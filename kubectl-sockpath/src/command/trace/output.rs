@@ -1,38 +1,41 @@
 //! Where a trace goes when it is over: stdout in the form that was asked for, and files. Also what `--replay` does.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
 use crate::cli::{self, TraceOutput};
-use crate::command::print;
 use crate::exit::{Exit, UsageError};
+use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
-use crate::render::{html, json, pcapng, waterfall, wide};
+use crate::render::{html, pcapng, waterfall, wide};
 use crate::report;
 use crate::terminal::Style;
 
 /// Renders a recording.
 pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Exit> {
-    let capture = recording::replay(path)?;
+    let capture = Arc::new(recording::replay(path)?);
     if args.output == Some(TraceOutput::Jsonl) {
         for (helper, packet) in &capture.packets {
-            print(&json::line(&report::packet_row(&capture, *helper, packet))?)?;
+            emit(&Machine::line(&report::packet_row(&capture, *helper, packet))?)?;
         }
         return Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing });
     }
     let report = report::report(&capture);
-    print(&rendered(args, &report, style)?)?;
+    show(args, &report, style)?;
     exports(args, &report)?;
     Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
 }
 
-/// The report in the form that was asked for.
-pub(super) fn rendered(args: &cli::Trace, report: &report::Report, style: &Style) -> Result<String> {
+/// Writes the report to stdout in the form that was asked for.
+pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) -> Result<()> {
     match args.output {
-        None => Ok(waterfall::render(report, style)),
-        Some(TraceOutput::Wide) => Ok(wide::render(report, style)),
-        Some(TraceOutput::Json) => json::document(report),
+        None => print(&waterfall::render(report, style)),
+        Some(TraceOutput::Wide) => print(&wide::render(report, style)),
+        Some(TraceOutput::Json) => emit_document(report),
         Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this form is not for a report")),
     }
 }
@@ -40,10 +43,11 @@ pub(super) fn rendered(args: &cli::Trace, report: &report::Report, style: &Style
 /// Files besides stdout.
 pub(super) fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
     if let Some(path) = &args.html {
-        std::fs::write(path, html::render(report)?).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, html::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.pcapng {
-        std::fs::write(path, pcapng::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
+        let write = || pcapng::write(report, &mut BufWriter::new(File::create(path)?));
+        write().with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! A running trace, from its helpers' start to its exit code.
 
-use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -9,16 +9,14 @@ use sockpath_protocol::message::EndReason;
 use sockpath_protocol::packet::Packet;
 
 use super::compare::Shortcut;
-use super::output::{exports, rendered};
+use super::output::{exports, show};
 use crate::backend::Backend;
 use crate::cli::{self, TraceOutput};
-use crate::command::print;
 use crate::exit::Exit;
 use crate::interrupt::Interrupt;
-use crate::output::Stream;
+use crate::output::{Machine, Stream, Text, complain};
 use crate::progress::Progress;
 use crate::recording::Recorder;
-use crate::render::json;
 use crate::report::{self, Capture, HelperOrigin, Origin};
 use crate::session::{Event, Fleet};
 use crate::target::Plan;
@@ -170,7 +168,7 @@ impl<'a> Session<'a> {
         let Some(mut stream) = self.stream.take() else { return Ok(()) };
         let closing = async {
             for (helper, packet) in late {
-                stream.send(json::line(&report::packet_row(&self.capture, *helper, packet))?).await?;
+                stream.send(Machine::line(&report::packet_row(&self.capture, *helper, packet))?).await?;
             }
             stream.close(if interrupted { AFTER_INTERRUPT } else { Duration::MAX }).await
         };
@@ -192,7 +190,7 @@ impl<'a> Session<'a> {
                 Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.warn(text),
                 Message::Packet(packet) => {
                     if let Some(stream) = &mut self.stream {
-                        let line = json::line(&report::packet_row(&self.capture, helper, packet)).map_err(Stop::Failed)?;
+                        let line = Machine::line(&report::packet_row(&self.capture, helper, packet)).map_err(Stop::Failed)?;
                         tokio::select! {
                             biased;
                             sent = stream.send(line) => sent.map_err(Stop::Failed)?,
@@ -214,17 +212,18 @@ impl<'a> Session<'a> {
             Stop::Failed(e) => Some(e),
             Stop::Enough | Stop::Interrupted | Stop::Over => None,
         };
-        let report = report::report(&self.capture);
-        let saw = self.capture.saw_something();
-        let armed = self.capture.helpers.iter().any(|h| h.armed.is_some());
+        let capture = Arc::new(self.capture);
+        let report = report::report(&capture);
+        let saw = capture.saw_something();
+        let armed = capture.helpers.iter().any(|h| h.armed.is_some());
         if self.args.output != Some(TraceOutput::Jsonl) && (saw || (armed && self.args.output == Some(TraceOutput::Json))) {
-            print(&rendered(self.args, &report, style)?)?;
+            show(self.args, &report, style)?;
         }
         exports(self.args, &report)?;
         if let Some(e) = failed.or(recorded.err()) {
             return Err(e);
         }
-        for (log, member) in self.capture.helpers.iter().zip(self.fleet.members()) {
+        for (log, member) in capture.helpers.iter().zip(self.fleet.members()) {
             match (&log.error, self.backend) {
                 // One helper serves the whole lab.
                 (Some((text, _)), Backend::Lab(_)) => bail!("{text}"),
@@ -232,7 +231,7 @@ impl<'a> Session<'a> {
                 (None, _) => {}
             }
         }
-        for (log, member) in self.capture.helpers.iter().zip(self.fleet.members()) {
+        for (log, member) in capture.helpers.iter().zip(self.fleet.members()) {
             if let Some(text) = &log.lost {
                 bail!("the helper on {}: {text}", member.name());
             }
@@ -244,18 +243,14 @@ impl<'a> Session<'a> {
             return Ok(Exit::Interrupted);
         }
         if !saw {
-            let plan = &self.capture.origin.plan;
-            let mut text = format!("no packet from {} to {} was seen", plan.request.source.name, plan.target);
-            if self.probes_sent == 0 && plan.probe.is_some() {
-                text.push_str("; --probe sends one from inside the source");
-            }
+            let plan = &capture.origin.plan;
+            let hint = if self.probes_sent == 0 && plan.probe.is_some() { "; --probe sends one from inside the source" } else { "" };
+            let mut text = Text::of_line(&format!("no packet from {} to {} was seen{hint}", plan.request.source.name, plan.target));
             for finding in &report.findings {
-                text.push_str(&format!("\n  {}", finding.text));
-                if let Some(next) = &finding.next {
-                    text.push_str(&format!("\n    {next}"));
-                }
+                text.line(&format!("  {}", finding.text));
+                finding.next.iter().for_each(|next| text.line(&format!("    {next}")));
             }
-            let _ = writeln!(std::io::stderr(), "{text}");
+            complain(&text);
             return Ok(Exit::Nothing);
         }
         Ok(Exit::Done)

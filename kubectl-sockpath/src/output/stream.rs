@@ -6,13 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::{CANNOT_WRITE, Machine};
+
 /// Texts that may wait for the reader.
 const AHEAD: usize = 256;
 
 /// A stream to stdout.
 #[derive(Debug)]
 pub struct Stream {
-    texts: Option<mpsc::Sender<String>>,
+    texts: Option<mpsc::Sender<Machine>>,
     /// Taken once it is known.
     result: Option<oneshot::Receiver<std::io::Result<()>>>,
 }
@@ -23,16 +25,17 @@ impl Stream {
     /// # Errors
     /// When no thread can be started.
     pub fn stdout() -> Result<Self> {
-        let (texts, mut inbox) = mpsc::channel::<String>(AHEAD);
+        let (texts, mut inbox) = mpsc::channel::<Machine>(AHEAD);
         let (done, result) = oneshot::channel();
         let write = move || {
             let mut out = std::io::stdout();
             let mut outcome = Ok(());
-            while let Some(mut text) = inbox.blocking_recv() {
+            while let Some(first) = inbox.blocking_recv() {
+                let mut bytes = first.as_bytes().to_vec();
                 while let Ok(more) = inbox.try_recv() {
-                    text.push_str(&more);
+                    bytes.extend_from_slice(more.as_bytes());
                 }
-                outcome = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                outcome = out.write_all(&bytes).and_then(|()| out.flush());
                 if outcome.is_err() {
                     break;
                 }
@@ -48,7 +51,7 @@ impl Stream {
     ///
     /// # Errors
     /// When stdout cannot be written any more.
-    pub async fn send(&mut self, text: String) -> Result<()> {
+    pub async fn send(&mut self, text: Machine) -> Result<()> {
         let sent = match &self.texts {
             Some(texts) => texts.send(text).await.is_ok(),
             None => false,
@@ -64,7 +67,7 @@ impl Stream {
         self.texts = None;
         let Some(result) = self.result.take() else { return Ok(()) };
         match tokio::time::timeout(patience, result).await {
-            Ok(Ok(outcome)) => outcome.context("cannot write to stdout"),
+            Ok(Ok(outcome)) => outcome.context(CANNOT_WRITE),
             Ok(Err(_)) | Err(_) => Ok(()),
         }
     }
@@ -76,8 +79,8 @@ impl Stream {
             None => None,
         };
         match outcome {
-            Some(Err(e)) => Err(e).context("cannot write to stdout"),
-            _ => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context("cannot write to stdout"),
+            Some(Err(e)) => Err(e).context(CANNOT_WRITE),
+            _ => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context(CANNOT_WRITE),
         }
     }
 }

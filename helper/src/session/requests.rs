@@ -1,0 +1,133 @@
+//! Requests out of a byte stream: bounded line by line, and no longer than the plugin shows that it is alive.
+
+use std::time::Duration;
+
+use sockpath_protocol::limits::LONGEST_REQUEST;
+use sockpath_protocol::message::EndReason;
+use sockpath_protocol::text::field;
+use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Request};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{Inbound, Refused};
+
+/// Bytes of a line's buffer that stay allocated for the next one.
+const LINE_KEPT: usize = 64 << 10;
+
+/// What reading a line came to.
+enum Read {
+    Line,
+    TooLong,
+    End,
+}
+
+/// Reads request lines until the stream closes, heartbeats stay away, or a line cannot be taken.
+pub async fn read_requests(stream: impl AsyncRead + Unpin, tx: mpsc::Sender<Result<Inbound, Refused>>) {
+    let mut lines = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        line.shrink_to(LINE_KEPT);
+        let read = match timeout(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), read_line(&mut lines, &mut line)).await {
+            Err(_) => Ok(Inbound::Stop(EndReason::HeartbeatMissed)),
+            Ok(Read::End) => Ok(Inbound::Stop(EndReason::StdinClosed)),
+            Ok(Read::TooLong) => Err(refused(&format!("it has more than {LONGEST_REQUEST} bytes: choose fewer pods at a time"))),
+            Ok(Read::Line) if line.trim_ascii().is_empty() => continue,
+            Ok(Read::Line) => request(&line),
+        };
+        let last = !matches!(read, Ok(Inbound::Request(_)));
+        if tx.send(read).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn request(line: &[u8]) -> Result<Inbound, Refused> {
+    let request = serde_json::from_slice::<Request>(line).map_err(|e| refused(&e.to_string()))?;
+    request.check().map_err(|e| refused(&e.to_string()))?;
+    Ok(Inbound::Request(request))
+}
+
+fn refused(why: &str) -> Refused {
+    Refused(format!("a request could not be read: {}", field(why)))
+}
+
+/// Reads up to and including the next line break; a half line at the end counts as one.
+async fn read_line(lines: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u8>) -> Read {
+    loop {
+        let Ok(available) = lines.fill_buf().await else { return Read::End };
+        if available.is_empty() {
+            return if line.is_empty() { Read::End } else { Read::Line };
+        }
+        let newline = available.iter().position(|b| *b == b'\n');
+        let taken = newline.map_or(available.len(), |at| at + 1);
+        if line.len() + taken > LONGEST_REQUEST {
+            return Read::TooLong;
+        }
+        line.extend_from_slice(&available[..taken]);
+        lines.consume(taken);
+        if newline.is_some() {
+            return Read::Line;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    fn reading() -> (DuplexStream, mpsc::Receiver<Result<Inbound, Refused>>) {
+        let (ours, theirs) = duplex(64 << 10);
+        let (tx, inbound) = mpsc::channel(4);
+        tokio::spawn(read_requests(ours, tx));
+        (theirs, inbound)
+    }
+
+    #[tokio::test]
+    async fn a_line_that_does_not_end_is_refused_before_it_is_read() {
+        let (mut theirs, mut inbound) = reading();
+        let mut written = 0;
+        while theirs.write_all(&[b'x'; 1 << 16]).await.is_ok() {
+            written += 1 << 16;
+        }
+        let Some(Err(Refused(why))) = inbound.recv().await else { panic!("taken") };
+        assert!(why.contains("more than 8388608 bytes"), "{why}");
+        assert!(written <= LONGEST_REQUEST + (256 << 10), "{written}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_large_to_serve_is_refused() {
+        let (mut theirs, mut inbound) = reading();
+        theirs.write_all(b"{\"type\":\"status\"}\n").await.unwrap();
+        assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Request(Request::Status)))));
+        let pods: Vec<_> = (0..200_000).map(|i| serde_json::json!({"namespace": "a", "name": i.to_string()})).collect();
+        let pause = serde_json::json!({"type": "pause", "pods": pods, "reason": "network-policy"});
+        theirs.write_all(format!("{pause}\n").as_bytes()).await.unwrap();
+        let Some(Err(Refused(why))) = inbound.recv().await else { panic!("taken") };
+        assert!(why.contains("the request has 200000 pods, at most 150000 are taken"), "{why}");
+    }
+
+    /// Time is simulated: it goes on when nothing else can.
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_falls_silent_is_noticed_in_time() {
+        let begun = Instant::now();
+        let (mut theirs, mut inbound) = reading();
+        for _ in 0..10 {
+            sleep(Duration::from_millis(HEARTBEAT_TIMEOUT_MS / 2)).await;
+            theirs.write_all(b"{\"type\":\"heartbeat\"}\n").await.unwrap();
+            assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Request(Request::Heartbeat)))));
+        }
+        let silent_since = begun.elapsed();
+        // A line that comes byte by byte, and blank lines, are no sign of life of a plugin.
+        theirs.write_all(b"{\"type\"").await.unwrap();
+        assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Stop(EndReason::HeartbeatMissed)))));
+        let waited = begun.elapsed() - silent_since;
+        let patience = Duration::from_millis(HEARTBEAT_TIMEOUT_MS);
+        assert!(waited >= patience && waited < patience + Duration::from_millis(100), "{waited:?}");
+        drop(theirs);
+    }
+}
