@@ -23,6 +23,7 @@ mod cause;
 mod counters;
 mod decode;
 pub mod evaluate;
+mod expression;
 mod model;
 mod packet;
 pub mod read;

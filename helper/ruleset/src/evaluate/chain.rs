@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{At, DEPTH, End, Evaluator, Fate, Given, MOST_ENDS, Outcome, Path, State, join};
 use crate::bits::Truth;
 use crate::counters::Hits;
-use crate::model::{Expression, Rule, VERDICT, Verdict};
+use crate::model::{Data, Expression, Register, Rule, VERDICT, Verdict};
 
 /// A chain that is being run.
 struct Running {
@@ -72,29 +72,18 @@ impl Evaluator<'_> {
         let mut sure = Truth::Yes;
         for expression in &rule.expressions {
             let given = match expression {
-                Expression::Counter => {
-                    if self.hits(at) == Hits::Never {
-                        // What comes to a rule that lets everything pass to its counter is counted: nothing came.
-                        let must = sure == Truth::Yes;
-                        if must && running.here {
-                            running.outcome.contradictions.push(at);
-                        }
-                        running.state = if must { None } else { join(failed, Some(state)) };
-                        return;
+                Expression::Counter if self.hits(at) == Hits::Never => {
+                    // What comes to a rule that lets everything pass to its counter is counted: nothing came.
+                    let must = sure == Truth::Yes;
+                    if must && running.here {
+                        running.outcome.contradictions.push(at);
                     }
-                    continue;
+                    running.state = if must { None } else { join(failed, Some(state)) };
+                    return;
                 }
+                Expression::Counter => continue,
                 Expression::Verdict(verdict) => vec![(*verdict, None, Truth::Yes)],
-                Expression::Lookup { set, from, to: Some(VERDICT), .. } => {
-                    let set_at = *set;
-                    let found = self.find(set_at, *from);
-                    let elements = &self.ruleset.sets[set_at as usize].elements;
-                    let verdict = |i: u32| match elements[i as usize].data {
-                        crate::model::Data::Verdict(v) => v,
-                        _ => Verdict::Unknown,
-                    };
-                    found.into_iter().map(|(i, t)| i.map_or((Verdict::Unknown, None, t), |i| (verdict(i), Some((set_at, i)), t))).collect()
-                }
+                Expression::Lookup { set, from, to: Some(VERDICT), .. } => self.verdicts(*set, *from),
                 Expression::Translate(translation) => {
                     let fate = self.fate_of(translation);
                     self.end(at, fate, None, sure, state, running);
@@ -104,32 +93,38 @@ impl Evaluator<'_> {
                 }
                 test => {
                     let unchanged = state;
-                    let result = self.test(test, &mut state);
-                    if result == Truth::No {
-                        running.state = join(failed, Some(state));
-                        return;
-                    }
-                    if result == Truth::Maybe {
-                        failed = join(failed, Some(unchanged));
-                        sure = Truth::Maybe;
+                    match self.test(test, &mut state) {
+                        Truth::No => {
+                            running.state = join(failed, Some(state));
+                            return;
+                        }
+                        Truth::Maybe => (failed, sure) = (join(failed, Some(unchanged)), Truth::Maybe),
+                        Truth::Yes => {}
                     }
                     continue;
                 }
             };
-            match self.decide(at, &given, sure, state, running, depth) {
-                Some(on) => {
-                    // A map without this key ends the rule; a jump comes back.
-                    state = on;
-                    if given.iter().all(|(v, _, _)| *v == Verdict::Continue) && !given.is_empty() {
-                        continue;
-                    }
-                    running.state = join(failed, Some(state));
-                }
-                None => running.state = failed,
+            let on = self.decide(at, &given, sure, state, running, depth);
+            running.state = join(failed, on);
+            let goes_on = !given.is_empty() && given.iter().all(|(v, _, _)| *v == Verdict::Continue);
+            match on.filter(|_| goes_on) {
+                Some(on) => state = on,
+                // A map without this key ends the rule; a jump comes back to the next one.
+                None => return,
             }
-            return;
         }
         running.state = join(failed, Some(state));
+    }
+
+    /// The verdicts of a map.
+    fn verdicts(&mut self, set: u32, from: Register) -> Vec<Given> {
+        let found = self.find(set, from);
+        let elements = &self.ruleset.sets[set as usize].elements;
+        let verdict = |i: u32| match elements[i as usize].data {
+            Data::Verdict(v) => v,
+            _ => Verdict::Unknown,
+        };
+        found.into_iter().map(|(i, t)| i.map_or((Verdict::Unknown, None, t), |i| (verdict(i), Some((set, i)), t))).collect()
     }
 
     /// Follows the verdicts a rule may give. Returns what is carried by packets that go on behind it.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::{Evaluator, Fate, State};
 use crate::bits::{Truth, Word, equals, within};
-use crate::model::{Bitwise, Comparison, Expression, Fact, Register, Translation};
+use crate::model::{Bitwise, Comparison, Expression, Fact, Header, Register, Translation};
 use crate::packet::{Device, state};
 
 /// `IFNAMSIZ`.
@@ -15,19 +15,7 @@ impl Evaluator<'_> {
     /// Runs an expression that gives no verdict, for the packets that come to it.
     pub(super) fn test(&mut self, expression: &Expression, carried: &mut State) -> Truth {
         match expression {
-            Expression::Payload { header, offset, length, to } => {
-                match self.headers.bytes(*header, usize::from(*offset), usize::from(*length)) {
-                    Some(bits) => {
-                        let padding = usize::from(*length).next_multiple_of(4) - usize::from(*length);
-                        self.registers.set_bits(*to, bits.iter().copied().chain(std::iter::repeat_n((0, u8::MAX), padding)));
-                        Truth::Yes
-                    }
-                    None => {
-                        self.registers.forget(*to);
-                        Truth::Maybe
-                    }
-                }
-            }
+            Expression::Payload { header, offset, length, to } => self.payload(*header, usize::from(*offset), usize::from(*length), *to),
             Expression::Load { fact, to } => self.load(*fact, *to, carried),
             Expression::Unknown { to, may_fail } => {
                 if let Some(to) = to {
@@ -77,6 +65,16 @@ impl Evaluator<'_> {
             }
             Expression::Counter | Expression::Verdict(_) | Expression::Translate(_) => Truth::Yes,
         }
+    }
+
+    fn payload(&mut self, header: Header, offset: usize, length: usize, to: Register) -> Truth {
+        let Some(bits) = self.headers.bytes(header, offset, length) else {
+            self.registers.forget(to);
+            return Truth::Maybe;
+        };
+        let padding = length.next_multiple_of(4) - length;
+        self.registers.set_bits(to, bits.iter().copied().chain(std::iter::repeat_n((0, u8::MAX), padding)));
+        Truth::Yes
     }
 
     fn load(&mut self, fact: Fact, to: Register, carried: &State) -> Truth {
