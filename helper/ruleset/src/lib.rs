@@ -16,6 +16,7 @@ pub use self::model::{
 };
 pub use self::packet::{AddressType, Connection, Device, Packet, state};
 pub use self::read::Namespace;
+pub use self::read::netlink::ConntrackCounters;
 
 mod attributes;
 mod bits;

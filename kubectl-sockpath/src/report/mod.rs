@@ -8,9 +8,11 @@ mod findings;
 mod hint;
 mod journey;
 pub mod leg;
+mod netfilter;
 mod overhead;
 pub mod rewrites;
 pub mod times;
+mod untranslated;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
 pub use document::{Finding, Report, Severity};

@@ -15,6 +15,8 @@ pub mod netlink;
 pub struct Namespace {
     /// Rules of nftables and of iptables-legacy.
     pub rules: Ruleset,
+    /// Conntrack's counters, where they can be read.
+    pub conntrack: Option<netlink::ConntrackCounters>,
     addresses: Vec<IpAddr>,
     broadcast: Vec<IpAddr>,
 }
@@ -33,7 +35,7 @@ impl Namespace {
             reader.gap(format!("{e:#}"));
         }
         let (addresses, broadcast) = netlink::addresses()?;
-        Ok(Self { rules: reader.finish(), addresses, broadcast })
+        Ok(Self { rules: reader.finish(), conntrack: netlink::conntrack_counters(), addresses, broadcast })
     }
 
     /// What an address is to this namespace's routing.

@@ -125,6 +125,34 @@ fn each(socket: &Socket, ask: u16, answer: u16, body: &[u8], take: &mut dyn FnMu
     .context("cannot ask netfilter")
 }
 
+/// Conntrack's counters of one namespace, of all CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConntrackCounters {
+    /// Packets found invalid.
+    pub invalid: u64,
+    /// New connections that could not be entered into the table: another one has the same addresses and ports.
+    pub insert_failed: u64,
+    /// Packets dropped because the table was full, or memory was short.
+    pub drop: u64,
+}
+
+/// Conntrack's counters in the namespace this thread is in; `None` where they cannot be read.
+pub fn conntrack_counters() -> Option<ConntrackCounters> {
+    const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+    /// `IPCTNL_MSG_CT_GET_STATS_CPU`, of question and answer.
+    const STATS: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 4;
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter).ok()?;
+    let mut sum = ConntrackCounters::default();
+    let read = each(&socket, STATS, STATS, &[0; GENERIC], &mut |_, body| {
+        let a = Attributes::of(body);
+        let number = |kind| u64::from(a.number(kind).unwrap_or(0));
+        sum.invalid += number(4);
+        sum.insert_failed += number(9);
+        sum.drop += number(10);
+    });
+    read.ok().map(|()| sum)
+}
+
 /// The addresses of the namespace this thread is in, and the broadcast addresses of its links.
 ///
 /// # Errors
