@@ -1,6 +1,6 @@
 //! Runs a packet through the chains of a hook. What is not known leaves both ways open, and the result lists every end that is possible.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use crate::bits::{Truth, Word};
@@ -182,24 +182,23 @@ fn translates_at(hook: Hook) -> i32 {
     }
 }
 
-/// The base chains of a hook that see this packet, in the order they run in.
-fn base_chains(ruleset: &Ruleset, question: &Question<'_>) -> Vec<(i32, u32)> {
-    let mut chains: Vec<(i32, u32)> = ruleset
-        .chains
-        .iter()
-        .enumerate()
-        .filter_map(|(i, chain)| {
-            let base = chain.base.filter(|b| b.hook == question.hook && question.packet.is_of(chain.table.family))?;
-            if question.translation && base.kind != ChainKind::Nat {
-                return None;
-            }
-            // Chains that translate all run where the kernel translates.
-            let priority = if base.kind == ChainKind::Nat { translates_at(base.hook) } else { base.priority };
-            Some((priority, u32::try_from(i).ok()?))
-        })
-        .collect();
-    chains.sort_by_key(|(priority, _)| *priority);
-    chains
+/// The base chains of a hook that see this packet, in the order they run in. In which order those of one priority run depends on which
+/// was there first, which nothing shows.
+fn base_chains(ruleset: &Ruleset, question: &Question<'_>) -> BTreeMap<i32, Vec<u32>> {
+    let chains = ruleset.chains.iter().enumerate().filter_map(|(i, chain)| {
+        let base = chain.base.filter(|b| b.hook == question.hook && question.packet.is_of(chain.table.family))?;
+        if question.translation && base.kind != ChainKind::Nat {
+            return None;
+        }
+        // Chains that translate all run where the kernel translates.
+        let priority = if base.kind == ChainKind::Nat { translates_at(base.hook) } else { base.priority };
+        Some((priority, u32::try_from(i).ok()?))
+    });
+    let mut groups: BTreeMap<i32, Vec<u32>> = BTreeMap::new();
+    for (priority, chain) in chains {
+        groups.entry(priority).or_default().push(chain);
+    }
+    groups
 }
 
 /// Runs a packet through the chains of a hook.
@@ -222,7 +221,7 @@ pub fn run(ruleset: &Ruleset, counters: Compared<'_>, question: &Question<'_>) -
         carried = carried.map(|s| State { connection: Connection { states: packet.connection.states, ..Connection::NONE }, ..s });
     }
     let mut sure = true;
-    for (priority, chain) in base_chains(ruleset, question) {
+    for (priority, group) in base_chains(ruleset, question) {
         let Some(mut state) = carried else { break };
         if tracks && priority > CONNTRACK && !question.translation {
             state.connection = found(state.connection, question);
@@ -232,7 +231,7 @@ pub fn run(ruleset: &Ruleset, counters: Compared<'_>, question: &Question<'_>) -
         {
             evaluator.become_packet(after);
         }
-        carried = evaluator.base(chain, state, &mut sure);
+        carried = evaluator.group(&group, state, &mut sure);
     }
     evaluator.run.passes = carried;
     evaluator.run
@@ -255,6 +254,33 @@ impl<'a> Evaluator<'a> {
             self.headers = Headers::of(packet);
             self.known.clear();
         }
+    }
+
+    /// Runs the base chains of one priority. Returns what a packet carries that goes on behind them.
+    fn group(&mut self, chains: &[u32], state: State, sure: &mut bool) -> Option<State> {
+        if let [only] = chains {
+            return self.base(*only, state, sure);
+        }
+        // What each does to a packet that has not been in the others, to find which may have ended its way before it came to another.
+        let mut before = state;
+        let mut ending = Vec::new();
+        let (ends, contradictions) = (self.run.ends.len(), self.run.contradictions.len());
+        for chain in chains {
+            let mut all_go_on = true;
+            before = join(Some(before), self.base(*chain, state, &mut all_go_on)).unwrap_or(before);
+            ending.push(!all_go_on);
+        }
+        self.run.ends.truncate(ends);
+        self.run.contradictions.truncate(contradictions);
+        let mut carried = Some(before);
+        for (i, chain) in chains.iter().enumerate() {
+            let others_end = ending.iter().enumerate().any(|(other, ends)| other != i && *ends);
+            let mut surely = *sure && !others_end;
+            let on = self.base(*chain, before, &mut surely);
+            carried = carried.and_then(|c| Some(c.join(on?)));
+        }
+        *sure &= !ending.contains(&true);
+        carried
     }
 
     /// Runs a base chain. Returns what a packet carries that goes on behind it.

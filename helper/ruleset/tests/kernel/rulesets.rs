@@ -95,7 +95,7 @@ fn nft_ruleset(random: &mut Random) -> String {
         }
         text += " }\n";
     }
-    for (name, priority) in [("first", -150), ("second", 0)] {
+    for (name, priority) in [("first", -150), ("second", 0), ("third", 0)] {
         let policy = if random.once_in(4) { "drop" } else { "accept" };
         let _ = writeln!(text, " chain {name} {{\n  type filter hook input priority {priority}; policy {policy};");
         for _ in 0..2 + random.below(5) {

@@ -171,15 +171,15 @@ impl Assembler {
     }
 }
 
-/// Why a bridge drops what it would forward to one port (br_forward(), should_deliver()).
+/// Why a bridge drops what it would forward to one port (should_deliver(), which is a part of these functions).
 fn by_bridge(location: &str, sight: &Sight) -> Option<&'static str> {
-    if location.split(['+', '.']).next() != Some("br_forward") {
+    if !matches!(location.split(['+', '.']).next()?, "br_forward" | "br_handle_frame_finish") {
         return None;
     }
     // An address lies behind one port: what goes back to its sender would leave by the port it came in by.
     Some(if sight.flow.from.ip() == sight.flow.to.ip() {
         "the bridge sends nothing out by the port it came in by: hairpin mode is off at this device; `bridge link set dev DEV hairpin on` there"
     } else {
-        "the bridge may not send it out by that port: see its state, VLANs and isolation with `bridge -d link` and `bridge vlan`"
+        "the bridge does not send it on to a port: see the ports' state, VLANs, isolation and hairpin mode with `bridge -d link` and `bridge vlan`"
     })
 }
