@@ -12,20 +12,10 @@ pub enum Truth {
 }
 
 impl Truth {
-    /// The opposite.
-    #[must_use]
-    pub fn not(self) -> Self {
-        match self {
-            Self::No => Self::Yes,
-            Self::Maybe => Self::Maybe,
-            Self::Yes => Self::No,
-        }
-    }
-
     /// Negated when `negated`.
     #[must_use]
     pub fn xor(self, negated: bool) -> Self {
-        if negated { self.not() } else { self }
+        if negated { !self } else { self }
     }
 
     /// Both.
@@ -38,6 +28,18 @@ impl Truth {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         self.max(other)
+    }
+}
+
+impl std::ops::Not for Truth {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        match self {
+            Self::No => Self::Yes,
+            Self::Maybe => Self::Maybe,
+            Self::Yes => Self::No,
+        }
     }
 }
 

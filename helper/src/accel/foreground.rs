@@ -36,7 +36,13 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         }
     }
     let lease = Duration::from_millis(request.lease_ms);
-    let start = Start { owner: &request.owner, lease, leave_blocking_readers: request.leave_blocking_readers, detached: request.detach, without: &[] };
+    let start = Start {
+        owner: &request.owner,
+        lease,
+        leave_blocking_readers: request.leave_blocking_readers,
+        detached: request.detach,
+        without: &[],
+    };
     let instance = match Instance::create(&pins, &start) {
         Ok(instance) => instance,
         Err(e) => {

@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn sockets_whose_process_set_their_sequence_numbers_are_left_alone() {
         on_this_kernel("sockets_whose_process_set_their_sequence_numbers_are_left_alone", |pins| {
-            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
+            let start =
+                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let netns = in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"))?;
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
@@ -140,7 +141,8 @@ mod tests {
     #[test]
     fn one_pod_cannot_use_up_the_slots_of_the_others() {
         on_this_kernel("one_pod_cannot_use_up_the_slots_of_the_others", |pins| {
-            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
+            let start =
+                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
@@ -178,7 +180,8 @@ mod tests {
     #[test]
     fn sockets_are_told_by_their_namespace_where_pods_have_no_directory() {
         on_this_kernel("sockets_are_told_by_their_namespace_where_pods_have_no_directory", |pins| {
-            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
+            let start =
+                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
             let (chosen, other) = (private()?, private()?);

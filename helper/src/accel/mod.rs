@@ -37,7 +37,7 @@ mod trial;
 
 pub use abandon::Abandoned;
 pub use calls::Observed;
-pub use mechanism::Mechanisms;
 pub use foreground::run;
+pub use mechanism::Mechanisms;
 pub use stop::{cleanup, status, stop};
 pub use trial::try_out;

@@ -127,7 +127,8 @@ mod tests {
     #[test]
     fn calls_that_nobody_observed_teach_nothing() {
         on_this_kernel("calls_that_nobody_observed_teach_nothing", |pins| {
-            let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
+            let start =
+                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let (mut one, mut other) = in_private_netns(|| {
                 let pair = connected_pair()?;

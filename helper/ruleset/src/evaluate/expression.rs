@@ -147,11 +147,11 @@ impl Evaluator<'_> {
         let (zero, most) = (vec![0; value.len()], vec![u8::MAX; value.len()]);
         match how {
             Comparison::Equal => equals(bytes, known, value),
-            Comparison::Unequal => equals(bytes, known, value).not(),
+            Comparison::Unequal => !equals(bytes, known, value),
             Comparison::LessOrEqual => within(bytes, known, &zero, value),
-            Comparison::Greater => within(bytes, known, &zero, value).not(),
+            Comparison::Greater => !within(bytes, known, &zero, value),
             Comparison::GreaterOrEqual => within(bytes, known, value, &most),
-            Comparison::Less => within(bytes, known, value, &most).not(),
+            Comparison::Less => !within(bytes, known, value, &most),
         }
     }
 

@@ -65,6 +65,9 @@ struct Info {
     size: u32,
 }
 
+/// Takes a table: its family, name and entries.
+type Take<'a> = &'a mut dyn FnMut(&Family, &str, &Info, &[u8]);
+
 /// The tables of the namespace this thread is in that are not as empty as they begin, in words (`3 entries in filter of
 /// iptables-legacy`).
 ///
@@ -93,7 +96,7 @@ pub fn read_tables(take: &mut dyn FnMut(&LegacyTable<'_>)) -> Result<()> {
     })
 }
 
-fn each(take: &mut dyn FnMut(&Family, &str, &Info, &[u8])) -> Result<()> {
+fn each(take: Take<'_>) -> Result<()> {
     for family in &FAMILIES {
         let names = match fs::read_to_string(family.tables) {
             Ok(names) => names,

@@ -1,5 +1,6 @@
 //! What a packet's sights say about netfilter: which hook it was in, and what its rules saw.
 
+use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::packet::{ConnectionState, RuleFacts};
 use sockpath_protocol::request::Protocol;
 use sockpath_ruleset::{Engine, Hook as At};
@@ -69,6 +70,10 @@ pub fn drop_question(open: &Open, drop: &Sight, engine: Option<Engine>, places: 
         return None;
     }
     let entered = open.sights.iter().filter(before).filter(|s| rules_of(s.hook) == Some((name, true))).max_by_key(|s| s.at).unwrap_or(last);
+    // The rules see the tunnel's packet, whose headers are not known here.
+    if [entered, last, drop].iter().any(|s| s.has(trace_flag::TRACE_F_TUNNEL)) {
+        return None;
+    }
     let (input, output) = devices(last, hook);
     let device = |index: Option<u32>, places: &mut Places| match index? {
         0 => Some(None),

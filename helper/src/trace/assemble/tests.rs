@@ -501,3 +501,13 @@ fn a_translation_is_asked_about_with_the_hook_it_happened_in() {
     assert_eq!((question.before.to.port(), question.after.to.port()), (80, 8080));
     assert!(done[0].hops.iter().any(|h| h.rule.is_some()));
 }
+
+#[test]
+fn about_a_packet_in_a_tunnel_no_rule_is_asked() {
+    let mut sights = same_node(1, 1000);
+    sights.truncate(10);
+    sights[9].flags = u8::try_from(trace_flag::TRACE_F_TUNNEL.0).expect("a byte");
+    sights.push(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
+    let (done, asked) = questions(sights);
+    assert!(asked.is_empty() && matches!(done[0].outcome, Outcome::Dropped(_)));
+}
