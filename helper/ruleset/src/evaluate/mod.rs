@@ -262,25 +262,32 @@ impl<'a> Evaluator<'a> {
             return self.base(*only, state, sure);
         }
         // What each does to a packet that has not been in the others, to find which may have ended its way before it came to another.
-        let mut before = state;
-        let mut ending = Vec::new();
         let (ends, contradictions) = (self.run.ends.len(), self.run.contradictions.len());
-        for chain in chains {
-            let mut all_go_on = true;
-            before = join(Some(before), self.base(*chain, state, &mut all_go_on)).unwrap_or(before);
-            ending.push(!all_go_on);
-        }
+        let alone: Vec<(Option<State>, bool)> = chains
+            .iter()
+            .map(|chain| {
+                let mut all_go_on = true;
+                (self.base(*chain, state, &mut all_go_on), all_go_on)
+            })
+            .collect();
         self.run.ends.truncate(ends);
         self.run.contradictions.truncate(contradictions);
-        let mut carried = Some(before);
+        let mut results = Vec::new();
         for (i, chain) in chains.iter().enumerate() {
-            let others_end = ending.iter().enumerate().any(|(other, ends)| other != i && *ends);
-            let mut surely = *sure && !others_end;
-            let on = self.base(*chain, before, &mut surely);
-            carried = carried.and_then(|c| Some(c.join(on?)));
+            let others = || alone.iter().enumerate().filter(|(other, _)| *other != i).map(|(_, of)| of);
+            let before = others().fold(state, |before, (on, _)| on.map_or(before, |on| before.join(on)));
+            let mut surely = *sure && others().all(|(_, all_go_on)| *all_go_on);
+            results.push(self.base(*chain, before, &mut surely));
         }
-        *sure &= !ending.contains(&true);
-        carried
+        *sure &= alone.iter().all(|(_, all_go_on)| *all_go_on);
+        // Where one changes something, that is what comes out, whichever runs first.
+        let changed: Vec<usize> = (0..chains.len()).filter(|i| alone[*i].0 != Some(state)).collect();
+        let all: Option<Vec<State>> = results.iter().copied().collect();
+        match (changed.as_slice(), all?) {
+            ([], _) => Some(state),
+            ([only], all) => Some(all[*only]),
+            (_, all) => all.into_iter().reduce(State::join),
+        }
     }
 
     /// Runs a base chain. Returns what a packet carries that goes on behind it.

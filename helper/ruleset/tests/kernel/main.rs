@@ -2,6 +2,7 @@
 //!
 //! Needs root, nft and iptables. Every case sends one packet through a network namespace of its own.
 
+mod engines;
 mod packets;
 mod record;
 mod rulesets;
@@ -22,6 +23,11 @@ const PACKETS: usize = 50;
 pub struct Random(u64);
 
 impl Random {
+    /// The numbers of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 >> 12;
@@ -93,9 +99,15 @@ fn iptables_legacy_rules_do_what_the_evaluator_says() {
     });
 }
 
+#[test]
+fn both_engines_of_ip6tables_say_the_same() {
+    let programs = ["ip6tables-nft", "ip6tables-legacy", "nft"];
+    in_namespace("both_engines_of_ip6tables_say_the_same", &programs, || engines::compare(50));
+}
+
 fn compare(dialect: Dialect, cases: usize, seed: u64) {
     let mut network = Network::new();
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut tally = Tally::default();
     while tally.cases < cases {
         let text = dialect.random(&mut random);
