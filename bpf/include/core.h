@@ -393,6 +393,14 @@ struct sk_buff {
 	unsigned int end;
 	unsigned char *head;
 	unsigned char *data;
+	__u32 mark;
+	unsigned long _nfct;
+};
+
+/* Of nf_conntrack, which may be a module. */
+struct nf_conn {
+	unsigned long status;
+	__u32 mark;
 };
 
 struct skb_shared_info {

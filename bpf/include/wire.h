@@ -411,7 +411,17 @@ enum trace_flag {
 	TRACE_F_TRANSPORT_SET = 128,
 };
 
-/* One observation. 128 bytes; the fields that a hook does not know are 0. */
+/* trace_event.ct: what skb->_nfct holds. 0 where it was not read. */
+enum trace_ct {
+	/* enum ip_conntrack_info */
+	TRACE_CT_INFO = 7,
+	/* It refers to a connection. */
+	TRACE_CT_HAS = 8,
+	/* It was read. */
+	TRACE_CT_READ = 16,
+};
+
+/* One observation. 144 bytes; the fields that a hook does not know are 0. */
 struct trace_event {
 	/* CLOCK_MONOTONIC, ns */
 	unsigned long long at;
@@ -431,7 +441,7 @@ struct trace_event {
 	unsigned int ack;
 	/* bytes after the transport header as the IP header counts them, or as skb->len leaves them */
 	unsigned int payload;
-	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out; first sight: enum trace_rest;
+	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out; POST_ROUTING: ifindex in; first sight: enum trace_rest;
 	 * set_state: old << 8 | new; neighbour: its state; fib_lookup: table; data_ready: state of the socket
 	 */
 	unsigned int arg;
@@ -461,6 +471,13 @@ struct trace_event {
 	unsigned char way;
 	unsigned int pid;
 	char comm[16];
+	/* What rules see, at netfilter hooks and of a drop: the packet's mark; mark and status of its connection. */
+	unsigned int mark;
+	unsigned int ct_mark;
+	unsigned int ct_status;
+	/* enum trace_ct */
+	unsigned char ct;
+	unsigned char unused[3];
 };
 
 /* What a network namespace is in this trace. */

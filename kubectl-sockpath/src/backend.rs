@@ -20,8 +20,8 @@ use crate::session::{Fleet, Ready};
 pub enum Mode {
     /// `trace`.
     Trace,
-    /// `trace --name-rules`.
-    TraceWithRules,
+    /// `trace --no-rules`.
+    TraceWithoutRules,
     /// `accelerate`, `status`, `stop`, `cleanup`.
     Accelerate,
     /// `doctor`.

@@ -162,8 +162,11 @@ pub struct Trace {
     /// Record every packet instead of a sample when traffic is hot
     #[arg(long)]
     pub every_packet: bool,
-    /// Let the helper pod read netfilter's rules (CAP_NET_ADMIN), to name those that rewrite or drop
+    /// Leave netfilter's rules unread (the helper pod goes without CAP_NET_ADMIN): none is named then
     #[arg(long)]
+    pub no_rules: bool,
+    /// Rules are named without it; the word is accepted
+    #[arg(long, hide = true, conflicts_with = "no_rules")]
     pub name_rules: bool,
     /// Form of the output [default: a picture]
     #[arg(short, long, value_enum)]

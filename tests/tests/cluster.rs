@@ -49,17 +49,18 @@ fn every_scenario(cluster: &Cluster, proxy: &Proxy) {
     assert_eq!(cluster_ip["via_service"], format!("{NAMESPACE}/web"));
     let dnat = cluster_ip["rewrites"].as_array().unwrap().iter().any(|r| r["kind"] == "dnat");
     assert!(dnat, "the translation of the Service is shown: {}", cluster_ip["rewrites"]);
-    // By which rule takes a right that is asked for on demand.
+    // By which rule takes a right that can be left out.
     let unread = |report: &Value| report["findings"].as_array().unwrap().iter().find(|f| f["id"] == "rules-unread").cloned();
-    let told = unread(&cluster_ip).unwrap_or_else(|| panic!("{:#}", cluster_ip["findings"]));
-    assert!(told["text"].to_string().contains("CAP_NET_ADMIN") && told["next"].to_string().contains("--name-rules"), "{told}");
-    let named = trace(cluster, &["client", "svc/web", "--name-rules"]);
+    let unnamed = trace(cluster, &["client", "svc/web", "--no-rules"]);
+    let told = unread(&unnamed).unwrap_or_else(|| panic!("{:#}", unnamed["findings"]));
+    assert!(told["text"].to_string().contains("--no-rules"), "{told}");
+    let named = &cluster_ip;
     if *proxy == Proxy::Iptables {
         let rewrites = named["rewrites"].as_array().unwrap();
         let by = rewrites.iter().find(|r| r["kind"] == "dnat").map(|r| &r["by"]).unwrap_or_else(|| panic!("{rewrites:#?}"));
         assert!(by["chain"].as_str().is_some_and(|c| c.starts_with("KUBE-SEP-")), "{rewrites:#?}");
     }
-    assert_eq!(unread(&named), None);
+    assert_eq!(unread(named), None);
 
     let cross_node = trace(cluster, &["client", "web-1:8080"]);
     assert_eq!(cross_node["scenario"], "cross-node");

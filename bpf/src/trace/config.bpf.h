@@ -41,6 +41,7 @@ enum trace_flag flag_layout;
 enum trace_role role_layout;
 enum trace_rest rest_layout;
 enum trace_way way_layout;
+enum trace_ct ct_layout;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

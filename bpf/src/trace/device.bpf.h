@@ -21,6 +21,8 @@ struct sight {
 	bool may_begin;
 	/* It is, unless the packet is that of a tunnel: an acknowledgement may look like the one before. */
 	bool begins;
+	/* What rules see is noted, too. */
+	bool rules;
 };
 
 /* A packet that may have been seen before. Returns its number when it was recorded. */
@@ -54,6 +56,8 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	e->arg = sight->arg;
 	put_skb(e, skb, head);
 	put_view(e, &v);
+	if (sight->rules)
+		put_facts(e, skb);
 	if (origin) {
 		e->flags |= TRACE_F_ORIGIN;
 		e->arg = resting;

@@ -67,6 +67,7 @@ static __always_inline int dropped(void *ctx, const struct sk_buff *skb, __u64 l
 		e->location = location;
 		put_skb(e, skb, head);
 		put_view(e, &v);
+		put_facts(e, skb);
 		submit(e);
 	}
 	/* A clone may go on under the same head; then the packet stays known until user space is sure. */

@@ -96,6 +96,31 @@ static __always_inline void put_skb(struct trace_event *e, const struct sk_buff 
 	put_layout(e, &l, head);
 }
 
+#define NFCT_INFO 7ul
+
+/* What rules see of a packet besides its headers. */
+static __always_inline void put_facts(struct trace_event *e, const struct sk_buff *skb)
+{
+	const struct nf_conn *conn;
+	unsigned long nfct, status = 0;
+
+	e->mark = skb->mark;
+	if (!bpf_core_field_exists(skb->_nfct))
+		return;
+	nfct = skb->_nfct;
+	e->ct = TRACE_CT_READ | (nfct & NFCT_INFO);
+	conn = (const void *)(nfct & ~NFCT_INFO);
+	if (!conn)
+		return;
+	e->ct |= TRACE_CT_HAS;
+	if (!bpf_core_type_exists(struct nf_conn))
+		return;
+	bpf_probe_read_kernel(&status, sizeof(status), &conn->status);
+	e->ct_status = status;
+	if (bpf_core_field_exists(conn->mark))
+		bpf_probe_read_kernel(&e->ct_mark, sizeof(e->ct_mark), &conn->mark);
+}
+
 static __always_inline void put_view(struct trace_event *e, const struct view *v)
 {
 	put_tuple(e, &v->t);

@@ -16,7 +16,7 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 	const struct net_device *dev;
 	__u8 hook = state->hook;
 	bool begins = first && hook == NF_INET_LOCAL_OUT;
-	struct sight s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins };
+	struct sight s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins, .rules = true };
 
 	if (idle() && !s.may_begin)
 		return NF_ACCEPT;
@@ -30,6 +30,8 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 		dev = state->in;
 	if (hook == NF_INET_FORWARD && state->out)
 		s.arg = state->out->ifindex;
+	else if (hook == NF_INET_POST_ROUTING && state->in)
+		s.arg = state->in->ifindex;
 	if (!hop(skb, head_of(skb) + skb->network_header, dev, &s, ctx))
 		return NF_ACCEPT;
 	if (first || hook != NF_INET_LOCAL_IN)

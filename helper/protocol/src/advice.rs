@@ -1,6 +1,31 @@
 //! One line of advice for each drop reason. Reasons are those of `enum skb_drop_reason` (include/net/dropreason-core.h, up to Linux
 //! 6.18) without the prefix.
 
+use crate::packet::Mechanism;
+
+/// What to do when this dropped packets.
+#[must_use]
+pub fn for_cause(mechanism: Mechanism) -> &'static str {
+    match mechanism {
+        Mechanism::Rule | Mechanism::Rules => {
+            "a netfilter rule dropped it: look at NetworkPolicies that select the pod, then at `nft -a list ruleset` (`iptables-legacy-save` for \
+             iptables-legacy) on that node"
+        }
+        Mechanism::Policy => {
+            "no rule accepted it, and the chain's policy drops: add a rule that accepts the pods' traffic, or set the policy to accept; Docker and \
+             firewalls set that of FORWARD to drop"
+        }
+        Mechanism::Confirmation => {
+            "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules leave: a wider --to-ports, more addresses, or \
+             --random-fully"
+        }
+        Mechanism::TableFull => {
+            "raise net.netfilter.nf_conntrack_max there, or find out who fills the table: `conntrack -C`, `conntrack -L`"
+        }
+        Mechanism::Unknown => "something at a netfilter hook dropped it: see `nft list hooks` on that node",
+    }
+}
+
 /// What a drop reason means and what to do, in one line; `None` for a reason that has no row (newer kernels, subsystems).
 #[must_use]
 pub fn for_drop(reason: &str) -> Option<&'static str> {

@@ -156,6 +156,50 @@ pub struct Hop {
     /// What is worth saying about this hop: cached route, noqueue, rule that rewrote, queue length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// At a netfilter hook: what its rules see of the packet besides its headers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Box<RuleFacts>>,
+}
+
+/// What rules see of a packet besides its headers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleFacts {
+    /// State of its connection.
+    pub connection: ConnectionState,
+    /// Whether it goes in the direction of the connection's replies.
+    #[serde(default)]
+    pub reply: bool,
+    /// Packet mark.
+    pub mark: u32,
+    /// Mark of its connection.
+    #[serde(default)]
+    pub connection_mark: u32,
+    /// Device it came in by, where the hook has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// Device it leaves by, where the hook has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// TCP's byte of flags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_flags: Option<u8>,
+}
+
+/// State of a packet's connection, as rules see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionState {
+    /// The first packet of a connection, or one before the first reply.
+    New,
+    /// Of a connection with packets in both directions.
+    Established,
+    /// Of a connection that another one announced, or an error about one.
+    Related,
+    /// Taken out of connection tracking.
+    Untracked,
+    /// Conntrack has no connection for it: it has not seen the packet yet (before its own place in PRE_ROUTING and LOCAL_OUT), or found
+    /// it invalid.
+    None,
 }
 
 /// A netfilter rule, or the policy of a chain.
@@ -172,19 +216,114 @@ pub struct Rule {
     /// The chains that lead there, from the hook's own on; empty when it lies in that one or the way is not known.
     #[serde(default)]
     pub via: Vec<String>,
+    /// It is the policy of its chain, not a rule.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policy: bool,
+    /// It is a table of iptables-legacy; `handle` is then its position in the chain.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub legacy: bool,
+    /// The element of a verdict map that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub element: Option<Element>,
+    /// Its packet counter, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counter: Option<Counter>,
+}
+
+/// An element of a set or map.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Element {
+    /// Name of the set or map.
+    pub set: String,
+    /// Its comment.
+    pub comment: Option<String>,
+}
+
+/// A packet counter's readings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Counter {
+    /// Before the packet; absent when it was not read then.
+    pub before: Option<u64>,
+    /// After the packet.
+    pub after: u64,
+}
+
+impl Rule {
+    /// The chains that lead there and its own: `FORWARD > cali-FORWARD > cali-tw-x`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.via.iter().chain([&self.chain]).map(String::as_str).collect::<Vec<_>>().join(" > ")
+    }
 }
 
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "chain {} of table {}", self.chain, self.table)?;
+        let of = if self.legacy { " of iptables-legacy" } else { "" };
+        if self.policy {
+            return write!(f, "the policy of chain {}, table {}{of}", self.chain, self.table);
+        }
+        write!(f, "chain {} of table {}{of}", self.chain, self.table)?;
         if let Some(handle) = self.handle {
-            write!(f, ", handle {handle}")?;
+            write!(f, ", {} {handle}", if self.legacy { "rule" } else { "handle" })?;
         }
-        match &self.comment {
-            Some(comment) => write!(f, " ({comment})"),
-            None => Ok(()),
+        if let Some(comment) = &self.comment {
+            write!(f, " ({comment})")?;
         }
+        if let Some(element) = &self.element {
+            write!(f, ", map {}", element.set)?;
+            if let Some(comment) = &element.comment {
+                write!(f, " ({comment})")?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// How sure it is that this did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Certainty {
+    /// It may have been this, or something else.
+    Possible,
+    /// What is known leaves nothing else.
+    Inferred,
+    /// What is known leaves nothing else, and a counter rose with it.
+    ProvenByCounters,
+    /// The kernel itself shows it.
+    Observed,
+}
+
+/// What did something to a packet, as far as that can be known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// A word scripts can rely on.
+    pub mechanism: Mechanism,
+    /// How sure that is.
+    pub certainty: Certainty,
+    /// What speaks for it, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+    /// When no rule is named: those that may have done it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Rule>,
+}
+
+/// What drops or changes packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mechanism {
+    /// A rule of nftables or iptables.
+    Rule,
+    /// The policy of a chain.
+    Policy,
+    /// Rules, but which of them is not known.
+    Rules,
+    /// Conntrack refused to enter the connection: another one has the same addresses and ports after translation.
+    Confirmation,
+    /// Conntrack refused to track the packet: its table is full.
+    TableFull,
+    /// Netfilter, but neither rules nor conntrack as far as they can be read.
+    Unknown,
 }
 
 /// Where an skb's headers lie, in bytes from `skb->head`.
@@ -246,6 +385,9 @@ pub struct Drop {
     /// The netfilter rule that dropped it, when it could be found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Box<Rule>>,
+    /// What in netfilter dropped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Box<Cause>>,
 }
 
 /// Something that happened to the conversation besides hops.

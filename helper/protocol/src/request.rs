@@ -160,6 +160,9 @@ pub struct TraceRequest {
     /// Record every packet instead of sampling whole packets when traffic is hot.
     #[serde(default)]
     pub every_packet: bool,
+    /// Leave netfilter's rules unread: none is named then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rules: bool,
     /// When sampling: report at most this many packets a second. 0 means the default.
     #[serde(default)]
     pub packets_per_second: u32,

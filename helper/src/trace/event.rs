@@ -4,7 +4,7 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ptr;
 
-use sockpath_bpf::trace::types::{trace_event, trace_flag, trace_hook, trace_way};
+use sockpath_bpf::trace::types::{trace_ct, trace_event, trace_flag, trace_hook, trace_way};
 use sockpath_protocol::packet::{Context, Flow, HeaderOffsets};
 use sockpath_protocol::request::Protocol;
 
@@ -62,6 +62,54 @@ pub struct Sight {
     pub comm: [u8; 16],
     /// Where the headers lie, for events of an skb.
     pub offsets: Option<HeaderOffsets>,
+    /// What rules see besides the headers, at netfilter hooks and of a drop.
+    pub facts: Option<Facts>,
+}
+
+/// What rules see of a packet besides its headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Facts {
+    /// Packet mark.
+    pub mark: u32,
+    /// Its connection; `None` when conntrack has none for it (yet).
+    pub connection: Option<Tracked>,
+    /// Whether it was taken out of connection tracking.
+    pub untracked: bool,
+}
+
+/// A packet's connection as conntrack has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    /// `enum ip_conntrack_info`.
+    pub info: u8,
+    /// `nf_conn.status`; 0 where it could not be read.
+    pub status: u32,
+    /// `nf_conn.mark`.
+    pub mark: u32,
+}
+
+impl Tracked {
+    /// Whether the packet goes in the direction of replies (`IP_CT_IS_REPLY`).
+    #[must_use]
+    pub fn is_reply(&self) -> bool {
+        self.info >= 3
+    }
+}
+
+fn facts(e: &trace_event) -> Option<Facts> {
+    const INFO: u8 = trace_ct::TRACE_CT_INFO.0 as u8;
+    /// `IP_CT_UNTRACKED`.
+    const UNTRACKED: u8 = 7;
+    /// `IPS_TEMPLATE`: not a connection, but how to make one.
+    const TEMPLATE: u32 = 1 << 11;
+    let flag = |f: trace_ct| u32::from(e.ct) & f.0 != 0;
+    let connection = Tracked { info: e.ct & INFO, status: e.ct_status, mark: e.ct_mark };
+    let has = flag(trace_ct::TRACE_CT_HAS);
+    flag(trace_ct::TRACE_CT_READ).then(|| Facts {
+        mark: e.mark,
+        connection: (has && connection.status & TEMPLATE == 0).then_some(connection),
+        untracked: !has && e.ct & INFO == UNTRACKED,
+    })
 }
 
 impl Sight {
@@ -113,6 +161,7 @@ impl Sight {
             pid: e.pid,
             comm: e.comm.map(i8::cast_unsigned),
             offsets,
+            facts: facts(&e),
         })
     }
 

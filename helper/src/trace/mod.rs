@@ -56,6 +56,9 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(1);
 /// How often packets are forgotten whose end the programs did not see.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 
+/// How long the end of a trace waits for the rules that were asked about.
+const RULES_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often it is decided whether the programs' run time is counted.
 const METER_EVERY: Duration = Duration::from_millis(20);
 
@@ -69,8 +72,12 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         (false, 0) => DEFAULT_PACKETS_PER_SECOND,
         (false, n) => n,
     };
-    let mut assembler =
-        Assembler::new(scene.pair(&request), scene.places()?, Names::new(offer.drop_reasons.clone())).with_rules(Rules::of(&scene));
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let names = Names::new(offer.drop_reasons.clone()).with_release(&release);
+    // Reading begins here, so that counters are those of before the first packet.
+    let unread = if request.no_rules { Some("--no-rules leaves them out") } else { rules::unreadable() };
+    let rules = if unread.is_some() { Rules::default() } else { Rules::of(&scene)? };
+    let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, names).with_rules(rules);
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
     }
@@ -98,7 +105,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         rests: None,
     };
     drop(offer);
-    let rules = rules::unreadable().map(|why| (NETFILTER_RULES.to_owned(), why.to_owned()));
+    let rules = unread.map(|why| (NETFILTER_RULES.to_owned(), why.to_owned()));
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.used.clone(),
         unavailable: trace.programs.hooks.unavailable.clone().into_iter().chain(rules).collect(),
@@ -109,7 +116,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     trace.observe(session, &mut assembler)?;
     trace.look_at_backlogs(&mut assembler)?;
     assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
-    let mut last = assembler.take();
+    let mut last = assembler.take_last(RULES_PATIENCE);
     last.push(Message::Counters(trace.counters(&assembler)?));
     session.send_all(&last)?;
     Ok(reason)

@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::fs;
 
+use sockpath_ruleset::Engine;
+
 /// Reads the names when they are first needed: most traces see no drop.
 pub struct Names {
     reasons: HashMap<u32, String>,
+    /// Whether nftables frees what it drops itself, so that the function tells who dropped.
+    nft_frees: bool,
     symbols: Option<Vec<(u64, String)>>,
     read_symbols: fn() -> Vec<(u64, String)>,
 }
@@ -20,7 +24,27 @@ impl Names {
     /// With the drop reasons of this kernel, as `enum skb_drop_reason` numbers them.
     #[must_use]
     pub fn new(reasons: HashMap<u32, String>) -> Self {
-        Self { reasons, symbols: None, read_symbols: kallsyms }
+        Self { reasons, nft_frees: false, symbols: None, read_symbols: kallsyms }
+    }
+
+    /// On a kernel of this release (`uname -r`).
+    #[must_use]
+    pub fn with_release(mut self, release: &str) -> Self {
+        let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        // nft_do_chain() since commit e0d4593140b0.
+        self.nft_frees = version >= (6, 7);
+        self
+    }
+
+    /// Whose rules dropped a packet that netfilter freed in this function, where that tells.
+    #[must_use]
+    pub fn engine(&self, location: &str) -> Option<Engine> {
+        match location.split(['+', '.']).next()? {
+            "nft_do_chain" => Some(Engine::Nftables),
+            "nf_hook_slow" if self.nft_frees => Some(Engine::Legacy),
+            _ => None,
+        }
     }
 
     /// A drop reason without its prefix.
@@ -97,7 +121,8 @@ mod tests {
 
     #[test]
     fn an_address_is_named_by_the_function_before_it() {
-        let mut names = Names { reasons: HashMap::new(), symbols: None, read_symbols: || vec![(100, "a".into()), (200, "b".into())] };
+        let mut names =
+            Names { reasons: HashMap::new(), nft_frees: false, symbols: None, read_symbols: || vec![(100, "a".into()), (200, "b".into())] };
         assert_eq!(names.symbol(0x96), Some("a+0x32".to_owned()));
         assert_eq!(names.symbol(200), Some("b+0x0".to_owned()));
         assert_eq!(names.symbol(99), None);
@@ -109,6 +134,14 @@ mod tests {
         assert_eq!(Names::refine("IP_INHDR", "ip_forward+0x2c0"), Some((None, "the TTL ran out at this router")));
         assert_eq!(Names::refine("NOT_SPECIFIED", "ip_error+0x94").and_then(|r| r.0), Some("IP_INNOROUTES"));
         assert_eq!(Names::refine("IP_INHDR", "ip_rcv_core+0x10"), None);
+    }
+
+    #[test]
+    fn the_function_tells_who_dropped_where_nftables_frees_itself() {
+        let names = |release| Names::new(HashMap::new()).with_release(release);
+        assert_eq!(names("6.18.0").engine("nft_do_chain+0x5b1"), Some(Engine::Nftables));
+        assert_eq!(names("6.18.0").engine("nf_hook_slow+0xa0"), Some(Engine::Legacy));
+        assert_eq!(names("6.1.0-37-amd64").engine("nf_hook_slow+0xa0"), None);
     }
 
     #[test]

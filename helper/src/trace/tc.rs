@@ -5,12 +5,13 @@ use std::io;
 
 use anyhow::{Context, Result};
 use libbpf_rs::libbpf_sys as sys;
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::SockProtocol;
 use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::DeviceFilters;
+use sockpath_ruleset::Attributes;
+use sockpath_ruleset::read::netlink::{Socket, dump_all};
 
 use super::netns::inside;
-use super::rules::netlink::{Attributes, dump_all};
 use super::scene::Scene;
 use crate::node::programs::{Programs, attached};
 
@@ -38,9 +39,7 @@ pub type AtDevice = (String, BypassKind, String);
 /// What packets meet at these devices (index and name) of a namespace.
 pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) -> Result<Vec<AtDevice>> {
     inside(netns, || {
-        let mut socket = Socket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
-        socket.bind_auto().context("cannot bind a netlink socket")?;
-        socket.connect(&SocketAddr::new(0, 0)).context("cannot reach rtnetlink")?;
+        let socket = Socket::open(SockProtocol::NetlinkRoute).context("cannot open a netlink socket")?;
         let qdiscs = dump_all(&socket, RTM_GETQDISC, RTM_NEWQDISC, &tcmsg(0, 0)).context("cannot list queue disciplines")?;
         let qdiscs: Vec<Discipline> = qdiscs.iter().filter_map(|body| Discipline::read(body)).collect();
         let mut found = Vec::new();

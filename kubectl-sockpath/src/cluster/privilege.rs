@@ -5,13 +5,13 @@
 use crate::backend::Mode;
 
 /// All modes.
-pub const MODES: [Mode; 4] = [Mode::Trace, Mode::TraceWithRules, Mode::Accelerate, Mode::Doctor];
+pub const MODES: [Mode; 4] = [Mode::Trace, Mode::TraceWithoutRules, Mode::Accelerate, Mode::Doctor];
 
 /// A mode's name in labels and names of pods.
 #[must_use]
 pub fn mode_name(mode: Mode) -> &'static str {
     match mode {
-        Mode::Trace | Mode::TraceWithRules => "trace",
+        Mode::Trace | Mode::TraceWithoutRules => "trace",
         Mode::Accelerate => "accelerate",
         Mode::Doctor => "doctor",
     }
@@ -20,7 +20,7 @@ pub fn mode_name(mode: Mode) -> &'static str {
 /// Whether a mode pins maps and programs in the node's BPF file system, or looks for what was pinned.
 #[must_use]
 pub fn uses_bpffs(mode: Mode) -> bool {
-    !matches!(mode, Mode::Trace | Mode::TraceWithRules)
+    !matches!(mode, Mode::Trace | Mode::TraceWithoutRules)
 }
 
 /// A mode's capabilities; everything else is dropped.
@@ -28,11 +28,10 @@ pub fn uses_bpffs(mode: Mode) -> bool {
 pub fn capabilities(mode: Mode) -> Vec<Capability> {
     use Capability::{Bpf, NetAdmin, Perfmon, SysAdmin, SysPtrace, Syslog};
     match mode {
-        // No NET_ADMIN: taken away, every hook of a trace still attaches (docs/cluster.md).
-        Mode::Trace => vec![Bpf, Perfmon, SysPtrace, SysAdmin, Syslog],
-        Mode::TraceWithRules => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
+        // NET_ADMIN reads netfilter's rules; taken away, every hook of a trace still attaches (docs/cluster.md).
+        Mode::TraceWithoutRules => vec![Bpf, Perfmon, SysPtrace, SysAdmin, Syslog],
         // doctor looks at everything that any mode needs.
-        Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
+        Mode::Trace | Mode::Doctor => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin, Syslog],
         Mode::Accelerate => vec![Bpf, Perfmon, NetAdmin, SysPtrace, SysAdmin],
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sockpath_protocol::advice;
-use sockpath_protocol::packet::{Direction, Outcome, Place};
+use sockpath_protocol::packet::{Direction, Outcome, PacketKind, Place};
 use sockpath_protocol::request::Pod;
 
 use super::absent::Watch;
@@ -13,13 +13,15 @@ use super::document::{
     VanishedRow,
 };
 use super::findings;
-use super::hint::Hint;
+use super::hint::{Hint, UNTRANSLATED};
 use super::journey::{Class, Journey};
 use super::leg::{Leg, leg};
+use super::netfilter;
 use super::overhead::overhead;
 use super::packets::Packets;
 use super::rewrites::rewrites;
 use super::times::Times;
+use super::untranslated::{self, Untranslated};
 use crate::session::ClockEstimate;
 use crate::target::{Scenario, name};
 
@@ -51,6 +53,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
     };
     let conversations: BTreeSet<(usize, u64)> = capture.packets.iter().map(|(h, p)| (*h, p.conversation)).collect();
     let count = |d| capture.seen.get(&d).copied().unwrap_or(0);
+    let untranslated = untranslated::untranslated(journeys);
     let mut report = Report {
         schema: SCHEMA,
         scenario: scenario(plan.scenario, journeys),
@@ -74,7 +77,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
             conversations: conversations.len() as u64,
         },
         rewrites,
-        drops: drops(capture, journeys),
+        drops: drops(capture, journeys, &untranslated),
         vanished: vanished(journeys),
         incidents: incidents(capture),
         probes: probes(capture),
@@ -83,7 +86,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         overhead,
         packets: Packets::default(),
     };
-    report.findings = findings::findings(capture, journeys, &report).iter().map(Hint::finding).collect();
+    report.findings = findings::findings(capture, journeys, &report, untranslated).iter().map(Hint::finding).collect();
     report.findings.sort_by_key(|f| f.severity);
     report.findings.dedup();
     report
@@ -205,7 +208,7 @@ fn device_name(place: Option<&Place>) -> Option<String> {
     place.and_then(|p| p.device.as_ref()).map(|d| d.name.clone())
 }
 
-fn drops(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<DropRow> {
+fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslated]) -> Vec<DropRow> {
     let mut rows: Vec<DropRow> = Vec::new();
     for journey in journeys {
         let (helper, packet) = journey.parts[journey.parts.len() - 1];
@@ -219,16 +222,21 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<DropRow> {
             node: place.map(|p| p.node.clone()),
             pod: place.and_then(|p| p.pod.clone()),
             device: device_name(place),
-            detail: drop.detail.clone().or_else(|| drop.rule.as_ref().map(|r| format!("by {r}"))),
+            detail: drop.detail.clone().or_else(|| netfilter::detail(drop)),
             rule: drop.rule.as_deref().cloned(),
-            advice: advice::for_drop(&drop.reason),
+            mechanism: drop.cause.as_ref().map(|c| c.mechanism),
+            certainty: drop.cause.as_ref().map(|c| c.certainty),
+            evidence: drop.cause.as_ref().map(|c| c.evidence.clone()).unwrap_or_default(),
+            candidates: drop.cause.as_ref().map(|c| c.candidates.clone()).unwrap_or_default(),
+            advice: drop.cause.as_ref().map(|c| advice::for_cause(c.mechanism)).or_else(|| advice::for_drop(&drop.reason)),
+            because: consequence(journey, untranslated),
             count: 1,
             flow: journey.first().flow,
             kind: packet.kind,
         };
         let same = |r: &&mut DropRow| {
-            (&r.reason, r.direction, r.stage, &r.node, &r.pod, &r.device, &r.detail)
-                == (&row.reason, row.direction, row.stage, &row.node, &row.pod, &row.device, &row.detail)
+            (&r.reason, r.direction, r.stage, &r.node, &r.pod, &r.device, &r.detail, r.because)
+                == (&row.reason, row.direction, row.stage, &row.node, &row.pod, &row.device, &row.detail, row.because)
         };
         match rows.iter_mut().find(same) {
             Some(known) => known.count += 1,
@@ -237,6 +245,13 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<DropRow> {
     }
     rows.sort_by_key(|r| std::cmp::Reverse(r.count));
     rows
+}
+
+/// Replies that were not translated back are dropped or reset where they arrive, and errors of a router about them are no cause of their own.
+fn consequence(journey: &Journey<'_>, untranslated: &[Untranslated]) -> Option<&'static str> {
+    let first = journey.first();
+    let error = first.kind == PacketKind::IcmpError && !untranslated.is_empty();
+    (error || untranslated::follows(untranslated, journey.last_flow())).then_some(UNTRANSLATED)
 }
 
 fn vanished(journeys: &[Journey<'_>]) -> Vec<VanishedRow> {
@@ -326,6 +341,7 @@ pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
             offsets: hop.offsets,
             rewritten: hop.rewritten,
             note: hop.note.clone(),
+            facts: hop.facts.as_deref().cloned(),
         });
     }
     PacketRow {

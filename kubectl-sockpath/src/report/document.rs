@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
-use sockpath_protocol::packet::{Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Outcome, PacketKind, Rule};
+use sockpath_protocol::packet::{
+    Certainty, Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Mechanism, Outcome, PacketKind, Rule, RuleFacts,
+};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -188,6 +190,21 @@ pub struct DropRow {
     pub detail: Option<String>,
     /// The netfilter rule that did it, when it could be found.
     pub rule: Option<Rule>,
+    /// What in netfilter did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<Mechanism>,
+    /// How sure that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<Certainty>,
+    /// What speaks for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+    /// Rules that may have done it, when none is named.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Rule>,
+    /// Id of the finding that it follows from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<&'static str>,
     /// What to do.
     pub advice: Option<&'static str>,
     /// How many packets.
@@ -262,6 +279,15 @@ pub struct Finding {
     pub text: String,
     /// What to do or run next.
     pub next: Option<String>,
+    /// How sure it is, where that was judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<Certainty>,
+    /// What speaks for it: counters, functions of the kernel, what rules saw.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+    /// Id of the finding that it follows from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<&'static str>,
 }
 
 /// How bad a finding is.
@@ -342,4 +368,7 @@ pub struct HopRow {
     pub rewritten: Option<Flow>,
     /// What is worth saying.
     pub note: Option<String>,
+    /// At a netfilter hook: what its rules see besides the headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facts: Option<RuleFacts>,
 }

@@ -12,6 +12,7 @@ use super::document::{DropRow, Party, Report};
 use super::hint::{Hint, NeighbourLookup, place};
 use super::journey::Journey;
 use super::rewrites::{RewriteRow, strangers};
+use super::untranslated::{self, Untranslated};
 
 /// Share of the typical time above which a single cause is worth a finding.
 const LARGE_SHARE: f64 = 0.4;
@@ -20,10 +21,12 @@ const LARGE_SHARE: f64 = 0.4;
 const LONG_QUEUE_NS: u64 = 100_000;
 
 /// Everything there is to say about this report, in no particular order.
-pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Report) -> Vec<Hint> {
+pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Report, untranslated: Vec<Untranslated>) -> Vec<Hint> {
     let mut hints = helpers(capture);
+    let incidents = incidents(report, &untranslated);
+    hints.extend(untranslated.into_iter().map(|u| Hint::Untranslated(Box::new(u))));
     hints.extend(reachability(capture, journeys, report));
-    hints.extend(incidents(report));
+    hints.extend(incidents);
     hints.extend(neighbours(report));
     hints.extend(timing(capture, report));
     hints.extend(cuts(capture, journeys));
@@ -80,7 +83,8 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     expected.extend(request.targets.iter().flat_map(|t| t.ips.iter().copied()));
     expected.extend(request.services.iter().flat_map(|s| s.backends.iter().map(|b| b.ip())));
     hints.extend(strangers(&report.rewrites, &expected).into_iter().map(|row| Hint::UnexpectedDnat(Box::new(row))));
-    for d in &report.drops {
+    // What follows from another finding is in the document only.
+    for d in report.drops.iter().filter(|d| d.because.is_none()) {
         hints.push(Hint::Dropped {
             count: d.count,
             reason: d.reason.clone(),
@@ -88,6 +92,8 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
             direction: d.direction,
             advice: d.advice,
             detail: d.detail.clone(),
+            certainty: d.certainty,
+            evidence: d.evidence.clone(),
         });
     }
     for v in &report.vanished {
@@ -110,21 +116,22 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     hints
 }
 
-fn incidents(report: &Report) -> Vec<Hint> {
+fn incidents(report: &Report, untranslated: &[Untranslated]) -> Vec<Hint> {
     let mut hints = Vec::new();
     // The details of incidents are in the document; here only how often and where.
-    let mut sums: Vec<(IncidentKind, String, usize)> = Vec::new();
+    let mut sums: Vec<(IncidentKind, String, bool, usize)> = Vec::new();
     for row in &report.incidents {
         let place = place(row.node.as_deref(), row.pod.as_deref(), None);
-        match sums.iter_mut().find(|(what, at, _)| *what == row.what && *at == place) {
-            Some((_, _, count)) => *count += row.count,
-            None => sums.push((row.what, place, row.count)),
+        let follows = row.flow.is_some_and(|flow| untranslated::follows(untranslated, flow));
+        match sums.iter_mut().find(|(what, at, because, _)| (*what, *because) == (row.what, follows) && *at == place) {
+            Some((_, _, _, count)) => *count += row.count,
+            None => sums.push((row.what, place, follows, row.count)),
         }
     }
-    for (what, place, count) in sums {
+    for (what, place, follows, count) in sums {
         hints.push(match what {
-            IncidentKind::ResetSent => Hint::Resets { count, sent: true, place },
-            IncidentKind::ResetReceived => Hint::Resets { count, sent: false, place },
+            IncidentKind::ResetSent => Hint::Resets { count, sent: true, place, follows },
+            IncidentKind::ResetReceived => Hint::Resets { count, sent: false, place, follows },
             IncidentKind::Retransmit | IncidentKind::RetransmitSynAck => Hint::Retransmissions { count, place },
             IncidentKind::BacklogOverflow => Hint::BacklogOverflow { count, place },
             IncidentKind::ReceiveQueueFull => Hint::ReceiveQueueFull { count, place },

@@ -1,11 +1,15 @@
 //! The kinds of findings: what each says, how bad it is, and what to do next.
 
-use sockpath_protocol::packet::Direction;
+use sockpath_protocol::packet::{Certainty, Direction};
 use sockpath_protocol::stage::StageId;
 
 use super::document::{Finding, Severity};
 use super::rewrites::RewriteRow;
+use super::untranslated::{Untranslated, Why};
 use crate::duration::nanos;
+
+/// Id of the finding that replies were not translated back.
+pub(super) const UNTRANSLATED: &str = "untranslated-reply";
 
 /// Neighbours that had to be asked for at one place.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,9 +40,20 @@ pub(super) enum Hint {
     /// Packets were sent on to an address nobody named.
     UnexpectedDnat(Box<RewriteRow>),
     /// Packets were dropped.
-    Dropped { count: usize, reason: String, place: String, direction: Direction, advice: Option<&'static str>, detail: Option<String> },
+    Dropped {
+        count: usize,
+        reason: String,
+        place: String,
+        direction: Direction,
+        advice: Option<&'static str>,
+        detail: Option<String>,
+        certainty: Option<Certainty>,
+        evidence: Vec<String>,
+    },
     /// Packets were seen no more.
     Vanished { count: usize, last: StageId, expected: StageId, place: String, direction: Direction },
+    /// Replies were not translated back.
+    Untranslated(Box<Untranslated>),
     /// Nothing came back.
     NoReply { requests: u64 },
     /// Packets left a node and did not appear on the next.
@@ -48,7 +63,7 @@ pub(super) enum Hint {
     /// A listener refuses connections because its backlog is full.
     BacklogOverflow { count: usize, place: String },
     /// Connections were reset.
-    Resets { count: usize, sent: bool, place: String },
+    Resets { count: usize, sent: bool, place: String, follows: bool },
     /// Segments were sent again.
     Retransmissions { count: usize, place: String },
     /// A receive queue was full.
@@ -122,7 +137,7 @@ impl Hint {
                     go("look for a rule with that address: `nft list ruleset` (or `iptables-save -t nat`) on that node"),
                 )
             }
-            Self::Dropped { count, reason, place, direction, advice, detail } => {
+            Self::Dropped { count, reason, place, direction, advice, detail, .. } => {
                 let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
                 let text = format!("{} dropped with {reason} {place}{detail}", packets(*count, *direction));
                 ("dropped", Critical, text, advice.map(str::to_owned))
@@ -141,6 +156,7 @@ impl Hint {
                     go("a program at tc, XDP or in the driver may have taken them: `bpftool net` and `tc -s qdisc` there"),
                 )
             }
+            Self::Untranslated(u) => (UNTRANSLATED, Critical, untranslated_text(u), go(untranslated_next(u.why))),
             Self::NoReply { requests } => (
                 "no-reply",
                 Critical,
@@ -168,13 +184,16 @@ impl Hint {
                 format!("a listener {place} had no room for {}: its backlog was full", counted(*count, "connection", false)),
                 go("accept faster, or raise the listen() backlog and net.core.somaxconn"),
             ),
-            Self::Resets { count, sent, place } => {
+            Self::Resets { count, sent, place, follows } => {
                 let verb = if *sent { "sent" } else { "received" };
                 (
                     "reset",
                     Warning,
                     format!("{} {verb} {place}", counted(*count, "reset", true)),
-                    go("no listener on that port, or the application closed with unread data"),
+                    go(match follows {
+                        true => "it answers a packet that was not translated back: see above",
+                        false => "no listener on that port, or the application closed with unread data",
+                    }),
                 )
             }
             Self::Retransmissions { count, place } => (
@@ -259,7 +278,7 @@ impl Hint {
                 "rules-unread",
                 Info,
                 format!("which rules of netfilter did this on {nodes} is not known: {why}"),
-                go("trace --name-rules asks for that right, too (docs/cluster.md)"),
+                go("trace without --no-rules asks for that right (docs/cluster.md)"),
             ),
             Self::CouldAccelerate { traversals, pods } => (
                 "could-accelerate",
@@ -274,9 +293,42 @@ impl Hint {
         };
         let direction = match self {
             Self::Dropped { direction, .. } | Self::Vanished { direction, .. } => Some(*direction),
+            Self::Untranslated(_) => Some(Direction::Reply),
             _ => None,
         };
-        Finding { id, severity, direction, text, next }
+        let (certainty, evidence) = match self {
+            Self::Dropped { certainty, evidence, .. } => (*certainty, evidence.clone()),
+            Self::Untranslated(u) => {
+                (Some(if u.why == Why::Unknown { Certainty::Observed } else { Certainty::Inferred }), u.evidence.clone())
+            }
+            _ => (None, Vec::new()),
+        };
+        let because = matches!(self, Self::Resets { follows: true, .. }).then_some(UNTRANSLATED);
+        Finding { id, severity, direction, text, next, certainty, evidence, because }
+    }
+}
+
+fn untranslated_text(u: &Untranslated) -> String {
+    let why = match u.why {
+        Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
+        Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
+        Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
+        Why::Unknown => "",
+    };
+    let place = place(None, u.pod.as_deref(), None);
+    let (what, node) = (packets(u.count, Direction::Reply), &u.node);
+    format!("{what} not translated back on {node}{why}; arrived {place} from {} instead of {}", u.endpoint, u.dialled)
+}
+
+fn untranslated_next(why: Why) -> &'static str {
+    match why {
+        Why::Invalid => {
+            "drop INVALID packets in FORWARD there, as kube-proxy does (KUBE-FORWARD), or set net.netfilter.nf_conntrack_tcp_be_liberal=1; \
+             `conntrack -S` counts them"
+        }
+        Why::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
+        Why::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
+        Why::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
     }
 }
 

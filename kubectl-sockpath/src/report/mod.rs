@@ -10,10 +10,12 @@ mod findings;
 mod hint;
 mod journey;
 pub mod leg;
+mod netfilter;
 mod overhead;
 pub mod packets;
 pub mod rewrites;
 pub mod times;
+mod untranslated;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
 pub use document::{Finding, Report, Severity};

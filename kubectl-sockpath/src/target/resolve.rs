@@ -126,6 +126,7 @@ pub async fn plan(
         port,
         nodes,
         every_packet: false,
+        no_rules: false,
         packets_per_second: 0,
         count: None,
     };

@@ -34,6 +34,7 @@ impl Tracing {
             port: None,
             nodes: ground.status.nodes.iter().filter(|n| n.name == "node-1").map(Node::from).collect(),
             every_packet,
+            no_rules: false,
             packets_per_second: 0,
             count: None,
         };

@@ -39,6 +39,7 @@ pub fn request(lab: &Lab, source: &str, target: &str) -> TraceRequest {
         port: None,
         nodes: status.nodes.iter().map(Node::from).collect(),
         every_packet: false,
+        no_rules: false,
         packets_per_second: 0,
         count: None,
     }

@@ -102,7 +102,7 @@ fn rules_of(findings: &mut Findings, subjects: &[Subject<'_>], nodes: &[(&String
     let spaces = nodes.iter().map(|(name, n)| (format!("on {name}"), n, Vec::new()));
     let own = subjects.iter().map(|s| ("in the pod".to_owned(), &s.found.netns, vec![s.name.to_owned()]));
     for (place, netns, whose) in spaces.chain(own).collect::<Vec<_>>() {
-        if let Some(tables) = findings.take(&place, rules::legacy::tables(&netns.file)).filter(|t| !t.is_empty()) {
+        if let Some(tables) = findings.take(&place, rules::legacy_tables(&netns.file)).filter(|t| !t.is_empty()) {
             findings.unknown.push(format!(
                 "what would be bypassed is not known in full: {place} there are {}, which are not read; `iptables-legacy-save` and \
                  `ip6tables-legacy-save` there list them",

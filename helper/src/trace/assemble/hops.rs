@@ -9,11 +9,12 @@ use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
 use super::conversation::Pair;
+use super::netfilter::{hook_named, rule_facts};
 use super::open::Open;
 use super::stages::{Placed, Role, is_cut, stage_at};
 use crate::trace::event::{Hook, Sight, rules_of};
 use crate::trace::places::Places;
-use crate::trace::rules::Rules;
+use crate::trace::rules::{Question, TranslationQuestion, What};
 
 /// What a namespace is to a packet of this direction, after it has or has not been received there.
 fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
@@ -42,8 +43,9 @@ pub struct Answer {
     pub at: u64,
 }
 
-/// Turns the sights of a packet into hops, in the order of time.
-pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair, answers: &VecDeque<Answer>) -> Vec<Hop> {
+/// Turns the sights of a packet into hops, in the order of time. With them come questions about the rules that translated it, each with
+/// the position of its hop.
+pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDeque<Answer>) -> (Vec<Hop>, Vec<(usize, Question)>) {
     let mut sights = mem::take(&mut open.sights);
     sights.sort_by_key(|s| s.at);
     let waited = |i: usize| {
@@ -68,6 +70,7 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
         })
         .collect();
     let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
+    let mut questions = Vec::new();
     let mut flow = None;
     for (i, p) in placed.iter().enumerate() {
         let Some(stage) = stage_at(&placed, i) else { continue };
@@ -80,7 +83,7 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
         }
         // The way back undoes what the first packet of a connection met: no rule is run again.
         let there = open.course.direction == Direction::Request;
-        let rule = rewritten.filter(|_| there).and_then(|(before, after)| rules.translation(p.sight.netns, open.protocol, before, after));
+        questions.extend(rewritten.filter(|_| there).map(|rewrite| (hops.len(), translation(&placed, i, open.protocol, rewrite))));
         hops.push(Hop {
             stage,
             hook: p.sight.hook_name(),
@@ -91,17 +94,27 @@ pub fn hops(open: &mut Open, places: &mut Places, rules: &mut Rules, pair: &Pair
             len: p.sight.len,
             segments: p.sight.segments.max(1),
             rewritten: rewritten.map(|(_, after)| after),
-            rule: rule.map(Box::new),
+            rule: None,
             offsets: p.sight.offsets,
             note: (!notes.is_empty()).then(|| notes.join(", ")),
+            facts: rule_facts(p.sight, places).map(Box::new),
         });
     }
     open.sights = sights;
     // The way of data ends when the reader has it. The sk_buff may be freed a while later, with another packet's work.
     if let Some(copied) = hops.iter().position(|h| h.stage == StageId::Copied) {
         hops.truncate(copied + 1);
+        questions.retain(|(at, _)| *at <= copied);
     }
-    hops
+    (hops, questions)
+}
+
+/// The question which rule translated a packet between the sight before and this one.
+fn translation(placed: &[Placed<'_>], i: usize, protocol: Protocol, (before, after): (Flow, Flow)) -> Question {
+    let sight = placed[i].sight;
+    let here = placed[..i].iter().rev().filter(|p| p.sight.netns == sight.netns);
+    let hook = here.filter_map(|p| rules_of(p.sight.hook)).next().and_then(|(name, _)| hook_named(name));
+    Question { netns: sight.netns, at: sight.at, what: What::Translation(TranslationQuestion { protocol, hook, before, after }) }
 }
 
 /// Whether what comes next is the next hop's MAC address.

@@ -4,6 +4,7 @@
 //! and read by sequence number, route lookups and address resolutions by CPU and time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::Message;
@@ -14,6 +15,7 @@ use self::conversation::{Conversations, Course, Pair};
 use self::hops::Answer;
 use self::open::Open;
 use self::outcome::{Verdict, verdict};
+use self::pending::Pending;
 use super::event::{Hook, Sight};
 use super::names::Names;
 use super::places::Places;
@@ -23,8 +25,10 @@ pub mod conversation;
 mod hops;
 mod incident;
 mod join;
+mod netfilter;
 mod open;
 mod outcome;
+mod pending;
 mod report;
 mod stages;
 #[cfg(test)]
@@ -57,6 +61,8 @@ pub struct Assembler {
     places: Places,
     names: Names,
     rules: Rules,
+    /// Packets that wait for what is asked about them.
+    pending: Pending,
     open: BTreeMap<u32, Open>,
     sights: usize,
     /// Packets that wait for a reader, by what the reader's socket says.
@@ -85,7 +91,8 @@ impl Assembler {
             conversations: Conversations::new(pair),
             places,
             names,
-            rules: Rules::new(Box::new(|_| None)),
+            rules: Rules::default(),
+            pending: Pending::default(),
             open: BTreeMap::new(),
             sights: 0,
             waiting: HashMap::new(),
@@ -201,9 +208,21 @@ impl Assembler {
 
     /// What the plugin has to hear: new places first, then what refers to them.
     pub fn take(&mut self) -> Vec<Message> {
+        for (number, found) in self.rules.answers() {
+            self.ready.extend(self.pending.answer(number, found).map(Message::Packet));
+        }
         let mut messages: Vec<Message> = self.places.fresh().into_iter().map(Message::Place).collect();
         messages.append(&mut self.ready);
         messages
+    }
+
+    /// As `take`, at the end of the trace: waits for what was asked of the rules, as long as `patience`.
+    pub fn take_last(&mut self, patience: Duration) -> Vec<Message> {
+        for (number, found) in self.rules.last_answers(patience) {
+            self.ready.extend(self.pending.answer(number, found).map(Message::Packet));
+        }
+        self.ready.extend(self.pending.give_up().into_iter().map(Message::Packet));
+        self.take()
     }
 
     /// A sight of the packet itself on its way.

@@ -8,10 +8,10 @@ use sockpath_protocol::stage::StageId;
 use super::conversation::Course;
 use super::open::Open;
 use super::outcome::{Verdict, expected_after};
-use super::{Assembler, hops, incident};
+use super::pending::About;
+use super::{Assembler, hops, incident, netfilter};
 use crate::trace::event::{Hook, Sight};
 use crate::trace::names::Names;
-use crate::trace::rules::At;
 
 impl Assembler {
     pub(super) fn dropped(&mut self, sight: Sight) {
@@ -55,10 +55,11 @@ impl Assembler {
             rule: None,
             offsets: sight.offsets,
             note: Some("its way until here was not recorded".to_owned()),
+            facts: None,
         };
         open.add(sight.clone());
         let outcome = Outcome::Dropped(self.drop_of(sight, stage));
-        self.say(&open, vec![hop], outcome);
+        self.say(&open, vec![hop], outcome, &[]);
     }
 
     pub(super) fn stage_of_drop(&self, course: Course, sight: &Sight) -> StageId {
@@ -81,10 +82,9 @@ impl Assembler {
                 better.clone_into(&mut reason);
             }
         }
-        let at = (reason == "NETFILTER_DROP").then(|| hook_of(stage)).flatten();
-        let rule = at.zip(sight.protocol).and_then(|(at, protocol)| self.rules.drop(sight.netns, protocol, sight.flow, at));
+        detail = detail.or_else(|| location.as_deref().and_then(|l| by_bridge(l, sight)).map(str::to_owned));
         let place = self.places.number(sight.netns, sight.ifindex);
-        Drop { reason, location, place, stage, detail, rule: rule.map(Box::new) }
+        Drop { reason, location, place, stage, detail, rule: None, cause: None }
     }
 
     pub(super) fn report(&mut self, id: u32, verdict: Verdict) {
@@ -96,24 +96,32 @@ impl Assembler {
                 self.waiting.remove(&open.course);
             }
         }
-        let hops = hops::hops(&mut open, &mut self.places, &mut self.rules, self.conversations.pair(), &self.answers);
+        let (hops, translations) = hops::hops(&mut open, &mut self.places, self.conversations.pair(), &self.answers);
+        let mut questions: Vec<(u64, About)> =
+            translations.into_iter().filter_map(|(hop, question)| Some((self.rules.ask(question)?, About::Hop(hop)))).collect();
         let last = hops.last().map_or(StageId::SendNetwork, |h| h.stage);
         let outcome = match (verdict, &open.drop) {
             (Verdict::Delivered, _) => Outcome::Delivered,
             (Verdict::Left, _) => Outcome::Left,
             (Verdict::Dropped, Some(drop)) => {
-                let drop = drop.clone();
-                Outcome::Dropped(self.drop_of(&drop, last))
+                let sight = drop.clone();
+                let drop = self.drop_of(&sight, last);
+                let question = (drop.reason == "NETFILTER_DROP").then(|| {
+                    let engine = drop.location.as_deref().and_then(|l| self.names.engine(l));
+                    netfilter::drop_question(&open, &sight, engine, &mut self.places)
+                });
+                questions.extend(question.flatten().and_then(|q| Some((self.rules.ask(q)?, About::Outcome))));
+                Outcome::Dropped(drop)
             }
             (Verdict::Dropped | Verdict::Vanished, _) => Outcome::Vanished { expected: expected_after(last, open.protocol) },
         };
         if outcome == Outcome::Delivered && open.course.direction == Direction::Request && open.payload() > 0 {
             self.delivered_requests += 1;
         }
-        self.say(&open, hops, outcome);
+        self.say(&open, hops, outcome, &questions);
     }
 
-    pub(super) fn say(&mut self, open: &Open, hops: Vec<Hop>, outcome: Outcome) {
+    pub(super) fn say(&mut self, open: &Open, hops: Vec<Hop>, outcome: Outcome, questions: &[(u64, About)]) {
         let Some(first) = open.first().or(open.sights.first()) else { return };
         self.reported += 1;
         // Recorded packets are numbered by the programs, from 1 on; the others come after all that those can number.
@@ -124,7 +132,7 @@ impl Assembler {
             flow.from.set_port(0);
             flow.to.set_port(0);
         }
-        self.ready.push(Message::Packet(Box::new(Packet {
+        let packet = Box::new(Packet {
             id,
             conversation: open.course.conversation,
             direction: open.course.direction,
@@ -136,7 +144,11 @@ impl Assembler {
             payload: first.payload,
             hops,
             outcome,
-        })));
+        });
+        match questions {
+            [] => self.ready.push(Message::Packet(packet)),
+            questions => self.pending.keep(packet, questions),
+        }
     }
 
     pub(super) fn incident(&mut self, sight: &Sight) {
@@ -159,14 +171,15 @@ impl Assembler {
     }
 }
 
-/// The netfilter hook whose rules run in this stage.
-fn hook_of(stage: StageId) -> Option<At> {
-    match stage {
-        StageId::NfPreRouting | StageId::NodePreRouting => Some(At::PreRouting),
-        StageId::NfLocalIn | StageId::NodeLocalIn => Some(At::LocalIn),
-        StageId::NodeForward => Some(At::Forward),
-        StageId::NfLocalOut | StageId::NodeLocalOut => Some(At::LocalOut),
-        StageId::NfPostRouting | StageId::NodePostRouting => Some(At::PostRouting),
-        _ => None,
+/// Why a bridge drops what it would forward to one port (should_deliver(), which is a part of these functions).
+fn by_bridge(location: &str, sight: &Sight) -> Option<&'static str> {
+    if !matches!(location.split(['+', '.']).next()?, "br_forward" | "br_handle_frame_finish") {
+        return None;
     }
+    // An address lies behind one port: what goes back to its sender would leave by the port it came in by.
+    Some(if sight.flow.from.ip() == sight.flow.to.ip() {
+        "the bridge sends nothing out by the port it came in by: hairpin mode is off at this device; `bridge link set dev DEV hairpin on` there"
+    } else {
+        "the bridge does not send it on to a port: see the ports' state, VLANs, isolation and hairpin mode with `bridge -d link` and `bridge vlan`"
+    })
 }

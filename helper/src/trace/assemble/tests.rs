@@ -7,8 +7,9 @@ use sockpath_protocol::packet::{Device, DeviceKind, Direction, Flow, HeaderOffse
 use sockpath_protocol::request::{Frontend, Service};
 
 use super::*;
-use crate::trace::event::rules_of;
+use crate::trace::event::{Facts, Tracked, rules_of};
 use crate::trace::places::{Equipment, Territory};
+use crate::trace::rules::{Found, Question, What};
 
 const CURL: u32 = 1;
 const NODE: u32 = 2;
@@ -56,6 +57,7 @@ pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> S
         pid: 7,
         comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
         offsets: Some(HeaderOffsets { mac: Some(64), network: 78, transport: Some(98) }),
+        facts: None,
     }
 }
 
@@ -423,4 +425,89 @@ fn memory_stays_bounded_whatever_comes() {
     assert_eq!(reported, 20_000);
     assert_eq!(a.sights, 0);
     assert!(a.is_done_with(20_000));
+}
+
+/// What is asked about a packet that sees these sights, in order.
+fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Question>) {
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let note = std::sync::Arc::clone(&asked);
+    let rules = Rules::answered_by(move || {
+        move |question: &Question| {
+            note.lock().expect("a list").push(question.clone());
+            let rule = sockpath_protocol::packet::Rule {
+                table: "ip filter".to_owned(),
+                chain: "FORWARD".to_owned(),
+                handle: Some(7),
+                comment: None,
+                via: Vec::new(),
+                policy: false,
+                legacy: false,
+                element: None,
+                counter: None,
+            };
+            Found { rule: Some(rule), cause: None }
+        }
+    });
+    let mut a = assembler().with_rules(rules.expect("a thread"));
+    see_all(&mut a, sights);
+    a.finish(100 * MS);
+    let mut done = packets(&mut a);
+    let messages = a.take_last(Duration::from_secs(10));
+    done.extend(messages.into_iter().filter_map(|m| if let Message::Packet(p) = m { Some(*p) } else { None }));
+    let asked = asked.lock().expect("a list").clone();
+    (done, asked)
+}
+
+#[test]
+fn the_rules_are_asked_with_what_the_hook_saw() {
+    let connection = |mark| Some(Tracked { info: 2, status: 8, mark });
+    let mut sights = same_node(1, 1000);
+    sights.truncate(10);
+    sights[9].facts = Some(Facts { mark: 4, connection: connection(1), untracked: false });
+    let dropped = Facts { mark: 5, connection: connection(1), untracked: false };
+    sights.push(Sight { arg: 12, location: 1, facts: Some(dropped), ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
+    let (done, asked) = questions(sights);
+    let Outcome::Dropped(drop) = &done[0].outcome else { panic!("{:?}", done[0].outcome) };
+    assert_eq!(drop.rule.as_ref().and_then(|r| r.handle), Some(7));
+    let [Question { netns: NODE, at: 12_000, what: What::Drop(question) }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!((question.hook, question.behind_rules), (sockpath_ruleset::Hook::Forward, false));
+    assert_eq!(question.entered.facts.map(|f| f.mark), Some(4));
+    assert_eq!(question.dropped.facts.map(|f| f.mark), Some(5));
+    let name = |d: &Option<Option<(u32, Option<String>)>>| d.clone().flatten().map(|d| d.0);
+    assert_eq!((name(&question.input), name(&question.output)), (Some(2), Some(2)));
+    let facts = done[0].hops.last().and_then(|h| h.facts.clone()).expect("facts");
+    assert_eq!((facts.mark, facts.connection), (4, sockpath_protocol::packet::ConnectionState::New));
+}
+
+#[test]
+fn behind_the_last_rules_only_conntrack_is_left() {
+    let mut sights = same_node(1, 1000);
+    sights.truncate(12);
+    sights.push(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 14_000) });
+    let (_, asked) = questions(sights);
+    let [Question { what: What::Drop(question), .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!((question.hook, question.behind_rules), (sockpath_ruleset::Hook::PostRouting, true));
+}
+
+#[test]
+fn a_translation_is_asked_about_with_the_hook_it_happened_in() {
+    let mut sights = same_node(1, 1000);
+    for sight in &mut sights[..8] {
+        sight.flow = flow("10.42.1.2:40000", "10.96.0.10:80");
+    }
+    let (done, asked) = questions(sights);
+    let [Question { netns: NODE, what: What::Translation(question), .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(question.hook, Some(sockpath_ruleset::Hook::PreRouting));
+    assert_eq!((question.before.to.port(), question.after.to.port()), (80, 8080));
+    assert!(done[0].hops.iter().any(|h| h.rule.is_some()));
+}
+
+#[test]
+fn about_a_packet_in_a_tunnel_no_rule_is_asked() {
+    let mut sights = same_node(1, 1000);
+    sights.truncate(10);
+    sights[9].flags = u8::try_from(trace_flag::TRACE_F_TUNNEL.0).expect("a byte");
+    sights.push(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
+    let (done, asked) = questions(sights);
+    assert!(asked.is_empty() && matches!(done[0].outcome, Outcome::Dropped(_)));
 }

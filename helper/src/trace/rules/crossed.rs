@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use super::decode::{Rule, Ruleset, Test};
+use sockpath_ruleset::evaluate::passes;
+use sockpath_ruleset::{Chain, Engine, Expression, Header, Packet, Rule, Ruleset, Truth};
 
 /// Chains of kube-proxy and kubelet begin with this.
 const OF_KUBERNETES: &str = "KUBE-";
@@ -19,45 +20,29 @@ pub struct Crossed {
     pub ips: Vec<IpAddr>,
 }
 
-impl Ruleset {
-    /// Those that drop, log, limit or copy packets between these addresses, as far as their tests are understood. Whether a chain is
-    /// ever jumped to is left open.
-    pub fn crossed(&self, ips: &HashSet<IpAddr>) -> Vec<Crossed> {
-        let policies = self.chains.iter().filter(|c| c.drops).map(|chain| Crossed {
-            what: "drops what none of its rules accepts".to_owned(),
-            chain: format!("{}/{}", super::search::table_name(&chain.table), chain.name),
-            ips: Vec::new(),
-        });
-        let rules = self.rules.iter().filter(|r| !r.does.is_empty() && !r.chain.starts_with(OF_KUBERNETES));
-        rules.filter_map(|r| crossed(r, ips)).chain(policies).collect()
-    }
+/// Those that drop, log, limit or copy packets between these addresses, as far as their tests are understood. Whether a chain is ever
+/// jumped to is left open.
+pub fn crossed(rules: &Ruleset, ips: &HashSet<IpAddr>) -> Vec<Crossed> {
+    let chains = || rules.chains.iter().filter(|c| c.table.engine == Engine::Nftables);
+    let policies = chains().filter(|c| c.base.is_some_and(|b| b.drops)).map(|chain| Crossed {
+        what: "drops what none of its rules accepts".to_owned(),
+        chain: format!("{}/{}", chain.table.title(), chain.name),
+        ips: Vec::new(),
+    });
+    let own = chains().filter(|c| !c.name.starts_with(OF_KUBERNETES));
+    own.flat_map(|chain| chain.rules.iter().filter(|r| !r.effects.is_empty()).filter_map(|rule| of_rule(rules, chain, rule, ips)))
+        .chain(policies)
+        .collect()
 }
 
-fn crossed(rule: &Rule, ips: &HashSet<IpAddr>) -> Option<Crossed> {
-    /// Offsets of source and destination, in the headers of IPv4 and IPv6.
-    const ADDRESSES: [[usize; 2]; 2] = [[12, 8], [16, 24]];
+fn of_rule(rules: &Ruleset, chain: &Chain, rule: &Rule, ips: &HashSet<IpAddr>) -> Option<Crossed> {
     let mut asked: Vec<IpAddr> = Vec::new();
-    for [v4, v6] in ADDRESSES {
-        let about = |ip: &IpAddr, test: &Test| match test {
-            Test::Header { transport: false, offset, mask, value, negated } => {
-                let (bytes, at) = match ip {
-                    IpAddr::V4(ip) => (ip.octets().to_vec(), v4),
-                    IpAddr::V6(ip) => (ip.octets().to_vec(), v6),
-                };
-                if *offset != at || mask.len() > bytes.len() {
-                    return None;
-                }
-                let masked = bytes.iter().zip(mask).map(|(b, m)| b & m);
-                Some(masked.zip(value).all(|(b, v)| b == *v) != *negated)
-            }
-            _ => None,
-        };
-        let is_asked = |ip: &&IpAddr| rule.tests.iter().any(|t| about(ip, t).is_some());
+    for destination in [false, true] {
+        let is_asked = |ip: &&IpAddr| asks_for(rule, **ip, destination);
         if !ips.iter().any(|ip| is_asked(&ip)) {
             continue;
         }
-        let fits: Vec<IpAddr> =
-            ips.iter().filter(is_asked).filter(|ip| rule.tests.iter().all(|t| about(ip, t) != Some(false))).copied().collect();
+        let fits: Vec<IpAddr> = ips.iter().filter(is_asked).filter(|ip| fits(rules, rule, **ip, destination)).copied().collect();
         if fits.is_empty() {
             return None;
         }
@@ -67,46 +52,73 @@ fn crossed(rule: &Rule, ips: &HashSet<IpAddr>) -> Option<Crossed> {
     asked.dedup();
     let comment = rule.comment.as_ref().map(|c| format!(" \"{c}\"")).unwrap_or_default();
     Some(Crossed {
-        what: format!("{}{comment} (handle {})", rule.does.join(", "), rule.handle),
-        chain: format!("{}/{}", super::search::table_name(&rule.table), rule.chain),
+        what: format!("{}{comment} (handle {})", rule.effects.join(", "), rule.handle),
+        chain: format!("{}/{}", chain.table.title(), chain.name),
         ips: asked,
     })
 }
 
+/// Offset and length of an address in its header.
+fn place(ip: IpAddr, destination: bool) -> (u16, u8) {
+    match (ip, destination) {
+        (IpAddr::V4(_), false) => (12, 4),
+        (IpAddr::V4(_), true) => (16, 4),
+        (IpAddr::V6(_), false) => (8, 16),
+        (IpAddr::V6(_), true) => (24, 16),
+    }
+}
+
+/// Whether the rule looks at the source or destination address of packets of this family.
+fn asks_for(rule: &Rule, ip: IpAddr, destination: bool) -> bool {
+    let (at, most) = place(ip, destination);
+    rule.expressions.iter().any(|e| match e {
+        Expression::Payload { header: Header::Network, offset, length, .. } => *offset == at && *length <= most,
+        _ => false,
+    })
+}
+
+/// Whether a packet with this source or destination address may pass the rule's tests.
+fn fits(rules: &Ruleset, rule: &Rule, ip: IpAddr, destination: bool) -> bool {
+    let mut packet = Packet::unknown(ip.is_ipv6());
+    *(if destination { &mut packet.destination } else { &mut packet.source }) = Some(ip);
+    passes(rules, rule, &packet) != Truth::No
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::decode::Action;
+    use sockpath_ruleset::{Comparison, Table, Verdict};
+
     use super::*;
 
-    fn rule(chain: &str, does: &[&str], tests: Vec<Test>) -> Rule {
-        Rule {
-            table: (2, "filter".into()),
-            chain: chain.into(),
-            handle: 4,
-            comment: Some("why".into()),
-            tests,
-            action: Action::Other,
-            does: does.iter().map(|d| (*d).to_owned()).collect(),
-        }
+    fn chain(name: &str, rules: Vec<Rule>) -> Chain {
+        let table = Table { engine: Engine::Nftables, family: 2, name: "filter".to_owned() };
+        Chain { table: table.into(), name: name.into(), base: None, packets: None, rules }
     }
 
-    fn address(offset: usize, value: [u8; 4], negated: bool) -> Test {
-        Test::Header { transport: false, offset, mask: vec![255; 4], value: value.to_vec(), negated }
+    fn rule(effects: &[&'static str], tests: Vec<Expression>) -> Rule {
+        let expressions = tests.into_iter().chain([Expression::Verdict(Verdict::Drop)]).collect();
+        Rule { handle: 4, comment: Some("why".into()), packets: None, expressions, effects: effects.to_vec() }
+    }
+
+    fn address(offset: u16, value: [u8; 4], how: Comparison) -> Vec<Expression> {
+        let load = Expression::Payload { header: Header::Network, offset, length: 4, to: 0 };
+        vec![load, Expression::Compare { from: 0, how, value: value.into() }]
     }
 
     #[test]
     fn rules_about_others_are_left_out() {
         let (a, b): (IpAddr, IpAddr) = ("10.42.1.2".parse().expect("an address"), "10.42.1.3".parse().expect("an address"));
-        let from_a = || address(12, [10, 42, 1, 2], false);
+        let from_a = || address(12, [10, 42, 1, 2], Comparison::Equal);
+        let to_another = |how| address(16, [10, 9, 9, 9], how);
         let rules = vec![
-            rule("FORWARD", &["drop"], vec![from_a()]),
-            rule("FORWARD", &["log"], vec![Test::Unknown]),
-            rule("FORWARD", &["drop"], vec![from_a(), address(16, [10, 9, 9, 9], false)]),
-            rule("FORWARD", &["limit"], vec![address(16, [10, 9, 9, 9], true)]),
-            rule("KUBE-FORWARD", &["drop"], vec![]),
-            rule("FORWARD", &[], vec![from_a()]),
+            rule(&["drop"], from_a()),
+            rule(&["log"], vec![Expression::Unknown { to: None, may_fail: true }]),
+            rule(&["drop"], from_a().into_iter().chain(to_another(Comparison::Equal)).collect()),
+            rule(&["limit"], to_another(Comparison::Unequal)),
+            rule(&[], from_a()),
         ];
-        let crossed = Ruleset { chains: Vec::new(), rules }.crossed(&HashSet::from([a, b]));
+        let chains = vec![chain("FORWARD", rules), chain("KUBE-FORWARD", vec![rule(&["drop"], vec![])])];
+        let crossed = crossed(&Ruleset { chains, ..Ruleset::default() }, &HashSet::from([a, b]));
         let told: Vec<(&str, &[IpAddr])> = crossed.iter().map(|c| (c.what.as_str(), c.ips.as_slice())).collect();
         assert_eq!(
             told,

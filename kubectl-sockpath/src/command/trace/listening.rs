@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::compare::{REQUESTS, Shortcut};
 use super::session::{Session, Stop};
+use crate::cli;
 use crate::duration::{human, nanos};
 use crate::report;
 use crate::session::Fleet;
@@ -36,7 +37,7 @@ impl Session<'_> {
             recorder.begin(&self.capture.origin).map_err(Stop::Failed)?;
         }
         self.progress.phase("", "attaching hooks");
-        for (index, request) in requests(&self.capture.origin.plan.request, &self.fleet, self.args.every_packet) {
+        for (index, request) in requests(&self.capture.origin.plan.request, &self.fleet, self.args) {
             self.fleet.send(index, Request::Trace(Box::new(request))).await;
         }
         let deadline = Instant::now() + ARMING;
@@ -235,10 +236,10 @@ fn probe_words(probe: &ProbeRequest) -> &'static str {
 }
 
 /// What each helper is asked: the whole, with the nodes it serves.
-fn requests(request: &TraceRequest, fleet: &Fleet, every_packet: bool) -> Vec<(usize, TraceRequest)> {
+fn requests(request: &TraceRequest, fleet: &Fleet, args: &cli::Trace) -> Vec<(usize, TraceRequest)> {
     let of_member = |(index, member): (usize, &crate::session::Member)| {
         let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
-        (index, TraceRequest { nodes, every_packet, ..request.clone() })
+        (index, TraceRequest { nodes, every_packet: args.every_packet, no_rules: args.no_rules, ..request.clone() })
     };
     fleet.members().iter().enumerate().map(of_member).collect()
 }

@@ -26,7 +26,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     if let Some(path) = &args.replay {
         return replay(path, args, &style);
     }
-    let mode = if args.name_rules { Mode::TraceWithRules } else { Mode::Trace };
+    let mode = if args.no_rules { Mode::TraceWithoutRules } else { Mode::Trace };
     if args.dry_run.as_deref() == Some("client") {
         crate::output::emit(&cluster::helper_pod_manifest(global, mode, args.output == Some(TraceOutput::Json))?)?;
         return Ok(Exit::Done);

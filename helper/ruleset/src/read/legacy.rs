@@ -1,13 +1,13 @@
-//! Rules of iptables-legacy: whether a namespace has some, because what they do is not read
+//! Asking a namespace for its tables of iptables-legacy
 //! (include/uapi/linux/netfilter_ipv4/ip_tables.h and netfilter_ipv6/ip6_tables.h).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::trace::netns::inside;
+use crate::decode::legacy::{LegacyFamily, Table as LegacyTable};
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, and the same of IPv6.
 const GET_INFO: libc::c_int = 64;
@@ -27,6 +27,7 @@ const DROPS: i32 = -1;
 struct Family {
     name: &'static str,
     tables: &'static str,
+    kind: LegacyFamily,
     socket: AddressFamily,
     level: libc::c_int,
     /// Of `target_offset` in an entry, after its addresses, devices and `nfcache`.
@@ -37,6 +38,7 @@ const FAMILIES: [Family; 2] = [
     Family {
         name: "iptables-legacy",
         tables: "/proc/thread-self/net/ip_tables_names",
+        kind: LegacyFamily::V4,
         socket: AddressFamily::Inet,
         level: libc::SOL_IP,
         target_offset: 88,
@@ -44,6 +46,7 @@ const FAMILIES: [Family; 2] = [
     Family {
         name: "ip6tables-legacy",
         tables: "/proc/thread-self/net/ip6_tables_names",
+        kind: LegacyFamily::V6,
         socket: AddressFamily::Inet6,
         level: libc::SOL_IPV6,
         target_offset: 140,
@@ -62,25 +65,51 @@ struct Info {
     size: u32,
 }
 
-/// The tables of a namespace that are not as empty as they begin, in words (`3 entries in filter of iptables-legacy`). That needs
-/// CAP_NET_ADMIN in the namespace.
-pub fn tables(netns: &File) -> Result<Vec<String>> {
-    inside(netns, || {
-        let mut found = Vec::new();
-        for family in &FAMILIES {
-            let names = match fs::read_to_string(family.tables) {
-                Ok(names) => names,
-                // A kernel without it.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(e).with_context(|| format!("cannot read {}", family.tables)),
-            };
-            for table in names.split_whitespace() {
-                let (info, entries) = read(family, table).with_context(|| format!("cannot read table {table} of {}", family.name))?;
-                found.extend(told(family, table, &info, &entries));
-            }
-        }
-        Ok(found)
+/// Takes a table: its family, name and entries.
+type Take<'a> = &'a mut dyn FnMut(&Family, &str, &Info, &[u8]);
+
+/// The tables of the namespace this thread is in that are not as empty as they begin, in words (`3 entries in filter of
+/// iptables-legacy`).
+///
+/// # Errors
+/// When the kernel refuses: it takes CAP_NET_ADMIN in the namespace.
+pub fn summaries() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    each(&mut |family, table, info, entries| found.extend(told(family, table, info, entries)))?;
+    Ok(found)
+}
+
+/// The tables of the namespace this thread is in.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_tables(take: &mut dyn FnMut(&LegacyTable<'_>)) -> Result<()> {
+    each(&mut |family, name, info, entries| {
+        take(&LegacyTable {
+            family: family.kind,
+            name,
+            hooks: info.valid_hooks,
+            begins: info.hook_entry,
+            policies: info.underflow,
+            entries,
+        });
     })
+}
+
+fn each(take: Take<'_>) -> Result<()> {
+    for family in &FAMILIES {
+        let names = match fs::read_to_string(family.tables) {
+            Ok(names) => names,
+            // A kernel without it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", family.tables)),
+        };
+        for table in names.split_whitespace() {
+            let (info, entries) = read(family, table).with_context(|| format!("cannot read table {table} of {}", family.name))?;
+            take(family, table, &info, &entries);
+        }
+    }
+    Ok(())
 }
 
 /// What a table has beyond its built-in chains that accept.

@@ -1,0 +1,105 @@
+//! What a packet's sights say about netfilter: which hook it was in, and what its rules saw.
+
+use sockpath_bpf::trace::types::trace_flag;
+use sockpath_protocol::packet::{ConnectionState, RuleFacts};
+use sockpath_protocol::request::Protocol;
+use sockpath_ruleset::{Engine, Hook as At};
+
+use super::open::Open;
+use crate::trace::event::{Facts, Sight, rules_of};
+use crate::trace::places::Places;
+use crate::trace::rules::{DropQuestion, PacketFacts, Question, What};
+
+/// A netfilter hook by the name that events have for it.
+pub fn hook_named(name: &str) -> Option<At> {
+    Some(match name {
+        "PRE_ROUTING" => At::PreRouting,
+        "LOCAL_IN" => At::LocalIn,
+        "FORWARD" => At::Forward,
+        "LOCAL_OUT" => At::LocalOut,
+        "POST_ROUTING" => At::PostRouting,
+        _ => return None,
+    })
+}
+
+/// Indexes of the devices a hook knows, in and out: unknown, none (0), or one.
+fn devices(sight: &Sight, at: At) -> (Option<u32>, Option<u32>) {
+    // Only netfilter links note the second one.
+    let second = sight.way.is_none().then_some(sight.arg);
+    match at {
+        At::PreRouting | At::LocalIn => (Some(sight.ifindex), Some(0)),
+        At::Forward => (Some(sight.ifindex), second),
+        At::LocalOut => (Some(0), Some(sight.ifindex)),
+        At::PostRouting => (second, Some(sight.ifindex)),
+    }
+}
+
+/// What the rules of a hook see of a packet besides its headers.
+pub fn rule_facts(sight: &Sight, places: &mut Places) -> Option<RuleFacts> {
+    let (at, facts) = (hook_named(rules_of(sight.hook)?.0)?, sight.facts?);
+    let (input, output) = devices(sight, at);
+    let mut name = |index: Option<u32>| places.device(sight.netns, index.unwrap_or(0)).map(|d| d.name.clone());
+    Some(RuleFacts {
+        connection: state(&facts),
+        reply: facts.connection.is_some_and(|c| c.is_reply()),
+        mark: facts.mark,
+        connection_mark: facts.connection.map_or(0, |c| c.mark),
+        input: name(input),
+        output: name(output),
+        tcp_flags: (sight.protocol == Some(Protocol::Tcp)).then_some(sight.kind),
+    })
+}
+
+fn state(facts: &Facts) -> ConnectionState {
+    match facts.connection {
+        // `enum ip_conntrack_info`; replies have the same in the same order.
+        Some(c) => [ConnectionState::Established, ConnectionState::Related, ConnectionState::New][usize::from(c.info % 3)],
+        None if facts.untracked => ConnectionState::Untracked,
+        None => ConnectionState::None,
+    }
+}
+
+/// What to ask the rules about a packet that netfilter dropped.
+pub fn drop_question(open: &Open, drop: &Sight, engine: Option<Engine>, places: &mut Places) -> Option<Question> {
+    let before = |s: &&Sight| s.netns == drop.netns && s.at <= drop.at;
+    let last = open.sights.iter().filter(before).filter(|s| rules_of(s.hook).is_some()).max_by_key(|s| s.at)?;
+    let (name, is_first) = rules_of(last.hook)?;
+    let hook = hook_named(name)?;
+    let behind_rules = !is_first;
+    if behind_rules && !matches!(hook, At::LocalIn | At::PostRouting) {
+        return None;
+    }
+    let entered = open.sights.iter().filter(before).filter(|s| rules_of(s.hook) == Some((name, true))).max_by_key(|s| s.at).unwrap_or(last);
+    // The rules see the tunnel's packet, whose headers are not known here.
+    if [entered, last, drop].iter().any(|s| s.has(trace_flag::TRACE_F_TUNNEL)) {
+        return None;
+    }
+    let (input, output) = devices(last, hook);
+    let device = |index: Option<u32>, places: &mut Places| match index? {
+        0 => Some(None),
+        index => Some(Some((index, places.device(drop.netns, index).map(|d| d.name.clone())))),
+    };
+    let (input, output) = (device(input, places), device(output, places));
+    // Where the hook did not note it, what the drop shows is what came: conntrack is asked earlier.
+    let asked_earlier = !matches!(hook, At::PreRouting | At::LocalOut);
+    let facts = |sight: &Sight, other: Option<Facts>| PacketFacts {
+        flow: sight.flow,
+        kind: sight.kind,
+        length: Some(last.len),
+        facts: sight.facts.or(other),
+    };
+    Some(Question {
+        netns: drop.netns,
+        at: drop.at,
+        what: What::Drop(DropQuestion {
+            protocol: drop.protocol?,
+            hook,
+            behind_rules,
+            entered: facts(entered, drop.facts.filter(|_| asked_earlier)),
+            dropped: facts(drop, None),
+            input,
+            output,
+            engine,
+        }),
+    })
+}

@@ -1,0 +1,297 @@
+//! What is asked about a packet, and how the answer is put into the protocol's words.
+
+use sockpath_protocol::packet::{Cause as Told, Certainty as Sure, Counter, Element, Flow, Mechanism, Rule};
+use sockpath_protocol::request::Protocol;
+use sockpath_ruleset::{
+    Baseline, Candidate, Cause, Certainty, Connection, ConntrackCounters, Device, Drop, Engine, Hook, Namespace, Packet, Sought, Word,
+};
+
+use crate::trace::event::Facts;
+
+/// A question about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// Inode of the namespace whose rules are meant.
+    pub netns: u32,
+    /// When the packet was there, `CLOCK_MONOTONIC`, in nanoseconds.
+    pub at: u64,
+    /// What is asked.
+    pub what: What,
+}
+
+/// What is asked about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum What {
+    /// What dropped it.
+    Drop(DropQuestion),
+    /// What translated it.
+    Translation(TranslationQuestion),
+}
+
+/// What is known of a packet at a hook.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PacketFacts {
+    /// Addresses and ports.
+    pub flow: Flow,
+    /// TCP's byte of flags, or ICMP's type.
+    pub kind: u8,
+    /// `skb->len`, from the network header on.
+    pub length: Option<u32>,
+    /// What the hook saw besides.
+    pub facts: Option<Facts>,
+}
+
+/// A packet that was dropped by netfilter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DropQuestion {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The hook whose rules it had come to.
+    pub hook: Hook,
+    /// It had passed the rules: what comes after them dropped it.
+    pub behind_rules: bool,
+    /// As it came to the hook.
+    pub entered: PacketFacts,
+    /// As it was dropped.
+    pub dropped: PacketFacts,
+    /// The device it came in by: index and name; `None` when that is not known.
+    pub input: Option<Option<(u32, Option<String>)>>,
+    /// The device it leaves by.
+    pub output: Option<Option<(u32, Option<String>)>>,
+    /// Who dropped it, where the kernel's function tells.
+    pub engine: Option<Engine>,
+}
+
+/// A packet that was translated.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TranslationQuestion {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The hook, where it is known.
+    pub hook: Option<Hook>,
+    /// Addresses before.
+    pub before: Flow,
+    /// Addresses after.
+    pub after: Flow,
+}
+
+/// Counters of a namespace before the packet came.
+#[derive(Debug)]
+pub struct Before {
+    /// Of its rules.
+    pub rules: Baseline,
+    /// Of conntrack.
+    pub conntrack: Option<ConntrackCounters>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The rule that did it.
+    pub rule: Option<Rule>,
+    /// What did it; of drops only.
+    pub cause: Option<Told>,
+}
+
+impl Question {
+    /// The same question about a packet like this one: a later answer would be the same.
+    #[must_use]
+    pub fn alike(&self) -> Self {
+        let mut alike = self.clone();
+        alike.at = 0;
+        match &mut alike.what {
+            What::Translation(t) => {
+                t.before.from.set_port(0);
+                if t.before.from.ip() == t.after.from.ip() {
+                    t.after.from.set_port(0);
+                }
+            }
+            What::Drop(d) => {
+                d.entered.length = None;
+                d.dropped.length = None;
+            }
+        }
+        alike
+    }
+}
+
+impl PacketFacts {
+    fn packet(&self, protocol: Protocol, namespace: &Namespace) -> Packet {
+        let flow = self.flow;
+        let number = match (protocol, flow.to.is_ipv6()) {
+            (Protocol::Tcp, _) => 6,
+            (Protocol::Udp, _) => 17,
+            (Protocol::Icmp, false) => 1,
+            (Protocol::Icmp, true) => 58,
+        };
+        let mut packet = Packet::new(flow.from.ip(), flow.to.ip(), number);
+        match protocol {
+            Protocol::Tcp => packet.tcp_flags = Some(self.kind),
+            Protocol::Icmp => packet.icmp_type = Some(self.kind),
+            Protocol::Udp => {}
+        }
+        if protocol != Protocol::Icmp {
+            packet = packet.with_ports(flow.from.port(), flow.to.port());
+        }
+        packet.length = self.length;
+        packet.source_type = Some(namespace.address_type(flow.from.ip()));
+        packet.destination_type = Some(namespace.address_type(flow.to.ip()));
+        if let Some(facts) = &self.facts {
+            packet.mark = Word::known(facts.mark);
+            packet.connection = connection(facts);
+        }
+        packet
+    }
+}
+
+fn connection(facts: &Facts) -> Connection {
+    match facts.connection {
+        Some(tracked) => Connection {
+            // NF_CT_STATE_BIT: ctinfo % IP_CT_IS_REPLY + 1.
+            states: 1 << (tracked.info % 3 + 1),
+            reply: Some(tracked.is_reply()),
+            status: (tracked.status != 0).then_some(tracked.status),
+            mark: Word::known(tracked.mark),
+        },
+        None if facts.untracked => Connection { states: 64, ..Connection::NONE },
+        None => Connection::NONE,
+    }
+}
+
+impl DropQuestion {
+    /// Asks the rules. `before` holds counters that were read before the packet came.
+    #[must_use]
+    pub fn ask(&self, namespace: &Namespace, before: Option<&Before>) -> Found {
+        if self.behind_rules {
+            return self.confirmation(namespace, before);
+        }
+        let device = |d: &Option<Option<(u32, Option<String>)>>| {
+            d.as_ref().map(|d| d.as_ref().map(|(index, name)| Device { index: *index, name: name.clone() }))
+        };
+        let (mut packet, mut dropped) = (self.entered.packet(self.protocol, namespace), self.dropped.packet(self.protocol, namespace));
+        for p in [&mut packet, &mut dropped] {
+            (p.input, p.output) = (device(&self.input), device(&self.output));
+        }
+        let drop = Drop { packet: &packet, dropped: Some(&dropped), hook: self.hook, engine: self.engine };
+        let found = self.put(&namespace.rules.cause_of_drop(&drop, before.map(|b| &b.rules)));
+        if found.rule.is_none() && self.engine != Some(Engine::Nftables) {
+            return self.full_table(namespace, before).unwrap_or(found);
+        }
+        found
+    }
+
+    fn put(&self, cause: &Cause) -> Found {
+        let mut evidence = Vec::new();
+        if let Some(engine) = self.engine {
+            evidence.push(engine_shown(engine).to_owned());
+        }
+        let Some((candidate, certainty)) = &cause.named else { return self.unnamed(cause, evidence) };
+        let rule = rule(candidate);
+        evidence.extend(speaks_for(&rule, candidate));
+        let sure = if *certainty == Certainty::Counted { Sure::ProvenByCounters } else { Sure::Inferred };
+        let mechanism = if rule.policy { Mechanism::Policy } else { Mechanism::Rule };
+        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty: sure, evidence, candidates: Vec::new() }) }
+    }
+
+    fn unnamed(&self, cause: &Cause, mut evidence: Vec<String>) -> Found {
+        /// Candidates listed.
+        const MOST: usize = 8;
+        if cause.incomplete {
+            evidence.push("the rules could not be evaluated to the end".to_owned());
+        }
+        let found = cause.candidates.len();
+        if found == 0 && !cause.incomplete {
+            evidence.push("no rule that can be read drops such a packet here".to_owned());
+        }
+        if found > MOST {
+            evidence.push(format!("{found} rules may drop such a packet; {MOST} are listed"));
+        }
+        let candidates: Vec<Rule> = cause.candidates.iter().take(MOST).map(rule).collect();
+        let by_nft = self.engine == Some(Engine::Nftables);
+        let mechanism = if by_nft || found > 0 { Mechanism::Rules } else { Mechanism::Unknown };
+        let certainty = if by_nft { Sure::Observed } else { Sure::Possible };
+        Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates }) }
+    }
+
+    /// Behind the last rules there is only conntrack, which enters new connections into its table.
+    fn confirmation(&self, namespace: &Namespace, before: Option<&Before>) -> Found {
+        let mut evidence =
+            vec!["the packet had passed all rules of the hook; behind them conntrack enters new connections into its table".to_owned()];
+        if self.entered.flow.from != self.dropped.flow.from {
+            evidence.push(format!("its source had been translated to {}, which another connection has", self.dropped.flow.from));
+        }
+        let rose = rose("insert_failed", namespace, before, |c| c.insert_failed);
+        let certainty = if rose.is_some() { Sure::ProvenByCounters } else { Sure::Inferred };
+        evidence.extend(rose);
+        Found { rule: None, cause: Some(Told { mechanism: Mechanism::Confirmation, certainty, evidence, candidates: Vec::new() }) }
+    }
+
+    /// Where conntrack first sees a packet, it drops it when its table is full.
+    fn full_table(&self, namespace: &Namespace, before: Option<&Before>) -> Option<Found> {
+        let sees_first =
+            matches!(self.hook, Hook::PreRouting | Hook::LocalOut) && self.dropped.facts.is_none_or(|f| f.connection.is_none());
+        let evidence = vec![rose("drop", namespace, before, |c| c.drop).filter(|_| sees_first)?];
+        let cause = Told { mechanism: Mechanism::TableFull, certainty: Sure::ProvenByCounters, evidence, candidates: Vec::new() };
+        Some(Found { rule: None, cause: Some(cause) })
+    }
+}
+
+/// That a counter of conntrack rose, in words.
+fn rose(name: &str, namespace: &Namespace, before: Option<&Before>, counter: impl Fn(&ConntrackCounters) -> u64) -> Option<String> {
+    let (before, after) = (counter(before?.conntrack.as_ref()?), counter(namespace.conntrack.as_ref()?));
+    (after > before).then(|| format!("conntrack's counter {name} rose from {before} to {after}"))
+}
+
+impl TranslationQuestion {
+    /// Asks the rules.
+    #[must_use]
+    pub fn ask(&self, namespace: &Namespace) -> Found {
+        let facts = PacketFacts { flow: self.before, kind: 0, length: None, facts: None };
+        let mut packet = facts.packet(self.protocol, namespace);
+        // The first packet of the connection was translated, whose flags are not known.
+        (packet.tcp_flags, packet.icmp_type) = (None, None);
+        packet.connection = Connection { states: 8, reply: Some(false), status: None, mark: Word::UNKNOWN };
+        let destination = self.before.to != self.after.to;
+        let to = if destination { self.after.to } else { self.after.from };
+        let sought = Sought { packet: &packet, hook: self.hook, destination, to: (to.ip(), to.port()) };
+        let cause = namespace.rules.cause_of_translation(&sought);
+        Found { rule: cause.named.as_ref().map(|(candidate, _)| rule(candidate)), cause: None }
+    }
+}
+
+fn engine_shown(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Nftables => "the kernel freed it in nft_do_chain: a rule or policy of nftables (or iptables-nft) dropped it",
+        Engine::Legacy => "the kernel freed it in nf_hook_slow: not nftables dropped it, but iptables-legacy or another hook",
+    }
+}
+
+fn speaks_for(rule: &Rule, candidate: &Candidate) -> Vec<String> {
+    let mut words = Vec::new();
+    let what = if rule.policy { "policy" } else { "rule" };
+    words.push(match candidate.must {
+        true => format!("evaluated with what the hook saw, every such packet comes to this {what}"),
+        false => format!("evaluated with what the hook saw, nothing else can drop such a packet than this {what}"),
+    });
+    match rule.counter {
+        Some(Counter { before: Some(before), after }) => words.push(format!("its packet counter rose from {before} to {after}")),
+        Some(Counter { before: None, after }) => words.push(format!("its packet counter stands at {after}")),
+        None => words.push("it has no packet counter".to_owned()),
+    }
+    words
+}
+
+fn rule(candidate: &Candidate) -> Rule {
+    let element = candidate.element.clone().map(|(set, comment)| Element { set, comment });
+    Rule {
+        table: candidate.table.clone(),
+        chain: candidate.chain.clone(),
+        handle: candidate.handle,
+        comment: candidate.comment.clone(),
+        via: candidate.via.clone(),
+        policy: candidate.handle.is_none(),
+        legacy: candidate.engine == Engine::Legacy,
+        element,
+        counter: candidate.counters.map(|c| Counter { before: c.before, after: c.after }),
+    }
+}

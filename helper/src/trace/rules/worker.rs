@@ -1,0 +1,172 @@
+//! The thread that reads and evaluates rules.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+use sockpath_ruleset::{Baseline, Namespace};
+
+use super::{Before, Found, Question, What, rules_of};
+use crate::trace::scene::Scene;
+
+/// How long rules that were read are good for.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Answers kept for packets like those that were asked about.
+const MOST_ANSWERS: usize = 4096;
+
+/// With more rules than this only those of one namespace are kept in memory.
+const MANY_RULES: usize = 10_000;
+
+/// Asks the thread, and takes its answers.
+#[derive(Debug, Default)]
+pub struct Rules {
+    thread: Option<(Sender<(u64, Question)>, Receiver<(u64, Found)>)>,
+    asked: u64,
+    answered: u64,
+}
+
+impl Rules {
+    /// Begins to read the rules of a scene's namespaces. Where they cannot be read, nothing is known.
+    ///
+    /// # Errors
+    /// When a namespace or the thread cannot be had.
+    pub fn of(scene: &Scene) -> Result<Self> {
+        let files: HashMap<u32, File> =
+            scene.netns.iter().map(|(n, _)| Ok((n.inode, n.file.try_clone()?))).collect::<std::io::Result<_>>()?;
+        // Most rules are a node's, so its counters are read first.
+        let mut order = scene.nodes.clone();
+        order.extend(files.keys().filter(|n| !scene.nodes.contains(n)));
+        Self::answered_by(move || {
+            let mut worker = Worker::begin(files, &order);
+            move |question: &Question| worker.answer(question)
+        })
+    }
+
+    /// Answered by what `begin` gives, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the thread cannot be had.
+    pub fn answered_by<A: FnMut(&Question) -> Found>(begin: impl FnOnce() -> A + Send + 'static) -> Result<Self> {
+        let (questions, asked) = channel::<(u64, Question)>();
+        let (answers, taken) = channel();
+        let work = move || {
+            let mut answer = begin();
+            while let Ok((number, question)) = asked.recv() {
+                if answers.send((number, answer(&question))).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("rules".to_owned()).spawn(work).context("cannot start a thread")?;
+        Ok(Self { thread: Some((questions, taken)), asked: 0, answered: 0 })
+    }
+
+    /// Asks. Returns the number that the answer will have; `None` when nobody can answer.
+    pub fn ask(&mut self, question: Question) -> Option<u64> {
+        let (questions, _) = self.thread.as_ref()?;
+        let number = self.asked + 1;
+        questions.send((number, question)).ok()?;
+        self.asked = number;
+        Some(number)
+    }
+
+    /// The answers that have come.
+    pub fn answers(&mut self) -> Vec<(u64, Found)> {
+        let Some((_, answers)) = &self.thread else { return Vec::new() };
+        let come: Vec<_> = answers.try_iter().collect();
+        self.answered += come.len() as u64;
+        come
+    }
+
+    /// The answers that come until everything is answered, or `patience` is over.
+    pub fn last_answers(&mut self, patience: Duration) -> Vec<(u64, Found)> {
+        let Some((_, answers)) = &self.thread else { return Vec::new() };
+        let deadline = Instant::now() + patience;
+        let mut come = Vec::new();
+        while self.answered < self.asked {
+            let Ok(answer) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) else { break };
+            self.answered += 1;
+            come.push(answer);
+        }
+        come
+    }
+}
+
+/// What the thread knows.
+struct Worker {
+    files: HashMap<u32, File>,
+    /// Counters as the trace began, and when they had been read.
+    before: HashMap<u32, (u64, Before)>,
+    /// Rules, and when reading them began.
+    known: HashMap<u32, (u64, Option<Namespace>)>,
+    /// Answers to questions of one kind: when, and what.
+    answers: HashMap<Question, (u64, Found)>,
+}
+
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+}
+
+impl Worker {
+    fn begin(files: HashMap<u32, File>, order: &[u32]) -> Self {
+        let mut worker = Self { files, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
+        for netns in order {
+            let began = now();
+            if let Some(namespace) = worker.files.get(netns).and_then(|f| rules_of(f).ok()) {
+                let before = Before { rules: Baseline::of(&namespace.rules), conntrack: namespace.conntrack };
+                worker.before.insert(*netns, (now(), before));
+                worker.keep(*netns, began, Some(namespace));
+            }
+        }
+        worker
+    }
+
+    fn keep(&mut self, netns: u32, began: u64, namespace: Option<Namespace>) {
+        let rules = |n: &Option<Namespace>| n.as_ref().map_or(0, |n| n.rules.len());
+        if self.known.values().map(|(_, n)| rules(n)).sum::<usize>() + rules(&namespace) > MANY_RULES {
+            self.known.clear();
+        }
+        self.known.insert(netns, (began, namespace));
+    }
+
+    fn answer(&mut self, question: &Question) -> Found {
+        let alike = question.alike();
+        let fresh = u64::try_from(FRESH.as_nanos()).unwrap_or(u64::MAX);
+        let recent = |at: u64| question.at.saturating_sub(at) < fresh;
+        if let Some((_, found)) = self.answers.get(&alike).filter(|(at, _)| recent(*at)) {
+            return found.clone();
+        }
+        let found = self.look(question, fresh);
+        if self.answers.len() >= MOST_ANSWERS {
+            self.answers.clear();
+        }
+        self.answers.insert(alike, (question.at, found.clone()));
+        found
+    }
+
+    fn look(&mut self, question: &Question, fresh: u64) -> Found {
+        let netns = question.netns;
+        // Counters have to be those of after the drop.
+        let good = |began: u64| match question.what {
+            What::Drop(_) => began > question.at,
+            What::Translation(_) => began.saturating_add(fresh) > question.at,
+        };
+        if !self.known.get(&netns).is_some_and(|(began, _)| good(*began)) {
+            let began = now();
+            let read = self.files.get(&netns).and_then(|f| rules_of(f).ok());
+            self.keep(netns, began, read);
+        }
+        let Some((_, Some(namespace))) = self.known.get(&netns) else { return Found::default() };
+        let before = self.before.get(&netns).filter(|(read, _)| *read < question.at).map(|(_, before)| before);
+        match &question.what {
+            What::Drop(drop) => drop.ask(namespace, before),
+            What::Translation(translation) => translation.ask(namespace),
+        }
+    }
+}
