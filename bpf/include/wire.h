@@ -566,6 +566,15 @@ enum short_flag {
 	SHORT_ROUTED = 2,
 };
 
+/* Written by user space. */
+struct short_control {
+	/* Redirects after this moment (CLOCK_MONOTONIC_COARSE, nanoseconds) are over. */
+	__u64 deadline_ns;
+	/* Number of the current state of rules, routes and devices. */
+	__u32 epoch;
+	__u32 unused;
+};
+
 /* A direction of a connection: addresses and ports of its packets and the device they come in by. IPv4 uses the first word. */
 struct short_key {
 	__u32 saddr[4];

@@ -10,4 +10,5 @@ pub mod lab;
 pub mod node;
 pub mod seccomp;
 pub mod session;
+pub mod short;
 pub mod trace;

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, PROTOCOL_VERSION, Request};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::{accel, doctor, seccomp, trace};
+use crate::{accel, doctor, seccomp, short, trace};
 
 /// Longest request line that is read, in bytes: a selector of a few thousand pods fits, a flood does not.
 const MAX_LINE: usize = 8 << 20;
@@ -170,6 +170,7 @@ pub async fn serve() -> Result<ExitCode> {
 async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> {
     match request {
         Request::Trace(request) => trace::run(session, *request).await,
+        Request::Accelerate(request) if request.via == Via::Short => short::run(session, *request).await,
         Request::Accelerate(request) => accel::run(session, *request).await,
         Request::Status => accel::status(session),
         Request::Stop(request) => accel::stop(session, &request).await,

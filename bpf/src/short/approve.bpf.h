@@ -34,7 +34,7 @@ static __always_inline void note_seen(struct short_slot *mine, __u32 slot, __u32
 /* A packet goes out: it is of the other direction of the flow that comes in here with its addresses swapped. */
 static __always_inline void note_delivered(struct __sk_buff *skb)
 {
-	__u32 now = epoch, address[4], slot;
+	__u32 now = control.epoch, address[4], slot;
 	struct short_slot *mine;
 	struct short_plan *plan;
 	struct packet p;

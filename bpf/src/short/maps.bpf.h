@@ -7,13 +7,14 @@
 #include <bpf/bpf_helpers.h>
 #include "wire.h"
 
-/* Without this file's types in the object, the skeleton would not have them. */
-struct short_event *unused_short_event __attribute__((unused));
+volatile struct short_control control;
 
-/* Redirects after this moment (CLOCK_MONOTONIC_COARSE, nanoseconds) are over: written by user space. */
-volatile __u64 deadline_ns;
-/* Number of the current state of rules, routes and devices: written by user space. */
-volatile __u32 epoch;
+/* The skeleton has the types of variables only. */
+const volatile struct short_event event_layout = {};
+const volatile enum short_pass pass_layout = 0;
+const volatile enum short_action action_layout = 0;
+const volatile enum short_flag flag_layout = 0;
+
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
 

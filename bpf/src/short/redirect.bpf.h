@@ -20,7 +20,7 @@ static __always_inline bool fits(const struct __sk_buff *skb, const struct packe
 static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, const struct packet *p, const struct short_plan *plan,
 						      struct short_slot *mine, __u64 now_ns)
 {
-	__u32 now = epoch;
+	__u32 now = control.epoch;
 
 	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
 		end_flow(mine, plan->slot, SHORT_ENDING);
@@ -30,7 +30,7 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 		note_seen(mine, plan->slot, now);
 		return SHORT_NOT_APPROVED;
 	}
-	if (now_ns >= deadline_ns)
+	if (now_ns >= control.deadline_ns)
 		return SHORT_LEASE;
 	if (!fits(skb, p, plan))
 		return SHORT_MTU;

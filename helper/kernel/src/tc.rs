@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys as sys;
-use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder};
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
 /// Which packets of a device a program sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,7 +30,12 @@ pub enum Attached {
     /// The link.
     Tcx(OwnedFd),
     /// The filter.
-    Clsact(TcHook),
+    Clsact {
+        /// Index of its device.
+        device: i32,
+        /// Which packets it sees.
+        side: Side,
+    },
 }
 
 /// Priority and handle of our filters: other tools begin at 49152 and count down.
@@ -45,7 +50,10 @@ pub fn attach(program: BorrowedFd<'_>, device: u32, side: Side, mechanism: Mecha
     let index = i32::try_from(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     match mechanism {
         Mechanism::Tcx => tcx(program, index, side).map(Attached::Tcx),
-        Mechanism::Clsact => clsact(program, index, side).map(Attached::Clsact).map_err(|e| io::Error::other(e.to_string())),
+        Mechanism::Clsact => {
+            clsact(program, index, side).map_err(|e| io::Error::other(e.to_string()))?;
+            Ok(Attached::Clsact { device: index, side })
+        }
     }
 }
 
@@ -64,13 +72,28 @@ fn tcx(program: BorrowedFd<'_>, device: i32, side: Side) -> io::Result<OwnedFd> 
 }
 
 fn clsact(program: BorrowedFd<'_>, device: i32, side: Side) -> libbpf_rs::Result<TcHook> {
-    let point = match side {
-        Side::Ingress => TC_INGRESS,
-        Side::Egress => TC_EGRESS,
-    };
-    let mut hook = TcHookBuilder::new(program).ifindex(device).replace(true).handle(HANDLE).priority(PRIORITY).hook(point);
+    let mut hook = TcHookBuilder::new(program).ifindex(device).replace(true).handle(HANDLE).priority(PRIORITY).hook(point(side));
     hook.create()?;
     hook.attach()
+}
+
+fn point(side: Side) -> TcAttachPoint {
+    match side {
+        Side::Ingress => TC_INGRESS,
+        Side::Egress => TC_EGRESS,
+    }
+}
+
+/// The id of a program, by which tools name it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = sys::bpf_prog_info::default();
+    let mut length = u32::try_from(size_of::<sys::bpf_prog_info>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes of `info`, whose pointers are null: it follows none.
+    let r = unsafe { sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length) };
+    if r < 0 { Err(io::Error::from_raw_os_error(-r)) } else { Ok(info.id) }
 }
 
 impl Attached {
@@ -81,10 +104,16 @@ impl Attached {
     pub fn detach(self) -> io::Result<()> {
         match self {
             Self::Tcx(link) => drop(link),
-            Self::Clsact(mut hook) => match hook.detach() {
-                Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => return Err(io::Error::other(e.to_string())),
-                _ => {}
-            },
+            Self::Clsact { device, side } => {
+                let (hook_size, opts_size) = (size_of::<sys::bpf_tc_hook>() as u64, size_of::<sys::bpf_tc_opts>() as u64);
+                let hook = sys::bpf_tc_hook { sz: hook_size, ifindex: device, attach_point: point(side), ..Default::default() };
+                let opts = sys::bpf_tc_opts { sz: opts_size, handle: HANDLE, priority: PRIORITY, ..Default::default() };
+                // SAFETY: both structs live until the call returns and carry their sizes.
+                let r = unsafe { sys::bpf_tc_detach(&raw const hook, &raw const opts) };
+                if r < 0 && ![-libc::ENOENT, -libc::ENODEV, -libc::EINVAL].contains(&r) {
+                    return Err(io::Error::from_raw_os_error(-r));
+                }
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::{AccelerateRequest, PodName};
+use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -193,6 +193,7 @@ impl<'a> Session<'a> {
             stay: matches!(self.backend, Backend::Cluster(_)),
             owner: owner(),
             leave_blocking_readers: !self.args.blocking_readers,
+            via: Via::default(),
         };
         self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
