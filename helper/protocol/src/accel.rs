@@ -129,6 +129,31 @@ pub enum PauseReason {
     NetworkPolicy,
 }
 
+/// What carries the bytes of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// The whole network stack.
+    #[default]
+    Stack,
+    /// The short path: from device to device.
+    Short,
+    /// The socket path: from socket to socket.
+    Socket,
+}
+
+impl Carrier {
+    /// Its word in tables and JSON.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Stack => "stack",
+            Self::Short => "short",
+            Self::Socket => "socket",
+        }
+    }
+}
+
 /// All pairs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairsSnapshot {
@@ -170,6 +195,9 @@ pub struct Pair {
     pub server: Option<SocketAddr>,
     /// Whether an address translation lies between.
     pub via_service: bool,
+    /// What carries its bytes now.
+    #[serde(default)]
+    pub via: Carrier,
     /// How it is.
     pub state: PairState,
     /// Why it is not accelerated, when it is not.
@@ -315,7 +343,9 @@ impl Reason {
                 "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
                  ends that call with EAGAIN, which programs do not expect of a blocking socket",
             ),
-            Self::QueueDiscipline => Some("a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path"),
+            Self::QueueDiscipline => {
+                Some("a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path")
+            }
             Self::ForeignProgram => Some("a network plugin or agent with programs at the pod's device often has a short path of its own"),
             Self::PeerNotChosen => Some("both ends have to be chosen pods: name both, or choose all with -A"),
             _ => None,

@@ -32,16 +32,7 @@ pub struct Connection {
 impl Connection {
     /// A connection that nothing was done about yet.
     pub fn new(entry: &Entry, state: State, live: bool) -> Self {
-        Self {
-            original: entry.original,
-            reply: entry.reply,
-            id: entry.id,
-            state,
-            installed: None,
-            live,
-            asked: Instant::now(),
-            last_ns: 0,
-        }
+        Self { original: entry.original, reply: entry.reply, id: entry.id, state, installed: None, live, asked: Instant::now(), last_ns: 0 }
     }
 }
 

@@ -84,10 +84,8 @@ fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap
     };
     let relays = inner.links.iter().any(|l| RELAYS.contains(&l.kind.as_str())) || own.master.is_some();
     let bridge = outer.master.filter(|master| links.get(master).is_some_and(|l| l.kind == "bridge"));
-    let refusal = relays
-        .then_some(Reason::PodBridge)
-        .or_else(|| refused.get(&outer.index).copied())
-        .or_else(|| xdp.get(&own.index).copied());
+    let refusal =
+        relays.then_some(Reason::PodBridge).or_else(|| refused.get(&outer.index).copied()).or_else(|| xdp.get(&own.index).copied());
     Port { device: outer.index, mtu: own.mtu.min(outer.mtu), bridge, refusal }
 }
 

@@ -246,9 +246,9 @@ impl Path {
     fn take_in(&mut self, changes: &Changes) -> Result<()> {
         let uplinks = self.attachments.uplinks();
         let mut links = changes.links.iter();
-        let device_changed = links.any(|l| {
-            devices::is_of_interest(&self.topology, &uplinks, l.index) && self.topology.links.get(&l.index) != Some(l)
-        }) || changes.gone.iter().any(|index| devices::is_of_interest(&self.topology, &uplinks, *index));
+        let device_changed = links
+            .any(|l| devices::is_of_interest(&self.topology, &uplinks, l.index) && self.topology.links.get(&l.index) != Some(l))
+            || changes.gone.iter().any(|index| devices::is_of_interest(&self.topology, &uplinks, *index));
         if !(changes.rules || changes.routes || changes.tc || changes.lost || device_changed) {
             return Ok(());
         }

@@ -12,7 +12,9 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use nix::time::ClockId;
 use sockpath_bpf::short::ShortSkelBuilder;
-use sockpath_bpf::short::types::{bss, short_action, short_control, short_event, short_event_kind, short_flag, short_key, short_pass, short_plan, short_slot};
+use sockpath_bpf::short::types::{
+    bss, short_action, short_control, short_event, short_event_kind, short_flag, short_key, short_pass, short_plan, short_slot,
+};
 use sockpath_kernel::conntrack::Tuple;
 use sockpath_kernel::netlink::{family, octets};
 use sockpath_kernel::shared::{Mapped, Shared};
@@ -128,13 +130,16 @@ impl Programs {
         let variables = &skel.maps.bss;
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
         let sink = events.clone();
-        let mut ring = RingBufferBuilder::new();
         let reports = MapHandle::try_from(&skel.maps.events).context("cannot keep the ring buffer")?;
-        ring.add(&reports, move |bytes| {
-            sink.lock().unwrap_or_else(PoisonError::into_inner).extend(event(bytes));
-            0
-        })
-        .context("cannot read the events of the short path")?;
+        let ring = {
+            let mut builder = RingBufferBuilder::new();
+            let take = move |bytes: &[u8]| {
+                sink.lock().unwrap_or_else(PoisonError::into_inner).extend(event(bytes));
+                0
+            };
+            builder.add(&reports, take).context("cannot read the events of the short path")?;
+            builder.build().context("cannot read the events of the short path")?
+        };
         let programs = Self {
             from_pod: owned(skel.progs.short_from_pod.as_fd())?,
             from_node: owned(skel.progs.short_from_node.as_fd())?,
@@ -142,7 +147,7 @@ impl Programs {
             flows: MapHandle::try_from(&skel.maps.flows).context("cannot keep the map of flows")?,
             slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).context("cannot map the slots")?,
             control: Mapped::new(variables.as_fd(), variables.value_size(), 1).context("cannot map the programs' variables")?,
-            ring: ring.build().context("cannot read the events of the short path")?,
+            ring,
             _reports: reports,
             events,
         };
@@ -308,11 +313,8 @@ mod tests {
     #[test]
     fn a_candidate_is_read_as_it_was_written() {
         for (source, destination) in [("10.42.1.2:4000", "10.42.1.3:80"), ("[fd00::2]:4000", "[fd00::3]:80")] {
-            let tuple = Tuple {
-                protocol: TCP,
-                source: source.parse().expect("an address"),
-                destination: destination.parse().expect("an address"),
-            };
+            let tuple =
+                Tuple { protocol: TCP, source: source.parse().expect("an address"), destination: destination.parse().expect("an address") };
             let mut bytes = [0u32, 0].iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
             bytes.extend(bytes_of(&key(&tuple, 7)));
             assert_eq!(event(&bytes), Some(Event::Candidate(tuple)));

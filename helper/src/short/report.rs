@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
+use sockpath_protocol::accel::{Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::Connection;
 use super::flow::State;
@@ -57,6 +57,7 @@ fn pair(path: &Path, connection: &Connection) -> Pair {
         dialled: connection.original.destination,
         server: Some(connection.reply.source),
         via_service: connection.original.destination != connection.reply.source,
+        via: if state == PairState::Accelerated { Carrier::Short } else { Carrier::Stack },
         state,
         reason,
         live: connection.live,

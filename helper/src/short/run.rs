@@ -42,7 +42,8 @@ impl ShortPath {
         let mut short = Self { nodes: nodes.to_vec(), paths: Vec::new(), events, began: Instant::now() };
         let (mut by_node, warnings) = find(pods);
         for (name, found) in by_node.drain() {
-            let node = short.nodes.iter().find(|n| n.name == name).cloned().unwrap_or(Node { name: name.clone(), ips: Vec::new(), netns: None });
+            let node =
+                short.nodes.iter().find(|n| n.name == name).cloned().unwrap_or(Node { name: name.clone(), ips: Vec::new(), netns: None });
             let far = far_pods(pods, elsewhere, &name);
             let path = Path::start(node::node_netns(&node)?, found, far, lease).with_context(|| format!("node {name}"))?;
             for fd in path.fds() {

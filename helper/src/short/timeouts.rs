@@ -24,9 +24,7 @@ impl Timeouts {
     /// Opens those of a namespace.
     pub fn of(netns: &Netns) -> Result<Self> {
         let open = |name: &str| File::open(format!("/proc/sys/net/netfilter/{name}")).ok();
-        inside(&netns.file, || {
-            Ok(Self { tcp: open("nf_conntrack_tcp_timeout_established"), udp: open("nf_conntrack_udp_timeout_stream") })
-        })
+        inside(&netns.file, || Ok(Self { tcp: open("nf_conntrack_tcp_timeout_established"), udp: open("nf_conntrack_udp_timeout_stream") }))
     }
 
     /// Seconds that an entry of this protocol is kept without a packet.

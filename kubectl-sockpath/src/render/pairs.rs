@@ -131,7 +131,7 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
     table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX)).set_truncation_indicator(if style.unicode { "…" } else { "~" });
-    let mut heads = vec!["CLIENT", "SERVER", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
+    let mut heads = vec!["CLIENT", "SERVER", "VIA", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
     if several {
         heads.insert(0, "NODE");
     }
@@ -142,7 +142,8 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> String {
         if several {
             row.add_cell(Cell::new(printable(node)));
         }
-        row.add_cell(Cell::new(client(pair))).add_cell(Cell::new(server(pair))).add_cell(Cell::new(state_word(pair.state)));
+        row.add_cell(Cell::new(client(pair))).add_cell(Cell::new(server(pair)));
+        row.add_cell(Cell::new(pair.via.text())).add_cell(Cell::new(state_word(pair.state)));
         row.add_cell(Cell::new(bytes(pair.bypassed_bytes)).set_alignment(CellAlignment::Right));
         row.add_cell(Cell::new(pair.bypassed_messages).set_alignment(CellAlignment::Right));
         row.add_cell(Cell::new(turnaround(pair))).add_cell(Cell::new(why(pair)));
@@ -249,6 +250,8 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sockpath_protocol::accel::Carrier;
+
     use super::*;
 
     #[test]
@@ -269,6 +272,7 @@ mod tests {
             dialled: SocketAddr::from(([10, 96, 0, 10], 80)),
             server: Some(SocketAddr::from(([10, 42, 1, 3], 8080))),
             via_service: port.is_multiple_of(2),
+            via: if state == PairState::Accelerated { Carrier::Socket } else { Carrier::Stack },
             state,
             reason: None,
             live: false,

@@ -214,7 +214,14 @@ pub struct Choice {
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false, without_order_gate: false, blocking_readers: false, via: Via::Socket }
+        Self {
+            pods: Vec::new(),
+            lease: Duration::from_secs(10),
+            detach: false,
+            without_order_gate: false,
+            blocking_readers: false,
+            via: Via::Socket,
+        }
     }
 }
 

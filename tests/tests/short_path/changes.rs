@@ -16,7 +16,7 @@ fn a_new_rule_takes_effect() {
     let mut on = scene.accelerate();
     let (client, server) = scene.connect_short(&mut on, 6000);
     let rule = ["-p", "tcp", "--dport", "6000", "-j", "DROP"];
-    let iptables = |verb: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"], verb, &rule].concat());
+    let iptables = |verb: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"][..], verb, &rule[..]].concat());
     iptables(&["-I", "FORWARD", "1"]);
     // Within a second nothing arrives any more: messages are sent until one does not come.
     let end = Instant::now() + Duration::from_secs(1);

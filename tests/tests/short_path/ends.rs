@@ -75,7 +75,8 @@ fn ports_are_used_again_at_once() {
         let server = listener.accept();
         for step in 0..20 {
             client.send_content(round, step * 50, 50);
-            let read = server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
+            let read =
+                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
             assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
             server.send(b"!");
             assert_eq!(client.recv_exactly(1), b"!");

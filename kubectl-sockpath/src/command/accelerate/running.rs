@@ -193,7 +193,10 @@ impl<'a> Session<'a> {
             stay: matches!(self.backend, Backend::Cluster(_)),
             owner: owner(),
             leave_blocking_readers: !self.args.blocking_readers,
-            via: Via::default(),
+            via: match self.args.via {
+                cli::Via::Socket => Via::Socket,
+                cli::Via::Short => Via::Short,
+            },
         };
         self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
