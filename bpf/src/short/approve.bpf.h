@@ -60,7 +60,7 @@ static __always_inline void note_delivered(struct __sk_buff *skb)
 }
 
 /* The flow has ended, or connection tracking does not know it any more: both directions take the stack from now on. */
-static __always_inline void end_flow(struct short_slot *mine, __u32 slot, enum short_pass why)
+static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why)
 {
 	struct short_slot *other = slot_at(slot ^ 1);
 
@@ -69,6 +69,7 @@ static __always_inline void end_flow(struct short_slot *mine, __u32 slot, enum s
 	mine->ended = why;
 	if (other)
 		other->ended = why;
+	bpf_map_delete_elem(&counted, &p->key);
 	report(SHORT_OVER, slot & ~1u, NULL);
 }
 
@@ -77,7 +78,11 @@ static __always_inline void count_unknown(const struct packet *p)
 {
 	__u32 one = 1, *count, now;
 
-	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+	if (p->tcp_flags & TCP_SYN) {
+		bpf_map_delete_elem(&counted, &p->key);
+		return;
+	}
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return;
 	count = bpf_map_lookup_elem(&counted, &p->key);
 	if (!count) {

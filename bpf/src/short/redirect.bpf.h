@@ -23,7 +23,7 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 	__u32 now = control.epoch;
 
 	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
-		end_flow(mine, plan->slot, SHORT_ENDING);
+		end_flow(p, mine, plan->slot, SHORT_ENDING);
 	if (mine->ended)
 		return mine->ended;
 	if (mine->armed != now) {
@@ -37,7 +37,7 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 	if ((plan->flags & SHORT_ROUTED) && p->ttl <= 1)
 		return SHORT_TTL;
 	if (!is_assured(skb, p)) {
-		end_flow(mine, plan->slot, SHORT_NOT_TRACKED);
+		end_flow(p, mine, plan->slot, SHORT_NOT_TRACKED);
 		return SHORT_NOT_TRACKED;
 	}
 	return SHORT_PASSES;

@@ -115,7 +115,8 @@ pub fn refusal(entry: &Entry) -> Option<Reason> {
     }
 }
 
-/// Two pods of this node. On one bridge their packets are not routed, unless they were sent to a Service: that is, to the gateway.
+/// Two pods of this node. On one bridge their packets are not routed, even when they are translated: a bridge that shows its packets to
+/// netfilter forwards those itself whose new destination is behind it, too.
 fn between(entry: &Entry, client: &Port, server: &Port) -> Result<[Leg; 2], Reason> {
     if client.device == server.device {
         return Err(Reason::Hairpin);
@@ -123,8 +124,7 @@ fn between(entry: &Entry, client: &Port, server: &Port) -> Result<[Leg; 2], Reas
     if client.mtu != server.mtu {
         return Err(Reason::MtuDiffers);
     }
-    let translated = entry.original != entry.reply.reversed();
-    let routed = translated || client.bridge.is_none() || client.bridge != server.bridge;
+    let routed = client.bridge.is_none() || client.bridge != server.bridge;
     let leg = |from: Tuple, port: &Port, other: Tuple, to: &Port| Leg {
         from,
         device: port.device,
@@ -266,7 +266,7 @@ mod tests {
         let [there, back] = legs(&entry, &topology(), no_route).expect("eligible");
         assert_eq!(there.to, tuple("10.42.1.2:4000", "10.42.1.3:8080"));
         assert_eq!(back.to, tuple("10.96.0.10:80", "10.42.1.2:4000"));
-        assert!(there.routed && back.routed);
+        assert!(!there.routed && !back.routed);
     }
 
     #[test]
