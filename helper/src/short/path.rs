@@ -63,6 +63,8 @@ pub struct Path {
     watch: Watch,
     timeouts: Timeouts,
     connections: Connections,
+    /// Nothing is attached and no connection is touched: only what would be done is found out.
+    dry: bool,
     /// When devices were looked at.
     looked: Instant,
     /// Pods whose connections take the stack.
@@ -73,7 +75,8 @@ pub struct Path {
 
 impl Path {
     /// Loads the programs, attaches them, and takes what connection tracking has now.
-    pub fn start(netns: Netns, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>, lease: Duration) -> Result<Self> {
+    /// On a dry run nothing is attached.
+    pub fn start(netns: Netns, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>, lease: Duration, dry: bool) -> Result<Self> {
         let programs = Programs::load()?;
         programs.renew(lease)?;
         let ids = [&programs.from_pod, &programs.from_node, &programs.delivered].map(|p| tc::program_id(std::os::fd::AsFd::as_fd(p)));
@@ -100,6 +103,7 @@ impl Path {
             watch,
             timeouts,
             connections: Connections::default(),
+            dry,
             looked: Instant::now(),
             paused: HashMap::new(),
             over: Sums::default(),
@@ -156,7 +160,15 @@ impl Path {
                 self.plan_again()?;
             }
         }
+        if self.dry {
+            self.track_all(true)?;
+        }
         self.connections.tuples().iter().try_for_each(|tuple| self.settle(tuple))
+    }
+
+    /// Whether nothing is attached.
+    pub fn is_dry(&self) -> bool {
+        self.dry
     }
 
     /// Makes these the chosen pods.
@@ -231,6 +243,9 @@ impl Path {
     fn look_around(&mut self) -> Result<()> {
         self.looked = Instant::now();
         self.topology = devices::discover(&self.netns, &self.pods, self.elsewhere.keys().copied(), &self.ours)?;
+        if self.dry {
+            return Ok(());
+        }
         let fit: HashSet<u32> = self.topology.ports.values().filter(|p| p.refusal.is_none()).map(|p| p.device).collect();
         self.attachments.keep_pods(&self.netns, &fit)?;
         for device in fit {
@@ -351,6 +366,7 @@ impl Path {
         })?;
         for leg in &planned {
             if let Target::Hop { device, .. } = leg.target
+                && !self.dry
                 && self.attachments.attach(&self.netns, &self.programs, device, Role::Uplink).is_err()
             {
                 return Err(Reason::Refused);
@@ -361,6 +377,9 @@ impl Path {
 
     /// Makes the programs know a connection; false when there is no slot left.
     fn install(&mut self, connection: &mut Connection, legs: [Leg; 2]) -> Result<bool> {
+        if self.dry {
+            return Ok(true);
+        }
         let Some(slot) = self.connections.take_slot(self.programs.slots()) else { return Ok(false) };
         for (number, leg) in (slot..).zip(&legs) {
             if let Some(state) = self.programs.slot(number) {

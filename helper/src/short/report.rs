@@ -57,7 +57,12 @@ fn pair(path: &Path, connection: &Connection) -> Pair {
         dialled: connection.original.destination,
         server: Some(connection.reply.source),
         via_service: connection.original.destination != connection.reply.source,
-        via: if state == PairState::Accelerated { Carrier::Short } else { Carrier::Stack },
+        // A dry run shows the path that it would take.
+        via: match state {
+            PairState::Accelerated => Carrier::Short,
+            PairState::Waiting if path.is_dry() => Carrier::Short,
+            _ => Carrier::Stack,
+        },
         state,
         reason,
         live: connection.live,
@@ -75,7 +80,7 @@ fn state(path: &Path, connection: &Connection) -> (PairState, Option<Reason>) {
         State::Armed { epoch } if epoch == path.epoch() => (PairState::Accelerated, None),
         State::Armed { .. } | State::Watched => match path.paused(connection) {
             Some(reason) => (PairState::Paused, Some(reason)),
-            None => (PairState::Waiting, Some(Reason::AwaitingStack)),
+            None => (PairState::Waiting, (!path.is_dry()).then_some(Reason::AwaitingStack)),
         },
         State::Removed => (PairState::Returned, Some(Reason::Ending)),
     }

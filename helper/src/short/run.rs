@@ -33,11 +33,17 @@ pub struct ShortPath {
 }
 
 impl ShortPath {
-    /// Starts on the nodes of these pods; what there is to warn of.
+    /// Starts on the nodes of these pods; what there is to warn of. On a dry run nothing is attached.
     ///
     /// # Errors
     /// When the kernel refuses the programs, connection tracking or netlink.
-    pub fn start(nodes: &[Node], pods: &[Chosen], elsewhere: &[PodElsewhere], lease: Duration) -> Result<(Self, Vec<String>)> {
+    pub fn start(
+        nodes: &[Node],
+        pods: &[Chosen],
+        elsewhere: &[PodElsewhere],
+        lease: Duration,
+        dry: bool,
+    ) -> Result<(Self, Vec<String>)> {
         let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll instance")?;
         let mut short = Self { nodes: nodes.to_vec(), paths: Vec::new(), events, began: Instant::now() };
         let (mut by_node, warnings) = find(pods);
@@ -45,7 +51,7 @@ impl ShortPath {
             let node =
                 short.nodes.iter().find(|n| n.name == name).cloned().unwrap_or(Node { name: name.clone(), ips: Vec::new(), netns: None });
             let far = far_pods(pods, elsewhere, &name);
-            let path = Path::start(node::node_netns(&node)?, found, far, lease).with_context(|| format!("node {name}"))?;
+            let path = Path::start(node::node_netns(&node)?, found, far, lease, dry).with_context(|| format!("node {name}"))?;
             for fd in path.fds() {
                 short.events.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).context("cannot wait for events")?;
             }
@@ -156,19 +162,25 @@ fn far_pods(pods: &[Chosen], elsewhere: &[PodElsewhere], node: &str) -> HashMap<
 /// Serves a request by the short path until the session has to end.
 pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
     let lease = Duration::from_millis(request.lease_ms);
-    let (mut short, warnings) = ShortPath::start(&request.nodes, &request.pods, &request.elsewhere, lease)?;
+    if request.detach {
+        return Err(Coded::new("detach", "the short path ends with its session: start it without --detach"));
+    }
+    let dry = request.dry_run_ms.map(Duration::from_millis);
+    let (mut short, warnings) = ShortPath::start(&request.nodes, &request.pods, &request.elsewhere, lease, dry.is_some())?;
     for text in warnings {
         session.warn(text)?;
     }
     if short.paths.is_empty() {
         return Err(Coded::new("no-pods", "none of the chosen pods runs on this node"));
     }
-    let reason = serve(session, &mut short, lease).await;
+    let reason = serve(session, &mut short, lease, dry).await;
     session.send(&Message::Summary(short.stop()?))?;
     reason
 }
 
-async fn serve(session: &mut Session, short: &mut ShortPath, lease: Duration) -> Result<EndReason> {
+async fn serve(session: &mut Session, short: &mut ShortPath, lease: Duration, dry: Option<Duration>) -> Result<EndReason> {
+    let end = tokio::time::sleep(dry.unwrap_or_default());
+    tokio::pin!(end);
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let events = unsafe { AsyncFd::register_with_interest(short.fd()?, Interest::READABLE) }.context("cannot wait for events")?;
     let mut snapshots = tokio::time::interval(SNAPSHOT);
@@ -185,6 +197,10 @@ async fn serve(session: &mut Session, short: &mut ShortPath, lease: Duration) ->
                 Inbound::Request(_) => {}
                 Inbound::Stop(reason) => return Ok(reason),
             },
+            () = &mut end, if dry.is_some() => {
+                session.send(&Message::Pairs(short.snapshot()))?;
+                return Ok(EndReason::Done);
+            }
             _ = renewals.tick() => short.renew(lease)?,
             ready = events.readable() => {
                 ready.context("cannot wait for events")?.clear_ready();

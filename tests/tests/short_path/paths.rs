@@ -231,3 +231,24 @@ fn everything_goes_back() {
     client.close();
     assert!(server.recv(1).is_empty());
 }
+
+/// A dry run reports which path a connection would take, and touches nothing.
+#[test]
+fn a_dry_run_touches_nothing() {
+    use sockpath_protocol::Message;
+    use sockpath_protocol::accel::{AccelerateRequest, Carrier, Via};
+    use sockpath_tests::torture::accelerator::{Choice, Session};
+    let Some(scene) = Scene::new("a_dry_run_touches_nothing") else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 5);
+    let choice = Choice { via: Via::Short, ..Choice::default() };
+    let request = AccelerateRequest { dry_run_ms: Some(1_000), ..choice.request(&scene.lab) };
+    let mut session = Session::start(&scene.lab).expect("a session");
+    session.say(&sockpath_protocol::Request::Accelerate(Box::new(request))).expect("say");
+    let summary = session.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None }).expect("a summary");
+    let rows: Vec<_> = session.pairs.pairs.iter().filter(|p| p.client.port() == client.local().port()).collect();
+    assert!(rows.len() == 1 && rows[0].state == PairState::Waiting && rows[0].via == Carrier::Short, "{rows:#?}");
+    assert_eq!(summary.totals.bypassed_messages, 0);
+    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    assert!(!scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").liberal);
+}
