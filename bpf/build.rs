@@ -10,7 +10,7 @@ use libbpf_cargo::SkeletonBuilder;
 mod shipping;
 
 /// The objects: one for each mode, made of one small file for each subject.
-const OBJECTS: &[&str] = &["trace", "accel"];
+const OBJECTS: &[&str] = &["trace", "accel", "short"];
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);

@@ -545,4 +545,123 @@ struct trace_packet {
 	unsigned char has_payload;
 };
 
+/* --- short --- */
+
+/* Directions that can be known at one time: two for each connection, neighbours in the array. */
+#define SHORT_SLOTS 65536
+/* Flows that are counted before they become candidates. */
+#define SHORT_COUNTED 16384
+
+/* Why a packet of a known flow takes the stack; index of short_slot.passes. */
+enum short_pass {
+	/* Not approved, or not since the last change of rules, routes or devices. */
+	SHORT_NOT_APPROVED,
+	/* SYN, FIN or RST, and what follows them. */
+	SHORT_ENDING,
+	/* Larger than the next link's MTU. */
+	SHORT_MTU,
+	/* TTL or hop limit is used up. */
+	SHORT_TTL,
+	/* Connection tracking does not have it as assured. */
+	SHORT_NOT_TRACKED,
+	/* The lease has run out. */
+	SHORT_LEASE,
+	SHORT_PASSES,
+};
+
+/* What is done with a packet. */
+enum short_action {
+	/* Into the namespace behind a veth device. */
+	SHORT_TO_PEER = 1,
+	/* Out of a device, to a next hop. */
+	SHORT_TO_NEIGHBOUR,
+};
+
+/* short_plan.flags */
+enum short_flag {
+	/* Addresses or ports change: network address translation. */
+	SHORT_REWRITE = 1,
+	/* The node routes it: TTL or hop limit goes down by one. */
+	SHORT_ROUTED = 2,
+};
+
+/* Written by user space. */
+struct short_control {
+	/* Redirects after this moment (CLOCK_MONOTONIC_COARSE, nanoseconds) are over. */
+	__u64 deadline_ns;
+	/* Number of the current state of rules, routes and devices. */
+	__u32 epoch;
+	__u32 unused;
+};
+
+/* A direction of a connection: addresses and ports of its packets and the device they come in by. IPv4 uses the first word. */
+struct short_key {
+	__u32 saddr[4];
+	__u32 daddr[4];
+	/* Network byte order. */
+	__u16 sport;
+	__u16 dport;
+	__u32 ifindex;
+	/* AF_INET or AF_INET6; IPPROTO_TCP or IPPROTO_UDP. */
+	__u16 family;
+	__u16 protocol;
+};
+
+/* Where its packets go. Never changed while it is in the map. */
+struct short_plan {
+	__u32 slot;
+	__u32 ifindex;
+	/* Of the next link, in bytes without the link layer's header. */
+	__u16 mtu;
+	__u8 action;
+	__u8 flags;
+	/* What they are rewritten to. */
+	__u16 sport;
+	__u16 dport;
+	__u32 saddr[4];
+	__u32 daddr[4];
+	/* The next hop, and its family. */
+	__u32 next_hop[4];
+	__u32 next_hop_family;
+};
+
+/*
+ * State of a direction. The other direction of the connection has the slot whose number differs in the last bit. Epochs count the
+ * changes of rules, routes and devices; 0 is none.
+ */
+struct short_slot {
+	/* Written by user space: the epoch in which its packets may be redirected. */
+	__u32 armed;
+	/* Written by the programs: the last epoch in which one of its packets came in and took the stack. */
+	__u32 seen;
+	/* The last epoch in which the stack delivered a packet of the other direction to the device that this one comes in by. */
+	__u32 delivered;
+	/* The last epoch in which user space was asked for approval; in the even slot. */
+	__u32 asked;
+	/* A SYN, FIN or RST was seen, or connection tracking has no such entry: enum short_pass. */
+	__u32 ended;
+	__u32 unused;
+	__u64 packets;
+	__u64 bytes;
+	/* When the last packet was redirected (CLOCK_MONOTONIC_COARSE, nanoseconds). */
+	__u64 last_ns;
+	__u32 passes[SHORT_PASSES];
+};
+
+enum short_event_kind {
+	/* A flow of a chosen pod that is not known and lasts. */
+	SHORT_CANDIDATE,
+	/* The stack has delivered packets of both directions in this epoch. */
+	SHORT_READY,
+	/* It has ended. */
+	SHORT_OVER,
+};
+
+/* What user space has to look at. */
+struct short_event {
+	enum short_event_kind kind;
+	__u32 slot;
+	struct short_key key;
+};
+
 #endif

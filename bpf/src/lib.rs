@@ -17,3 +17,7 @@ pub mod trace {
 pub mod accel {
     include!(concat!(env!("OUT_DIR"), "/accel.skel.rs"));
 }
+
+pub mod short {
+    include!(concat!(env!("OUT_DIR"), "/short.skel.rs"));
+}

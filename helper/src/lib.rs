@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod node;
 pub mod seccomp;
 pub mod session;
+pub mod short;
 pub mod site;
 pub mod stderr;
 pub mod switches;

@@ -8,14 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{Message, PROTOCOL_VERSION, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::site::Site;
-use crate::{accel, doctor, seccomp, stderr, switches, trace};
+use crate::{accel, doctor, seccomp, short, stderr, switches, trace};
 
 mod requests;
 
@@ -204,6 +204,7 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
 async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> {
     match request {
         Request::Trace(request) => trace::run(session, *request).await,
+        Request::Accelerate(request) if request.via == Via::Short => short::run(session, *request).await,
         Request::Accelerate(request) => accel::run(session, *request).await,
         Request::Status => accel::status(session),
         Request::Stop(request) => accel::stop(session, &request).await,

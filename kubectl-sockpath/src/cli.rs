@@ -241,12 +241,24 @@ pub struct Accelerate {
     /// Also accelerate readers that wait inside recv(): a reset or a signal then ends that call with EAGAIN
     #[arg(long)]
     pub blocking_readers: bool,
+    /// Path of accelerated connections: socket to socket on one node, or the short path from device to device, between nodes too
+    #[arg(long, value_enum, default_value = "socket")]
+    pub via: Via,
     /// Watch for a few seconds and print what would be done; =client prints the helper pod
     #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
     pub dry_run: Option<String>,
     /// Form of the output [default: a table]
     #[arg(short, long, value_enum)]
     pub output: Option<ObjectOutput>,
+}
+
+/// Path of accelerated connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Via {
+    /// From device to device, past the node's bridge, netfilter and routing
+    Short,
+    /// From socket to socket
+    Socket,
 }
 
 /// Output of commands that print one object.

@@ -36,6 +36,20 @@ pub struct AccelerateRequest {
     pub stay: bool,
     /// Who asks, for a second user to be told.
     pub owner: String,
+    /// The path that connections are put on.
+    #[serde(default)]
+    pub via: Via,
+}
+
+/// The path that connections are put on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// The socket path: bytes go from socket to socket.
+    #[default]
+    Socket,
+    /// The short path: packets go from device to device, past the node's bridge, netfilter, routing and connection tracking.
+    Short,
 }
 
 /// The pods that are chosen from now on, all of them: others join, those that are not named are let go.
@@ -115,6 +129,31 @@ pub enum PauseReason {
     NetworkPolicy,
 }
 
+/// What carries the bytes of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// The whole network stack.
+    #[default]
+    Stack,
+    /// The short path: from device to device.
+    Short,
+    /// The socket path: from socket to socket.
+    Socket,
+}
+
+impl Carrier {
+    /// Its word in tables and JSON.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Stack => "stack",
+            Self::Short => "short",
+            Self::Socket => "socket",
+        }
+    }
+}
+
 /// All pairs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairsSnapshot {
@@ -156,6 +195,9 @@ pub struct Pair {
     pub server: Option<SocketAddr>,
     /// Whether an address translation lies between.
     pub via_service: bool,
+    /// What carries its bytes now.
+    #[serde(default)]
+    pub via: Carrier,
     /// How it is.
     pub state: PairState,
     /// Why it is not accelerated, when it is not.
@@ -252,6 +294,44 @@ pub enum Reason {
     Ambiguous,
     /// The kernel refused the socket.
     Refused,
+    /// Short path: the stack has not yet passed packets of both directions since the start or the last change of rules, routes or devices.
+    AwaitingStack,
+    /// Short path: a SYN, FIN or RST was seen.
+    Ending,
+    /// Short path: connection tracking does not hold the connection as assured.
+    NotTracked,
+    /// Short path: connection tracking adjusts its sequence numbers.
+    SequenceAdjusted,
+    /// Short path: a helper of connection tracking (FTP, SIP, ...) follows it.
+    ConntrackHelper,
+    /// Short path: it is in a conntrack zone of its own.
+    ConntrackZone,
+    /// Short path: a flow table carries its packets already.
+    Offloaded,
+    /// Short path: a queue discipline shapes or delays packets at the node's end of a pod's device.
+    QueueDiscipline,
+    /// Short path: another tc or XDP program is attached to a device.
+    ForeignProgram,
+    /// Short path: a tc filter of a device redirects, copies or marks packets.
+    TcFilter,
+    /// Short path: a pod connects its interface to a bridge or tap of its own.
+    PodBridge,
+    /// Short path: a pod's address is not on a veth device whose other end is on the node.
+    NoVeth,
+    /// Short path: the MTUs of the two pods differ.
+    MtuDiffers,
+    /// Short path: both ends are the same pod.
+    Hairpin,
+    /// Short path: an end is the node itself.
+    HostNetwork,
+    /// Short path: the node has IPsec policies.
+    Ipsec,
+    /// Short path: no route to the other node by a device with Ethernet headers.
+    NoRoute,
+    /// Short path: the packet is larger than the next link's MTU.
+    PacketTooLarge,
+    /// Short path: the packet's TTL or hop limit is used up.
+    TtlExceeded,
 }
 
 impl Reason {
@@ -263,6 +343,10 @@ impl Reason {
                 "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
                  ends that call with EAGAIN, which programs do not expect of a blocking socket",
             ),
+            Self::QueueDiscipline => {
+                Some("a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path")
+            }
+            Self::ForeignProgram => Some("a network plugin or agent with programs at the pod's device often has a short path of its own"),
             Self::PeerNotChosen => Some("both ends have to be chosen pods: name both, or choose all with -A"),
             _ => None,
         }
@@ -299,6 +383,25 @@ impl Reason {
             Self::NetworkPolicy => "NetworkPolicy changed",
             Self::Ambiguous => "identity not unique",
             Self::Refused => "refused by the kernel",
+            Self::AwaitingStack => "waiting for packets through the stack",
+            Self::Ending => "connection is ending",
+            Self::NotTracked => "not assured by conntrack",
+            Self::SequenceAdjusted => "sequence numbers adjusted",
+            Self::ConntrackHelper => "conntrack helper",
+            Self::ConntrackZone => "conntrack zone",
+            Self::Offloaded => "offloaded by a flow table",
+            Self::QueueDiscipline => "queue discipline at the device",
+            Self::ForeignProgram => "other program at the device",
+            Self::TcFilter => "tc filter at the device",
+            Self::PodBridge => "pod bridges its interface",
+            Self::NoVeth => "no veth device",
+            Self::MtuDiffers => "MTUs differ",
+            Self::Hairpin => "pod talks to itself",
+            Self::HostNetwork => "an end is the node",
+            Self::Ipsec => "IPsec on the node",
+            Self::NoRoute => "no route by Ethernet",
+            Self::PacketTooLarge => "larger than the MTU",
+            Self::TtlExceeded => "TTL used up",
         }
     }
 }

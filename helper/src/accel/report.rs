@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
-use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
+use sockpath_protocol::accel::{Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
@@ -197,6 +197,7 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
         dialled: client.map_or(known.identity.local, |c| c.identity.remote),
         server: server.map(|s| s.identity.local),
         via_service: client.zip(server).is_some_and(|(c, s)| c.identity.is_translated(&s.identity)),
+        via: if state == PairState::Accelerated { Carrier::Socket } else { Carrier::Stack },
         state,
         reason,
         live: ends.iter().any(|k| k.known.has(accel_flag::ACCEL_LIVE)),

@@ -128,18 +128,18 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> Text {
     }
     pairs.sort_by_key(|(_, p)| (p.state != PairState::Accelerated, std::cmp::Reverse(p.bypassed_bytes)));
     let several = nodes.len() > 1;
-    let mut heads = vec!["CLIENT", "SERVER", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
+    let mut heads = vec!["CLIENT", "SERVER", "VIA", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
     if several {
         heads.insert(0, "NODE");
     }
     let mut table = Table::fitting(style, &heads);
-    table.align_cells(if several { &[4, 5] } else { &[3, 4] });
+    table.align_cells(if several { &[5, 6] } else { &[4, 5] });
     let shown = pairs.len().min(rows.max(1));
     for (node, pair) in &pairs[..shown] {
         let paint = (pair.state == PairState::Accelerated).then_some(Paint::Good);
-        let state = state_word(pair.state).to_owned();
+        let (via, state) = (pair.via.text().to_owned(), state_word(pair.state).to_owned());
         let (moved, messages) = (bytes(pair.bypassed_bytes), pair.bypassed_messages.to_string());
-        let cells = [client(pair), server(pair), state, moved, messages, turnaround(pair), why(pair)];
+        let cells = [client(pair), server(pair), via, state, moved, messages, turnaround(pair), why(pair)];
         table.row(paint, Some(1), several.then(|| (*node).to_owned()).into_iter().chain(cells));
     }
     table.end(true, &mut out);
@@ -233,6 +233,8 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
 
 #[cfg(test)]
 mod tests {
+    use sockpath_protocol::accel::Carrier;
+
     use super::*;
 
     #[test]
@@ -253,6 +255,7 @@ mod tests {
             dialled: SocketAddr::from(([10, 96, 0, 10], 80)),
             server: Some(SocketAddr::from(([10, 42, 1, 3], 8080))),
             via_service: port.is_multiple_of(2),
+            via: if state == PairState::Accelerated { Carrier::Socket } else { Carrier::Stack },
             state,
             reason: None,
             live: false,

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, Canary, PairsSnapshot, StopRequest};
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, Canary, PairsSnapshot, StopRequest, Via};
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
 
 use crate::lab::Lab;
@@ -213,11 +213,20 @@ pub struct Choice {
     pub without_order_gate: bool,
     /// Carry readers, too, that sleep in their receive call.
     pub blocking_readers: bool,
+    /// The path. On the short path all pods of both nodes are chosen where none is named.
+    pub via: Via,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { pods: Vec::new(), lease: Duration::from_secs(10), detach: false, without_order_gate: false, blocking_readers: false }
+        Self {
+            pods: Vec::new(),
+            lease: Duration::from_secs(10),
+            detach: false,
+            without_order_gate: false,
+            blocking_readers: false,
+            via: Via::Socket,
+        }
     }
 }
 
@@ -230,13 +239,16 @@ impl Choice {
     pub fn request(&self, lab: &Lab) -> AccelerateRequest {
         let status = lab.status();
         let chosen = |name: &str| self.pods.is_empty() || self.pods.iter().any(|p| p == name);
-        let pods: Vec<Pod> = status.pods.iter().filter(|p| p.node == "node-1" && chosen(&p.name)).map(Pod::from).collect();
+        let on_nodes = |node: &str| self.via == Via::Short || node == "node-1";
+        let pods: Vec<Pod> = status.pods.iter().filter(|p| on_nodes(&p.node) && chosen(&p.name)).map(Pod::from).collect();
+        let nodes: Vec<Node> = status.nodes.iter().map(Node::from).collect();
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
         let owner = format!("torture-{}", std::process::id());
         // As JSON: options that the protocol gains later keep their defaults.
         let leave_alone = !self.blocking_readers;
         let request = serde_json::json!({
             "pods": pods, "lease_ms": lease_ms, "detach": self.detach, "owner": owner, "leave_blocking_readers": leave_alone,
+            "via": self.via, "nodes": nodes,
         });
         serde_json::from_value(request).unwrap_or_else(|e| panic!("the protocol has changed: {e}"))
     }

@@ -271,6 +271,7 @@ mod tests {
             dialled: dialled.parse().unwrap(),
             server: server.map(|s| s.parse().unwrap()),
             via_service: false,
+            via: Default::default(),
             state: PairState::LeftAlone,
             reason: Some(reason),
             live: false,

@@ -7,7 +7,7 @@ mod running;
 use std::time::Duration;
 
 use anyhow::Result;
-use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::request::Pod;
 
 use crate::backend::{Backend, Mode};
@@ -109,6 +109,7 @@ pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
         stay: false,
         owner: owner(),
         leave_blocking_readers: true,
+        via: Via::default(),
     }
 }
 

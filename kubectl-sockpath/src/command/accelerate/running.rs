@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::{AccelerateRequest, PodName};
+use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -192,6 +192,10 @@ impl<'a> Session<'a> {
             stay: matches!(self.backend, Backend::Cluster(_)),
             owner: owner(),
             leave_blocking_readers: !self.args.blocking_readers,
+            via: match self.args.via {
+                cli::Via::Socket => Via::Socket,
+                cli::Via::Short => Via::Short,
+            },
         };
         self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Approval by the stack: packets of both directions have to be seen coming in and, behind bridge, netfilter and routing, going out, in
+ * the current epoch. Then user space is asked.
+ */
+#ifndef SOCKPATH_SHORT_APPROVE_H
+#define SOCKPATH_SHORT_APPROVE_H
+
+#include "short/maps.bpf.h"
+#include "short/packet.bpf.h"
+
+static __always_inline void ask_when_ready(struct short_slot *mine, __u32 slot, __u32 now)
+{
+	struct short_slot *other = slot_at(slot ^ 1);
+	struct short_slot *even = slot & 1 ? other : mine;
+
+	if (!other || mine->seen != now || mine->delivered != now || other->seen != now || other->delivered != now)
+		return;
+	if (even->asked == now || mine->ended || other->ended)
+		return;
+	even->asked = now;
+	report(SHORT_READY, slot & ~1u, NULL);
+}
+
+/* A packet that came in takes the stack because its flow is not approved. */
+static __always_inline void note_seen(struct short_slot *mine, __u32 slot, __u32 now)
+{
+	if (mine->seen == now)
+		return;
+	mine->seen = now;
+	ask_when_ready(mine, slot, now);
+}
+
+/* A packet goes out: it is of the other direction of the flow that comes in here with its addresses swapped. */
+static __always_inline void note_delivered(struct __sk_buff *skb)
+{
+	__u32 now = control.epoch, address[4], slot;
+	struct short_slot *mine;
+	struct short_plan *plan;
+	struct packet p;
+	__u16 port;
+
+	if (!read_packet(skb, &p))
+		return;
+	copy_address(address, p.key.saddr);
+	copy_address(p.key.saddr, p.key.daddr);
+	copy_address(p.key.daddr, address);
+	port = p.key.sport;
+	p.key.sport = p.key.dport;
+	p.key.dport = port;
+	plan = bpf_map_lookup_elem(&flows, &p.key);
+	if (!plan)
+		return;
+	slot = plan->slot;
+	mine = slot_at(slot);
+	if (!mine || mine->delivered == now)
+		return;
+	mine->delivered = now;
+	ask_when_ready(mine, slot, now);
+}
+
+/* The flow has ended, or connection tracking does not know it any more: both directions take the stack from now on. */
+static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why)
+{
+	struct short_slot *other = slot_at(slot ^ 1);
+
+	if (mine->ended)
+		return;
+	mine->ended = why;
+	if (other)
+		other->ended = why;
+	bpf_map_delete_elem(&counted, &p->key);
+	report(SHORT_OVER, slot & ~1u, NULL);
+}
+
+/* An unknown flow becomes a candidate after some packets, and again after twice as many. */
+static __always_inline void count_unknown(const struct packet *p)
+{
+	__u32 one = 1, *count, now;
+
+	if (p->tcp_flags & TCP_SYN) {
+		bpf_map_delete_elem(&counted, &p->key);
+		return;
+	}
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		return;
+	count = bpf_map_lookup_elem(&counted, &p->key);
+	if (!count) {
+		bpf_map_update_elem(&counted, &p->key, &one, BPF_ANY);
+		return;
+	}
+	now = ++*count;
+	if (now >= candidate_packets && !(now & (now - 1)))
+		report(SHORT_CANDIDATE, 0, &p->key);
+}
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Flows and their state. */
+#ifndef SOCKPATH_SHORT_MAPS_H
+#define SOCKPATH_SHORT_MAPS_H
+
+#include "core.h"
+#include <bpf/bpf_helpers.h>
+#include "wire.h"
+
+volatile struct short_control control;
+
+/* The skeleton has the types of variables only. */
+const volatile struct short_event event_layout = {};
+const volatile enum short_pass pass_layout = 0;
+const volatile enum short_action action_layout = 0;
+const volatile enum short_flag flag_layout = 0;
+
+/* Packets of an unknown flow after which it becomes a candidate, a power of two. */
+const volatile __u32 candidate_packets = 8;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SHORT_SLOTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct short_key);
+	__type(value, struct short_plan);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SHORT_SLOTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct short_slot);
+} slots SEC(".maps");
+
+/* Packets of unknown flows of chosen pods. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SHORT_COUNTED);
+	__type(key, struct short_key);
+	__type(value, __u32);
+} counted SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} events SEC(".maps");
+
+static __always_inline struct short_slot *slot_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&slots, &index);
+}
+
+/* An event that finds no room is not lost: user space looks at all slots once a second, and candidates are reported again. */
+static __always_inline void report(enum short_event_kind kind, __u32 slot, const struct short_key *key)
+{
+	struct short_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event)
+		return;
+	event->kind = kind;
+	event->slot = slot;
+	if (key)
+		event->key = *key;
+	else
+		__builtin_memset(&event->key, 0, sizeof(event->key));
+	bpf_ringbuf_submit(event, 0);
+}
+
+#endif

@@ -1,0 +1,14 @@
+//! What the helper asks of the kernel, without knowing why: netlink (links, addresses, routes, IPsec policies, changes), connection
+//! tracking, tc, and maps shared with BPF programs.
+//!
+//! A [`netlink::Socket`] belongs to the network namespace of the thread that opened it; everything that takes one works there.
+
+pub mod address;
+pub mod change;
+pub mod conntrack;
+pub mod link;
+pub mod netlink;
+pub mod route;
+pub mod shared;
+pub mod tc;
+pub mod xfrm;

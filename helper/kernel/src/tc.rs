@@ -1,0 +1,120 @@
+//! Programs at tc: tcx links (6.6), which end with the process that holds them, or filters of clsact, which stay.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::libbpf_sys as sys;
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
+
+/// Which packets of a device a program sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Those that come in.
+    Ingress,
+    /// Those that go out.
+    Egress,
+}
+
+/// How a program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// By a tcx link.
+    Tcx,
+    /// By a filter of a clsact queue discipline.
+    Clsact,
+}
+
+/// An attached program. A tcx link ends when this is dropped; a filter stays until [`Attached::detach`].
+#[derive(Debug)]
+pub enum Attached {
+    /// The link.
+    Tcx(OwnedFd),
+    /// The filter.
+    Clsact {
+        /// Index of its device.
+        device: i32,
+        /// Which packets it sees.
+        side: Side,
+    },
+}
+
+/// Priority and handle of our filters: other tools begin at 49152 and count down.
+const PRIORITY: u32 = 1;
+const HANDLE: u32 = 0x50;
+
+/// Attaches a program to a device of the network namespace of this thread.
+///
+/// # Errors
+/// When the kernel refuses; EINVAL for a tcx link before 6.6.
+pub fn attach(program: BorrowedFd<'_>, device: u32, side: Side, mechanism: Mechanism) -> io::Result<Attached> {
+    let index = i32::try_from(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    match mechanism {
+        Mechanism::Tcx => tcx(program, index, side).map(Attached::Tcx),
+        Mechanism::Clsact => {
+            clsact(program, index, side).map_err(|e| io::Error::other(e.to_string()))?;
+            Ok(Attached::Clsact { device: index, side })
+        }
+    }
+}
+
+fn tcx(program: BorrowedFd<'_>, device: i32, side: Side) -> io::Result<OwnedFd> {
+    let place = match side {
+        Side::Ingress => sys::BPF_TCX_INGRESS,
+        Side::Egress => sys::BPF_TCX_EGRESS,
+    };
+    // SAFETY: it takes numbers only; there are no options.
+    let fd = unsafe { sys::bpf_link_create(program.as_raw_fd(), device, place, std::ptr::null()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just given this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn clsact(program: BorrowedFd<'_>, device: i32, side: Side) -> libbpf_rs::Result<TcHook> {
+    let mut hook = TcHookBuilder::new(program).ifindex(device).replace(true).handle(HANDLE).priority(PRIORITY).hook(point(side));
+    hook.create()?;
+    hook.attach()
+}
+
+fn point(side: Side) -> TcAttachPoint {
+    match side {
+        Side::Ingress => TC_INGRESS,
+        Side::Egress => TC_EGRESS,
+    }
+}
+
+/// The id of a program, by which tools name it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = sys::bpf_prog_info::default();
+    let mut length = u32::try_from(size_of::<sys::bpf_prog_info>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes of `info`, whose pointers are null: it follows none.
+    let r = unsafe { sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length) };
+    if r < 0 { Err(io::Error::from_raw_os_error(-r)) } else { Ok(info.id) }
+}
+
+impl Attached {
+    /// Detaches it. A filter's device is looked for in the network namespace of this thread; one that is gone took the filter along.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(self) -> io::Result<()> {
+        match self {
+            Self::Tcx(link) => drop(link),
+            Self::Clsact { device, side } => {
+                let (hook_size, opts_size) = (size_of::<sys::bpf_tc_hook>() as u64, size_of::<sys::bpf_tc_opts>() as u64);
+                let hook = sys::bpf_tc_hook { sz: hook_size, ifindex: device, attach_point: point(side), ..Default::default() };
+                let opts = sys::bpf_tc_opts { sz: opts_size, handle: HANDLE, priority: PRIORITY, ..Default::default() };
+                // SAFETY: both structs live until the call returns and carry their sizes.
+                let r = unsafe { sys::bpf_tc_detach(&raw const hook, &raw const opts) };
+                if r < 0 && ![-libc::ENOENT, -libc::ENODEV, -libc::EINVAL].contains(&r) {
+                    return Err(io::Error::from_raw_os_error(-r));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! The connections of a node that the short path knows, and the slots that they have.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use sockpath_kernel::conntrack::{Entry, Tuple};
+
+use super::eligible::Leg;
+use super::flow::State;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its original tuple.
+    pub original: Tuple,
+    /// Its reply tuple.
+    pub reply: Tuple,
+    /// The id of its entry in connection tracking.
+    pub id: u32,
+    /// Where it is.
+    pub state: State,
+    /// While the programs know it: the slot of its original direction, whose number is even, and both directions.
+    pub installed: Option<(u32, [Leg; 2])>,
+    /// It was open when the short path began.
+    pub live: bool,
+    /// When connection tracking was asked.
+    pub asked: Instant,
+    /// The time of the last redirected packet when it was asked.
+    pub last_ns: u64,
+}
+
+impl Connection {
+    /// A connection that nothing was done about yet.
+    pub fn new(entry: &Entry, state: State, live: bool) -> Self {
+        Self { original: entry.original, reply: entry.reply, id: entry.id, state, installed: None, live, asked: Instant::now(), last_ns: 0 }
+    }
+}
+
+/// The connections of a node.
+#[derive(Debug, Default)]
+pub struct Connections {
+    by_tuple: HashMap<Tuple, Connection>,
+    by_slot: HashMap<u32, Tuple>,
+    /// Slots that were given back, the one that has rested longest first: a program may still be at work on a packet of its old user.
+    free: VecDeque<u32>,
+    fresh: u32,
+}
+
+impl Connections {
+    /// A pair of slots, by the even one; `None` when there is none left.
+    pub fn take_slot(&mut self, limit: usize) -> Option<u32> {
+        if (self.fresh as usize) + 2 <= limit {
+            self.fresh += 2;
+            return Some(self.fresh - 2);
+        }
+        self.free.pop_front()
+    }
+
+    /// Gives a pair of slots back.
+    pub fn free_slot(&mut self, slot: u32) {
+        self.by_slot.remove(&slot);
+        self.free.push_back(slot);
+    }
+
+    /// Notes whose slot this is.
+    pub fn name_slot(&mut self, slot: u32, tuple: Tuple) {
+        self.by_slot.insert(slot, tuple);
+    }
+
+    /// The connection with this slot.
+    pub fn of_slot(&self, slot: u32) -> Option<Tuple> {
+        self.by_slot.get(&slot).copied()
+    }
+
+    /// The connection with this original tuple.
+    pub fn get(&self, tuple: &Tuple) -> Option<&Connection> {
+        self.by_tuple.get(tuple)
+    }
+
+    /// Takes it out, to be put back.
+    pub fn take(&mut self, tuple: &Tuple) -> Option<Connection> {
+        self.by_tuple.remove(tuple)
+    }
+
+    /// Puts it in.
+    pub fn put(&mut self, connection: Connection) {
+        self.by_tuple.insert(connection.original, connection);
+    }
+
+    /// The original tuples of all.
+    pub fn tuples(&self) -> Vec<Tuple> {
+        self.by_tuple.keys().copied().collect()
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.by_tuple.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_rest_before_they_are_used_again() {
+        let mut connections = Connections::default();
+        let slots: Vec<_> = (0..3).map(|_| connections.take_slot(6)).collect();
+        assert_eq!(slots, [Some(0), Some(2), Some(4)]);
+        assert_eq!(connections.take_slot(6), None);
+        connections.free_slot(4);
+        connections.free_slot(0);
+        assert_eq!((connections.take_slot(6), connections.take_slot(6)), (Some(4), Some(0)));
+    }
+}

@@ -1,0 +1,531 @@
+//! The short path of one node: what the kernel says goes in, decisions come from `flow.rs`, and this is the one place that applies them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sockpath_kernel::change::{Changes, Watch};
+use sockpath_kernel::conntrack::{Conntrack, Destroyed, Entry, Tuple, Update};
+use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_kernel::route::{self, Route};
+use sockpath_kernel::tc;
+use sockpath_protocol::accel::Reason;
+
+use super::attach::{Attachments, Role};
+use super::connections::{Connection, Connections};
+use super::devices::{self, Pod};
+use super::eligible::{Leg, Target, Topology, legs};
+use super::flow::{Action, Snapshot, State, Tracking, decide};
+use super::programs::{Event, Programs, Slot};
+use super::timeouts::Timeouts;
+use crate::node::Netns;
+use crate::trace::netns::inside;
+
+/// Longest time between two questions about one entry.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// Time between two looks at devices where nothing reports changes: inside the pods, and programs at tcx.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
+
+/// An entry is asked about, and refreshed, this many times before it would expire.
+const ASKS_BEFORE_EXPIRY: u32 = 4;
+
+/// Sums over connections that have ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// Connections.
+    pub connections: u64,
+    /// Bytes that were redirected, without link layer headers.
+    pub bytes: u64,
+    /// Packets that were redirected.
+    pub packets: u64,
+}
+
+/// The short path of one node.
+#[derive(Debug)]
+pub struct Path {
+    netns: Netns,
+    programs: Programs,
+    /// Ids of our programs.
+    ours: Vec<u32>,
+    pods: Vec<Pod>,
+    elsewhere: HashMap<IpAddr, String>,
+    topology: Topology,
+    attachments: Attachments,
+    conntrack: Conntrack,
+    /// For kernels whose programs cannot ask it.
+    destroyed: Option<Destroyed>,
+    routes: Socket,
+    known_routes: HashMap<(IpAddr, IpAddr, u32), Option<Route>>,
+    watch: Watch,
+    timeouts: Timeouts,
+    connections: Connections,
+    /// Nothing is attached and no connection is touched: only what would be done is found out.
+    dry: bool,
+    /// When devices were looked at.
+    looked: Instant,
+    /// Pods whose connections take the stack.
+    paused: HashMap<String, Reason>,
+    /// Sums over connections that have ended.
+    pub over: Sums,
+}
+
+impl Path {
+    /// Loads the programs, attaches them, and takes what connection tracking has now.
+    /// On a dry run nothing is attached.
+    pub fn start(netns: Netns, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>, lease: Duration, dry: bool) -> Result<Self> {
+        let programs = Programs::load()?;
+        programs.renew(lease)?;
+        let ids = [&programs.from_pod, &programs.from_node, &programs.delivered].map(|p| tc::program_id(std::os::fd::AsFd::as_fd(p)));
+        let ours = ids.into_iter().collect::<Result<Vec<_>, _>>().context("cannot identify the programs of the short path")?;
+        let (conntrack, destroyed, routes, watch) = inside(&netns.file, || {
+            let conntrack = Conntrack::open().context("cannot reach connection tracking")?;
+            let destroyed = (!programs_can_ask()).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
+            let routes = Socket::open(NETLINK_ROUTE).context("cannot reach the routing tables")?;
+            Ok((conntrack, destroyed, routes, Watch::open().context("cannot follow changes of rules and routes")?))
+        })?;
+        let timeouts = Timeouts::of(&netns)?;
+        let mut path = Self {
+            netns,
+            programs,
+            ours,
+            pods,
+            elsewhere,
+            topology: Topology::default(),
+            attachments: Attachments::new(),
+            conntrack,
+            destroyed,
+            routes,
+            known_routes: HashMap::new(),
+            watch,
+            timeouts,
+            connections: Connections::default(),
+            dry,
+            looked: Instant::now(),
+            paused: HashMap::new(),
+            over: Sums::default(),
+        };
+        path.look_around()?;
+        path.track_all(true)?;
+        Ok(path)
+    }
+
+    /// Descriptors that are readable when there is something to do.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        // SAFETY: the ring buffer lives as long as `self`, and so does its descriptor.
+        let events = unsafe { BorrowedFd::borrow_raw(self.programs.event_fd()) };
+        std::iter::once(events).chain(self.watch.fds()).chain(self.destroyed.iter().map(Destroyed::fd)).collect()
+    }
+
+    /// Renews the lease.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        self.programs.renew(lease)
+    }
+
+    /// Takes in what has happened.
+    pub fn look(&mut self) -> Result<()> {
+        let changes = self.watch.changes().context("cannot read changes of rules and routes")?;
+        if !changes.is_empty() {
+            self.take_in(&changes)?;
+        }
+        if let Some(destroyed) = &mut self.destroyed {
+            match destroyed.entries().context("cannot read connection tracking")? {
+                Some(entries) => entries.iter().for_each(|e| self.forget(e)),
+                None => self.review()?,
+            }
+        }
+        for event in self.programs.events()? {
+            match event {
+                Event::Candidate(tuple) => self.consider(&tuple)?,
+                Event::Ready(slot) | Event::Over(slot) => {
+                    if let Some(tuple) = self.connections.of_slot(slot) {
+                        self.settle(&tuple)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks after all connections; once a second is enough.
+    pub fn review(&mut self) -> Result<()> {
+        if self.looked.elapsed() >= LOOK_AROUND {
+            let before = self.topology.clone();
+            self.look_around()?;
+            if self.topology != before {
+                self.begin_epoch();
+                self.plan_again()?;
+            }
+        }
+        if self.dry {
+            self.track_all(true)?;
+        }
+        self.connections.tuples().iter().try_for_each(|tuple| self.settle(tuple))
+    }
+
+    /// Whether nothing is attached.
+    pub fn is_dry(&self) -> bool {
+        self.dry
+    }
+
+    /// Makes these the chosen pods.
+    pub fn choose(&mut self, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>) -> Result<()> {
+        (self.pods, self.elsewhere) = (pods, elsewhere);
+        self.begin_epoch();
+        self.look_around()?;
+        self.plan_again()?;
+        self.track_all(true)
+    }
+
+    /// Has the connections of these pods take the stack, or no longer.
+    pub fn pause(&mut self, pods: impl Iterator<Item = String>, why: Option<Reason>) -> Result<()> {
+        for pod in pods {
+            match why {
+                Some(reason) => self.paused.insert(pod, reason),
+                None => self.paused.remove(&pod),
+            };
+        }
+        self.review()
+    }
+
+    /// Ends every redirect and detaches the programs.
+    pub fn stop(&mut self) -> Result<()> {
+        self.programs.end_lease();
+        for tuple in self.connections.tuples() {
+            if let Some(mut connection) = self.connections.take(&tuple) {
+                self.uninstall(&mut connection);
+            }
+        }
+        self.attachments.detach_all(&self.netns)
+    }
+
+    /// The names of the pods at the two ends of a connection, client and server.
+    pub fn pod_names(&self, connection: &Connection) -> [Option<&str>; 2] {
+        [connection.original.source.ip(), connection.reply.source.ip()].map(|ip| {
+            let here = self.pods.iter().find(|p| p.ips.contains(&ip)).map(|p| p.name.as_str());
+            here.or_else(|| self.elsewhere.get(&ip).map(String::as_str))
+        })
+    }
+
+    /// Why a connection has to take the stack for the time being, if so.
+    pub fn paused(&self, connection: &Connection) -> Option<Reason> {
+        if self.paused.is_empty() {
+            return None;
+        }
+        self.pod_names(connection).into_iter().flatten().find_map(|name| self.paused.get(name).copied())
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> impl Iterator<Item = &Connection> {
+        self.connections.iter()
+    }
+
+    /// The state of a connection's directions, while the programs know it.
+    pub fn slots(&self, connection: &Connection) -> Option<[&Slot; 2]> {
+        let (slot, _) = connection.installed?;
+        Some([self.programs.slot(slot)?, self.programs.slot(slot + 1)?])
+    }
+
+    /// The current epoch.
+    pub fn epoch(&self) -> u32 {
+        self.programs.epoch()
+    }
+
+    fn begin_epoch(&mut self) {
+        self.programs.set_epoch(self.programs.epoch().wrapping_add(1));
+        self.known_routes.clear();
+    }
+
+    /// Finds the node's devices and the pods', and attaches to the pods'.
+    fn look_around(&mut self) -> Result<()> {
+        self.looked = Instant::now();
+        self.topology = devices::discover(&self.netns, &self.pods, self.elsewhere.keys().copied(), &self.ours)?;
+        if self.dry {
+            return Ok(());
+        }
+        let fit: HashSet<u32> = self.topology.ports.values().filter(|p| p.refusal.is_none()).map(|p| p.device).collect();
+        self.attachments.keep_pods(&self.netns, &fit)?;
+        for device in fit {
+            if self.attachments.attach(&self.netns, &self.programs, device, Role::Pod).is_err() {
+                let ports = self.topology.ports.values_mut().filter(|p| p.device == device);
+                ports.for_each(|p| p.refusal = Some(Reason::Refused));
+            }
+        }
+        Ok(())
+    }
+
+    /// What has changed sends every connection back to the stack before anything else is done.
+    fn take_in(&mut self, changes: &Changes) -> Result<()> {
+        let uplinks = self.attachments.uplinks();
+        let mut links = changes.links.iter();
+        let device_changed = links
+            .any(|l| devices::is_of_interest(&self.topology, &uplinks, l.index) && self.topology.links.get(&l.index) != Some(l))
+            || changes.gone.iter().any(|index| devices::is_of_interest(&self.topology, &uplinks, *index));
+        if !(changes.rules || changes.routes || changes.tc || changes.lost || device_changed) {
+            return Ok(());
+        }
+        self.begin_epoch();
+        for index in &changes.gone {
+            self.attachments.detach(&self.netns, *index)?;
+        }
+        if changes.tc || changes.lost || device_changed {
+            self.look_around()?;
+        }
+        if changes.routes || changes.tc || changes.lost || device_changed {
+            self.plan_again()?;
+        }
+        self.review()
+    }
+
+    /// Finds out anew what becomes of the packets of each connection.
+    fn plan_again(&mut self) -> Result<()> {
+        for tuple in self.connections.tuples() {
+            let Some(mut connection) = self.connections.take(&tuple) else { continue };
+            let planned = match self.conntrack.get(&connection.original).context("cannot ask connection tracking")? {
+                Some(entry) if entry.id == connection.id => self.plan(&entry),
+                _ => Err(Reason::NotTracked),
+            };
+            let same = planned.ok().is_some_and(|legs| connection.installed.is_some_and(|(_, old)| old == legs));
+            if !same {
+                self.uninstall(&mut connection);
+                connection.state = match planned {
+                    Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
+                    Ok(_) => State::Refused(Reason::Refused),
+                    Err(reason) => State::Refused(reason),
+                };
+            }
+            self.connections.put(connection);
+        }
+        Ok(())
+    }
+
+    /// Takes every connection of the chosen pods that connection tracking has.
+    fn track_all(&mut self, live: bool) -> Result<()> {
+        let mut found = Vec::new();
+        let ports = &self.topology.ports;
+        self.conntrack
+            .dump(|entry| {
+                if ports.contains_key(&entry.original.source.ip()) || ports.contains_key(&entry.reply.source.ip()) {
+                    found.push(entry);
+                }
+            })
+            .context("cannot list what connection tracking has")?;
+        found.iter().try_for_each(|entry| self.track(entry, live))
+    }
+
+    /// A flow that the programs do not know has lasted for some packets.
+    fn consider(&mut self, tuple: &Tuple) -> Result<()> {
+        match self.conntrack.get(tuple).context("cannot ask connection tracking")? {
+            Some(entry) => self.track(&entry, false),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a connection that connection tracking holds as established and assured.
+    fn track(&mut self, entry: &Entry, live: bool) -> Result<()> {
+        if !entry.assured || !entry.established || entry.dying {
+            return Ok(());
+        }
+        match self.connections.get(&entry.original) {
+            Some(known) if known.id == entry.id => return Ok(()),
+            Some(_) => self.drop_connection(&entry.original),
+            None => {}
+        }
+        let mut connection = Connection::new(entry, State::Watched, live);
+        connection.state = match self.plan(entry) {
+            Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
+            Ok(_) => State::Refused(Reason::Refused),
+            Err(reason) => State::Refused(reason),
+        };
+        self.connections.put(connection);
+        Ok(())
+    }
+
+    /// Connection tracking has forgotten an entry.
+    fn forget(&mut self, entry: &Entry) {
+        if self.connections.get(&entry.original).is_some_and(|c| c.id == entry.id) {
+            self.drop_connection(&entry.original);
+        }
+    }
+
+    fn drop_connection(&mut self, tuple: &Tuple) {
+        if let Some(mut connection) = self.connections.take(tuple) {
+            self.uninstall(&mut connection);
+            self.over.connections += 1;
+        }
+    }
+
+    fn plan(&mut self, entry: &Entry) -> Result<[Leg; 2], Reason> {
+        let Self { topology, routes, known_routes, .. } = self;
+        let planned = legs(entry, topology, |source, destination, device| {
+            let ask = || route::forwarding(routes, source, destination, device).ok();
+            known_routes.entry((source, destination, device)).or_insert_with(ask).clone()
+        })?;
+        for leg in &planned {
+            if let Target::Hop { device, .. } = leg.target
+                && !self.dry
+                && self.attachments.attach(&self.netns, &self.programs, device, Role::Uplink).is_err()
+            {
+                return Err(Reason::Refused);
+            }
+        }
+        Ok(planned)
+    }
+
+    /// Makes the programs know a connection; false when there is no slot left.
+    fn install(&mut self, connection: &mut Connection, legs: [Leg; 2]) -> Result<bool> {
+        if self.dry {
+            return Ok(true);
+        }
+        let Some(slot) = self.connections.take_slot(self.programs.slots()) else { return Ok(false) };
+        for (number, leg) in (slot..).zip(&legs) {
+            if let Some(state) = self.programs.slot(number) {
+                state.clear();
+            }
+            self.programs.install(leg, number)?;
+        }
+        self.connections.name_slot(slot, connection.original);
+        connection.installed = Some((slot, legs));
+        connection.last_ns = 0;
+        Ok(true)
+    }
+
+    /// Makes the programs forget it; its packets take the stack.
+    fn uninstall(&mut self, connection: &mut Connection) {
+        let Some((slot, legs)) = connection.installed.take() else { return };
+        self.arm(slot, 0);
+        for (number, leg) in (slot..).zip(&legs) {
+            self.programs.remove(leg);
+            if let Some(state) = self.programs.slot(number) {
+                self.over.bytes += state.bytes.load(Ordering::Relaxed);
+                self.over.packets += state.packets.load(Ordering::Relaxed);
+            }
+        }
+        self.connections.free_slot(slot);
+    }
+
+    fn arm(&self, slot: u32, epoch: u32) {
+        for state in [slot, slot + 1].into_iter().filter_map(|number| self.programs.slot(number)) {
+            state.armed.store(epoch, Ordering::Release);
+        }
+    }
+
+    /// Decides about a connection until there is nothing left to do.
+    fn settle(&mut self, tuple: &Tuple) -> Result<()> {
+        let Some(mut connection) = self.connections.take(tuple) else { return Ok(()) };
+        let mut tracking = Tracking::NotAsked;
+        let mut planned = None;
+        loop {
+            let snapshot = self.snapshot(&connection, tracking);
+            let (state, actions) = decide(connection.state, &snapshot);
+            let settled = state == connection.state;
+            connection.state = state;
+            if actions == [Action::Ask] {
+                (tracking, planned) = self.ask(&mut connection)?;
+                continue;
+            }
+            if !self.apply_all(&mut connection, &actions, planned)? {
+                self.uninstall(&mut connection);
+                connection.state = State::Refused(Reason::NotTracked);
+                break;
+            }
+            // What was decided on an answer is not decided on it again.
+            if settled || tracking != Tracking::NotAsked {
+                break;
+            }
+        }
+        if connection.state == State::Removed {
+            self.uninstall(&mut connection);
+            self.over.connections += 1;
+        } else {
+            self.connections.put(connection);
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, connection: &Connection, tracking: Tracking) -> Snapshot {
+        let epoch = self.programs.epoch();
+        let slots = self.slots(connection);
+        let read = |word: fn(&Slot) -> u32| slots.map(|s| s.map(word));
+        let all_now = |word: fn(&Slot) -> u32| read(word).is_some_and(|w| w == [epoch; 2]);
+        let last_ns = slots.map_or(0, |s| s.map(|s| s.last_ns.load(Ordering::Relaxed)).into_iter().max().unwrap_or(0));
+        let timeout = self.timeouts.of_protocol(connection.original.protocol);
+        Snapshot {
+            epoch,
+            passed: all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
+            ended: read(|s| s.ended.load(Ordering::Relaxed)).is_some_and(|e| e != [0; 2]),
+            paused: self.paused(connection).is_some(),
+            active: last_ns > connection.last_ns,
+            asked: connection.asked.elapsed(),
+            ask_every: ASK_EVERY.min(Duration::from_secs(timeout.into()) / ASKS_BEFORE_EXPIRY),
+            tracking,
+        }
+    }
+
+    /// Asks connection tracking about a connection that may have to be planned, too.
+    fn ask(&mut self, connection: &mut Connection) -> Result<(Tracking, Option<[Leg; 2]>)> {
+        connection.asked = Instant::now();
+        let entry = self.conntrack.get(&connection.original).context("cannot ask connection tracking")?;
+        let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original) else {
+            return Ok((Tracking::Gone, None));
+        };
+        let planned = match connection.installed {
+            Some((_, legs)) => super::eligible::refusal(&entry).map_or(Ok(legs), Err),
+            None => self.plan(&entry),
+        };
+        let sound = entry.assured && entry.established && !entry.dying;
+        Ok((Tracking::Entry { sound, refusal: planned.err(), liberal: is_liberal(&entry) }, planned.ok()))
+    }
+
+    /// Does things in their order; false when one cannot be done.
+    fn apply_all(&mut self, connection: &mut Connection, actions: &[Action], planned: Option<[Leg; 2]>) -> Result<bool> {
+        for action in actions {
+            if !self.apply(connection, *action, planned)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Does one thing; false when it cannot be done.
+    fn apply(&mut self, connection: &mut Connection, action: Action, planned: Option<[Leg; 2]>) -> Result<bool> {
+        let change = |path: &mut Self, update| path.conntrack.update(&connection.original, update).context("cannot change an entry");
+        match action {
+            Action::Ask => {}
+            Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),
+            Action::MakeLiberal => return change(self, Update { liberal: true, timeout: None }),
+            Action::Refresh => {
+                let timeout = Some(self.timeouts.of_protocol(connection.original.protocol));
+                let slots = self.slots(connection).map(|s| s.map(|s| s.last_ns.load(Ordering::Relaxed)));
+                connection.last_ns = slots.and_then(|s| s.into_iter().max()).unwrap_or(0);
+                self.conntrack.update(&connection.original, Update { liberal: false, timeout }).context("cannot change an entry")?;
+            }
+            Action::Arm(epoch) => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, epoch)),
+            Action::Disarm => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, 0)),
+            Action::Remove => self.uninstall(connection),
+        }
+        Ok(true)
+    }
+}
+
+/// Whether the kernel has the function by which the programs ask connection tracking for every packet (5.18): its name is in the type
+/// information of the kernel, or of the module.
+fn programs_can_ask() -> bool {
+    let has = |file: &str| {
+        let text = std::fs::read(format!("/sys/kernel/btf/{file}")).unwrap_or_default();
+        memmem(&text, b"bpf_skb_ct_lookup")
+    };
+    has("vmlinux") || has("nf_conntrack")
+}
+
+fn memmem(text: &[u8], what: &[u8]) -> bool {
+    text.windows(what.len()).any(|w| w == what)
+}
+
+/// UDP has no windows.
+fn is_liberal(entry: &Entry) -> bool {
+    entry.liberal || entry.original.protocol != sockpath_kernel::conntrack::TCP
+}

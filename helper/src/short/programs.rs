@@ -1,0 +1,324 @@
+//! The programs of `bpf/src/short.bpf.c`: loading them, and the memory shared with them.
+
+use std::mem::{MaybeUninit, offset_of};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use nix::time::ClockId;
+use sockpath_bpf::short::ShortSkelBuilder;
+use sockpath_bpf::short::types::{
+    bss, short_action, short_control, short_event, short_event_kind, short_flag, short_key, short_pass, short_plan, short_slot,
+};
+use sockpath_kernel::conntrack::Tuple;
+use sockpath_kernel::netlink::{family, octets};
+use sockpath_kernel::shared::{Mapped, Shared};
+use sockpath_protocol::accel::Reason;
+
+use super::eligible::{Leg, Target};
+use crate::session::clock_ns;
+
+/// Why packets of a known flow take the stack, in the order of `enum short_pass`.
+pub const PASSES: [Reason; short_pass::SHORT_PASSES.0 as usize] =
+    [Reason::AwaitingStack, Reason::Ending, Reason::PacketTooLarge, Reason::TtlExceeded, Reason::NotTracked, Reason::Lease];
+
+/// `struct short_slot` in shared memory.
+#[derive(Debug)]
+#[repr(C)]
+#[expect(missing_docs, reason = "documented in wire.h")]
+pub struct Slot {
+    pub armed: AtomicU32,
+    pub seen: AtomicU32,
+    pub delivered: AtomicU32,
+    pub asked: AtomicU32,
+    pub ended: AtomicU32,
+    unused: AtomicU32,
+    pub packets: AtomicU64,
+    pub bytes: AtomicU64,
+    pub last_ns: AtomicU64,
+    pub passes: [AtomicU32; PASSES.len()],
+}
+
+// SAFETY: atomics only.
+unsafe impl Shared for Slot {}
+
+const _: () = {
+    assert!(size_of::<Slot>() == size_of::<short_slot>());
+    assert!(offset_of!(Slot, ended) == offset_of!(short_slot, ended));
+    assert!(offset_of!(Slot, packets) == offset_of!(short_slot, packets));
+    assert!(offset_of!(Slot, last_ns) == offset_of!(short_slot, last_ns));
+    assert!(offset_of!(Slot, passes) == offset_of!(short_slot, passes));
+};
+
+impl Slot {
+    /// Makes it as new.
+    pub fn clear(&self) {
+        for word in [&self.armed, &self.seen, &self.delivered, &self.asked, &self.ended].into_iter().chain(&self.passes) {
+            word.store(0, Ordering::Relaxed);
+        }
+        for count in [&self.packets, &self.bytes, &self.last_ns] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The programs' variables.
+#[derive(Debug)]
+#[repr(C)]
+struct Control {
+    deadline_ns: AtomicU64,
+    epoch: AtomicU32,
+    unused: AtomicU32,
+}
+
+// SAFETY: atomics only.
+unsafe impl Shared for Control {}
+
+const _: () = {
+    assert!(size_of::<Control>() == size_of::<bss>());
+    assert!(offset_of!(Control, deadline_ns) == offset_of!(short_control, deadline_ns));
+    assert!(offset_of!(Control, epoch) == offset_of!(short_control, epoch));
+};
+
+/// What a program reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A flow of a chosen pod that is not known and lasts.
+    Candidate(Tuple),
+    /// The stack has passed both directions of the connection with this (even) slot.
+    Ready(u32),
+    /// It has ended.
+    Over(u32),
+}
+
+/// The loaded programs and their maps. The kernel frees everything when this is dropped and nothing is attached.
+pub struct Programs {
+    /// What chosen pods send.
+    pub from_pod: OwnedFd,
+    /// What comes in from other nodes.
+    pub from_node: OwnedFd,
+    /// What the stack sends out.
+    pub delivered: OwnedFd,
+    flows: MapHandle,
+    slots: Mapped<Slot>,
+    control: Mapped<Control>,
+    ring: RingBuffer<'static>,
+    /// The ring buffer is waited for by the descriptor of this handle.
+    _reports: MapHandle,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").field("slots", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    /// Loads them.
+    pub fn load() -> Result<Self> {
+        let mut storage = MaybeUninit::uninit();
+        let open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
+        let skel = open.load().context("the kernel refused the programs of the short path")?;
+        let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
+        let slots = &skel.maps.slots;
+        let variables = &skel.maps.bss;
+        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let sink = events.clone();
+        let reports = MapHandle::try_from(&skel.maps.events).context("cannot keep the ring buffer")?;
+        let ring = {
+            let mut builder = RingBufferBuilder::new();
+            let take = move |bytes: &[u8]| {
+                sink.lock().unwrap_or_else(PoisonError::into_inner).extend(event(bytes));
+                0
+            };
+            builder.add(&reports, take).context("cannot read the events of the short path")?;
+            builder.build().context("cannot read the events of the short path")?
+        };
+        let programs = Self {
+            from_pod: owned(skel.progs.short_from_pod.as_fd())?,
+            from_node: owned(skel.progs.short_from_node.as_fd())?,
+            delivered: owned(skel.progs.short_delivered.as_fd())?,
+            flows: MapHandle::try_from(&skel.maps.flows).context("cannot keep the map of flows")?,
+            slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).context("cannot map the slots")?,
+            control: Mapped::new(variables.as_fd(), variables.value_size(), 1).context("cannot map the programs' variables")?,
+            ring,
+            _reports: reports,
+            events,
+        };
+        programs.set_epoch(1);
+        Ok(programs)
+    }
+
+    fn control(&self) -> &Control {
+        self.control.get(0).expect("the programs' variables are one value")
+    }
+
+    /// The descriptor that is readable when there are events.
+    pub fn event_fd(&self) -> i32 {
+        self.ring.epoll_fd()
+    }
+
+    /// The events that have come.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        self.ring.consume().context("cannot read the events of the short path")?;
+        Ok(std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A direction's state.
+    pub fn slot(&self, index: u32) -> Option<&Slot> {
+        self.slots.get(index as usize)
+    }
+
+    /// The current epoch.
+    pub fn epoch(&self) -> u32 {
+        self.control().epoch.load(Ordering::Relaxed)
+    }
+
+    /// Begins an epoch: every connection takes the stack until it is approved again. 0 is not one.
+    pub fn set_epoch(&self, epoch: u32) {
+        self.control().epoch.store(epoch.max(1), Ordering::Release);
+    }
+
+    /// Lets packets be redirected for that long from now.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX / 4);
+        self.control().deadline_ns.store(now.saturating_add(lease), Ordering::Release);
+        Ok(())
+    }
+
+    /// Ends every redirect.
+    pub fn end_lease(&self) {
+        self.control().deadline_ns.store(0, Ordering::Release);
+    }
+
+    /// Makes a direction known under a slot.
+    pub fn install(&self, leg: &Leg, slot: u32) -> Result<()> {
+        let (key, plan) = (key(&leg.from, leg.device), plan(leg, slot));
+        self.flows.update(bytes_of(&key), bytes_of(&plan), MapFlags::ANY).context("cannot add a flow to the map")
+    }
+
+    /// Makes a direction unknown.
+    pub fn remove(&self, leg: &Leg) {
+        // It may be gone: a map entry that is not there is what is wanted.
+        let _ = self.flows.delete(bytes_of(&key(&leg.from, leg.device)));
+    }
+}
+
+/// The bytes of a struct of the wire.
+fn bytes_of<T: Wire>(value: &T) -> &[u8] {
+    // SAFETY: implementors of `Wire` have no padding, so all bytes are initialized, and the slice borrows the value.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// # Safety
+/// The type has no padding.
+unsafe trait Wire {}
+
+// SAFETY: 32 + 4 + 4 + 4 bytes of fields aligned by themselves; the size is checked below.
+unsafe impl Wire for short_key {}
+// SAFETY: 8 + 4 + 4 + 52 bytes of fields aligned by themselves; the size is checked below.
+unsafe impl Wire for short_plan {}
+
+const _: () = {
+    assert!(size_of::<short_key>() == 44);
+    assert!(size_of::<short_plan>() == 68);
+};
+
+/// An address in network order, as the programs have it: IPv4 in the first word.
+fn words(address: IpAddr) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(octets(address).chunks_exact(4)) {
+        *word = u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
+    }
+    words
+}
+
+fn key(tuple: &Tuple, device: u32) -> short_key {
+    short_key {
+        saddr: words(tuple.source.ip()),
+        daddr: words(tuple.destination.ip()),
+        sport: tuple.source.port().to_be(),
+        dport: tuple.destination.port().to_be(),
+        ifindex: device,
+        family: family(tuple.source.ip()).into(),
+        protocol: tuple.protocol.into(),
+    }
+}
+
+fn plan(leg: &Leg, slot: u32) -> short_plan {
+    let (action, ifindex, hop) = match leg.target {
+        Target::Pod { device } => (short_action::SHORT_TO_PEER, device, None),
+        Target::Hop { device, address } => (short_action::SHORT_TO_NEIGHBOUR, device, Some(address)),
+    };
+    let rewrite = if leg.from == leg.to { 0 } else { short_flag::SHORT_REWRITE.0 };
+    let routed = if leg.routed { short_flag::SHORT_ROUTED.0 } else { 0 };
+    let byte = |value: u32| u8::try_from(value).unwrap_or(0);
+    short_plan {
+        slot,
+        ifindex,
+        mtu: u16::try_from(leg.mtu).unwrap_or(u16::MAX),
+        action: byte(action.0),
+        flags: byte(rewrite | routed),
+        sport: leg.to.source.port().to_be(),
+        dport: leg.to.destination.port().to_be(),
+        saddr: words(leg.to.source.ip()),
+        daddr: words(leg.to.destination.ip()),
+        next_hop: hop.map(words).unwrap_or_default(),
+        next_hop_family: hop.map_or(0, family).into(),
+    }
+}
+
+/// An event as the program wrote it.
+fn event(bytes: &[u8]) -> Option<Event> {
+    let word = |at: usize| sockpath_kernel::netlink::word(bytes, at);
+    let half = |at: usize| sockpath_kernel::netlink::half(bytes, at);
+    let slot = word(offset_of!(short_event, slot))?;
+    let kind = word(offset_of!(short_event, kind))?;
+    if kind == short_event_kind::SHORT_READY.0 {
+        return Some(Event::Ready(slot));
+    }
+    if kind == short_event_kind::SHORT_OVER.0 {
+        return Some(Event::Over(slot));
+    }
+    let key = offset_of!(short_event, key);
+    let length = if i32::from(half(key + offset_of!(short_key, family))?) == libc::AF_INET { 4 } else { 16 };
+    let address = |at: usize| sockpath_kernel::netlink::address(bytes.get(key + at..key + at + length)?);
+    let port = |at: usize| half(key + at).map(u16::from_be);
+    let end = |ip: usize, number: usize| Some(std::net::SocketAddr::new(address(ip)?, port(number)?));
+    Some(Event::Candidate(Tuple {
+        protocol: u8::try_from(half(key + offset_of!(short_key, protocol))?).ok()?,
+        source: end(offset_of!(short_key, saddr), offset_of!(short_key, sport))?,
+        destination: end(offset_of!(short_key, daddr), offset_of!(short_key, dport))?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use sockpath_kernel::conntrack::TCP;
+
+    use super::*;
+
+    #[test]
+    fn a_candidate_is_read_as_it_was_written() {
+        for (source, destination) in [("10.42.1.2:4000", "10.42.1.3:80"), ("[fd00::2]:4000", "[fd00::3]:80")] {
+            let tuple =
+                Tuple { protocol: TCP, source: source.parse().expect("an address"), destination: destination.parse().expect("an address") };
+            let mut bytes = [0u32, 0].iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
+            bytes.extend(bytes_of(&key(&tuple, 7)));
+            assert_eq!(event(&bytes), Some(Event::Candidate(tuple)));
+            assert_eq!(event(&bytes[..20]), None);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Rules, policies, routes and devices that change under traffic, and helpers that die.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use sockpath_protocol::Request;
+use sockpath_protocol::accel::{PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
+use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{Scene, await_refused, await_rows, await_short, exchange};
+
+#[test]
+fn a_new_rule_takes_effect() {
+    let Some(scene) = Scene::new("a_new_rule_takes_effect") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let rule = ["-p", "tcp", "--dport", "6000", "-j", "DROP"];
+    let iptables = |verb: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"][..], verb, &rule[..]].concat());
+    iptables(&["-I", "FORWARD", "1"]);
+    // Within a second nothing arrives any more: messages are sent until one does not come.
+    let end = Instant::now() + Duration::from_secs(1);
+    let blocked = loop {
+        client.send(b"ping");
+        let arrived = server.poll(libc::POLLIN, 200) & libc::POLLIN != 0;
+        if !arrived {
+            break true;
+        }
+        assert_eq!(server.recv_exactly(4), b"ping");
+        if Instant::now() > end {
+            break false;
+        }
+    };
+    assert!(blocked, "the rule does not bite");
+    iptables(&["-D", "FORWARD"]);
+    // TCP sends what was dropped again, and the stack approves the connection again.
+    assert_eq!(server.recv_exactly(4), b"ping");
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+#[test]
+fn a_policy_pauses_and_resumes() {
+    let Some(scene) = Scene::new("a_policy_pauses_and_resumes") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let pods = vec![PodName { namespace: "default".into(), name: "httpbin".into() }];
+    on.0.say(&Request::Pause(PauseRequest { pods: pods.clone(), reason: PauseReason::NetworkPolicy })).expect("say");
+    let paused = await_rows(&mut on, &client, &server, "paused", |p| p.state == PairState::Paused);
+    assert_eq!(paused[0].reason, Some(Reason::NetworkPolicy));
+    let still = await_rows(&mut on, &client, &server, "paused", |p| p.state == PairState::Paused);
+    assert_eq!(still[0].bypassed_messages, paused[0].bypassed_messages);
+    on.0.say(&Request::Resume(ResumeRequest { pods })).expect("say");
+    let resumed = await_short(&mut on, &client, &server);
+    assert!(resumed[0].bypassed_messages > still[0].bypassed_messages);
+    on.finish().expect("end");
+}
+
+#[test]
+fn a_changed_route_is_followed() {
+    let Some(scene) = Scene::new("a_changed_route_is_followed") else { return };
+    let mut on = scene.accelerate();
+    let ip = scene.ip("httpbin-remote", crate::scene::Family::V4);
+    let (client, server) = scene.connect_to(&scene.remote, 6000, std::net::SocketAddr::new(ip, 6000));
+    await_short(&mut on, &client, &server);
+    // A route to nowhere for this pod alone: packets must not arrive any more.
+    let route = |verb: &str| scene.lab.run("node-1", ["ip", "route", verb, "blackhole", &format!("{ip}/32")]);
+    route("add");
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        client.send(b"ping");
+        if server.poll(libc::POLLIN, 200) & libc::POLLIN == 0 {
+            break;
+        }
+        assert_eq!(server.recv_exactly(4), b"ping");
+        assert!(Instant::now() < end, "packets go on past the route");
+    }
+    route("del");
+    assert_eq!(server.recv_exactly(4), b"ping");
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+#[test]
+fn a_bandwidth_limit_ends_it() {
+    let Some(scene) = Scene::new("a_bandwidth_limit_ends_it") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let device = scene.lab.host_veth("httpbin", "node-1");
+    let add = ["tc", "qdisc", "add", "dev", &device, "root", "tbf", "rate", "100mbit", "burst", "64kb", "latency", "50ms"];
+    scene.lab.run("node-1", add);
+    await_refused(&mut on, &client, &server, Reason::QueueDiscipline);
+    scene.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+#[test]
+fn a_smaller_mtu_ends_it() {
+    let Some(scene) = Scene::new("a_smaller_mtu_ends_it") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let device = scene.lab.host_veth("httpbin", "node-1");
+    scene.lab.run("node-1", ["ip", "link", "set", &device, "mtu", "1400"]);
+    await_refused(&mut on, &client, &server, Reason::MtuDiffers);
+    exchange(&client, &server, 5);
+    on.finish().expect("end");
+}
+
+/// A transfer goes on, byte for byte, when the helper dies; nothing of ours is left at the devices.
+#[test]
+fn the_helper_is_killed_under_load() {
+    const BYTES: usize = 256 << 20;
+    let Some(scene) = Scene::new("the_helper_is_killed_under_load") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let writing = client.start_on(1, Op::SendContent { id: 1, from: 0, len: BYTES });
+    let reading = server.start_on(1, Op::ReadContent { id: 1, from: 0, to: BYTES as u64, kind: ReaderKind::Poll, pause_us: 0 });
+    let redirected = |on: &mut sockpath_tests::torture::accelerator::Accelerator| on.next_pairs().expect("a table").totals.bypassed_bytes;
+    let before = redirected(&mut on);
+    while redirected(&mut on) < before + (4 << 20) {}
+    on.0.kill().expect("kill");
+    let all = i64::try_from(BYTES).expect("a small number");
+    assert_eq!((writing.number(), reading.number()), (all, all));
+    let left = scene.lab.run("node-1", ["tc", "filter", "show", "dev", &scene.lab.host_veth("curl", "node-1"), "ingress"]);
+    assert!(!left.contains("short_"), "{left}");
+    exchange(&client, &server, 5);
+    client.close();
+    assert_eq!(server.call(Op::Read { kind: ReaderKind::Poll, len: 1 }), Answer::Bytes(Vec::new()));
+}
+
+#[test]
+fn a_signal_ends_it_in_order() {
+    let Some(scene) = Scene::new("a_signal_ends_it_in_order") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let summary = on.terminate(Signal::SIGTERM).expect("end");
+    assert!(summary.totals.bypassed_messages > 0);
+    exchange(&client, &server, 5);
+}

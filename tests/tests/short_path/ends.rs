@@ -1,0 +1,139 @@
+//! Ends of connections: what connection tracking did not see must not keep a FIN or RST from arriving.
+
+use std::net::SocketAddr;
+
+use sockpath_tests::torture::agent::{Answer, Op};
+use sockpath_tests::torture::pods::Remote;
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{Family, Scene, await_short, exchange, rows};
+
+const MEGABYTES: usize = 48 << 20;
+
+fn stream(from: &Remote, to: &Remote, id: u64) {
+    let writing = from.start_on(1, Op::SendContent { id, from: 0, len: MEGABYTES });
+    let reading = to.start_on(1, Op::ReadContent { id, from: 0, to: MEGABYTES as u64, kind: ReaderKind::Poll, pause_us: 0 });
+    let all = i64::try_from(MEGABYTES).expect("a small number");
+    assert_eq!((writing.number(), reading.number()), (all, all));
+}
+
+fn recv(socket: &Remote) -> Answer {
+    socket.call(Op::Read { kind: ReaderKind::Poll, len: 100 })
+}
+
+#[test]
+fn fin_after_megabytes() {
+    let Some(scene) = Scene::new("fin_after_megabytes") else { return };
+    let mut on = scene.accelerate();
+    for port in [6000, 6001] {
+        let (client, server) = scene.connect_short(&mut on, port);
+        let (from, to) = if port == 6000 { (&client, &server) } else { (&server, &client) };
+        stream(from, to, 1);
+        from.done(Op::Shutdown { how: libc::SHUT_WR });
+        assert_eq!(recv(to), Answer::Bytes(Vec::new()));
+        // The other direction goes on, by the stack, and ends too.
+        stream(to, from, 2);
+        to.close();
+        assert_eq!(recv(from), Answer::Bytes(Vec::new()));
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn reset_after_megabytes() {
+    let Some(scene) = Scene::new("reset_after_megabytes") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    stream(&client, &server, 1);
+    client.done(Op::Linger { seconds: Some(0) });
+    client.close();
+    assert_eq!(recv(&server), Answer::Errno(libc::ECONNRESET));
+    on.finish().expect("end");
+}
+
+#[test]
+fn fin_after_the_short_path_has_ended() {
+    let Some(scene) = Scene::new("fin_after_the_short_path_has_ended") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    stream(&client, &server, 1);
+    on.finish().expect("end");
+    client.close();
+    assert_eq!(recv(&server), Answer::Bytes(Vec::new()));
+}
+
+#[test]
+fn ports_are_used_again_at_once() {
+    let Some(scene) = Scene::new("ports_are_used_again_at_once") else { return };
+    let mut on = scene.accelerate();
+    let to = SocketAddr::new(scene.ip("httpbin", Family::V4), 6000);
+    let from = SocketAddr::new(scene.ip("curl", Family::V4), 21_000);
+    let listener = scene.httpbin.listen(6000, &[]);
+    let mut redirected = 0;
+    for round in 0..40u64 {
+        let client = scene.curl.connect_from(to, Some(from));
+        let server = listener.accept();
+        for step in 0..20 {
+            client.send_content(round, step * 50, 50);
+            let read =
+                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
+            assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
+            server.send(b"!");
+            assert_eq!(client.recv_exactly(1), b"!");
+        }
+        // Now and then the connection has every chance to be on the short path when it ends.
+        if round % 10 == 0 {
+            redirected += await_short(&mut on, &client, &server)[0].bypassed_messages;
+        }
+        // A reset frees the pair of addresses at once; an orderly end leaves TIME_WAIT at the server.
+        if round % 2 == 0 {
+            client.done(Op::Linger { seconds: Some(0) });
+        } else {
+            server.close();
+            assert_eq!(recv(&client), Answer::Bytes(Vec::new()));
+        }
+        client.close();
+    }
+    assert!(redirected > 0);
+    on.finish().expect("end");
+}
+
+#[test]
+fn an_entry_that_is_deleted_ends_the_short_path() {
+    let Some(scene) = Scene::new("an_entry_that_is_deleted_ends_the_short_path") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    let before = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry");
+    assert!(before.liberal, "{before:?}");
+    assert!(scene.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"));
+    // The next packets take the stack, which makes a new entry of them and approves it again.
+    exchange(&client, &server, 1);
+    let after = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("a new entry");
+    assert_ne!(before.id, after.id);
+    await_short(&mut on, &client, &server);
+    assert_eq!(rows(&mut on, &client).len(), 1);
+    stream(&client, &server, 1);
+    client.close();
+    assert_eq!(recv(&server), Answer::Bytes(Vec::new()));
+    on.finish().expect("end");
+}
+
+#[test]
+fn entries_do_not_expire_under_traffic() {
+    let Some(scene) = Scene::new("entries_do_not_expire_under_traffic") else { return };
+    scene.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    let id = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").id;
+    // Eight tables are eight seconds: twice the time after which the entry would have gone.
+    for _ in 0..8 {
+        exchange(&client, &server, 5);
+        let rows = rows(&mut on, &client);
+        assert!(rows.iter().all(|p| p.bypassed_messages > 0) && rows.len() == 1, "{rows:#?}");
+    }
+    let entry = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("the entry has expired");
+    assert_eq!(entry.id, id);
+    on.finish().expect("end");
+}

@@ -1,0 +1,7 @@
+//! The short path on a real kernel, in the lab: what it carries, what ends it, and what it must not do.
+
+mod changes;
+mod ends;
+mod limits;
+mod paths;
+mod scene;

@@ -1,0 +1,254 @@
+//! Same node and two nodes, directly and through a Service, IPv4 and IPv6, TCP and UDP: packets are redirected, and arrive as by the stack.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use sockpath_protocol::accel::PairState;
+use sockpath_protocol::lab::Overlay;
+use sockpath_tests::torture::accelerator::Accelerator;
+use sockpath_tests::torture::agent::Op;
+use sockpath_tests::torture::pods::{Pod, Remote};
+use sockpath_tests::torture::reader::ReaderKind;
+
+use crate::scene::{Family, Scene, await_short, exchange};
+
+/// Port of the Services, and of the pods behind them, whose built-in servers have it.
+const SERVICE: u16 = 80;
+const ECHO: u16 = 8080;
+const MEGABYTES: usize = 24 << 20;
+
+fn services(family: Family) -> [IpAddr; 2] {
+    match family {
+        Family::V4 => ["10.96.0.10", "10.96.0.11"],
+        Family::V6 => ["fd00:10:96::a", "fd00:10:96::b"],
+    }
+    .map(|ip| ip.parse().expect("an address"))
+}
+
+/// Bytes in both directions, checked one by one.
+fn carry(client: &Remote, server: &Remote, bytes: usize) {
+    for (from, to, id) in [(client, server, 1), (server, client, 2)] {
+        let writing = from.start_on(1, Op::SendContent { id, from: 0, len: bytes });
+        let reading = to.start_on(1, Op::ReadContent { id, from: 0, to: bytes as u64, kind: ReaderKind::Poll, pause_us: 0 });
+        let all = i64::try_from(bytes).expect("a small number");
+        assert_eq!((writing.number(), reading.number()), (all, all));
+    }
+}
+
+fn carries(scene: &Scene, on: &mut Accelerator, server: &Pod, port: u16, ip: IpAddr) {
+    let (client, accepted) = scene.connect_to(server, port, SocketAddr::new(ip, port));
+    let before = await_short(on, &client, &accepted);
+    carry(&client, &accepted, MEGABYTES);
+    let after = await_short(on, &client, &accepted);
+    for (before, after) in before.iter().zip(&after) {
+        let moved = after.bypassed_bytes - before.bypassed_bytes;
+        assert!(moved as usize > 2 * MEGABYTES * 9 / 10, "most bytes took the stack: {after:#?}");
+    }
+    client.close();
+    assert!(accepted.recv(1).is_empty());
+    accepted.close();
+}
+
+fn all_ways(test: &str, overlay: Overlay) {
+    let Some(scene) = Scene::with(test, overlay) else { return };
+    let mut on = scene.accelerate();
+    for (family, port) in [(Family::V4, 6000), (Family::V6, 6010)] {
+        carries(&scene, &mut on, &scene.httpbin, port, scene.ip("httpbin", family));
+        carries(&scene, &mut on, &scene.remote, port + 1, scene.ip("httpbin-remote", family));
+    }
+    on.finish().expect("end");
+}
+
+#[test]
+fn between_pods_with_host_routes() {
+    all_ways("between_pods_with_host_routes", Overlay::None);
+}
+
+#[test]
+fn between_pods_with_vxlan() {
+    all_ways("between_pods_with_vxlan", Overlay::Vxlan);
+}
+
+/// The built-in HTTP servers behind the Services answer requests on one kept-alive connection.
+#[test]
+fn through_services() {
+    const REQUEST: &[u8] = b"GET /get HTTP/1.1\r\nHost: x\r\n\r\n";
+    let Some(scene) = Scene::new("through_services") else { return };
+    let mut on = scene.accelerate();
+    for ip in [services(Family::V4), services(Family::V6)].concat() {
+        let client = scene.curl.connect(SocketAddr::new(ip, SERVICE));
+        let end = Instant::now() + Duration::from_secs(15);
+        loop {
+            for _ in 0..20 {
+                client.send(REQUEST);
+                assert!(client.recv(4096).starts_with(b"HTTP/1.1 200"), "through {ip}");
+            }
+            let rows = crate::scene::rows(&mut on, &client);
+            if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 20) {
+                assert!(rows.iter().any(|p| p.via_service), "{rows:#?}");
+                break;
+            }
+            assert!(Instant::now() < end, "not on the short path through {ip}: {rows:#?}");
+        }
+        client.close();
+    }
+    on.finish().expect("end");
+}
+
+/// What the receiver sees in a packet's TTL or hop limit: of the echo server's answer.
+fn answers_ttl(socket: &UdpSocket) -> i32 {
+    let mut buffer = [0; 64];
+    let mut iov = [std::io::IoSliceMut::new(&mut buffer)];
+    let mut space = nix::cmsg_space!(i32);
+    let message =
+        recvmsg::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("an answer");
+    message
+        .cmsgs()
+        .expect("control messages")
+        .find_map(|c| match c {
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => Some(ttl),
+            _ => None,
+        })
+        .expect("no TTL")
+}
+
+fn echo(socket: &UdpSocket, times: usize) -> i32 {
+    (0..times)
+        .map(|_| {
+            socket.send(b"ping").expect("send");
+            answers_ttl(socket)
+        })
+        .last()
+        .expect("at least once")
+}
+
+/// UDP that both sides have sent is carried too, and its TTL is what routing would have made of it.
+#[test]
+fn datagrams_and_their_ttl() {
+    let Some(scene) = Scene::new("datagrams_and_their_ttl") else { return };
+    for family in [Family::V4, Family::V6] {
+        let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
+        for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
+            let socket = scene.lab.inside("curl", || {
+                let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                let socket = UdpSocket::bind((any, 0)).expect("a socket");
+                socket.connect(to).expect("connect");
+                socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+                match family {
+                    Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true),
+                    Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true),
+                }
+                .expect("an option");
+                socket
+            });
+            let by_stack = echo(&socket, 3);
+            let mut on = scene.accelerate();
+            let local = socket.local_addr().expect("an address");
+            let end = Instant::now() + Duration::from_secs(15);
+            loop {
+                let by_short = echo(&socket, 30);
+                let pairs = on.next_pairs().expect("a table").pairs;
+                let rows: Vec<_> = pairs.into_iter().filter(|p| p.client == local && p.dialled == to).collect();
+                if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 40) {
+                    assert_eq!(by_short, by_stack, "TTL of answers from {to}");
+                    break;
+                }
+                assert!(Instant::now() < end, "not on the short path to {to}: {rows:#?}");
+            }
+            on.finish().expect("end");
+        }
+    }
+}
+
+/// With checksums that the sender computes and the receiver verifies, rewritten packets are still right.
+#[test]
+fn checksums_are_right_without_offload() {
+    let Some(scene) = Scene::new("checksums_are_right_without_offload") else { return };
+    for pod in ["curl", "httpbin", "httpbin-remote"] {
+        scene.lab.inside(pod, || without_checksum_offload("eth0"));
+    }
+    let errors = |pod: &str| {
+        let text = scene.lab.run(pod, ["cat", "/proc/net/netstat", "/proc/net/snmp"]);
+        let mut lines = text.lines();
+        let mut total = 0u64;
+        while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+            let columns = names.split_whitespace().zip(values.split_whitespace());
+            total += columns.filter(|(name, _)| *name == "InCsumErrors").filter_map(|(_, v)| v.parse::<u64>().ok()).sum::<u64>();
+        }
+        total
+    };
+    let mut on = scene.accelerate();
+    for (port, pod, ip) in [(6000, &scene.httpbin, "httpbin"), (6001, &scene.remote, "httpbin-remote")] {
+        carries(&scene, &mut on, pod, port, scene.ip(ip, Family::V4));
+    }
+    // Through a Service everything is rewritten: what was sent arrives only if the checksum is right.
+    for ip in [services(Family::V4), services(Family::V6)].concat() {
+        let client = scene.curl.connect(SocketAddr::new(ip, SERVICE));
+        let end = Instant::now() + Duration::from_secs(15);
+        loop {
+            for _ in 0..20 {
+                client.send(b"GET /get HTTP/1.1\r\nHost: x\r\n\r\n");
+                assert!(client.recv(4096).starts_with(b"HTTP/1.1 200"));
+            }
+            if crate::scene::rows(&mut on, &client).iter().any(|p| p.state == PairState::Accelerated && p.bypassed_messages > 20) {
+                break;
+            }
+            assert!(Instant::now() < end, "not on the short path through {ip}");
+        }
+    }
+    assert_eq!(["curl", "httpbin", "httpbin-remote"].map(errors), [0; 3], "checksum errors");
+    on.finish().expect("end");
+}
+
+/// ETHTOOL_STXCSUM: the sender computes checksums itself.
+fn without_checksum_offload(device: &str) {
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    let mut value = [ETHTOOL_STXCSUM, 0];
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
+    // SAFETY: the kernel reads the name and the two words that the request points to, which live until the call returns.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    assert_eq!(outcome, 0, "cannot turn checksum offload off: {}", std::io::Error::last_os_error());
+}
+
+/// Both directions take the stack again when it ends, and the connection goes on.
+#[test]
+fn everything_goes_back() {
+    let Some(scene) = Scene::new("everything_goes_back") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let summary = on.finish().expect("end");
+    assert!(summary.totals.bypassed_messages > 20, "{summary:?}");
+    exchange(&client, &server, 20);
+    carry(&client, &server, 4 << 20);
+    client.close();
+    assert!(server.recv(1).is_empty());
+}
+
+/// A dry run reports which path a connection would take, and touches nothing.
+#[test]
+fn a_dry_run_touches_nothing() {
+    use sockpath_protocol::Message;
+    use sockpath_protocol::accel::{AccelerateRequest, Carrier, Via};
+    use sockpath_tests::torture::accelerator::{Choice, Session};
+    let Some(scene) = Scene::new("a_dry_run_touches_nothing") else { return };
+    let (client, server) = scene.connect(6000);
+    exchange(&client, &server, 5);
+    let choice = Choice { via: Via::Short, ..Choice::default() };
+    let request = AccelerateRequest { dry_run_ms: Some(1_000), ..choice.request(&scene.lab) };
+    let mut session = Session::start(&scene.lab).expect("a session");
+    session.say(&sockpath_protocol::Request::Accelerate(Box::new(request))).expect("say");
+    let summary = session.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None }).expect("a summary");
+    let rows: Vec<_> = session.pairs.pairs.iter().filter(|p| p.client.port() == client.local().port()).collect();
+    assert!(rows.len() == 1 && rows[0].state == PairState::Waiting && rows[0].via == Carrier::Short, "{rows:#?}");
+    assert_eq!(summary.totals.bypassed_messages, 0);
+    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    assert!(!scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").liberal);
+}
