@@ -37,13 +37,7 @@ impl ShortPath {
     ///
     /// # Errors
     /// When the kernel refuses the programs, connection tracking or netlink.
-    pub fn start(
-        nodes: &[Node],
-        pods: &[Chosen],
-        elsewhere: &[PodElsewhere],
-        lease: Duration,
-        dry: bool,
-    ) -> Result<(Self, Vec<String>)> {
+    pub fn start(nodes: &[Node], pods: &[Chosen], elsewhere: &[PodElsewhere], lease: Duration, dry: bool) -> Result<(Self, Vec<String>)> {
         let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll instance")?;
         let mut short = Self { nodes: nodes.to_vec(), paths: Vec::new(), events, began: Instant::now() };
         let (mut by_node, warnings) = find(pods);

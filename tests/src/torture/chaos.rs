@@ -71,7 +71,7 @@ fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &
     // All pods, mostly; sometimes one end only, which has to be left alone.
     let pods = if rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
     let mut on =
-        Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate, blocking_readers: false })?;
+        Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate, ..Choice::default() })?;
     let began = Instant::now();
     // Starting takes seconds on a busy machine; most of the time it shall be on.
     let on_for = if rng.one_in(3) { rng.log_between(20, 2_000) } else { rng.between(2_000, 12_000) };
