@@ -268,6 +268,7 @@ fn hostile_names_of_pairs_and_rules_are_rendered_harmlessly() {
             dialled: ([10, 0, 0, 2], 80).into(),
             server: None,
             via_service: true,
+            via: Default::default(),
             state: if n % 2 == 0 { PairState::Accelerated } else { PairState::LeftAlone },
             reason: (n % 2 == 1).then_some(Reason::BlockingReader),
             live: true,

@@ -8,10 +8,6 @@
 
 #define IPS_ASSURED 4
 
-struct nf_conn {
-	unsigned long status;
-} __attribute__((preserve_access_index));
-
 struct bpf_ct_opts {
 	__s32 netns_id;
 	__s32 error;
