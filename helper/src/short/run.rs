@@ -141,7 +141,7 @@ fn find(site: &Site, pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>
         match node::find(site, pod) {
             Ok(there) => {
                 let ips = pod.ips.iter().map(IpAddr::to_canonical).collect();
-                found.entry(pod.node.clone()).or_default().push(Pod { name, uid: pod.uid.clone(), ips, netns: there.netns });
+                found.entry(pod.node.clone()).or_default().push(Pod { name, ips, netns: there.netns });
             }
             Err(e) => warnings.push(format!("pod {name} is left alone: {e:#}")),
         }
