@@ -309,7 +309,7 @@ fn hostile_names_of_pairs_and_rules_are_rendered_harmlessly() {
 fn the_program_writes_nothing_harmful() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sinks-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a directory");
-    let helper = dir.join("sockpath-helper");
+    let helper = dir.join("sockpath-lab");
     let hello = |version: &str| {
         serde_json::json!({"type": "hello", "protocol": 1, "version": version, "kernel": "\u{1b}[31mk", "arch": "x", "boot": "b", "features": {},
             "monotonic_ns": 1, "realtime_ns": 2})
@@ -337,7 +337,7 @@ fn the_program_writes_nothing_harmful() {
             "nodes": [{"name": text, "ips": ["10.0.0.1"], "netns": "/run/netns/x", "pod_cidrs": ["10.42.1.0/24"]}]});
         fs::write(&status, lab.to_string()).expect("a file");
         let script = format!(
-            "#!/bin/sh\ncat '{}' >&2\n[ \"$1\" = lab ] && exec cat '{}'\ncat '{}'\n",
+            "#!/bin/sh\ncat '{}' >&2\n[ \"$1\" = status ] && exec cat '{}'\ncat '{}'\n",
             complaint.display(),
             status.display(),
             said.display()
@@ -356,6 +356,9 @@ fn the_program_writes_nothing_harmful() {
         ];
         for args in commands.iter().filter(|args| !args.iter().any(|a| a.contains('\0'))) {
             let out = run(&helper, args);
+            // What the lab's program said has come through.
+            let shown = String::from_utf8_lossy(&out.stdout);
+            assert!(args[..] != ["status", "--lab"] || shown.contains("detached, lease 5s"), "{text:?}: {shown}");
             for (stream, bytes) in [("stdout", &out.stdout), ("stderr", &out.stderr)] {
                 let what = format!("{args:?}, {text:?}, {stream}");
                 let shown = String::from_utf8(bytes.clone()).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -386,7 +389,7 @@ fn write_program(path: &Path, script: &str) {
 
 fn run(helper: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(PLUGIN);
-    command.env("SOCKPATH_HELPER", helper).env("KUBECONFIG", "/nonexistent").env("SOCKPATH_HELPER_IMAGE", "\u{202e}image");
+    command.env("SOCKPATH_LAB_PROGRAM", helper).env("KUBECONFIG", "/nonexistent").env("SOCKPATH_HELPER_IMAGE", "\u{202e}image");
     command.args(args).stdin(Stdio::null()).output().expect("the plugin runs")
 }
 
