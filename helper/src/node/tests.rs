@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use sockpath_protocol::request::Container;
 
 use super::*;
+use crate::site::LabName;
 
 const UID: &str = "0f3c1b52-7a3e-4b52-9a2f-1d7a0c8e9b10";
 const APP: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -196,4 +197,16 @@ fn container_names_of_every_runtime() {
     for name in ["init.scope", "crio-conmon-aaaaaaaaaaaaaaaa.scope", "system.slice", ""] {
         assert_eq!(process::container_id(name), None, "{name}");
     }
+}
+
+#[test]
+fn paths_are_opened_in_the_lab_only() {
+    let lab = Site::Lab(LabName::new("").unwrap());
+    let node = Node { name: "n1".into(), ips: vec![], netns: Some("/proc/self/ns/net".into()) };
+    node_netns(&lab, &node).unwrap();
+    assert!(format!("{:#}", node_netns(&Site::Node, &node).unwrap_err()).contains("only sockpath-lab"));
+
+    let locate = Locate::Path { netns: "/proc/self/ns/net".into(), cgroup: "/nowhere".into() };
+    let pod = Pod { locate, ..pod() };
+    assert!(format!("{:#}", find(&Site::Node, &pod).unwrap_err()).contains("only sockpath-lab"));
 }
