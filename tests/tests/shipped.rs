@@ -105,7 +105,7 @@ fn between<'a>(text: &'a str, before: &'a str, end: char) -> impl Iterator<Item 
 fn sources_read_these_environment_variables_only() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = Vec::new();
-    for dir in ["helper/src", "helper/lab/src", "helper/protocol/src", "kubectl-sockpath/src"] {
+    for dir in ["helper/src", "helper/kernel/src", "helper/lab/src", "helper/protocol/src", "helper/ruleset/src", "kubectl-sockpath/src"] {
         sources(&root.join(dir), &mut files);
     }
     assert!(files.len() > 150, "only {} sources were found", files.len());
@@ -126,6 +126,8 @@ fn sources_read_these_environment_variables_only() {
         // Options of the command line, which `--help` shows.
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_IMAGE",
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_NAMESPACE",
+        // As kubectl has it.
+        "kubectl-sockpath/src/cluster/kubeconfig.rs: KUBECONFIG",
         // Who asks, for labels and for a second user.
         "kubectl-sockpath/src/cluster/owner.rs: HOSTNAME",
         "kubectl-sockpath/src/cluster/owner.rs: USER",
