@@ -187,7 +187,8 @@ impl Instance {
         };
         let control = Control::map_fd(&skel.maps.control)?;
         let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        let mut initial = accel_control {
+        let initial = accel_control {
+            owner: owner_field(start.owner),
             deadline_ns: now.saturating_add(nanos(start.lease.min(LEASE))),
             lease_ns: nanos(start.lease.min(LEASE)),
             ends_ns: now.saturating_add(nanos(start.lease)),
@@ -205,7 +206,6 @@ impl Instance {
             native_to: stack.native.map(|r| r.end),
             ..Default::default()
         };
-        initial.owner = owner_field(start.owner);
         control.set(0, |c| c, initial);
         let instance = Self::of(pins, control, Some(mechanisms))?;
         counting::begin(&instance)?;
