@@ -96,7 +96,7 @@ impl Endpoint {
     /// # Errors
     /// A usage error that says which forms there are.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let wrong = |why: &str| UsageError::new(format!("`{}` {why}; write {FORMS}", crate::terminal::printable(text)));
+        let wrong = |why: &str| UsageError::new(format!("`{text}` {why}; write {FORMS}"));
         if text.is_empty() {
             return Err(wrong("names nothing"));
         }
