@@ -23,7 +23,7 @@ impl PodInfo {
         let pod = Pod {
             namespace: String::new(),
             name: node.name.clone(),
-            uid: format!("node/{}", node.name),
+            uid: format!("node:{}", node.name),
             node: node.name.clone(),
             ips: node.ips.clone(),
             host_network: true,
