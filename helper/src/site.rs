@@ -76,7 +76,9 @@ impl Site {
     }
 
     fn admit_pods<'a>(&self, pods: impl IntoIterator<Item = &'a Pod>) -> Result<()> {
-        pods.into_iter().filter(|pod| matches!(pod.locate, Locate::Path { .. })).try_for_each(|pod| self.admit_paths("pod", &pod.name))
+        pods.into_iter()
+            .filter(|pod| matches!(pod.locate, Locate::Path { .. } | Locate::Node { netns: Some(_) }))
+            .try_for_each(|pod| self.admit_paths("pod", &pod.name))
     }
 
     fn admit_nodes(&self, nodes: &[Node]) -> Result<()> {
