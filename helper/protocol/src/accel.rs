@@ -343,14 +343,11 @@ impl Reason {
     pub fn advice(self) -> Option<&'static str> {
         Some(match self {
             Self::NoPeer | Self::Learning | Self::Order | Self::WaitingForReaders | Self::Paused | Self::PeerGone => return None,
+            Self::AwaitingStack | Self::Ending => return None,
             Self::BlockingReader => {
                 "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
                  ends that call with EAGAIN, which programs do not expect of a blocking socket"
             }
-            Self::QueueDiscipline => {
-                "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path"
-            }
-            Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has a short path of its own",
             Self::PeerNotChosen => "both ends have to be chosen pods: name both, or choose all with -A",
             Self::OtherNode => {
                 "only pods of one node exchange bytes directly: topologySpreadConstraints or podAffinity place them together"
@@ -375,6 +372,23 @@ impl Reason {
             }
             Self::Ambiguous => "two connections had the same numbers: it is tried again",
             Self::Refused => "the kernel refused the socket: kubectl sockpath doctor examines the node",
+            Self::QueueDiscipline => "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path",
+            Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has a short path of its own",
+            Self::NotTracked => "connection tracking has to hold it as assured: NOTRACK rules and one-way traffic keep it on the whole stack",
+            Self::SequenceAdjusted => "connection tracking changes its sequence numbers, which the short path would not do",
+            Self::ConntrackHelper => "a helper of connection tracking (FTP, SIP, ...) reads its packets, so each has to pass the stack",
+            Self::ConntrackZone => "a CT rule or a virtual router puts it in a zone of its own: only the default zone is looked up",
+            Self::Offloaded => "nothing has to be done: a flow table already takes its packets past the rules",
+            Self::TcFilter => "the filter has to see every packet: tc filter show dev DEVICE ingress (or egress) shows it on the node",
+            Self::PodBridge => "packets to the pod's bridge or tap are for others behind it, such as a virtual machine",
+            Self::NoVeth => "only pods with a veth device have the short path: ipvlan, macvlan and SR-IOV have none",
+            Self::MtuDiffers => "the path needs one MTU at both pods: recreate the pods that started before the MTU was changed",
+            Self::Hairpin => "a pod that talks to itself through a Service has no other device to go to",
+            Self::HostNetwork => "processes of the node and pods with hostNetwork have no device of their own to redirect to",
+            Self::Ipsec => "IPsec has to see every packet: ip xfrm policy shows the node's policies",
+            Self::NoRoute => "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build",
+            Self::PacketTooLarge => "it exceeds the next link's MTU, and only the stack answers with the right size: lower the pods' MTU",
+            Self::TtlExceeded => "only the stack answers for a packet whose TTL is used up: a routing loop, or a program that sets a low TTL",
         })
     }
 

@@ -1,19 +1,17 @@
 //! Connections as rows that fit a terminal: columns that say less go first, then reasons become numbers, then names are cut.
 
 use sockpath_protocol::accel::Pair;
-use sockpath_protocol::text::{columns as columns_of, field_within};
+use sockpath_protocol::text::{columns as width_of, field_within};
 
 use super::pairs::{bytes, client, server, state_word, turnaround, why};
 use super::shorten;
+use super::table::LONGEST_CELL;
 use crate::terminal::Style;
 
 /// Spaces between two columns.
 const GAP: usize = 2;
 
-/// Characters of a cell at most: `namespace/name` of a pod has up to 317.
-const LONGEST_CELL: usize = 512;
-
-/// Names are cut to this many characters where there is no room for more.
+/// Names are cut to this many columns of the terminal where there is no room for more.
 const LEAST_NAME: usize = 14;
 
 /// A column.
@@ -57,19 +55,11 @@ pub(super) struct Lines {
     pub legend: Vec<String>,
 }
 
-/// The rows in at most `width` characters, as far as that can be without cutting addresses. Nodes are shown where there are `several`.
+/// The rows as wide as the terminal at most, as far as that can be without cutting addresses. Nodes are shown where there are `several`.
 pub(super) fn fit(pairs: &[(&str, &Pair)], several: bool, style: &Style) -> Lines {
-    let (width, unicode) = (style.width, style.unicode);
-    let mut columns = vec![
-        Column::Client,
-        Column::Server,
-        Column::Via,
-        Column::State,
-        Column::Bypassed,
-        Column::Messages,
-        Column::Turnaround,
-        Column::Why,
-    ];
+    let Style { width, unicode, .. } = *style;
+    let mut columns = vec![Column::Client, Column::Server, Column::Via, Column::State, Column::Bypassed];
+    columns.extend([Column::Messages, Column::Turnaround, Column::Why]);
     if several {
         columns.insert(0, Column::Node);
     }
@@ -90,7 +80,7 @@ pub(super) fn fit(pairs: &[(&str, &Pair)], several: bool, style: &Style) -> Line
     if table.width() > width {
         table.cut_names(width, unicode);
     }
-    for column in [Column::Bypassed, Column::Node] {
+    for column in [Column::Bypassed, Column::Via, Column::Node] {
         if table.width() > width {
             table.drop_column(column);
         }
@@ -101,7 +91,7 @@ pub(super) fn fit(pairs: &[(&str, &Pair)], several: bool, style: &Style) -> Line
     Lines { rows: table.lines(), legend }
 }
 
-/// The text of every cell.
+/// The text of every cell, harmless and of bounded length.
 struct Cells {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
@@ -109,7 +99,7 @@ struct Cells {
 
 impl Cells {
     fn of(pairs: &[(&str, &Pair)], columns: &[Column], style: &Style) -> Self {
-        let cell = |node: &str, pair: &Pair, column: Column| match column {
+        let text = |node: &str, pair: &Pair, column: Column| match column {
             Column::Node => node.to_owned(),
             Column::Client => client(pair),
             Column::Server => server(pair),
@@ -120,15 +110,16 @@ impl Cells {
             Column::Turnaround => turnaround(pair),
             Column::Why => why(pair),
         };
-        // Names come from outside: harmless, and in characters that the terminal has.
-        let shown = |text: &str| style.shown(&field_within(text, LONGEST_CELL)).into_owned();
-        let rows = pairs.iter().map(|(node, pair)| columns.iter().map(|c| shown(&cell(node, pair, *c))).collect()).collect();
+        let cell = |node: &str, pair: &Pair, column: Column| {
+            style.shown(&field_within(&text(node, pair, column), LONGEST_CELL)).into_owned()
+        };
+        let rows = pairs.iter().map(|(node, pair)| columns.iter().map(|c| cell(node, pair, *c)).collect()).collect();
         Self { columns: columns.to_vec(), rows }
     }
 
     fn widths(&self) -> Vec<usize> {
         let of_column = |i: usize, column: &Column| {
-            let longest = self.rows.iter().map(|row| columns_of(&row[i])).max().unwrap_or(0);
+            let longest = self.rows.iter().map(|row| width_of(&row[i])).max().unwrap_or(0);
             longest.max(column.head().len())
         };
         self.columns.iter().enumerate().map(|(i, c)| of_column(i, c)).collect()
@@ -205,7 +196,7 @@ impl Cells {
         let widths = self.widths();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let padded = cells.zip(&self.columns).zip(&widths).map(|((cell, column), width)| {
-                let space = " ".repeat(width.saturating_sub(columns_of(cell)));
+                let space = " ".repeat(width.saturating_sub(width_of(cell)));
                 if column.is_number() { space + cell } else { cell.to_owned() + &space }
             });
             padded.collect::<Vec<_>>().join(&" ".repeat(GAP)).trim_end().to_owned()

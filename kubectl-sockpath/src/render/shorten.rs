@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use sockpath_protocol::text::{columns, columns_of};
+
 /// Shortest form of a name that still says something.
 const LEAST: usize = 8;
 
@@ -12,7 +14,7 @@ const LEAST: usize = 8;
 pub fn all(names: &[String], width: usize, unicode: bool) -> Vec<String> {
     let distinct: BTreeSet<&String> = names.iter().collect();
     // What comes last tells pods of one workload apart, so that the more of the end is kept the less is left of the beginning.
-    let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0);
+    let longest = names.iter().map(|n| columns(n)).max().unwrap_or(0);
     for width in width..=longest {
         for share in [2, 3, 5, usize::MAX] {
             let shortened: BTreeSet<String> = distinct.iter().map(|name| one(name, width, share, unicode)).collect();
@@ -24,10 +26,10 @@ pub fn all(names: &[String], width: usize, unicode: bool) -> Vec<String> {
     names.to_vec()
 }
 
-/// One name in at most `width` characters, one `share`th of which, at most, is its beginning.
+/// One name in at most `width` columns, one `share`th of which, at most, is its beginning.
 fn one(name: &str, width: usize, share: usize, unicode: bool) -> String {
     let is_address = name.parse::<SocketAddr>().is_ok();
-    if name.chars().count() <= width || is_address {
+    if columns(name) <= width || is_address {
         return name.to_owned();
     }
     // The port, and what was dialled.
@@ -35,16 +37,24 @@ fn one(name: &str, width: usize, share: usize, unicode: bool) -> String {
         Some(at) => name.split_at(at),
         None => (name, ""),
     };
-    let body: Vec<char> = body.chars().collect();
-    let room = width.saturating_sub(tail.chars().count()).max(LEAST);
-    if body.len() <= room {
+    let room = width.saturating_sub(columns(tail)).max(LEAST);
+    if columns(body) <= room {
         return name.to_owned();
     }
     let head = (room - 1) / share;
     let end = room - 1 - head;
     let mark = if unicode { '…' } else { '~' };
-    let kept = body[..head].iter().chain([&mark]).chain(&body[body.len() - end..]);
-    kept.collect::<String>() + tail
+    let begins: String = within(body.chars(), head).collect();
+    let ends: Vec<char> = within(body.chars().rev(), end).collect();
+    begins + &String::from(mark) + &ends.into_iter().rev().collect::<String>() + tail
+}
+
+/// The first characters that have room in so many columns.
+fn within(text: impl Iterator<Item = char>, room: usize) -> impl Iterator<Item = char> {
+    text.scan(0, move |used, c| {
+        *used += columns_of(c);
+        (*used <= room).then_some(c)
+    })
 }
 
 #[cfg(test)]
@@ -76,6 +86,11 @@ mod tests {
             assert_eq!(distinct.len(), pods.len(), "{width}: {short:?}");
             assert!(short.iter().all(|n| n.ends_with(":80")), "{short:?}");
         }
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        assert_eq!(all(&names(&["日本語日本語日本語:80", "a:1"]), 11, true), ["日本…本語:80", "a:1"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::output::Text;
 use crate::terminal::{Paint, Style, fit};
 
 /// Characters of a cell at most: `namespace/name` of a pod has up to 317.
-const LONGEST_CELL: usize = 512;
+pub(super) const LONGEST_CELL: usize = 512;
 
 /// A table that is being put together.
 pub struct Table<'s> {
