@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use crate::accel::{AccelerateRequest, ChoosePods, PairsSnapshot, PauseRequest, PodElsewhere, PodName, ResumeRequest};
 use crate::message::{Armed, DeviceFilters, Hello, Message};
-use crate::packet::{Context, Device, Drop, Hop, Incident, Outcome, Packet, Place, Rule};
+use crate::packet::{Cause, Context, Device, Drop, Hop, Incident, Outcome, Packet, Place, Rule};
 use crate::request::{Locate, Node, Pod, Request, Service, TraceRequest};
 use crate::text::{LONGEST_FIELD, field_within};
 
@@ -308,28 +308,40 @@ impl Place {
 impl Packet {
     fn check(&mut self) -> Result<(), TooMuch> {
         at_most(self.hops.len(), MOST_HOPS, "hops", format_args!("packet {}", self.id))?;
-        for Hop { hook, context, rule, note, .. } in &mut self.hops {
+        for Hop { hook, context, rule, note, facts, .. } in &mut self.hops {
             cut(hook);
             cut_some(note);
             if let Context::Process { comm, .. } = context {
                 cut(comm);
             }
             rule.iter_mut().try_for_each(|rule| rule.check())?;
+            facts.iter_mut().flat_map(|f| f.input.iter_mut().chain(&mut f.output)).for_each(cut);
         }
-        if let Outcome::Dropped(Drop { reason, location, detail, rule, .. }) = &mut self.outcome {
+        if let Outcome::Dropped(Drop { reason, location, detail, rule, cause, .. }) = &mut self.outcome {
             cut(reason);
             cut_some(location);
             cut_some(detail);
             rule.iter_mut().try_for_each(|rule| rule.check())?;
+            cause.iter_mut().try_for_each(|cause| cause.check())?;
         }
         Ok(())
+    }
+}
+
+impl Cause {
+    fn check(&mut self) -> Result<(), TooMuch> {
+        at_most(self.evidence.len(), MOST_ITEMS, "sentences of evidence", "a drop")?;
+        at_most(self.candidates.len(), MOST_ITEMS, "rules that may have done it", "a drop")?;
+        self.evidence.iter_mut().for_each(cut);
+        self.candidates.iter_mut().try_for_each(Rule::check)
     }
 }
 
 impl Rule {
     fn check(&mut self) -> Result<(), TooMuch> {
         at_most(self.via.len(), MOST_ITEMS, "chains that lead there", "a rule")?;
-        [&mut self.table, &mut self.chain].into_iter().chain(&mut self.comment).chain(&mut self.via).for_each(cut);
+        let element = self.element.iter_mut().flat_map(|e| [&mut e.set].into_iter().chain(&mut e.comment));
+        [&mut self.table, &mut self.chain].into_iter().chain(&mut self.comment).chain(&mut self.via).chain(element).for_each(cut);
         Ok(())
     }
 }
@@ -409,6 +421,7 @@ mod tests {
             rule: None,
             offsets: None,
             note: Some("ä".repeat(LONGEST_FIELD + 1)),
+            facts: None,
         };
         let address = || "10.0.0.1:1".parse().unwrap();
         let packet = |hops| {

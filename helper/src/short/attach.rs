@@ -42,14 +42,15 @@ impl Attachments {
         if self.by_device.contains_key(&device) {
             return Ok(());
         }
+        let incoming = match role {
+            Role::Pod => &programs.from_pod,
+            Role::Uplink => &programs.from_node,
+        };
+        let delivered = &programs.delivered;
         let attached = inside(&netns.file, || {
-            let incoming = match role {
-                Role::Pod => &programs.from_pod,
-                Role::Uplink => &programs.from_node,
-            };
             // What goes out is observed first: nothing is approved before it is.
             let mut attached = Vec::new();
-            for (program, side) in [(&programs.delivered, Side::Egress), (incoming, Side::Ingress)] {
+            for (program, side) in [(delivered, Side::Egress), (incoming, Side::Ingress)] {
                 let at = |mechanism| tc::attach(std::os::fd::AsFd::as_fd(program), device, side, mechanism);
                 attached.push(match at(self.mechanism) {
                     Err(e) if self.mechanism == Mechanism::Tcx && is_without_tcx(&e) => {

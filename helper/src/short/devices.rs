@@ -24,8 +24,6 @@ const RELAYS: [&str; 3] = ["bridge", "tun", "openvswitch"];
 pub struct Pod {
     /// Namespace and name.
     pub name: String,
-    /// Its UID.
-    pub uid: String,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// Its network namespace.

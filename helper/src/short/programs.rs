@@ -30,7 +30,6 @@ pub const PASSES: [Reason; short_pass::SHORT_PASSES.0 as usize] =
 /// `struct short_slot` in shared memory.
 #[derive(Debug)]
 #[repr(C)]
-#[expect(missing_docs, reason = "documented in wire.h")]
 pub struct Slot {
     pub armed: AtomicU32,
     pub seen: AtomicU32,

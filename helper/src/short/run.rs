@@ -19,6 +19,7 @@ use super::path::Path;
 use super::report::snapshot;
 use crate::node;
 use crate::session::{Coded, Inbound, Session};
+use crate::site::Site;
 
 /// Time between two snapshots, and between two reviews of all connections.
 const SNAPSHOT: Duration = Duration::from_secs(1);
@@ -27,6 +28,7 @@ const SNAPSHOT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct ShortPath {
     nodes: Vec<Node>,
+    site: Site,
     paths: Vec<(String, Path)>,
     events: Epoll,
     began: Instant,
@@ -37,15 +39,16 @@ impl ShortPath {
     ///
     /// # Errors
     /// When the kernel refuses the programs, connection tracking or netlink.
-    pub fn start(nodes: &[Node], pods: &[Chosen], elsewhere: &[PodElsewhere], lease: Duration, dry: bool) -> Result<(Self, Vec<String>)> {
+    pub fn start(site: &Site, request: &AccelerateRequest, lease: Duration, dry: bool) -> Result<(Self, Vec<String>)> {
+        let (nodes, pods, elsewhere) = (&request.nodes, &request.pods, &request.elsewhere);
         let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll instance")?;
-        let mut short = Self { nodes: nodes.to_vec(), paths: Vec::new(), events, began: Instant::now() };
-        let (mut by_node, warnings) = find(pods);
+        let mut short = Self { site: site.clone(), nodes: nodes.clone(), paths: Vec::new(), events, began: Instant::now() };
+        let (mut by_node, warnings) = find(site, pods);
         for (name, found) in by_node.drain() {
             let node =
                 short.nodes.iter().find(|n| n.name == name).cloned().unwrap_or(Node { name: name.clone(), ips: Vec::new(), netns: None });
             let far = far_pods(pods, elsewhere, &name);
-            let path = Path::start(node::node_netns(&node)?, found, far, lease, dry).with_context(|| format!("node {name}"))?;
+            let path = Path::start(node::node_netns(site, &node)?, found, far, lease, dry).with_context(|| format!("node {name}"))?;
             for fd in path.fds() {
                 short.events.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).context("cannot wait for events")?;
             }
@@ -91,7 +94,7 @@ impl ShortPath {
     /// # Errors
     /// When the kernel does not answer.
     pub fn choose(&mut self, request: &ChoosePods) -> Result<Vec<String>> {
-        let (mut by_node, warnings) = find(&request.pods);
+        let (mut by_node, warnings) = find(&self.site, &request.pods);
         for (name, path) in &mut self.paths {
             let far = far_pods(&request.pods, &request.elsewhere, name);
             path.choose(by_node.remove(name).unwrap_or_default(), far)?;
@@ -126,7 +129,7 @@ impl ShortPath {
 }
 
 /// The pods as this machine has them, by node.
-fn find(pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>) {
+fn find(site: &Site, pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>) {
     let mut found: HashMap<String, Vec<Pod>> = HashMap::new();
     let mut warnings = Vec::new();
     for pod in pods {
@@ -135,10 +138,10 @@ fn find(pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>) {
             warnings.push(format!("pod {name} uses the node's network namespace and is left alone"));
             continue;
         }
-        match node::find(pod) {
+        match node::find(site, pod) {
             Ok(there) => {
                 let ips = pod.ips.iter().map(IpAddr::to_canonical).collect();
-                found.entry(pod.node.clone()).or_default().push(Pod { name, uid: pod.uid.clone(), ips, netns: there.netns });
+                found.entry(pod.node.clone()).or_default().push(Pod { name, ips, netns: there.netns });
             }
             Err(e) => warnings.push(format!("pod {name} is left alone: {e:#}")),
         }
@@ -160,7 +163,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         return Err(Coded::new("detach", "the short path ends with its session: start it without --detach"));
     }
     let dry = request.dry_run_ms.map(Duration::from_millis);
-    let (mut short, warnings) = ShortPath::start(&request.nodes, &request.pods, &request.elsewhere, lease, dry.is_some())?;
+    let (mut short, warnings) = ShortPath::start(session.site(), &request, lease, dry.is_some())?;
     for text in warnings {
         session.warn(text)?;
     }

@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(std::str::from_utf8(&streamed).unwrap(), &*document);
         for text in [&document, &line] {
             assert!(text.chars().all(|c| c == '\n' || is_harmless(c)), "{text:?}");
-            assert!(text.contains("\\u202e") && text.contains("\\udb40\\udc41") && text.contains('日'), "{text}");
+            assert!(text.contains("\\u202e") && text.contains("\\udb40\\udc41") && text.contains('日'), "{text:?}");
             assert_eq!(serde_json::from_str::<serde_json::Value>(text).unwrap(), value);
         }
         assert_eq!(line.lines().count(), 1);

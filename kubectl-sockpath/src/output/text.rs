@@ -100,7 +100,7 @@ impl Text {
         let mut text = Self::default();
         let mut rest = rendered.as_str();
         while let Some((before, after)) = rest.split_once("\x1b[") {
-            text.lines(before);
+            text.keep_lines(before);
             let end = after.find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(after.len());
             match after.strip_prefix(&after[..end]).and_then(|tail| tail.strip_prefix('m')) {
                 Some(tail) if color => {
@@ -113,12 +113,12 @@ impl Text {
                 }
             }
         }
-        text.lines(rest);
+        text.keep_lines(rest);
         text
     }
 
     /// Adds text with its line breaks.
-    fn lines(&mut self, lines: &str) {
+    fn keep_lines(&mut self, lines: &str) {
         for (number, line) in lines.split('\n').enumerate() {
             if number > 0 {
                 self.end_line();
