@@ -118,6 +118,7 @@ mod tests {
 
     const BY_PATH: &str = r#"{"namespace":"default","name":"curl","uid":"12345678","node":"n","ips":[],
         "locate":{"by":"path","netns":"/run/netns/x","cgroup":"/sys/fs/cgroup/x"}}"#;
+    const NODE_BY_PATH: &str = r#"{"namespace":"","name":"n","uid":"","node":"n","ips":[],"locate":{"by":"node","netns":"/run/netns/x"}}"#;
     const BY_UID: &str = r#"{"namespace":"default","name":"curl","uid":"12345678","node":"n","ips":[],"locate":{"by":"uid"}}"#;
 
     #[test]
@@ -129,6 +130,7 @@ mod tests {
         let with_paths = [
             traces(BY_PATH, BY_UID, ""),
             traces(BY_UID, BY_PATH, ""),
+            traces(BY_UID, NODE_BY_PATH, ""),
             traces(BY_UID, BY_UID, path),
             request(&format!(r#"{{"type":"accelerate","pods":[{BY_UID},{BY_PATH}],"lease_ms":1000,"owner":"o","detach":false}}"#)),
             request(&format!(r#"{{"type":"choose","pods":[{BY_PATH}]}}"#)),

@@ -372,9 +372,13 @@ impl Reason {
             }
             Self::Ambiguous => "two connections had the same numbers: it is tried again",
             Self::Refused => "the kernel refused the socket: kubectl sockpath doctor examines the node",
-            Self::QueueDiscipline => "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path",
+            Self::QueueDiscipline => {
+                "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path"
+            }
             Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has a short path of its own",
-            Self::NotTracked => "connection tracking has to hold it as assured: NOTRACK rules and one-way traffic keep it on the whole stack",
+            Self::NotTracked => {
+                "connection tracking has to hold it as assured: NOTRACK rules and one-way traffic keep it on the whole stack"
+            }
             Self::SequenceAdjusted => "connection tracking changes its sequence numbers, which the short path would not do",
             Self::ConntrackHelper => "a helper of connection tracking (FTP, SIP, ...) reads its packets, so each has to pass the stack",
             Self::ConntrackZone => "a CT rule or a virtual router puts it in a zone of its own: only the default zone is looked up",
@@ -386,9 +390,13 @@ impl Reason {
             Self::Hairpin => "a pod that talks to itself through a Service has no other device to go to",
             Self::HostNetwork => "processes of the node and pods with hostNetwork have no device of their own to redirect to",
             Self::Ipsec => "IPsec has to see every packet: ip xfrm policy shows the node's policies",
-            Self::NoRoute => "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build",
+            Self::NoRoute => {
+                "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build"
+            }
             Self::PacketTooLarge => "it exceeds the next link's MTU, and only the stack answers with the right size: lower the pods' MTU",
-            Self::TtlExceeded => "only the stack answers for a packet whose TTL is used up: a routing loop, or a program that sets a low TTL",
+            Self::TtlExceeded => {
+                "only the stack answers for a packet whose TTL is used up: a routing loop, or a program that sets a low TTL"
+            }
         })
     }
 

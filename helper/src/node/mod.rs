@@ -150,7 +150,7 @@ pub fn find(site: &Site, pod: &Pod) -> Result<FoundPod> {
         Locate::Node { netns } => {
             let node = Node { name: pod.node.clone(), ips: pod.ips.clone(), netns: netns.clone() };
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new(CGROUPS))?)?;
-            Ok(FoundPod { netns: node_netns(&node)?, cgroup, processes: Vec::new() })
+            Ok(FoundPod { netns: node_netns(site, &node)?, cgroup, processes: Vec::new() })
         }
         Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new(CGROUPS))?, Path::new("/proc")),
     }

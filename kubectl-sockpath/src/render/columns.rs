@@ -110,9 +110,8 @@ impl Cells {
             Column::Turnaround => turnaround(pair),
             Column::Why => why(pair),
         };
-        let cell = |node: &str, pair: &Pair, column: Column| {
-            style.shown(&field_within(&text(node, pair, column), LONGEST_CELL)).into_owned()
-        };
+        let cell =
+            |node: &str, pair: &Pair, column: Column| style.shown(&field_within(&text(node, pair, column), LONGEST_CELL)).into_owned();
         let rows = pairs.iter().map(|(node, pair)| columns.iter().map(|c| cell(node, pair, *c)).collect()).collect();
         Self { columns: columns.to_vec(), rows }
     }
