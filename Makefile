@@ -67,7 +67,7 @@ bench: build target/.deps-test ## The tables of docs/benchmarks.md (root, quiet 
 
 e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
 	cargo build --release --locked -p sockpath-tests --bins
-	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults -- --test-threads=1 --nocapture
+	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults --test cluster_unwell -- --test-threads=1 --nocapture
 
 kernels: test-programs ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels

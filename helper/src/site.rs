@@ -76,7 +76,9 @@ impl Site {
     }
 
     fn admit_pods<'a>(&self, pods: impl IntoIterator<Item = &'a Pod>) -> Result<()> {
-        pods.into_iter().filter(|pod| matches!(pod.locate, Locate::Path { .. })).try_for_each(|pod| self.admit_paths("pod", &pod.name))
+        pods.into_iter()
+            .filter(|pod| matches!(pod.locate, Locate::Path { .. } | Locate::Node { netns: Some(_) }))
+            .try_for_each(|pod| self.admit_paths("pod", &pod.name))
     }
 
     fn admit_nodes(&self, nodes: &[Node]) -> Result<()> {
@@ -116,6 +118,7 @@ mod tests {
 
     const BY_PATH: &str = r#"{"namespace":"default","name":"curl","uid":"12345678","node":"n","ips":[],
         "locate":{"by":"path","netns":"/run/netns/x","cgroup":"/sys/fs/cgroup/x"}}"#;
+    const NODE_BY_PATH: &str = r#"{"namespace":"","name":"n","uid":"","node":"n","ips":[],"locate":{"by":"node","netns":"/run/netns/x"}}"#;
     const BY_UID: &str = r#"{"namespace":"default","name":"curl","uid":"12345678","node":"n","ips":[],"locate":{"by":"uid"}}"#;
 
     #[test]
@@ -127,6 +130,7 @@ mod tests {
         let with_paths = [
             traces(BY_PATH, BY_UID, ""),
             traces(BY_UID, BY_PATH, ""),
+            traces(BY_UID, NODE_BY_PATH, ""),
             traces(BY_UID, BY_UID, path),
             request(&format!(r#"{{"type":"accelerate","pods":[{BY_UID},{BY_PATH}],"lease_ms":1000,"owner":"o","detach":false}}"#)),
             request(&format!(r#"{{"type":"choose","pods":[{BY_PATH}]}}"#)),

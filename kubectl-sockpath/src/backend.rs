@@ -9,11 +9,11 @@ use sockpath_protocol::message::Check;
 use sockpath_protocol::request::{Node, Pod};
 
 use crate::cli::Global;
-use crate::cluster::{Cluster, Watch};
+use crate::cluster::{Cluster, PodWatch, Watch};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::lab::Lab;
 use crate::progress::Progress;
-use crate::session::{Fleet, Ready};
+use crate::session::Fleet;
 
 /// What helpers will be asked to do; decides on their privileges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,38 +50,50 @@ impl Backend {
         }
     }
 
-    /// Starts helpers on these nodes (the lab needs one for all) and waits for their hello. When the future is dropped before
-    /// that, what was started ends with the backend.
+    /// Has helpers started on these nodes (the lab needs one for all): each joins when it has said hello, and nobody waits for the
+    /// slowest. What is started ends with the fleet, at the latest with the backend.
     ///
     /// # Errors
-    /// When one cannot be started; those that were are ended first.
-    pub async fn helpers(&self, nodes: &[Node], pods: &[Pod], mode: Mode, progress: &Progress) -> Result<Fleet> {
+    /// When the lab's cannot be started; what keeps a node of a cluster from taking part, the fleet tells.
+    pub fn expect(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Fleet> {
+        let mut fleet = Fleet::default();
         match self {
-            Self::Lab(lab) => lab.helpers(nodes, progress).await,
-            Self::Cluster(cluster) => cluster.helpers(nodes, pods, mode, progress).await,
+            Self::Lab(lab) => lab.helpers(&mut fleet, nodes, progress)?,
+            Self::Cluster(cluster) => cluster.helpers(&mut fleet, nodes, mode, progress),
         }
+        Ok(fleet)
+    }
+
+    /// As [`Self::expect`], once the first helper has joined.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub async fn helpers(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Fleet> {
+        let mut fleet = self.expect(nodes, mode, progress)?;
+        fleet.first().await?;
+        Ok(fleet)
     }
 
     /// As [`Self::helpers`], for helpers that go on for up to this time after their session.
     ///
     /// # Errors
-    /// When one cannot be started; those that were are ended first.
+    /// When none can be started.
     pub async fn helpers_that_stay(&self, nodes: &[Node], lease: Duration, progress: &Progress) -> Result<Fleet> {
+        let mut fleet = Fleet::default();
         match self {
-            Self::Lab(lab) => lab.helpers(nodes, progress).await,
-            Self::Cluster(cluster) => cluster.helpers_that_stay(nodes, lease, progress).await,
+            Self::Lab(lab) => lab.helpers(&mut fleet, nodes, progress)?,
+            Self::Cluster(cluster) => cluster.helpers_that_stay(&mut fleet, nodes, lease, progress),
         }
+        fleet.first().await?;
+        Ok(fleet)
     }
 
-    /// Starts helpers on more nodes, to join those there are.
-    ///
-    /// # Errors
-    /// When one cannot be started; those that were are ended first.
-    pub async fn recruits(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Vec<Ready>> {
+    /// Has helpers started on more nodes, to join those there are.
+    pub fn recruit(&self, fleet: &mut Fleet, nodes: &[Node], mode: Mode, progress: &Progress) {
         match self {
             // One helper serves the whole lab.
-            Self::Lab(_) => Ok(Vec::new()),
-            Self::Cluster(cluster) => cluster.recruits(nodes, mode, progress).await,
+            Self::Lab(_) => {}
+            Self::Cluster(cluster) => cluster.recruits(fleet, nodes, mode, progress),
         }
     }
 
@@ -93,6 +105,16 @@ impl Backend {
             // The lab's pods stay as they are, and it has no policies.
             Self::Lab(_) => Watch::nothing(),
             Self::Cluster(cluster) => cluster.watch(scope, pods, open),
+        }
+    }
+
+    /// Watches what happens to these pods.
+    #[must_use]
+    pub fn watch_pods(&self, pods: &[Pod]) -> PodWatch {
+        match self {
+            // The lab's pods stay as they are.
+            Self::Lab(_) => PodWatch::nothing(),
+            Self::Cluster(cluster) => cluster.watch_pods(pods),
         }
     }
 
@@ -123,14 +145,15 @@ impl Backend {
         }
     }
 
-    /// All nodes where helpers of ours can run.
+    /// All nodes where helpers of ours can run; of a user who may not list nodes those that are known otherwise (`pods_too`: as the
+    /// nodes of the namespace's pods), with what that leaves out.
     ///
     /// # Errors
     /// When they cannot be listed.
-    pub async fn all_nodes(&self) -> Result<Vec<Node>> {
+    pub async fn all_nodes(&self, pods_too: bool) -> Result<(Vec<Node>, Option<String>)> {
         match self {
-            Self::Lab(lab) => Ok(lab.all_nodes()),
-            Self::Cluster(cluster) => cluster.all_nodes().await,
+            Self::Lab(lab) => Ok((lab.all_nodes(), None)),
+            Self::Cluster(cluster) => cluster.all_nodes(pods_too).await,
         }
     }
 }
@@ -161,8 +184,16 @@ impl Inventory for Backend {
         either!(self, x => x.pods_at(ip).await)
     }
 
-    async fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
-        either!(self, x => x.deployment(namespace, name).await)
+    async fn workload(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
+        either!(self, x => x.workload(kind, namespace, name).await)
+    }
+
+    async fn node(&self, name: &str) -> Result<Option<PodInfo>> {
+        either!(self, x => x.node(name).await)
+    }
+
+    async fn node_at(&self, ip: IpAddr) -> Result<Option<PodInfo>> {
+        either!(self, x => x.node_at(ip).await)
     }
 
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {

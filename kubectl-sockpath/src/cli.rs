@@ -54,6 +54,30 @@ pub struct Global {
     /// Group to impersonate, may be repeated
     #[arg(long, global = true, value_name = "GROUP")]
     pub as_group: Vec<String>,
+    /// UID to impersonate
+    #[arg(long, global = true, value_name = "UID")]
+    pub as_uid: Option<String>,
+    /// Address and port of the API server
+    #[arg(short, long, global = true, value_name = "URL")]
+    pub server: Option<String>,
+    /// Bearer token for the API server
+    #[arg(long, global = true, value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Name in the API server's certificate, where it is not that of the address
+    #[arg(long, global = true, value_name = "NAME")]
+    pub tls_server_name: Option<String>,
+    /// Do not verify the API server's certificate: anyone in between can read and change everything
+    #[arg(long, global = true)]
+    pub insecure_skip_tls_verify: bool,
+    /// File of the certificate authority
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub certificate_authority: Option<PathBuf>,
+    /// File of the client's certificate
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub client_certificate: Option<PathBuf>,
+    /// File of the client's key
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub client_key: Option<PathBuf>,
     /// Image of the helper pod
     #[arg(long, global = true, value_name = "IMAGE", env = "SOCKPATH_HELPER_IMAGE")]
     pub helper_image: Option<String>,
@@ -66,6 +90,10 @@ pub struct Global {
     /// How long to wait for one answer of the API server
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
     pub request_timeout: Duration,
+    /// How long to wait for a node's helper to start, also on nodes that are not ready; the others work meanwhile
+    /// [default: 2m, 20s without progress, not at all for nodes that are not ready]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
+    pub wait_nodes: Option<Duration>,
     /// Say more on stderr
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -123,8 +151,10 @@ pub enum Command {
 /// `trace`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-SOURCE is NAME, pod/NAME, NS/NAME or deploy/NAME (one of its pods).
-TARGET may also be svc/NAME, IP, [IPV6]:PORT, and localhost:PORT or :PORT for another container of the same pod.
+SOURCE is NAME, pod/NAME, NS/NAME, one pod of a workload (deploy/NAME, sts/, ds/, rs/, job/, rc/) or of a label (app=web, NS/app=web), node/NAME, or
+an address of one of these. TARGET may also be svc/NAME, a name of DNS (web.shop, web.shop.svc.cluster.local), any address, [IPV6]:PORT, and
+localhost:PORT or :PORT for another container of the same pod. PORT is a number or a name; its protocol is that of the Service or the container.
+A trace ends by itself: after 10 s or 100 requests; with --count after 5 minutes, with -o jsonl after an hour, at the latest.
 
 Examples:
   kubectl sockpath trace curl httpbin                the way between two pods
@@ -150,10 +180,10 @@ pub struct Trace {
     /// Protocol of the probe [default: that of the Service's port, tcp elsewhere]
     #[arg(long, value_enum)]
     pub protocol: Option<ProbeProtocol>,
-    /// End after this many request packets with payload [default: 100, none with -o jsonl]
+    /// End after this many request packets with payload [default: 100, none with -o jsonl or --duration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// End after this time [default: 10s, none with -o jsonl]
+    /// End after this time [default: 10s, 5m with --count, 1h with -o jsonl]
     #[arg(long, value_name = "D", value_parser = positive_duration)]
     pub duration: Option<Duration>,
     /// Also show the accelerated way and what it saves
@@ -215,7 +245,7 @@ pub enum TraceOutput {
 /// `accelerate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-POD is NAME, pod/NAME, NS/NAME, or deploy/NAME and svc/NAME for all of their pods.
+POD is NAME, pod/NAME, NS/NAME, or deploy/NAME (sts/, ds/, rs/, job/, rc/), svc/NAME and LABEL=VALUE for all of their pods.
 
 Examples:
   kubectl sockpath accelerate -n prod --dry-run      what would be done, pair by pair
@@ -232,7 +262,7 @@ pub struct Accelerate {
     /// Pods of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// End after this time; with --detach the lease [default with --detach: 1h]
+    /// End after this time; with --detach the lease [default: on Ctrl-C, at the latest after 24h; 1h with --detach]
     #[arg(long = "for", value_name = "D", value_parser = duration::parse)]
     pub lease: Option<Duration>,
     /// Leave it running and return
@@ -264,6 +294,8 @@ pub enum Via {
 /// Output of commands that print one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ObjectOutput {
+    /// A table with whole names
+    Wide,
     /// JSON
     Json,
     /// YAML (only for --dry-run=client)
@@ -277,12 +309,21 @@ pub enum TableOutput {
     Json,
 }
 
+/// Output of `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatusOutput {
+    /// A table with whole names
+    Wide,
+    /// JSON
+    Json,
+}
+
 /// `status`.
 #[derive(Debug, Args)]
 pub struct Status {
     /// Form of the output [default: a table]
     #[arg(short, long, value_enum)]
-    pub output: Option<TableOutput>,
+    pub output: Option<StatusOutput>,
 }
 
 /// `stop`.
@@ -420,6 +461,8 @@ mod tests {
             "lab down",
             "lab status -o json",
             "lab exec curl -- sh -c true",
+            "status -s https://api:6443 --token t --tls-server-name k --insecure-skip-tls-verify --as me --as-uid 17 --wait-nodes 30s",
+            "doctor --certificate-authority ca --client-certificate crt --client-key key",
             "trace a b --kubeconfig f --context c --cluster d --user e --namespace n --helper-image i --helper-namespace h --request-timeout 5s",
         ] {
             let args: Vec<&str> = line.split(' ').collect();

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_protocol::request::{Node, Pod, Service};
+use sockpath_protocol::request::{Locate, Node, Pod, Protocol, Service};
 
 /// A pod that was found, and what resolution has to know about it besides what helpers need.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,13 +16,54 @@ pub struct PodInfo {
     pub containers: Vec<ContainerInfo>,
 }
 
+impl PodInfo {
+    /// A node, as a pod in its network namespace.
+    #[must_use]
+    pub fn of_node(node: &Node) -> Self {
+        let pod = Pod {
+            namespace: String::new(),
+            name: node.name.clone(),
+            uid: format!("node:{}", node.name),
+            node: node.name.clone(),
+            ips: node.ips.clone(),
+            host_network: true,
+            containers: Vec::new(),
+            locate: Locate::Node { netns: node.netns.clone() },
+        };
+        Self { pod, unusable: None, containers: Vec::new() }
+    }
+
+    /// Its ports with the containers that declare them.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.containers.iter().flat_map(|c| &c.ports)
+    }
+}
+
 /// A container of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerInfo {
     /// Its name.
     pub name: String,
-    /// TCP ports it declares (or, in the lab, listens on).
-    pub ports: Vec<u16>,
+    /// Ports it declares (or, in the lab, listens on).
+    pub ports: Vec<Port>,
+}
+
+/// A port of a container or of a Service, as its spec has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// Its number.
+    pub number: u16,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+}
+
+impl From<u16> for Port {
+    /// One of TCP without a name.
+    fn from(number: u16) -> Self {
+        Self { name: None, number, protocol: Protocol::Tcp }
+    }
 }
 
 /// A Service that was found.
@@ -30,6 +71,8 @@ pub struct ContainerInfo {
 pub struct ServiceInfo {
     /// As helpers need it; without frontends when headless.
     pub service: Service,
+    /// Its ports as its clients name them, in the order of its spec; those of its pods when headless.
+    pub ports: Vec<Port>,
     /// The pods behind it that are ready.
     pub backends: Vec<PodInfo>,
 }
@@ -52,6 +95,18 @@ pub enum Kind {
     Service,
     /// Deployments.
     Deployment,
+    /// StatefulSets.
+    StatefulSet,
+    /// DaemonSets.
+    DaemonSet,
+    /// ReplicaSets.
+    ReplicaSet,
+    /// Jobs.
+    Job,
+    /// ReplicationControllers.
+    ReplicationController,
+    /// Nodes.
+    Node,
     /// Namespaces.
     Namespace,
 }
@@ -64,6 +119,12 @@ impl Kind {
             Self::Pod => "pod",
             Self::Service => "Service",
             Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::Job => "Job",
+            Self::ReplicationController => "ReplicationController",
+            Self::Node => "node",
             Self::Namespace => "namespace",
         }
     }
@@ -75,8 +136,31 @@ impl Kind {
             Self::Pod => Some("pod"),
             Self::Service => Some("svc"),
             Self::Deployment => Some("deploy"),
+            Self::StatefulSet => Some("sts"),
+            Self::DaemonSet => Some("ds"),
+            Self::ReplicaSet => Some("rs"),
+            Self::Job => Some("job"),
+            Self::ReplicationController => Some("rc"),
+            Self::Node => Some("node"),
             Self::Namespace => None,
         }
+    }
+
+    /// What kubectl calls one on its command line: singular, plural, short, and with the group.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Some(match word.strip_suffix(".apps").or_else(|| word.strip_suffix(".batch")).unwrap_or(word) {
+            "pod" | "pods" | "po" => Self::Pod,
+            "svc" | "service" | "services" => Self::Service,
+            "deploy" | "deployment" | "deployments" => Self::Deployment,
+            "sts" | "statefulset" | "statefulsets" => Self::StatefulSet,
+            "ds" | "daemonset" | "daemonsets" => Self::DaemonSet,
+            "rs" | "replicaset" | "replicasets" => Self::ReplicaSet,
+            "job" | "jobs" => Self::Job,
+            "rc" | "replicationcontroller" | "replicationcontrollers" => Self::ReplicationController,
+            "no" | "node" | "nodes" => Self::Node,
+            _ => return None,
+        })
     }
 }
 
@@ -90,8 +174,12 @@ pub trait Inventory {
     fn pods(&self, scope: &Scope) -> impl Future<Output = Result<Vec<PodInfo>>>;
     /// Pods that have this address (several with hostNetwork).
     fn pods_at(&self, ip: IpAddr) -> impl Future<Output = Result<Vec<PodInfo>>>;
-    /// The pods of a Deployment.
-    fn deployment(&self, namespace: &str, name: &str) -> impl Future<Output = Result<Option<Vec<PodInfo>>>>;
+    /// The pods of a Deployment or another kind that has pods.
+    fn workload(&self, kind: Kind, namespace: &str, name: &str) -> impl Future<Output = Result<Option<Vec<PodInfo>>>>;
+    /// A node, as a pod in its network namespace.
+    fn node(&self, name: &str) -> impl Future<Output = Result<Option<PodInfo>>>;
+    /// The node that has this address, as a pod in its network namespace.
+    fn node_at(&self, ip: IpAddr) -> impl Future<Output = Result<Option<PodInfo>>>;
     /// One Service by name.
     fn service(&self, namespace: &str, name: &str) -> impl Future<Output = Result<Option<ServiceInfo>>>;
     /// Every Service that has this address as a frontend, or a backend at one of the pod's addresses.

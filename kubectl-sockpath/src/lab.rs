@@ -11,7 +11,7 @@ use sockpath_protocol::lab::{LabPod, LabService, LabStatus};
 use sockpath_protocol::request::Node;
 
 use crate::cli::{Global, LabCommand, TableOutput};
-use crate::inventory::{ContainerInfo, Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::inventory::{ContainerInfo, Inventory, Kind, PodInfo, Port, Scope, ServiceInfo};
 use crate::progress::Progress;
 use crate::session::{self, Fleet, Ready};
 
@@ -59,22 +59,23 @@ impl Lab {
         Ok(Self { program, namespace, verbose: global.verbose > 0, status })
     }
 
-    /// Starts one helper for all these nodes.
+    /// Has one helper started for all these nodes, to join the fleet when it has said hello.
     ///
     /// # Errors
-    /// When it does not start or does not say hello.
-    pub async fn helpers(&self, nodes: &[Node], progress: &Progress) -> Result<Fleet> {
+    /// When it does not start.
+    pub fn helpers(&self, fleet: &mut Fleet, nodes: &[Node], progress: &Progress) -> Result<()> {
         progress.phase("", "starting the helper");
-        let names = nodes.iter().map(|n| n.name.clone()).collect();
-        let transport = session::spawn(&self.program, &[OsStr::new("session")], names, self.verbose)?;
-        let mut fleet = Fleet::default();
-        let ready = Ready::handshake(transport, HELLO_PATIENCE).await?;
-        let helpers = std::slice::from_ref(&ready);
-        for text in session::other_releases(helpers).into_iter().chain(session::built_for_tests(helpers)) {
-            progress.warn(&text);
-        }
-        fleet.join(ready);
-        Ok(fleet)
+        let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+        let transport = session::spawn(&self.program, &[OsStr::new("session")], names.clone(), self.verbose)?;
+        let progress = progress.clone();
+        fleet.expect(names.clone(), Box::new(|| None), |mailbox| async move {
+            let ready = Ready::handshake(transport, HELLO_PATIENCE, mailbox).await?;
+            for text in ready.other_release(&names).into_iter().chain(ready.built_for_tests(&names)) {
+                progress.warn(&text);
+            }
+            Ok(ready)
+        });
+        Ok(())
     }
 
     /// All nodes of the lab.
@@ -87,13 +88,14 @@ impl Lab {
         PodInfo {
             pod: pod.into(),
             unusable: None,
-            containers: pod.containers.iter().map(|c| ContainerInfo { name: c.name.clone(), ports: vec![c.port] }).collect(),
+            containers: pod.containers.iter().map(|c| ContainerInfo { name: c.name.clone(), ports: vec![c.port.into()] }).collect(),
         }
     }
 
     fn service_info(&self, service: &LabService) -> ServiceInfo {
         let behind = |p: &&LabPod| p.namespace == service.namespace && service.ports.iter().any(|port| port.backends.contains(&p.name));
         ServiceInfo {
+            ports: service.ports.iter().map(|p| Port::from(p.port)).collect(),
             service: self.status.service(service),
             backends: self.status.pods.iter().filter(behind).map(|p| self.pod_info(p)).collect(),
         }
@@ -121,8 +123,16 @@ impl Inventory for Lab {
         Ok(self.status.pods.iter().filter(|p| p.ips.contains(&ip)).map(|p| self.pod_info(p)).collect())
     }
 
-    async fn deployment(&self, _namespace: &str, _name: &str) -> Result<Option<Vec<PodInfo>>> {
+    async fn workload(&self, _kind: Kind, _namespace: &str, _name: &str) -> Result<Option<Vec<PodInfo>>> {
         Ok(None)
+    }
+
+    async fn node(&self, name: &str) -> Result<Option<PodInfo>> {
+        Ok(self.status.nodes.iter().map(Node::from).find(|n| n.name == name).map(|n| PodInfo::of_node(&n)))
+    }
+
+    async fn node_at(&self, ip: IpAddr) -> Result<Option<PodInfo>> {
+        Ok(self.status.nodes.iter().map(Node::from).find(|n| n.ips.contains(&ip)).map(|n| PodInfo::of_node(&n)))
     }
 
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
@@ -145,13 +155,14 @@ impl Inventory for Lab {
         Ok(match kind {
             Kind::Pod => self.status.pods.iter().filter(|p| p.namespace == namespace).map(|p| p.name.clone()).collect(),
             Kind::Service => self.status.services.iter().filter(|s| s.namespace == namespace).map(|s| s.name.clone()).collect(),
-            Kind::Deployment => Vec::new(),
+            Kind::Node => self.status.nodes.iter().map(|n| n.name.clone()).collect(),
             Kind::Namespace => {
                 let mut names: Vec<String> = self.status.pods.iter().map(|p| p.namespace.clone()).collect();
                 names.sort_unstable();
                 names.dedup();
                 names
             }
+            _ => Vec::new(),
         })
     }
 }

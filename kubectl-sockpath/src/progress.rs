@@ -1,6 +1,6 @@
 //! What is going on, on stderr: a spinner for each node on a terminal, silence elsewhere unless `-v` was given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ pub struct Progress {
     verbose: u8,
     /// A spinner for each node and, under the empty name, for the command itself; in the order of their names from top to bottom.
     phases: Arc<Mutex<BTreeMap<String, Phase>>>,
+    /// What each node is, or was, waiting for, spinner or not.
+    last: Arc<Mutex<BTreeMap<String, String>>>,
+    /// What has been warned of once.
+    warned: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What somebody is doing now.
@@ -35,7 +39,13 @@ impl Progress {
     }
 
     fn on(target: ProgressDrawTarget, verbose: u8) -> Self {
-        Self { display: MultiProgress::with_draw_target(target), verbose, phases: Arc::default() }
+        Self {
+            display: MultiProgress::with_draw_target(target),
+            verbose,
+            phases: Arc::default(),
+            last: Arc::default(),
+            warned: Arc::default(),
+        }
     }
 
     /// Something (`who`: a node, or empty for the command itself) is now doing `what`. What the command itself did is over once
@@ -51,6 +61,7 @@ impl Progress {
             self.take_away(&own);
         }
         let line = if who.is_empty() { what.to_owned() } else { format!("{who}: {what}") };
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(who.to_owned(), what.to_owned());
         if self.is_live() {
             let place = phases.keys().take_while(|other| other.as_str() < who).count();
             let phase = phases.entry(who.to_owned()).or_insert_with(|| {
@@ -86,6 +97,7 @@ impl Progress {
 
     /// `who` has nothing more to wait for.
     pub fn done(&self, who: &str) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(who);
         if let Some(phase) = self.phases.lock().unwrap_or_else(PoisonError::into_inner).remove(who) {
             self.take_away(&phase);
         }
@@ -103,6 +115,11 @@ impl Progress {
         self.display.suspend(|| output::say(text));
     }
 
+    /// Does something that writes to the terminal while no spinner is in its way.
+    pub fn suspended<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.display.suspend(write)
+    }
+
     /// A line for the user who asked for more (`-v`).
     pub fn detail(&self, text: &str) {
         if self.verbose > 0 {
@@ -113,6 +130,19 @@ impl Progress {
     /// As [`Self::note`], for what may be wrong.
     pub fn warn(&self, text: &str) {
         self.note(&format!("warning: {text}"));
+    }
+
+    /// As [`Self::warn`], once for each key: several nodes may have the same to say.
+    pub fn warn_once(&self, key: &str, text: &str) {
+        if self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned()) {
+            self.warn(text);
+        }
+    }
+
+    /// What `who` was doing last, unless it is done.
+    #[must_use]
+    pub fn phase_of(&self, who: &str) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).get(who).cloned()
     }
 
     /// Whether there is a spinner to look at.

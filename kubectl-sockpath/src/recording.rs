@@ -32,7 +32,7 @@ struct Head {
 }
 
 /// Every other line.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Entry {
     helper: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,6 +43,9 @@ struct Entry {
     /// How its clock lies to the plugin's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     clock: Option<ClockEstimate>,
+    /// What happened to a pod, which no helper said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    changed: Option<String>,
 }
 
 /// A recording that is being written. After the first failure nothing more is.
@@ -78,10 +81,12 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be written.
     pub fn take(&mut self, helper: usize, event: &Event) -> Result<()> {
+        let said = |message| Entry { helper, message: Some(message), ..Entry::default() };
         let entry = match event {
-            Event::Said(message) => Entry { helper, message: Some((**message).clone()), lost: None, clock: None },
-            Event::Ended(reason) => Entry { helper, message: Some(Message::End(End { reason: *reason })), lost: None, clock: None },
-            Event::Lost(error) => Entry { helper, message: None, lost: Some(error.to_string()), clock: None },
+            Event::Said(message) => said((**message).clone()),
+            Event::Joined(hello) => said(Message::Hello((**hello).clone())),
+            Event::Ended(reason) => said(Message::End(End { reason: *reason })),
+            Event::Lost(error) => Entry { helper, lost: Some(error.to_string()), ..Entry::default() },
         };
         self.line(&entry)
     }
@@ -91,7 +96,15 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be written.
     pub fn compare(&mut self, helper: usize, clock: ClockEstimate) -> Result<()> {
-        self.line(&Entry { helper, message: None, lost: None, clock: Some(clock) })
+        self.line(&Entry { helper, clock: Some(clock), ..Entry::default() })
+    }
+
+    /// Writes what happened to a pod.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn change(&mut self, text: &str) -> Result<()> {
+        self.line(&Entry { changed: Some(text.to_owned()), ..Entry::default() })
     }
 
     /// Writes what is still buffered.
@@ -175,6 +188,9 @@ fn read_within(input: impl BufRead, name: &str, largest: u64) -> Result<Capture>
             Err(_) if !whole => break,
             Err(e) => return Err(e).with_context(|| format!("line {number} of {name} is damaged")),
         };
+        if let Some(text) = entry.changed {
+            capture.change(text);
+        }
         if let Some(clock) = entry.clock {
             capture.compare(entry.helper, clock);
         }

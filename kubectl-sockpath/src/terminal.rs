@@ -51,6 +51,13 @@ impl Style {
         }
     }
 
+    /// The same for a table that is printed once: names are whole where no terminal has to show them, or where that is asked for.
+    #[must_use]
+    pub fn for_table(self, whole: bool) -> Self {
+        let is_free = whole || (!output::is_terminal() && std::env::var_os("COLUMNS").is_none());
+        if is_free { Self { width: MAX_WIDTH, ..self } } else { self }
+    }
+
     /// Plain text of this width, as golden tests use it.
     #[must_use]
     pub fn plain(width: usize) -> Self {

@@ -78,7 +78,8 @@ fn twenty_nodes_stay_within_the_limit() {
             let (reader, writer) = (Box::new(reader), Box::new(writer));
             theirs.write_all(&line(&Message::Hello(helper.hello.clone()))).await.unwrap();
             let transport = Transport { nodes: helper.nodes.clone(), reader, writer, keeper: Box::new(Nobody) };
-            fleet.join(Ready::handshake(transport, Duration::from_secs(1)).await.unwrap());
+            let start = |mailbox| Ready::handshake(transport, Duration::from_secs(1), mailbox);
+            fleet.expect(helper.nodes.clone(), Box::new(|| None), start);
             let lines = lines.clone();
             tokio::spawn(async move {
                 for _ in 0..rounds {

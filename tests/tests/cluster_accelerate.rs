@@ -215,6 +215,8 @@ fn stopped_by_somebody_else_in_the_foreground() {
     run(cluster.plugin().arg("stop"));
     let (_, said) = running.end();
     assert!(said.contains("ended this acceleration with `stop`"), "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(last.contains("by `stop` of ") && last.contains("(process "), "the last line says who: {said}");
     assert!(talk.end() > 0);
     cluster.assert_nothing_left();
 }

@@ -86,6 +86,9 @@ fn yes() -> bool {
 pub struct StopRequest {
     /// Wait at most this many milliseconds for queues to drain.
     pub drain_ms: u64,
+    /// Who asks, for the one whose acceleration it ends.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// A pod by its name.
@@ -335,21 +338,66 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// What a user can do about it, and at what risk; `None` where nothing can be done or it goes away by itself.
+    /// What a user can do about it, and at what risk; `None` where it goes away by itself.
     #[must_use]
     pub fn advice(self) -> Option<&'static str> {
-        match self {
-            Self::BlockingReader => Some(
+        Some(match self {
+            Self::NoPeer | Self::Learning | Self::Order | Self::WaitingForReaders | Self::Paused | Self::PeerGone => return None,
+            Self::AwaitingStack | Self::Ending => return None,
+            Self::BlockingReader => {
                 "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
-                 ends that call with EAGAIN, which programs do not expect of a blocking socket",
-            ),
-            Self::QueueDiscipline => {
-                Some("a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path")
+                 ends that call with EAGAIN, which programs do not expect of a blocking socket"
             }
-            Self::ForeignProgram => Some("a network plugin or agent with programs at the pod's device often has a short path of its own"),
-            Self::PeerNotChosen => Some("both ends have to be chosen pods: name both, or choose all with -A"),
-            _ => None,
-        }
+            Self::PeerNotChosen => "both ends have to be chosen pods: name both, or choose all with -A",
+            Self::OtherNode => {
+                "only pods of one node exchange bytes directly: topologySpreadConstraints or podAffinity place them together"
+            }
+            Self::Budget => "the reader is slower than the writer: nothing is lost, TCP holds the writer back until it has caught up",
+            Self::Memory => "the node is short of memory: kubectl describe node shows its pressure",
+            Self::Lease => "the helper has not renewed the lease: its node or the plugin was cut off; run accelerate again",
+            Self::Ulp => "encryption in the kernel needs TCP's own path: encrypt in the program, or leave it so",
+            Self::Mptcp => "MPTCP needs its own path: GODEBUG=multipathtcp=0 for Go programs, or a socket of plain TCP",
+            Self::Zerocopy => "MSG_ZEROCOPY and TCP_ZEROCOPY_RECEIVE need TCP's own path: switch them off in the program",
+            Self::RcvLowat => "SO_RCVLOWAT above 1 is not kept without TCP's own path: leave it at 1 in the program",
+            Self::Splice => "splice(2) finds nothing in such a socket: nginx and haproxy can be told to copy instead",
+            Self::UnaccountedReads => "something other than a receive call reads it (splice, zero-copy, a socket of the kernel)",
+            Self::Fionread => "this kernel answers FIONREAD wrongly for such a socket: a later kernel, or a program that does not ask",
+            Self::TwoTasks => "one task reads while another writes, and a reader could be woken without data: use non-blocking sockets",
+            Self::WaitAll => "MSG_WAITALL is not kept without TCP's own path: read in a loop instead",
+            Self::Urgent => "urgent data needs TCP's own path",
+            Self::ForeignOwner => "another program's sockmap has the socket: kubectl sockpath doctor names such programs",
+            Self::SlowerThanTcp => "nothing has to be done: TCP was faster, and the connection goes by it",
+            Self::NetworkPolicy => {
+                "only packets can be filtered: run stop, then accelerate again to start from the policies as they are now"
+            }
+            Self::Ambiguous => "two connections had the same numbers: it is tried again",
+            Self::Refused => "the kernel refused the socket: kubectl sockpath doctor examines the node",
+            Self::QueueDiscipline => {
+                "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path"
+            }
+            Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has a short path of its own",
+            Self::NotTracked => {
+                "connection tracking has to hold it as assured: NOTRACK rules and one-way traffic keep it on the whole stack"
+            }
+            Self::SequenceAdjusted => "connection tracking changes its sequence numbers, which the short path would not do",
+            Self::ConntrackHelper => "a helper of connection tracking (FTP, SIP, ...) reads its packets, so each has to pass the stack",
+            Self::ConntrackZone => "a CT rule or a virtual router puts it in a zone of its own: only the default zone is looked up",
+            Self::Offloaded => "nothing has to be done: a flow table already takes its packets past the rules",
+            Self::TcFilter => "the filter has to see every packet: tc filter show dev DEVICE ingress (or egress) shows it on the node",
+            Self::PodBridge => "packets to the pod's bridge or tap are for others behind it, such as a virtual machine",
+            Self::NoVeth => "only pods with a veth device have the short path: ipvlan, macvlan and SR-IOV have none",
+            Self::MtuDiffers => "the path needs one MTU at both pods: recreate the pods that started before the MTU was changed",
+            Self::Hairpin => "a pod that talks to itself through a Service has no other device to go to",
+            Self::HostNetwork => "processes of the node and pods with hostNetwork have no device of their own to redirect to",
+            Self::Ipsec => "IPsec has to see every packet: ip xfrm policy shows the node's policies",
+            Self::NoRoute => {
+                "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build"
+            }
+            Self::PacketTooLarge => "it exceeds the next link's MTU, and only the stack answers with the right size: lower the pods' MTU",
+            Self::TtlExceeded => {
+                "only the stack answers for a packet whose TTL is used up: a routing loop, or a program that sets a low TTL"
+            }
+        })
     }
 
     /// The reason in a few words, for tables.
@@ -436,6 +484,9 @@ pub struct AccelSummary {
     pub left_enrolled: u64,
     /// Whether it goes on without us (`--detach`).
     pub detached: bool,
+    /// Who ended it, where that was another session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<String>,
 }
 
 /// A run-time check of the kernel on private sockets.

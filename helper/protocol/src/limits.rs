@@ -107,10 +107,10 @@ impl Request {
                 at_most(pods.len(), MOST_PODS_ELSEWHERE, "pods", "the request")?;
                 pods.iter().try_for_each(pod_name)
             }
+            Self::Stop(request) => name(&request.by, "who asks"),
             Self::Probe(_)
             | Self::LookForBypass
             | Self::Status
-            | Self::Stop(_)
             | Self::Doctor
             | Self::Cleanup
             | Self::Hello
@@ -170,6 +170,7 @@ fn pod(pod: &Pod) -> Result<(), TooMuch> {
     }
     match &pod.locate {
         Locate::Uid => Ok(()),
+        Locate::Node { netns } => netns.as_deref().map_or(Ok(()), |netns| name(netns, "the namespace file")),
         Locate::Path { netns, cgroup } => {
             name(netns, "the namespace file")?;
             name(cgroup, "the cgroup")
@@ -247,7 +248,11 @@ impl Message {
                 [text, code].into_iter().for_each(cut);
                 Ok(())
             }
-            Self::Summary(_) | Self::Clock(_) | Self::Heartbeat | Self::End(_) => Ok(()),
+            Self::Summary(summary) => {
+                cut_some(&mut summary.stopped_by);
+                Ok(())
+            }
+            Self::Clock(_) | Self::Heartbeat | Self::End(_) => Ok(()),
         }
     }
 }
@@ -380,7 +385,7 @@ mod tests {
     #[test]
     fn requests_are_bounded() {
         assert_eq!(choose(vec![a_pod()]), Ok(()));
-        assert_eq!(Request::Stop(StopRequest { drain_ms: u64::MAX }).check(), Ok(()));
+        assert_eq!(Request::Stop(StopRequest { drain_ms: u64::MAX, by: String::new() }).check(), Ok(()));
         let error = choose(vec![a_pod(); MOST_PODS + 1]).unwrap_err();
         assert_eq!(error, "the request has 4097 pods of one node, at most 4096 are taken");
         let error = choose(vec![Pod { name: "x".repeat(LONGEST_NAME + 1), ..a_pod() }]).unwrap_err();

@@ -84,6 +84,12 @@ pub struct Container {
 pub enum Locate {
     /// By its UID under the known kubelet cgroup roots.
     Uid,
+    /// It is the node itself: its network namespace, and no cgroup of its own.
+    Node {
+        /// Network namespace file in the lab; absent on a real node, where it is that of process 1.
+        #[serde(default)]
+        netns: Option<String>,
+    },
     /// By paths the lab gave.
     Path {
         /// Network namespace file.

@@ -271,7 +271,8 @@ pub async fn attend(instance: &Instance, chosen: &mut Chosen, mut audience: Audi
         return outcome;
     }
     // With the pins gone, any of their uses may have failed first.
-    audience.warn("somebody has ended this acceleration with `stop` or `cleanup`".to_owned())?;
+    let who = instance.stopped_by().unwrap_or_else(|| "somebody".to_owned());
+    audience.warn(format!("{who} has ended this acceleration with `stop` or `cleanup`"))?;
     Ok(outcome.unwrap_or(EndReason::Done))
 }
 

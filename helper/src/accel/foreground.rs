@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use sockpath_protocol::accel::AccelerateRequest;
+use sockpath_protocol::accel::{AccelSummary, AccelerateRequest};
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
@@ -76,7 +76,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         while pins.exist() && Instant::now() < until {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        session.send(&Message::Summary(summary(&instance, false)?))?;
+        let stopped_by = Some(instance.stopped_by().unwrap_or_else(|| "somebody".to_owned()));
+        session.send(&Message::Summary(AccelSummary { stopped_by, ..summary(&instance, false)? }))?;
         return reason;
     }
     let summary = dismantle(&instance, chosen.pods(), DRAIN).await?;

@@ -88,6 +88,18 @@ pub struct Instance {
     mechanisms: Option<Mechanisms>,
 }
 
+/// What stands between the owner and who has ended the acceleration.
+const STOPPED_BY: &str = ", ended by ";
+
+/// A name as the shared memory holds it: cut where it is too long, with a zero at its end.
+fn owner_field(name: &str) -> [i8; 128] {
+    let mut field = [0; 128];
+    for (to, from) in field.iter_mut().zip(name.bytes().take(127)) {
+        *to = i8::from_ne_bytes([from]);
+    }
+    field
+}
+
 impl Instance {
     /// Opens what another process left or runs; `None` when there is nothing.
     pub fn open(pins: &Pins) -> Result<Option<Self>> {
@@ -175,7 +187,8 @@ impl Instance {
         };
         let control = Control::map_fd(&skel.maps.control)?;
         let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        let mut initial = accel_control {
+        let initial = accel_control {
+            owner: owner_field(start.owner),
             deadline_ns: now.saturating_add(nanos(start.lease.min(LEASE))),
             lease_ns: nanos(start.lease.min(LEASE)),
             ends_ns: now.saturating_add(nanos(start.lease)),
@@ -193,9 +206,6 @@ impl Instance {
             native_to: stack.native.map(|r| r.end),
             ..Default::default()
         };
-        for (to, from) in initial.owner.iter_mut().zip(start.owner.bytes().take(127)) {
-            *to = from as _;
-        }
         control.set(0, |c| c, initial);
         let instance = Self::of(pins, control, Some(mechanisms))?;
         counting::begin(&instance)?;
@@ -470,6 +480,18 @@ impl Instance {
         let Some(owner) = self.control.read(0, field!(owner)) else { return String::new() };
         let bytes: Vec<u8> = owner.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Notes who ends it, behind its owner.
+    pub fn note_who_stops(&self, by: &str) {
+        if !by.is_empty() && self.stopped_by().is_none() {
+            self.control.set(0, field!(owner), owner_field(&format!("{}{STOPPED_BY}{by}", self.owner())));
+        }
+    }
+
+    /// Who ends it, where that is known.
+    pub fn stopped_by(&self) -> Option<String> {
+        self.owner().split_once(STOPPED_BY).map(|(_, by)| by.to_owned())
     }
 
     /// Slots that were ever used.

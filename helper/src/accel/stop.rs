@@ -44,7 +44,7 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
 /// Puts connections back on their normal path.
 pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndReason> {
     let pins = Pins::of(session.site());
-    end(session, &pins, Duration::from_millis(request.drain_ms)).await?;
+    end(session, &pins, Duration::from_millis(request.drain_ms), &request.by).await?;
     Ok(EndReason::Done)
 }
 
@@ -53,7 +53,7 @@ pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of(session.site());
     match user(&pins).await? {
         Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it"))?,
-        None => end(session, &pins, CLEANUP_DRAIN).await?,
+        None => end(session, &pins, CLEANUP_DRAIN, "").await?,
     }
     Ok(EndReason::Done)
 }
@@ -75,12 +75,13 @@ async fn user(pins: &Pins) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Drains, removes, unpins, and says what was done.
-async fn end(session: &mut Session, pins: &Pins, drain: Duration) -> Result<()> {
+/// Drains, removes, unpins, and says what was done. The session that accelerates learns who it was.
+async fn end(session: &mut Session, pins: &Pins, drain: Duration, by: &str) -> Result<()> {
     if !pins.exist() {
         return Ok(());
     }
     if let Some(instance) = Instance::open(pins)? {
+        instance.note_who_stops(by);
         let summary = dismantle(&instance, &[], drain).await?;
         let left = summary.left_enrolled;
         session.send(&Message::Summary(summary))?;
@@ -143,5 +144,6 @@ pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
         ran_ms: u64::try_from(instance.ran()?.as_millis()).unwrap_or(u64::MAX),
         left_enrolled: if detached { 0 } else { connections::enrolled(instance) },
         detached,
+        stopped_by: None,
     })
 }

@@ -147,6 +147,11 @@ pub fn find(site: &Site, pod: &Pod) -> Result<FoundPod> {
             };
             Ok(FoundPod { netns: Netns::open(netns)?, cgroup, processes })
         }
+        Locate::Node { netns } => {
+            let node = Node { name: pod.node.clone(), ips: pod.ips.clone(), netns: netns.clone() };
+            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new(CGROUPS))?)?;
+            Ok(FoundPod { netns: node_netns(site, &node)?, cgroup, processes: Vec::new() })
+        }
         Locate::Uid => find_by_uid(pod, &Hierarchies::mounted(Path::new(CGROUPS))?, Path::new("/proc")),
     }
 }

@@ -124,7 +124,7 @@ impl ShortPath {
         let totals = self.snapshot().totals;
         let stopped = self.paths.iter_mut().map(|(_, p)| p.stop()).fold(Ok(()), Result::and);
         let ran_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        stopped.map(|()| AccelSummary { totals, ran_ms, left_enrolled: 0, detached: false })
+        stopped.map(|()| AccelSummary { totals, ran_ms, left_enrolled: 0, detached: false, stopped_by: None })
     }
 }
 

@@ -8,6 +8,7 @@ use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use super::kubeconfig;
+use super::overrides::Overrides;
 use super::problem::{Kind, Problem};
 
 /// How to reach the API server, as kubectl's flags of the same names say it.
@@ -27,6 +28,10 @@ pub struct ConnectOptions {
     pub as_user: Option<String>,
     /// `--as-group`.
     pub as_group: Vec<String>,
+    /// `--as-uid`.
+    pub as_uid: Option<String>,
+    /// Flags that stand for entries.
+    pub overrides: Overrides,
     /// `--request-timeout`; no limit when zero.
     pub request_timeout: Duration,
 }
@@ -39,6 +44,8 @@ pub struct Api {
     connect: Arc<dyn Fn() -> kube::Result<Client> + Send + Sync>,
     server: String,
     namespace: String,
+    /// The namespace was named on the command line.
+    named: bool,
     timeout: Duration,
 }
 
@@ -54,16 +61,7 @@ impl Api {
     /// # Errors
     /// In words, naming the file or entry at fault.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, Problem> {
-        let kubeconfig = kubeconfig::read(options.kubeconfig.as_deref()).map_err(|e| kubeconfig_problem(&e))?;
-        if let Some(name) = missing_user(&kubeconfig, options) {
-            return Err(Problem::new(
-                Kind::Other,
-                format!("the kubeconfig has no user '{name}': kubectl config get-users lists those it has"),
-            ));
-        }
-        let selection =
-            KubeConfigOptions { context: options.context.clone(), cluster: options.cluster.clone(), user: options.user.clone() };
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &selection).await.map_err(|e| kubeconfig_problem(&e))?;
+        let mut config = config(options).await?;
         if let Some(user) = &options.as_user {
             config.auth_info.impersonate = Some(user.clone());
         }
@@ -76,6 +74,12 @@ impl Api {
             }
             config.auth_info.impersonate_groups = Some(options.as_group.clone());
         }
+        if let Some(uid) = &options.as_uid {
+            if config.auth_info.impersonate.is_none() {
+                return Err(Problem::new(Kind::Other, "--as-uid needs --as: the API server impersonates a UID only together with a user"));
+            }
+            config.auth_info.impersonate_uid = Some(uid.clone());
+        }
         // Unlike the read timeout this does not cut off watches and attached streams that are silent for a while.
         if !options.request_timeout.is_zero() {
             config.connect_timeout = Some(options.request_timeout);
@@ -84,7 +88,8 @@ impl Api {
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let connect = move || Client::try_from(config.clone());
         let client = connect().map_err(|e| Problem::from_kube("prepare the connection", &e, &server))?;
-        Ok(Self { client, connect: Arc::new(connect), server, namespace, timeout: options.request_timeout })
+        let named = options.namespace.is_some();
+        Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
     }
 
     /// A connection over a client that is given, for tests.
@@ -92,7 +97,7 @@ impl Api {
     pub fn with_client(connect: impl Fn() -> Client + Send + Sync + 'static, namespace: &str) -> Self {
         let client = connect();
         let connect = Arc::new(move || Ok(connect()));
-        Self { client, connect, server: "https://test".to_owned(), namespace: namespace.to_owned(), timeout: Duration::ZERO }
+        Self { client, connect, server: "https://test".to_owned(), namespace: namespace.to_owned(), named: true, timeout: Duration::ZERO }
     }
 
     /// The same server over fresh connections, for use on another event loop.
@@ -121,6 +126,12 @@ impl Api {
         &self.namespace
     }
 
+    /// Whether that namespace was named on the command line.
+    #[must_use]
+    pub fn is_namespace_named(&self) -> bool {
+        self.named
+    }
+
     /// Waits for one answer, within `--request-timeout`. `what` completes "cannot ...".
     pub async fn ask<T>(&self, what: &str, answer: impl Future<Output = kube::Result<T>>) -> Result<T, Problem> {
         let answer = if self.timeout.is_zero() {
@@ -142,6 +153,27 @@ impl Api {
             Err(p) => Err(p),
         }
     }
+}
+
+/// How to reach the server: by the kubeconfig and the flags or, in a pod without one, by its service account.
+async fn config(options: &ConnectOptions) -> Result<Config, Problem> {
+    let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    let is_default = options.kubeconfig.is_none() && !set("KUBECONFIG");
+    let mut kubeconfig = match kubeconfig::read(options.kubeconfig.as_deref()).map_err(|e| kubeconfig_problem(&e)) {
+        Err(_) if is_default && options.overrides.name_a_server() => Kubeconfig::default(),
+        Err(_) if is_default && set("KUBERNETES_SERVICE_HOST") => {
+            let why = |e| Problem::new(Kind::Other, format!("cannot use the service account of this pod: {e}"));
+            return Config::incluster().map_err(why);
+        }
+        read => read?,
+    };
+    options.overrides.apply(&mut kubeconfig, options)?;
+    if let Some(name) = missing_user(&kubeconfig, options) {
+        let text = format!("the kubeconfig has no user '{name}': kubectl config get-users lists those it has");
+        return Err(Problem::new(Kind::Other, text));
+    }
+    let selection = KubeConfigOptions { context: options.context.clone(), cluster: options.cluster.clone(), user: options.user.clone() };
+    Config::from_custom_kubeconfig(kubeconfig, &selection).await.map_err(|e| kubeconfig_problem(&e))
 }
 
 fn kubeconfig_problem(error: &KubeconfigError) -> Problem {
@@ -247,6 +279,58 @@ current-context: c
         options.as_group = vec!["ops".into()];
         assert!(Api::connect(&options).await.unwrap_err().to_string().contains("--as-group needs --as"));
         let _ = std::fs::remove_file(path);
+    }
+
+    #[tokio::test]
+    async fn flags_stand_for_entries_as_with_kubectl() {
+        let (mut options, path) = options(Some("c"));
+        options.overrides = Overrides {
+            server: Some("api.example:6443".into()),
+            token: Some("other".into()),
+            tls_server_name: Some("kubernetes".into()),
+            insecure_skip_tls_verify: true,
+            ..Overrides::default()
+        };
+        (options.as_user, options.as_uid) = (Some("eve".into()), Some("17".into()));
+        let config = config(&options).await.unwrap();
+        assert_eq!(config.cluster_url.to_string(), "https://api.example:6443/");
+        assert_eq!((config.tls_server_name.as_deref(), config.accept_invalid_certs), (Some("kubernetes"), true));
+        assert_eq!(format!("{:?}", config.auth_info.token.is_some()), "true");
+        assert_eq!(Api::connect(&options).await.unwrap().namespace(), "from-context", "what flags do not say is the context's");
+        // A cluster and a user of other names are changed, too.
+        options.context = Some("anonymous".into());
+        assert_eq!(super::config(&options).await.unwrap().cluster_url.to_string(), "https://api.example:6443/");
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[tokio::test]
+    async fn flags_that_contradict_or_lack_each_other_are_told() {
+        let file = |name: &str| Some(PathBuf::from(name));
+        for (overrides, words) in [
+            (Overrides { insecure_skip_tls_verify: true, certificate_authority: file("ca"), ..Overrides::default() }, "exclude each other"),
+            (Overrides { client_key: file("key"), ..Overrides::default() }, "belong together"),
+            (Overrides { certificate_authority: file("/no/such/ca"), ..Overrides::default() }, "/no/such/ca"),
+        ] {
+            let (mut options, path) = options(Some("c"));
+            options.overrides = overrides;
+            let text = Api::connect(&options).await.unwrap_err().to_string();
+            assert!(text.contains(words), "{text}");
+            let _ = std::fs::remove_file(path);
+        }
+        let (mut options, path) = options(Some("c"));
+        options.as_uid = Some("17".into());
+        assert!(Api::connect(&options).await.unwrap_err().to_string().contains("--as-uid needs --as"));
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[test]
+    fn a_server_alone_needs_no_kubeconfig() {
+        let overrides = Overrides { server: Some("https://[::1]:6443".into()), token: Some("t".into()), ..Overrides::default() };
+        let mut kubeconfig = Kubeconfig::default();
+        overrides.apply(&mut kubeconfig, &ConnectOptions::default()).unwrap();
+        assert_eq!(kubeconfig.clusters[0].cluster.as_ref().unwrap().server.as_deref(), Some("https://[::1]:6443"));
+        assert_eq!(kubeconfig.current_context.as_deref(), Some(kubeconfig.contexts[0].name.as_str()));
+        assert_eq!(missing_user(&kubeconfig, &ConnectOptions::default()), None);
     }
 
     #[tokio::test]

@@ -179,7 +179,7 @@ async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Ch
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         match api.ask("ask what we may do", reviews.create(&PostParams::default(), &review)).await {
             Ok(answer) if answer.status.as_ref().is_some_and(|s| s.allowed) => granted += 1,
-            Ok(_) => rows.push(missing(r, namespace.as_deref(), user)),
+            Ok(_) => rows.push(missing(r, namespace.as_deref(), user, api.is_namespace_named())),
             Err(p) => {
                 rows.push(problem_row("permissions", &p));
                 return rows;
@@ -192,18 +192,21 @@ async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Ch
     rows
 }
 
-fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>) -> Check {
+/// The row of a right that is missing. Where no namespace was `named`, pods may be meant that are elsewhere.
+fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>, named: bool) -> Check {
     let place = namespace.map_or_else(|| "in the cluster".to_owned(), |ns| format!("in namespace {ns}"));
     let role = match right.scope {
         RightScope::Helper => "--role=sockpath-user",
         RightScope::Pods => "--clusterrole=sockpath-lookup",
         RightScope::Cluster => "--clusterrole=sockpath-nodes",
     };
+    let elsewhere = right.scope == RightScope::Pods && !named;
+    let binding = remedy::binding(user, namespace, role);
     Check {
         name: format!("may {} {}", right.verb, right.object()),
-        state: if right.essential { CheckState::Failed } else { CheckState::Degraded },
+        state: if right.essential && !elsewhere { CheckState::Failed } else { CheckState::Degraded },
         found: format!("no, {place}: needed to {}", right.purpose),
-        remedy: Some(remedy::binding(user, namespace, role)),
+        remedy: Some(if elsewhere { format!("-n names the namespace of your pods; for this one:\n{binding}") } else { binding }),
     }
 }
 

@@ -43,6 +43,8 @@ pub enum Change<K> {
 pub struct Which {
     /// Namespace; all when absent.
     pub namespace: Option<String>,
+    /// The one of this name; all when absent.
+    pub name: Option<String>,
     /// Label selector.
     pub selector: Option<String>,
 }
@@ -56,7 +58,8 @@ where
         Some(namespace) => kube::Api::namespaced(api.client(), namespace),
         None => kube::Api::all(api.client()),
     };
-    let config = Config { label_selector: which.selector.clone(), ..Config::default() };
+    let field_selector = which.name.as_ref().map(|name| format!("metadata.name={name}"));
+    let config = Config { label_selector: which.selector.clone(), field_selector, ..Config::default() };
     let mut events = pin!(watcher(objects.clone(), config.clone()));
     let mut listed = Vec::new();
     let mut pause = FIRST_PAUSE;
@@ -151,7 +154,7 @@ mod tests {
 
     fn start(mock: &Mock) -> mpsc::Receiver<Change<Pod>> {
         let (sink, changes) = mpsc::channel(16);
-        let which = Which { namespace: Some("shop".into()), selector: Some("app=web".into()) };
+        let which = Which { namespace: Some("shop".into()), name: None, selector: Some("app=web".into()) };
         tokio::spawn(follow(mock.api("shop"), which, "watch the pods of namespace shop".into(), sink));
         changes
     }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node as ApiNode, Pod as ApiPod, Service as ApiService};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Node as ApiNode, Pod as ApiPod, ReplicationController, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::core::Selector;
@@ -26,6 +28,8 @@ const PAGE: u32 = 500;
 pub struct Lookup {
     api: Api,
     nodes: Mutex<BTreeMap<String, NodeFacts>>,
+    /// All nodes are among them.
+    all_known: AtomicBool,
     /// Namespaces of the pods that were handed out, by address: Services of a pod lie in its namespace.
     seen: Mutex<HashMap<IpAddr, BTreeSet<String>>>,
 }
@@ -34,7 +38,7 @@ impl Lookup {
     /// Access through this connection.
     #[must_use]
     pub fn new(api: Api) -> Self {
-        Self { api, nodes: Mutex::default(), seen: Mutex::default() }
+        Self { api, nodes: Mutex::default(), all_known: AtomicBool::new(false), seen: Mutex::default() }
     }
 
     /// The connection.
@@ -60,7 +64,20 @@ impl Lookup {
         let facts: Vec<NodeFacts> = self.list("list the nodes", &api, ListParams::default()).await?.iter().map(NodeFacts::of).collect();
         let mut known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         known.extend(facts.iter().map(|f| (f.node.name.clone(), f.clone())));
+        self.all_known.store(true, Ordering::Relaxed);
         Ok(facts)
+    }
+
+    /// The addresses of all nodes, as they were when they were listed first; none for users who may not read nodes.
+    async fn node_addresses(&self) -> Result<Vec<(IpAddr, String)>, Problem> {
+        if !self.all_known.load(Ordering::Relaxed) {
+            match self.all_facts().await {
+                Err(p) if p.kind == ProblemKind::Forbidden => return Ok(Vec::new()),
+                listed => drop(listed?),
+            }
+        }
+        let known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.values().flat_map(|f| f.node.ips.iter().map(|ip| (*ip, f.node.name.clone()))).collect())
     }
 
     /// What is known about a node; `None` for users who may not read nodes, who then get on with what pods say about it.
@@ -81,6 +98,12 @@ impl Lookup {
             self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), facts.clone());
         }
         Ok(facts)
+    }
+
+    /// Why a node starts no pods, as it was when it was read last.
+    #[must_use]
+    pub fn unready(&self, name: &str) -> Option<String> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).get(name)?.unready.clone()
     }
 
     /// All pages of a list.
@@ -115,7 +138,7 @@ impl Lookup {
             let facts = self.facts(&node).await?;
             if facts.is_none() && !node.is_empty() {
                 let node = Node { name: node.clone(), ips: pod_info::host_ips(&pod), netns: None };
-                let facts = NodeFacts { node, unusable: None };
+                let facts = NodeFacts { node, unusable: None, unready: None };
                 self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(facts.node.name.clone(), facts);
             }
             let info = pod_info(&pod, facts.as_ref());
@@ -158,16 +181,13 @@ impl Lookup {
                 backends.extend(self.pod_by_name(&namespace, name).await?);
             }
         }
-        Ok(ServiceInfo { service: service_info::service(object, &endpoints, &node_ips), backends })
+        let ports = service_info::ports(object, &endpoints);
+        Ok(ServiceInfo { service: service_info::service(object, &endpoints, &node_ips), ports, backends })
     }
 
     /// Addresses of all nodes; none for users who may not read nodes: they can still trace through cluster addresses.
     async fn node_ips(&self) -> Result<Vec<IpAddr>, Problem> {
-        match self.all_facts().await {
-            Ok(facts) => Ok(facts.into_iter().flat_map(|f| f.node.ips).collect()),
-            Err(p) if p.kind == ProblemKind::Forbidden => Ok(Vec::new()),
-            Err(p) => Err(p),
-        }
+        Ok(self.node_addresses().await?.into_iter().map(|(ip, _)| ip).collect())
     }
 
     async fn pod_by_name(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>, Problem> {
@@ -221,11 +241,17 @@ impl Lookup {
         }
     }
 
-    /// Services with this very cluster address, as far as the user may see them.
+    /// Services with this very address, as far as the user may see them: their cluster address, by which the API server finds them,
+    /// or else a second one, an external one or a load balancer's, which a list of all shows.
     async fn services_dialled_at(&self, ip: IpAddr) -> Result<Vec<ServiceInfo>, Problem> {
         let params = ListParams::default().fields(&format!("spec.clusterIP={ip}"));
+        let mut objects = self.services_matching(params).await?;
+        if objects.is_empty() {
+            let has_it = |o: &ApiService| service_info::dialled(o).contains(&ip);
+            objects = self.services_matching(ListParams::default()).await?.into_iter().filter(has_it).collect();
+        }
         let mut found = Vec::new();
-        for object in self.services_matching(params).await? {
+        for object in objects {
             let (namespace, name) =
                 (object.metadata.namespace.clone().unwrap_or_default(), object.metadata.name.clone().unwrap_or_default());
             let slices = self.slices(&namespace, Some(&name)).await?;
@@ -293,15 +319,21 @@ impl Inventory for Lookup {
         Ok(found)
     }
 
-    async fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
-        let api: kube::Api<Deployment> = kube::Api::namespaced(self.api.client(), namespace);
-        let Some(deployment) = self.api.ask_opt(&format!("read Deployment {namespace}/{name}"), api.get(name)).await? else {
-            return Ok(None);
-        };
-        let selector = deployment.spec.map(|s| s.selector).unwrap_or_default();
-        let selector: Selector =
-            selector.try_into().map_err(|e| anyhow::anyhow!("the selector of Deployment {namespace}/{name} cannot be read: {e}"))?;
+    async fn workload(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
+        let Some(selector) = self.selector_of(kind, namespace, name).await? else { return Ok(None) };
         Ok(Some(self.pods_with(Some(namespace), ListParams::default().labels_from(&selector)).await?))
+    }
+
+    async fn node(&self, name: &str) -> Result<Option<PodInfo>> {
+        let api: kube::Api<ApiNode> = kube::Api::all(self.api.client());
+        let node = self.api.ask_opt(&format!("read node {name}"), api.get(name)).await.map_err(remedy::for_node)?;
+        Ok(node.as_ref().map(NodeFacts::of).map(|f| PodInfo { unusable: f.unusable, ..PodInfo::of_node(&f.node) }))
+    }
+
+    async fn node_at(&self, ip: IpAddr) -> Result<Option<PodInfo>> {
+        let Some((_, name)) = self.node_addresses().await?.into_iter().find(|(known, _)| *known == ip) else { return Ok(None) };
+        let facts = self.facts(&name).await?;
+        Ok(facts.map(|f| PodInfo { unusable: f.unusable, ..PodInfo::of_node(&f.node) }))
     }
 
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
@@ -339,16 +371,15 @@ impl Inventory for Lookup {
                 Err(p) => return Err(p.into()),
             }
         }
-        for ip in &strangers {
+        let of_nodes = if strangers.is_empty() { Vec::new() } else { self.node_ips().await? };
+        for ip in strangers.iter().filter(|ip| !of_nodes.contains(ip)) {
             found.extend(self.services_dialled_at(*ip).await?);
         }
         // A node's address is dialled with a node port. hostNetwork pods have it, too, so it need not be a stranger.
         let of_known_node =
             |known: &BTreeMap<String, NodeFacts>| known.values().any(|f| addresses.iter().any(|ip| f.node.ips.contains(ip)));
         let mut of_node = of_known_node(&self.nodes.lock().unwrap_or_else(PoisonError::into_inner));
-        if !of_node && !strangers.is_empty() && found.is_empty() {
-            of_node = self.node_ips().await?.iter().any(|ip| addresses.contains(ip));
-        }
+        of_node |= of_nodes.iter().any(|ip| addresses.contains(ip));
         if of_node {
             found.extend(self.services_with_node_ports().await?);
         }
@@ -369,6 +400,12 @@ impl Inventory for Lookup {
             Kind::Pod => self.names_of(kind, &kube::Api::<ApiPod>::namespaced(client, namespace)).await?,
             Kind::Service => self.names_of(kind, &kube::Api::<ApiService>::namespaced(client, namespace)).await?,
             Kind::Deployment => self.names_of(kind, &kube::Api::<Deployment>::namespaced(client, namespace)).await?,
+            Kind::StatefulSet => self.names_of(kind, &kube::Api::<StatefulSet>::namespaced(client, namespace)).await?,
+            Kind::DaemonSet => self.names_of(kind, &kube::Api::<DaemonSet>::namespaced(client, namespace)).await?,
+            Kind::ReplicaSet => self.names_of(kind, &kube::Api::<ReplicaSet>::namespaced(client, namespace)).await?,
+            Kind::Job => self.names_of(kind, &kube::Api::<Job>::namespaced(client, namespace)).await?,
+            Kind::ReplicationController => self.names_of(kind, &kube::Api::<ReplicationController>::namespaced(client, namespace)).await?,
+            Kind::Node => self.names_of(kind, &kube::Api::<ApiNode>::all(client)).await?,
             Kind::Namespace => self.names_of(kind, &kube::Api::<Namespace>::all(client)).await?,
         })
     }

@@ -103,12 +103,12 @@ async fn services_of_a_pod_are_looked_for_in_its_namespace_only() {
 async fn an_address_that_is_dialled_is_found_in_all_namespaces_or_in_ones_own() {
     let open = Mock::default()
         .list("/api/v1/services", json!([service("web", json!({}))]))
+        .list("/api/v1/nodes", json!([node("n1", "192.0.2.1")]))
         .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
-        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]))
-        .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]));
     let found = Lookup::new(open.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap();
     assert_eq!(found.iter().map(|s| s.service.name.as_str()).collect::<Vec<_>>(), ["web"]);
-    assert!(open.asked()[0].contains("spec.clusterIP%3D10.96.0.9"), "{:?}", open.asked());
+    assert!(open.asked()[1].contains("spec.clusterIP%3D10.96.0.9"), "{:?}", open.asked());
     let closed =
         Mock::default().forbid("GET /api/v1/services").list("/api/v1/namespaces/default/services", json!([])).forbid("GET /api/v1/nodes");
     assert_eq!(Lookup::new(closed.api("default")).services_with(&["10.96.0.9".parse().unwrap()]).await.unwrap(), []);
@@ -117,7 +117,6 @@ async fn an_address_that_is_dialled_is_found_in_all_namespaces_or_in_ones_own() 
 #[tokio::test]
 async fn a_nodes_address_is_dialled_with_the_node_port_of_a_service() {
     let mock = Mock::default()
-        .on("GET /api/v1/services", 200, json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []}))
         .list("/api/v1/services", json!([service("web", json!({"nodePort": 30080}))]))
         .list("/api/v1/nodes", json!([node("n1", "192.0.2.1")]))
         .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
@@ -139,11 +138,71 @@ async fn a_deployments_pods_are_those_its_selector_chooses() {
         .list(PODS, json!([pod("prod", "web-b", "n1", "10.1.0.3"), pod("prod", "web-a", "n1", "10.1.0.2")]))
         .on("GET /api/v1/nodes/n1", 200, node("n1", "192.0.2.1"));
     let lookup = Lookup::new(mock.api("prod"));
-    let pods = lookup.deployment("prod", "web").await.unwrap().unwrap();
+    let pods = lookup.workload(Kind::Deployment, "prod", "web").await.unwrap().unwrap();
     assert_eq!(pods.iter().map(|p| p.pod.name.as_str()).collect::<Vec<_>>(), ["web-a", "web-b"], "in a fixed order");
     let asked = mock.asked();
     assert!(asked.iter().any(|a| a.contains("labelSelector=app%3Dweb%2Ctier+in+%28a%2Cb%29")), "{asked:?}");
-    assert_eq!(lookup.deployment("prod", "none").await.unwrap(), None);
+    assert_eq!(lookup.workload(Kind::Deployment, "prod", "none").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn every_kind_of_workload_has_its_own_selector() {
+    let labels = json!({"matchLabels": {"app": "web"}});
+    for (kind, path, selector) in [
+        (Kind::StatefulSet, "/apis/apps/v1/namespaces/prod/statefulsets/web", labels.clone()),
+        (Kind::DaemonSet, "/apis/apps/v1/namespaces/prod/daemonsets/web", labels.clone()),
+        (Kind::ReplicaSet, "/apis/apps/v1/namespaces/prod/replicasets/web", labels.clone()),
+        (Kind::Job, "/apis/batch/v1/namespaces/prod/jobs/web", labels),
+        (Kind::ReplicationController, "/api/v1/namespaces/prod/replicationcontrollers/web", json!({"app": "web"})),
+    ] {
+        let object = json!({"metadata": {"name": "web"}, "spec": {"selector": selector, "serviceName": "web", "template": {}}});
+        let mock = Mock::default().on(&format!("GET {path}"), 200, object).list(PODS, json!([pod("prod", "web-a", "n1", "10.1.0.2")])).on(
+            "GET /api/v1/nodes/n1",
+            200,
+            node("n1", "192.0.2.1"),
+        );
+        let lookup = Lookup::new(mock.api("prod"));
+        let pods = lookup.workload(kind, "prod", "web").await.unwrap_or_else(|e| panic!("{kind:?}: {e:#}")).unwrap();
+        assert_eq!(pods.len(), 1, "{kind:?}");
+        assert!(mock.asked().iter().any(|a| a.contains("labelSelector=app%3Dweb")), "{:?}", mock.asked());
+        assert_eq!(lookup.workload(kind, "prod", "none").await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_workload_that_selects_all_is_refused() {
+    let object = json!({"metadata": {"name": "web"}, "spec": {"template": {}}});
+    let mock = Mock::default().on("GET /apis/batch/v1/namespaces/prod/jobs/web", 200, object);
+    let error = Lookup::new(mock.api("prod")).workload(Kind::Job, "prod", "web").await.unwrap_err().to_string();
+    assert!(error.contains("the selector of Job prod/web is empty"), "{error}");
+}
+
+#[tokio::test]
+async fn an_external_address_is_that_of_its_service() {
+    let mut balanced = service("web", json!({}));
+    balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}});
+    let services = "GET /api/v1/services";
+    let empty = json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []});
+    let mock = Mock::default()
+        .on(services, 200, empty)
+        .on(services, 200, json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": [service("other", json!({})), balanced]}))
+        .list("/api/v1/nodes", json!([node("n1", "192.0.2.1")]))
+        .list("/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices", json!([slice("web", "web-1", "10.1.0.3")]))
+        .list(PODS, json!([pod("prod", "web-1", "n1", "10.1.0.3")]));
+    let found = Lookup::new(mock.api("prod")).services_with(&["198.51.100.7".parse().unwrap()]).await.unwrap();
+    assert_eq!(found.iter().map(|s| s.service.name.as_str()).collect::<Vec<_>>(), ["web"]);
+}
+
+#[tokio::test]
+async fn the_node_of_an_address_is_known_after_one_list() {
+    let mock = Mock::default().list("/api/v1/nodes", json!([node("n1", "192.0.2.1"), node("n2", "192.0.2.2")]));
+    let lookup = Lookup::new(mock.api("prod"));
+    let at = |ip: &str| ip.parse::<IpAddr>().unwrap();
+    assert_eq!(lookup.node_at(at("192.0.2.2")).await.unwrap().unwrap().pod.name, "n2");
+    assert_eq!(lookup.node_at(at("10.1.0.3")).await.unwrap(), None);
+    assert_eq!(mock.asked().len(), 1, "{:?}", mock.asked());
+    let closed = Mock::default().forbid("GET /api/v1/nodes");
+    assert_eq!(Lookup::new(closed.api("prod")).node_at(at("192.0.2.2")).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::client::Api;
 /// Status code and body.
 type Answer = (u16, Value);
 
-/// Answers requests by method and path (without the query); records what was asked.
+/// Answers requests by method and path (without the query), a star at the end stands for anything; records what was asked.
 #[derive(Clone, Default)]
 pub struct Mock {
     answers: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
@@ -76,6 +76,8 @@ impl tower::Service<Request<Body>> for Mock {
         self.asked.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
         let key = format!("{} {path}", request.method());
         let mut answers = self.answers.lock().unwrap();
+        let star = || answers.keys().filter(|k| k.strip_suffix('*').is_some_and(|begin| key.starts_with(begin))).max_by_key(|k| k.len());
+        let key = if answers.contains_key(&key) { key } else { star().cloned().unwrap_or(key) };
         let (code, answer) = match answers.get_mut(&key) {
             Some(list) if list.len() > 1 => list.remove(0),
             Some(list) => list[0].clone(),

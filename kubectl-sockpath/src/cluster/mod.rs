@@ -14,8 +14,10 @@ mod manifests_tests;
 #[cfg(test)]
 mod mock;
 mod network_policy;
+mod overrides;
 mod owner;
 mod pod_info;
+mod pod_watch;
 mod privilege;
 mod problem;
 mod reap;
@@ -23,11 +25,14 @@ mod remedy;
 mod service_info;
 mod start;
 mod startup;
+mod waiting;
 mod watch;
+mod workload;
 mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -40,17 +45,14 @@ use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::output::Machine;
 use crate::progress::Progress;
-use crate::session::{Fleet, Ready, built_for_tests, other_releases};
+use crate::session::Fleet;
 
 pub use client::{Api, ConnectOptions};
 pub use helper_pod::{DEFAULT_IMAGE, HelperSpec};
+pub use pod_watch::{PodNews, PodWatch};
 pub use problem::{Kind as ProblemKind, Problem};
 pub use watch::{News, Watch};
 
-/// How long an attached helper may take to say hello.
-const HELLO_PATIENCE: Duration = Duration::from_secs(10);
-/// How long reaping may hold up a command that is otherwise ready.
-const REAP_PATIENCE: Duration = Duration::from_secs(2);
 /// The kubelet ends a helper after this time even if plugin, API server and helper all fail: as long as the longest lease.
 const DEADLINE_SECONDS: i64 = 24 * 3600;
 /// A helper that stays has this long on top of its lease to start and to drain.
@@ -63,6 +65,8 @@ pub struct Cluster {
     settings: Settings,
     owner: owner::Owner,
     debts: reap::Debts,
+    /// Pods that are created at one time.
+    pace: Arc<tokio::sync::Semaphore>,
 }
 
 /// What the flags say about helper pods.
@@ -71,6 +75,7 @@ struct Settings {
     namespace: String,
     image: String,
     seccomp: Seccomp,
+    wait_nodes: Option<Duration>,
 }
 
 impl Settings {
@@ -79,6 +84,7 @@ impl Settings {
             namespace: global.helper_namespace.clone(),
             image: global.helper_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
             seccomp: global.seccomp,
+            wait_nodes: global.wait_nodes,
         }
     }
 
@@ -106,6 +112,16 @@ impl From<&Global> for ConnectOptions {
             namespace: global.namespace.clone(),
             as_user: global.as_user.clone(),
             as_group: global.as_group.clone(),
+            as_uid: global.as_uid.clone(),
+            overrides: overrides::Overrides {
+                server: global.server.clone(),
+                token: global.token.clone(),
+                tls_server_name: global.tls_server_name.clone(),
+                insecure_skip_tls_verify: global.insecure_skip_tls_verify,
+                certificate_authority: global.certificate_authority.clone(),
+                client_certificate: global.client_certificate.clone(),
+                client_key: global.client_key.clone(),
+            },
             request_timeout: global.request_timeout,
         }
     }
@@ -120,41 +136,30 @@ impl Cluster {
         let api = Api::connect(&ConnectOptions::from(global)).await?;
         let settings = Settings::of(global);
         let debts = reap::Debts::new(api.clone(), &settings.namespace);
-        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), debts })
+        let pace = Arc::new(tokio::sync::Semaphore::new(start::CREATED_AT_ONCE));
+        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), debts, pace })
     }
 
-    /// Starts a helper pod on each node and waits for its hello. Leftovers of earlier runs are removed meanwhile.
-    ///
-    /// # Errors
-    /// When one cannot be started; all pods are deleted first.
-    pub async fn helpers(&self, nodes: &[Node], _pods: &[Pod], mode: Mode, progress: &Progress) -> Result<Fleet> {
-        let api = self.lookup.api();
-        let reaping = tokio::spawn(reap::reap_leftovers(api.clone(), self.settings.namespace.clone()));
-        let mut fleet = Fleet::default();
-        for ready in self.recruits(nodes, mode, progress).await? {
-            fleet.join(ready);
-        }
-        if let Ok(Ok(removed)) = tokio::time::timeout(REAP_PATIENCE, reaping).await {
-            for what in removed {
-                progress.detail(&format!("removed a leftover: {what}"));
+    /// Has a helper pod started on each node, each to join the fleet when it has said hello. Leftovers of earlier runs are removed
+    /// meanwhile.
+    pub fn helpers(&self, fleet: &mut Fleet, nodes: &[Node], mode: Mode, progress: &Progress) {
+        let (api, namespace, progress) = (self.lookup.api().clone(), self.settings.namespace.clone(), progress.clone());
+        let reporter = progress.clone();
+        tokio::spawn(async move {
+            for what in reap::reap_leftovers(api, namespace).await {
+                reporter.detail(&format!("removed a leftover: {what}"));
             }
-        }
-        Ok(fleet)
+        });
+        self.recruits(fleet, nodes, mode, &progress);
     }
 
-    /// Starts a helper pod on each node and waits for its hello.
-    ///
-    /// # Errors
-    /// When one cannot be started; all pods are deleted first.
-    pub async fn recruits(&self, nodes: &[Node], mode: Mode, progress: &Progress) -> Result<Vec<Ready>> {
-        self.start(nodes.iter().map(|n| self.settings.spec(mode, &n.name, &self.owner)).collect(), progress).await
+    /// As [`Self::helpers`], for nodes that come later.
+    pub fn recruits(&self, fleet: &mut Fleet, nodes: &[Node], mode: Mode, progress: &Progress) {
+        self.start(fleet, nodes.iter().map(|n| self.settings.spec(mode, &n.name, &self.owner)), progress);
     }
 
     /// As [`Self::helpers`], for helpers that go on for up to `lease` after their session.
-    ///
-    /// # Errors
-    /// When one cannot be started; all pods are deleted first.
-    pub async fn helpers_that_stay(&self, nodes: &[Node], lease: Duration, progress: &Progress) -> Result<Fleet> {
+    pub fn helpers_that_stay(&self, fleet: &mut Fleet, nodes: &[Node], lease: Duration, progress: &Progress) {
         let seconds = i64::try_from(lease.as_secs()).unwrap_or(DEADLINE_SECONDS);
         let deadline_seconds = (seconds + MARGIN_SECONDS).min(DEADLINE_SECONDS);
         let spec = |n: &Node| helper_pod::HelperSpec {
@@ -162,22 +167,26 @@ impl Cluster {
             stays: Some(lease),
             ..self.settings.spec(Mode::Accelerate, &n.name, &self.owner)
         };
-        let mut fleet = Fleet::default();
-        for ready in self.start(nodes.iter().map(spec).collect(), progress).await? {
-            fleet.join(ready);
-        }
-        Ok(fleet)
+        self.start(fleet, nodes.iter().map(spec), progress);
     }
 
-    async fn start(&self, specs: Vec<HelperSpec>, progress: &Progress) -> Result<Vec<Ready>> {
-        let mut ready = Vec::new();
-        for transport in start::start_all(self.lookup.api(), specs, &self.debts, progress).await? {
-            ready.push(Ready::handshake(transport, HELLO_PATIENCE).await?);
+    fn start(&self, fleet: &mut Fleet, specs: impl Iterator<Item = HelperSpec>, progress: &Progress) {
+        let starter = start::Starter {
+            api: self.lookup.api().clone(),
+            debts: self.debts.clone(),
+            progress: progress.clone(),
+            patience: start::Patience::of(self.settings.wait_nodes),
+            pace: self.pace.clone(),
+        };
+        for spec in specs {
+            let (node, starter) = (spec.node.clone(), starter.clone());
+            let unready = self.lookup.unready(&node);
+            let phase = {
+                let (progress, node) = (progress.clone(), node.clone());
+                Box::new(move || progress.phase_of(&node))
+            };
+            fleet.expect(vec![node], phase, |mailbox| async move { starter.start(spec, unready, mailbox).await });
         }
-        for text in other_releases(&ready).into_iter().chain(built_for_tests(&ready)) {
-            progress.warn(&text);
-        }
-        Ok(ready)
     }
 
     /// Watches what may change while these pods' connections are accelerated: pods in the scope, where `open` says that all of it is
@@ -194,6 +203,12 @@ impl Cluster {
         }
         let selector = scope.selector.as_deref().filter(|_| open);
         Watch::start(self.lookup.api(), &namespaces, selector)
+    }
+
+    /// Watches what happens to these pods.
+    #[must_use]
+    pub fn watch_pods(&self, pods: &[Pod]) -> PodWatch {
+        PodWatch::start(self.lookup.api(), pods)
     }
 
     /// NetworkPolicies and bandwidth limits of these pods, and what may not be read.
@@ -259,22 +274,25 @@ impl Cluster {
         Ok(reap::clean(self.lookup.api(), &self.settings.namespace).await?)
     }
 
-    /// All nodes where helpers can run.
+    /// All nodes where helpers can run. Who may not list nodes gets those on which helpers run that accelerate, with `pods_too`
+    /// those of the namespace's pods, and what that leaves out.
     ///
     /// # Errors
-    /// When they cannot be listed.
-    pub async fn all_nodes(&self) -> Result<Vec<Node>> {
-        match self.lookup.usable_nodes().await {
-            // Who may not list nodes still knows those where helpers run.
-            Err(p) if p.kind == ProblemKind::Forbidden => {
-                let names = reap::nodes_with_helpers(self.lookup.api(), &self.settings.namespace).await.unwrap_or_default();
-                if names.is_empty() {
-                    return Err(remedy::for_nodes(p).into());
-                }
-                Ok(names.into_iter().map(|name| Node { name, ips: Vec::new(), netns: None }).collect())
-            }
-            other => Ok(other?),
+    /// When they cannot be listed for another reason.
+    pub async fn all_nodes(&self, pods_too: bool) -> Result<(Vec<Node>, Option<String>)> {
+        let refused = match self.lookup.usable_nodes().await {
+            Ok(nodes) => return Ok((nodes, None)),
+            Err(p) if p.kind == ProblemKind::Forbidden => p,
+            Err(p) => return Err(p.into()),
+        };
+        let mut names = reap::nodes_with_accelerators(self.lookup.api(), &self.settings.namespace).await?;
+        if pods_too {
+            let scope = Scope { namespace: Some(self.lookup.namespace().to_owned()), selector: None };
+            let pods = self.lookup.pods(&scope).await.unwrap_or_default();
+            names.extend(pods.into_iter().map(|p| p.pod.node).filter(|node| !node.is_empty()));
         }
+        let nodes = names.into_iter().map(|name| Node { name, ips: Vec::new(), netns: None }).collect();
+        Ok((nodes, Some(remedy::without_nodes(&refused, pods_too))))
     }
 }
 
@@ -305,8 +323,16 @@ impl Inventory for Cluster {
         self.lookup.pods_at(ip).await
     }
 
-    async fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
-        self.lookup.deployment(namespace, name).await
+    async fn workload(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Vec<PodInfo>>> {
+        self.lookup.workload(kind, namespace, name).await
+    }
+
+    async fn node(&self, name: &str) -> Result<Option<PodInfo>> {
+        self.lookup.node(name).await
+    }
+
+    async fn node_at(&self, ip: IpAddr) -> Result<Option<PodInfo>> {
+        self.lookup.node_at(ip).await
     }
 
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {

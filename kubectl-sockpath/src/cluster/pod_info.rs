@@ -2,10 +2,14 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container as SpecContainer, ContainerStatus, Node as ApiNode, Pod as ApiPod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container as SpecContainer, ContainerPort, ContainerStatus, Node as ApiNode, Pod as ApiPod, PodSpec, PodStatus,
+};
 use sockpath_protocol::request::{Container, Locate, Node, Pod};
 
-use crate::inventory::{ContainerInfo, PodInfo};
+use super::service_info;
+use super::startup::node_trouble;
+use crate::inventory::{ContainerInfo, PodInfo, Port};
 
 /// What matters about a node besides its name.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +18,8 @@ pub struct NodeFacts {
     pub node: Node,
     /// Why no helper can run there (another operating system, no kubelet of its own), if so.
     pub unusable: Option<String>,
+    /// Why it starts no pods now (its kubelet is silent, its runtime or network is down), if so.
+    pub unready: Option<String>,
 }
 
 impl NodeFacts {
@@ -24,7 +30,7 @@ impl NodeFacts {
         let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
         let ips = addresses.filter(|a| a.type_ == "InternalIP" || a.type_ == "ExternalIP").filter_map(|a| a.address.parse().ok()).collect();
         let unusable = node_unusable(node, &name);
-        Self { node: Node { name, ips, netns: None }, unusable }
+        Self { node: Node { name, ips, netns: None }, unusable, unready: node_trouble(node) }
     }
 }
 
@@ -84,14 +90,14 @@ pub fn host_ips(pod: &ApiPod) -> Vec<IpAddr> {
 }
 
 /// Containers, sidecars (init containers that go on) and ephemeral containers alike.
-fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+pub(super) fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
     [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
         .into_iter()
         .flat_map(|s| s.iter().flatten())
 }
 
 /// The kubelet names the cgroup of a static pod after its own UID, which the mirror pod in the API carries in an annotation.
-fn cgroup_uid(pod: &ApiPod) -> String {
+pub(super) fn cgroup_uid(pod: &ApiPod) -> String {
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.hash"));
     annotation.or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default()
 }
@@ -101,7 +107,8 @@ fn runtime_id(id: &str) -> Option<&str> {
     id.split_once("://").map(|(_, id)| id).filter(|id| !id.is_empty())
 }
 
-fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
+/// Its addresses, both families.
+pub(super) fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
     let mut ips: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
     if let Some(ip) = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok())
@@ -112,11 +119,12 @@ fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
     ips
 }
 
-fn declared_ports(spec: &PodSpec, container: &str) -> Vec<u16> {
-    let ports = |c: &SpecContainer| -> Vec<u16> {
-        let tcp = c.ports.iter().flatten().filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
-        tcp.filter_map(|p| u16::try_from(p.container_port).ok()).collect()
+fn declared_ports(spec: &PodSpec, container: &str) -> Vec<Port> {
+    let port = |p: &ContainerPort| {
+        let protocol = service_info::protocol_of(p.protocol.as_deref())?;
+        Some(Port { name: p.name.clone(), number: u16::try_from(p.container_port).ok()?, protocol })
     };
+    let ports = |c: &SpecContainer| -> Vec<Port> { c.ports.iter().flatten().filter_map(port).collect() };
     spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == container).map(ports).unwrap_or_default()
 }
 

@@ -1,4 +1,5 @@
 use serde_json::{Value, json};
+use sockpath_protocol::request::Protocol;
 
 use super::*;
 
@@ -44,9 +45,10 @@ fn a_running_pod() {
     assert_eq!((p.namespace.as_str(), p.name.as_str(), p.uid.as_str(), p.node.as_str()), ("prod", "api", "u-1", "n1"));
     assert_eq!(p.ips, ["10.1.0.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
     assert_eq!(p.containers[0], Container { name: "app".into(), id: "id-app".into() });
+    let dns = Port { name: None, number: 53, protocol: Protocol::Udp };
     assert_eq!(
         info.containers,
-        [ContainerInfo { name: "app".into(), ports: vec![8080] }, ContainerInfo { name: "sidecar".into(), ports: vec![] }]
+        [ContainerInfo { name: "app".into(), ports: vec![8080.into(), dns] }, ContainerInfo { name: "sidecar".into(), ports: vec![] }]
     );
     assert_eq!(host_ips(&pod(json!({}))), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
 }

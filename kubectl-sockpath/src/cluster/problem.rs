@@ -28,6 +28,8 @@ pub enum Kind {
     NoNamespace,
     /// The object does not exist.
     NotFound,
+    /// The node starts no pods.
+    NotReady,
     /// An object of that name exists, or changed meanwhile.
     Conflict,
     /// Anything else.
@@ -166,7 +168,10 @@ fn is_of_admission(message: &str) -> bool {
 }
 
 fn unreachable_text(what: &str, server: &str, why: &str) -> String {
-    let hint = if why.contains("certificate") || why.contains("UnknownIssuer") {
+    let hint = if why.contains("UnsupportedCertVersion") {
+        "a certificate of X.509 version 1 is refused, kubectl accepts it: issue one of version 3 (openssl x509 -req with -extfile, \
+         or a CertificateSigningRequest of the cluster)"
+    } else if why.contains("certificate") || why.contains("UnknownIssuer") {
         "the certificate authority of the kubeconfig does not match the server: is the kubeconfig of this cluster, and current?"
     } else {
         "try: kubectl version (is the cluster up, the context right, a VPN or proxy needed?)"

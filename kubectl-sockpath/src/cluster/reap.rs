@@ -10,9 +10,11 @@ use kube::api::{DeleteParams, ListParams};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
-use super::helper_pod::SELECTOR;
+use super::helper_pod::{LABEL_MODE, SELECTOR};
 use super::owner::{self, Owner};
+use super::privilege;
 use super::problem::{Kind, Problem};
+use crate::backend::Mode;
 use crate::output;
 
 /// How long a deletion is tried again while the API server cannot be reached (it may just be restarting).
@@ -52,8 +54,14 @@ impl Debts {
         Self(Arc::new(Inner { api, namespace: namespace.to_owned(), pods: Mutex::default() }))
     }
 
-    /// To be called before the pod is created: once the request is out, the pod may come to be whatever happens here.
+    /// To be called before the pod is created: once the request is out, the pod may come to be whatever happens here. Nothing has
+    /// been asked of its process yet, so it may go at once: on a node that hangs it would stay for ever otherwise.
     pub fn owe(&self, name: &str) {
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Manner::Ended);
+    }
+
+    /// Its process works for us from now on.
+    pub fn in_use(&self, name: &str) {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Manner::Running);
     }
 
@@ -65,14 +73,15 @@ impl Debts {
     /// Deletes all that are owed. A request to create one may still be on its way and overtake the first deletion, so pods
     /// that were not there are asked for once more.
     pub async fn settle_all(&self) {
-        let pods: Vec<String> = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let pods: Vec<(String, Manner)> =
+            self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, manner)| (name.clone(), *manner)).collect();
         if pods.is_empty() {
             return;
         }
         for pause in [Duration::ZERO, PAUSE] {
             sleep(pause).await;
-            let deletions = pods.iter().map(|name| delete(&self.0.api, &self.0.namespace, name, Manner::Running));
-            for (name, outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
+            let deletions = pods.iter().map(|(name, manner)| delete(&self.0.api, &self.0.namespace, name, *manner));
+            for ((name, _), outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
                 match outcome {
                     Ok(()) => self.forget(name),
                     Err(p) => output::say(&format!("warning: {p}")),
@@ -172,13 +181,18 @@ async fn helper_pods(api: &Api, namespace: &str) -> Result<Vec<Pod>, Problem> {
     Ok(list.map(|l| l.items).unwrap_or_default())
 }
 
-/// Nodes on which helpers run that were left running.
+/// Nodes on which helpers run that accelerate, whoever started them, with or without a plugin.
 ///
 /// # Errors
 /// When the pods cannot be listed.
-pub async fn nodes_with_helpers(api: &Api, namespace: &str) -> Result<BTreeSet<String>, Problem> {
+pub async fn nodes_with_accelerators(api: &Api, namespace: &str) -> Result<BTreeSet<String>, Problem> {
+    let accelerates = |pod: &Pod| {
+        let mode = pod.metadata.labels.as_ref().and_then(|l| l.get(LABEL_MODE));
+        let over = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+        mode.is_some_and(|m| m == privilege::mode_name(Mode::Accelerate)) && !over
+    };
     let pods = helper_pods(api, namespace).await?;
-    Ok(pods.iter().filter(|pod| stays(pod)).filter_map(node_of).map(str::to_owned).collect())
+    Ok(pods.iter().filter(|pod| accelerates(pod)).filter_map(node_of).map(str::to_owned).collect())
 }
 
 /// Removes helpers that were left running on these nodes and are no longer wanted; tells which.

@@ -120,18 +120,26 @@ pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
     })
 }
 
-/// Adds the next step to a refused look at the nodes.
+/// Adds the next step to a refused look at a node that was named.
 #[must_use]
-pub fn for_nodes(problem: Problem) -> Problem {
-    match problem.kind {
-        Kind::Forbidden => {
-            let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
-            problem.with_remedy(&format!(
-                "no helper of ours runs, so there are no nodes to go by either; an administrator can let you list them:\n{grant}"
-            ))
-        }
-        _ => problem,
+pub fn for_node(problem: Problem) -> Problem {
+    if problem.kind != Kind::Forbidden {
+        return problem;
     }
+    let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
+    problem.with_remedy(&format!("an administrator can allow it: {grant}"))
+}
+
+/// What is left out for a user who may not list nodes, and who may change that.
+#[must_use]
+pub fn without_nodes(problem: &Problem, pods_too: bool) -> String {
+    let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
+    let asked = if pods_too {
+        "those of this namespace's pods and those where connections are accelerated"
+    } else {
+        "those where helpers accelerate"
+    };
+    format!("you may not list nodes: only {asked} were asked, and leftovers elsewhere are not seen; an administrator can allow it: {grant}")
 }
 
 #[cfg(test)]

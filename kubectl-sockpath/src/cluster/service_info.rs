@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::{Service as ApiService, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use sockpath_protocol::request::{Frontend, Protocol, Service};
 
+use crate::inventory::Port;
+
 /// What the slices of a Service say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoints {
@@ -13,6 +15,8 @@ pub struct Endpoints {
     pub addresses: Vec<SocketAddr>,
     /// Names of the pods that are ready endpoints, in the Service's namespace.
     pub pods: Vec<String>,
+    /// The ports of the endpoints, under the names of the Service's.
+    pub ports: Vec<Port>,
 }
 
 /// Reads the slices of one Service.
@@ -21,6 +25,14 @@ pub fn endpoints<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> End
     let mut found = Endpoints::default();
     for slice in slices {
         let ports: Vec<u16> = slice.ports.iter().flatten().filter_map(|p| u16::try_from(p.port?).ok()).collect();
+        for port in slice.ports.iter().flatten() {
+            let number = port.port.and_then(|p| u16::try_from(p).ok());
+            let (Some(number), Some(protocol)) = (number, protocol_of(port.protocol.as_deref())) else { continue };
+            let port = Port { name: port.name.clone().filter(|n| !n.is_empty()), number, protocol };
+            if !found.ports.contains(&port) {
+                found.ports.push(port);
+            }
+        }
         for endpoint in &slice.endpoints {
             // Absent means ready (the API says so); terminating endpoints still serve while nothing else does, but are not ready.
             if endpoint.conditions.as_ref().and_then(|c| c.ready) == Some(false) {
@@ -47,13 +59,13 @@ pub fn service_of(slice: &EndpointSlice) -> Option<&str> {
     slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name").map(String::as_str)
 }
 
-/// Reads a Service. `node_ips` are those of all nodes; they matter only for node ports.
+/// The addresses of a Service itself: those in the cluster, external ones, and those of its load balancer.
 #[must_use]
-pub fn service(object: &ApiService, endpoints: &Endpoints, node_ips: &[IpAddr]) -> Service {
-    let spec = object.spec.clone().unwrap_or_default();
+pub fn dialled(object: &ApiService) -> Vec<IpAddr> {
     let mut dialled: Vec<IpAddr> = Vec::new();
+    let spec = object.spec.as_ref();
     // A headless Service has the word None for an address, which parses as none.
-    let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).chain(spec.external_ips.iter().flatten());
+    let listed = spec.into_iter().flat_map(|s| s.cluster_ips.iter().flatten().chain(&s.cluster_ip).chain(s.external_ips.iter().flatten()));
     let balanced =
         object.status.iter().flat_map(|s| s.load_balancer.iter()).flat_map(|l| l.ingress.iter().flatten()).filter_map(|i| i.ip.as_ref());
     for ip in listed.chain(balanced).filter_map(|ip| ip.parse().ok()) {
@@ -61,9 +73,17 @@ pub fn service(object: &ApiService, endpoints: &Endpoints, node_ips: &[IpAddr]) 
             dialled.push(ip);
         }
     }
+    dialled
+}
+
+/// Reads a Service. `node_ips` are those of all nodes; they matter only for node ports.
+#[must_use]
+pub fn service(object: &ApiService, endpoints: &Endpoints, node_ips: &[IpAddr]) -> Service {
+    let spec = object.spec.clone().unwrap_or_default();
+    let dialled = dialled(object);
     let mut frontends = Vec::new();
     for port in spec.ports.iter().flatten() {
-        let Some(protocol) = protocol_of(port) else { continue };
+        let Some(protocol) = protocol_of(port.protocol.as_deref()) else { continue };
         let mut add = |ips: &[IpAddr], port: Option<i32>| {
             let Some(port) = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) else { return };
             frontends.extend(ips.iter().map(|ip| Frontend { addr: SocketAddr::new(*ip, port), protocol }));
@@ -79,6 +99,19 @@ pub fn service(object: &ApiService, endpoints: &Endpoints, node_ips: &[IpAddr]) 
     }
 }
 
+/// Its ports as its clients name them; a headless Service is dialled at its pods.
+#[must_use]
+pub fn ports(object: &ApiService, endpoints: &Endpoints) -> Vec<Port> {
+    let spec = object.spec.as_ref();
+    if spec.and_then(|s| s.cluster_ip.as_deref()) == Some("None") {
+        return endpoints.ports.clone();
+    }
+    let port = |p: &ServicePort| {
+        Some(Port { name: p.name.clone(), number: u16::try_from(p.port).ok()?, protocol: protocol_of(p.protocol.as_deref())? })
+    };
+    spec.iter().flat_map(|s| s.ports.iter().flatten()).filter_map(port).collect()
+}
+
 /// The host a Service of type `ExternalName` stands for.
 #[must_use]
 pub fn alias(object: &ApiService) -> Option<&str> {
@@ -92,8 +125,9 @@ pub fn has_node_port(object: &ApiService) -> bool {
     object.spec.iter().flat_map(|s| s.ports.iter().flatten()).any(|p| p.node_port.is_some_and(|p| p != 0))
 }
 
-fn protocol_of(port: &ServicePort) -> Option<Protocol> {
-    match port.protocol.as_deref() {
+/// The protocol of a port; `None` for those that are neither traced nor probed (SCTP).
+pub(super) fn protocol_of(protocol: Option<&str>) -> Option<Protocol> {
+    match protocol {
         None | Some("TCP") => Some(Protocol::Tcp),
         Some("UDP") => Some(Protocol::Udp),
         _ => None,

@@ -1,79 +1,168 @@
 //! From a helper pod's description to its open stream: create, wait with its phases named, attach.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::PostParams;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::admitted;
-use super::attach::attach;
 use super::client::Api;
 use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem, QUOTA_UNCOUNTED};
 use super::reap::{Debts, Manner};
 use super::remedy;
-use super::startup::{REPORT, SILENCE, Stage, assess, deleted, node_trouble};
+use super::startup::node_trouble;
+use crate::duration::human;
 use crate::progress::Progress;
-use crate::session::Transport;
+use crate::session::{Mailbox, Ready, Transport};
 
-/// A pod that does not run by then is given up.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long an attached helper may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// A helper that does not run by then is given up.
+const LIMIT: Duration = Duration::from_secs(120);
+/// The same without any progress: a runtime that hangs says nothing.
+const STALL: Duration = Duration::from_secs(20);
 /// How often events and node are looked at while the pod's status says nothing new.
-const TICK: Duration = Duration::from_secs(2);
+pub const TICK: Duration = Duration::from_secs(2);
 /// How long controllers may take to complete a new namespace, before which no pod is admitted.
 const NEW_NAMESPACE_PATIENCE: Duration = Duration::from_secs(10);
-/// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
-const ATTACH_EVERY: Duration = Duration::from_millis(120);
+/// How long nodes are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For a helper to run, from when it is asked for.
+    pub limit: Duration,
+    /// For the next sign of progress; a pull of an image is one as long as it lasts.
+    pub stall: Duration,
+    /// Nodes that are not ready are waited for, too.
+    pub unready: bool,
+}
 
-/// Starts one helper and attaches to it.
-///
-/// # Errors
-/// A [`Problem`] that ends in what to do; the pod is deleted first.
-async fn start(api: Api, spec: HelperSpec, debts: Debts, progress: Progress) -> Result<Started, Problem> {
-    let pod = spec.build();
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    progress.phase(&spec.node, "creating the helper pod");
-    debts.owe(&name);
-    let admitted = match create(&api, &spec.namespace, &pod).await {
-        Ok(admitted) => admitted,
-        Err(p) => {
-            // Refused is not created; a lost answer may be.
-            if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
-                debts.forget(&name);
-            }
-            // A random name says nothing, and would keep one cause on several nodes from being told once.
-            return Err(remedy::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
-        }
-    };
-    let changes = admitted::changes(&pod, &admitted);
-    let outcome = match strayed(&admitted, &spec) {
-        Some(p) => Err(p),
-        None => run(&api, &spec, &name, &debts, &progress).await,
-    };
-    match outcome {
-        Ok(transport) => {
-            progress.done(&spec.node);
-            Ok(Started { transport, rights: admitted::of_rights(changes) })
-        }
-        Err(p) => {
-            let _ = debts.settle(&name, Manner::Running).await;
-            Err(match admitted::told(&changes, &spec.namespace) {
-                Some(told) => p.with_remedy(&told),
-                None => p,
-            })
+impl Patience {
+    /// What `--wait-nodes` says, or the default.
+    #[must_use]
+    pub fn of(wait: Option<Duration>) -> Self {
+        match wait {
+            Some(limit) => Self { limit, stall: limit, unready: true },
+            None => Self { limit: LIMIT, stall: STALL, unready: false },
         }
     }
 }
 
-/// A helper that was attached to, and what the cluster changed of the rights it asked for.
-struct Started {
-    transport: Transport,
-    rights: Vec<String>,
+/// What starts helpers, on any number of nodes at once.
+#[derive(Debug, Clone)]
+pub struct Starter {
+    /// The connection.
+    pub api: Api,
+    /// The pods that have to be deleted.
+    pub debts: Debts,
+    /// Where phases are shown.
+    pub progress: Progress,
+    /// How long nodes are waited for.
+    pub patience: Patience,
+    /// Pods that are created at one time.
+    pub pace: Arc<Semaphore>,
+}
+
+/// Helper pods that are being created at one time: an API server of a large cluster has more to do.
+pub const CREATED_AT_ONCE: usize = 16;
+
+impl Starter {
+    /// Starts one helper, attaches to it and waits for its hello. `unready` is why its node starts no pods, where that is known.
+    ///
+    /// # Errors
+    /// What is wrong and what to do; the pod is deleted first.
+    pub async fn start(self, spec: HelperSpec, unready: Option<String>, mailbox: Mailbox) -> anyhow::Result<Ready> {
+        let deadline = Instant::now() + self.patience.limit;
+        if let Some(text) = unready {
+            self.wait_for_node(&spec.node, text, deadline).await?;
+        }
+        let transport = self.attached(&spec, deadline).await?;
+        let nodes = transport.nodes.clone();
+        let ready = Ready::handshake(transport, HELLO_PATIENCE, mailbox).await?;
+        self.progress.done(&spec.node);
+        if let Some(text) = ready.other_release(&nodes) {
+            self.progress.warn_once(&format!("release {}", ready.hello().version), &text);
+        }
+        if let Some(text) = ready.built_for_tests(&nodes) {
+            self.progress.warn(&text);
+        }
+        Ok(ready)
+    }
+
+    /// Waits until a node is ready, where that is wanted.
+    async fn wait_for_node(&self, node: &str, mut text: String, deadline: Instant) -> Result<(), Problem> {
+        while self.patience.unready && Instant::now() < deadline {
+            self.progress.phase(node, "waiting for the node to be ready");
+            sleep(TICK).await;
+            match look_at_node(&self.api, node).await {
+                Ok(()) => return Ok(()),
+                Err(p) if p.kind == Kind::NotReady => text = p.to_string(),
+                Err(p) => return Err(p),
+            }
+        }
+        let hint = if self.patience.unready { "" } else { "; --wait-nodes waits for it" };
+        Err(Problem::new(Kind::NotReady, format!("{text}{hint}")))
+    }
+
+    /// Creates the pod and attaches to it; deletes it where that fails.
+    async fn attached(&self, spec: &HelperSpec, deadline: Instant) -> Result<Transport, Problem> {
+        let pod = spec.build();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        self.progress.phase(&spec.node, "creating the helper pod");
+        let permit = self.pace.acquire().await;
+        self.debts.owe(&name);
+        let admitted = match create(&self.api, &spec.namespace, &pod).await {
+            Ok(admitted) => admitted,
+            Err(p) => {
+                // Refused is not created; a lost answer may be.
+                if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
+                    self.debts.forget(&name);
+                }
+                // A random name says nothing, and would keep one cause on several nodes from being told once.
+                return Err(remedy::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
+            }
+        };
+        drop(permit);
+        let changes = admitted::changes(&pod, &admitted);
+        let outcome = match strayed(&admitted, spec) {
+            Some(p) => Err(p),
+            None => match timeout_at(deadline, self.run(spec, &name)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(self.too_late(spec, &name, self.patience.limit)),
+            },
+        };
+        match outcome {
+            Ok(transport) => {
+                self.debts.in_use(&name);
+                if let Some(told) = admitted::told(&admitted::of_rights(changes), &spec.namespace) {
+                    self.progress.warn_once(&told, &told);
+                }
+                Ok(transport)
+            }
+            Err(p) => {
+                let _ = self.debts.settle(&name, Manner::Ended).await;
+                Err(match admitted::told(&changes, &spec.namespace) {
+                    Some(told) => p.with_remedy(&told),
+                    None => p,
+                })
+            }
+        }
+    }
+
+    /// A helper that does not run after this time, with what it waits for.
+    pub(super) fn too_late(&self, spec: &HelperSpec, name: &str, after: Duration) -> Problem {
+        let (node, namespace) = (&spec.node, &spec.namespace);
+        let phase = self.progress.phase_of(node).unwrap_or_else(|| "nothing is known".to_owned());
+        let text = format!(
+            "the helper pod {namespace}/{name} on node {node} does not run after {}: {phase}\n\
+             --wait-nodes waits longer; kubectl describe node {node} and kubectl get pods -A --field-selector spec.nodeName={node} show how the node is",
+            human(after)
+        );
+        Problem::new(Kind::Timeout, text)
+    }
 }
 
 /// A pod that the cluster will not run on the node it is for.
@@ -105,213 +194,20 @@ fn is_of_new_namespace(problem: &Problem) -> bool {
     text.contains("serviceaccount \"default\" not found") || text.contains(QUOTA_UNCOUNTED)
 }
 
-/// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
-async fn run(api: &Api, spec: &HelperSpec, name: &str, debts: &Debts, progress: &Progress) -> Result<Transport, Problem> {
-    let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
-    let runs = AtomicBool::new(false);
-    let mut attached = pin!(attached(api, spec, name, debts, progress, &runs));
-    tokio::select! {
-        settled = &mut attached => return settled,
-        outcome = wait_running(api, namespace, name, node, progress) => outcome?,
-    }
-    // An attempt that is on its way is not given up: the end of the first stream is the end of the helper's stdin.
-    runs.store(true, Ordering::Relaxed);
-    progress.phase(node, "attaching");
-    let refused = tokio::select! {
-        biased;
-        settled = &mut attached => match settled {
-            Err(p) if p.kind != Kind::Forbidden => p,
-            settled => return settled,
-        },
-        text = ended(api, namespace, name) => return Err(Problem::new(Kind::Other, text)),
-    };
-    // It ran a moment ago: if it does not now, why is what has to be told.
-    Err(match timeout(REPORT, ended(api, namespace, name)).await {
-        Ok(text) => Problem::new(Kind::Other, text),
-        Err(_) => refused,
-    })
-}
-
-/// Attaches again and again; until the pod `runs` a failure means that it is not there yet, and why, its status will say.
-async fn attached(
-    api: &Api,
-    spec: &HelperSpec,
-    name: &str,
-    debts: &Debts,
-    progress: &Progress,
-    runs: &AtomicBool,
-) -> Result<Transport, Problem> {
-    let mut attempts = interval(ATTACH_EVERY);
-    attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        attempts.tick().await;
-        let counts = runs.load(Ordering::Relaxed);
-        match attach(api, &spec.namespace, name, &spec.node, debts, progress.verbosity() > 0).await {
-            Err(p) if p.kind != Kind::Forbidden && !counts => {}
-            settled => return settled,
-        }
-    }
-}
-
-/// Waits until the pod's status says that it ended; gives why.
-async fn ended(api: &Api, namespace: &str, name: &str) -> String {
-    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
-    loop {
-        sleep(ATTACH_EVERY).await;
-        if let Ok(pod) = api.ask(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await
-            && let Stage::Failed(text) = assess(&pod, &[], Duration::ZERO)
-        {
-            return text;
-        }
-    }
-}
-
-/// Follows the pod's status until it runs.
-async fn wait_running(api: &Api, namespace: &str, name: &str, node: &str, progress: &Progress) -> Result<(), Problem> {
-    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
-    let began = Instant::now();
-    let field = format!("metadata.name={name}");
-    let mut ticks = interval(TICK);
-    let mut events = Vec::new();
-    // A watch ends for many reasons (server timeout, restart, no right to watch); it is begun again, at worst as polling.
-    loop {
-        let Some(mut pod) = api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await? else {
-            return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
-        };
-        let version = pod.metadata.resource_version.clone().unwrap_or_default();
-        let mut stream = match pods.watch(&WatchParams::default().fields(&field).timeout(60), &version).await {
-            Ok(stream) => Some(stream.boxed()),
-            Err(_) => None,
-        };
-        loop {
-            match assess(&pod, &events, began.elapsed()) {
-                Stage::Running => return Ok(()),
-                Stage::Waiting(phase) => progress.phase(node, &phase),
-                Stage::Failed(text) => return Err(Problem::new(Kind::Other, text)),
-            }
-            if began.elapsed() > PATIENCE {
-                let text = format!(
-                    "the helper pod {namespace}/{name} does not run after {} s and nobody says why: kubectl describe pod -n {namespace} {name} on a new try",
-                    PATIENCE.as_secs()
-                );
-                return Err(Problem::new(Kind::Timeout, text));
-            }
-            let next = async {
-                match &mut stream {
-                    Some(stream) => stream.next().await,
-                    None => {
-                        sleep(Duration::from_millis(300)).await;
-                        None
-                    }
-                }
-            };
-            tokio::select! {
-                event = next => match event {
-                    Some(Ok(WatchEvent::Added(p) | WatchEvent::Modified(p))) => pod = p,
-                    Some(Ok(WatchEvent::Deleted(_))) => {
-                        return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
-                    }
-                    Some(Ok(WatchEvent::Bookmark(_))) => {}
-                    Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => break,
-                },
-                _ = ticks.tick() => {
-                    events = read_events(api, namespace, name).await;
-                    if began.elapsed() > SILENCE && !has_reacted(&pod) {
-                        look_at_node(api, node).await?;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Whether the node's kubelet has said anything about the pod.
-fn has_reacted(pod: &Pod) -> bool {
-    pod.status.as_ref().is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()) || s.start_time.is_some())
-}
-
-async fn look_at_node(api: &Api, node: &str) -> Result<(), Problem> {
+/// Whether a node is well, as far as may be asked.
+///
+/// # Errors
+/// [`Kind::NotReady`] where it starts no pods; [`Kind::NotFound`].
+pub async fn look_at_node(api: &Api, node: &str) -> Result<(), Problem> {
     let nodes: kube::Api<Node> = kube::Api::all(api.client());
     match api.ask_opt(&format!("read node {node}"), nodes.get(node)).await {
-        Ok(Some(object)) => node_trouble(&object).map_or(Ok(()), |text| Err(Problem::new(Kind::Other, text))),
+        Ok(Some(object)) => node_trouble(&object).map_or(Ok(()), |text| Err(Problem::new(Kind::NotReady, text))),
         Ok(None) => Err(Problem::new(Kind::NotFound, format!("node {node} is not there any more\nkubectl get nodes lists those that are"))),
         // Without the right to read nodes there is just less to say.
         Err(_) => Ok(()),
     }
 }
 
-/// What the kubelet reported about the pod, oldest first; empty for users who may not read events.
-async fn read_events(api: &Api, namespace: &str, name: &str) -> Vec<Event> {
-    let events: kube::Api<Event> = kube::Api::namespaced(api.client(), namespace);
-    let params = ListParams::default().fields(&format!("involvedObject.name={name}"));
-    let mut list = api.ask("read events", events.list(&params)).await.map(|l| l.items).unwrap_or_default();
-    list.sort_by_key(|e| e.last_timestamp.as_ref().map(|t| t.0).or_else(|| e.event_time.as_ref().map(|t| t.0)));
-    list
-}
-
-/// Starts helpers on several nodes at once.
-///
-/// # Errors
-/// All that went wrong, one paragraph for each cause with its nodes; helpers that did start are ended by the caller's debts.
-pub async fn start_all(api: &Api, specs: Vec<HelperSpec>, debts: &Debts, progress: &Progress) -> Result<Vec<Transport>, Problem> {
-    let mut tasks = tokio::task::JoinSet::new();
-    let namespace = specs.first().map(|s| s.namespace.clone()).unwrap_or_default();
-    for (index, spec) in specs.into_iter().enumerate() {
-        let (api, debts, progress) = (api.clone(), debts.clone(), progress.clone());
-        let node = spec.node.clone();
-        tasks.spawn(async move { (index, node, start(api, spec, debts, progress).await) });
-    }
-    let (mut started, mut failed) = (BTreeMap::new(), BTreeMap::<String, (Kind, Vec<String>)>::new());
-    let mut rights = BTreeSet::new();
-    while let Some(joined) = tasks.join_next().await {
-        match joined {
-            Ok((index, _, Ok(one))) => {
-                rights.extend(one.rights);
-                started.insert(index, one.transport);
-            }
-            Ok((_, node, Err(p))) => failed.entry(p.to_string()).or_insert_with(|| (p.kind, Vec::new())).1.push(node),
-            Err(e) => drop(failed.entry(format!("a helper could not be started: {e}")).or_insert((Kind::Other, Vec::new()))),
-        }
-    }
-    if failed.is_empty() {
-        if let Some(told) = admitted::told(&rights.into_iter().collect::<Vec<_>>(), &namespace) {
-            progress.warn(&told);
-        }
-        return Ok(started.into_values().collect());
-    }
-    let endings = started.into_values().map(|t| tokio::spawn(t.keeper.end(crate::session::Ending::Kill))).collect::<Vec<_>>();
-    for ending in endings {
-        let _ = ending.await;
-    }
-    let kind = failed.values().next().map_or(Kind::Other, |(kind, _)| *kind);
-    Err(Problem::new(kind, failed.into_keys().collect::<Vec<_>>().join("\n")))
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::super::mock::Mock;
-    use super::*;
-
-    const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
-
-    fn refusal(message: &str) -> serde_json::Value {
-        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": message})
-    }
-
-    #[tokio::test]
-    async fn a_namespace_that_controllers_have_not_completed_is_waited_for() {
-        let uncounted = "pods \"x\" is forbidden: status unknown for quota: helpers, resources: count/pods,pods";
-        let no_account = "pods \"x\" is forbidden: error looking up service account sockpath/default: serviceaccount \"default\" not found";
-        let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
-        let mock = Mock::default().on(PODS, 403, refusal(no_account)).on(PODS, 403, refusal(uncounted)).on(PODS, 201, pod);
-        let created = create(&mock.api("shop"), "sockpath", &Pod::default()).await.unwrap();
-        assert_eq!(created.metadata.name.as_deref(), Some("x"));
-        // A quota that is used up is not.
-        let full = "pods \"x\" is forbidden: exceeded quota: helpers, requested: pods=1, used: pods=500, limited: pods=500";
-        let mock = Mock::default().on(PODS, 403, refusal(full));
-        assert_eq!(create(&mock.api("shop"), "sockpath", &Pod::default()).await.unwrap_err().kind, Kind::Quota);
-        assert_eq!(mock.asked().len(), 1);
-    }
-}
+#[path = "start_tests.rs"]
+mod tests;

@@ -21,6 +21,8 @@ pub enum Stage {
 
 /// How long a fault that may pass (a registry that does not answer, a sandbox that fails once) is given before it is reported.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How the phase begins in which an image is pulled.
+pub const PULLING: &str = "pulling the image";
 /// How long a node may not react at all before it is asked how it is.
 pub const SILENCE: Duration = Duration::from_secs(4);
 /// How long the kubelet may take to report that a process has ended.
@@ -69,7 +71,7 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
             if waited >= PATIENCE || is_final_pull_error(&message) {
                 Stage::Failed(image_text(subject, &reason, &message))
             } else {
-                Stage::Waiting(format!("pulling the image again after: {}", first_sentence(&message)))
+                Stage::Waiting(format!("{PULLING} again after: {}", first_sentence(&message)))
             }
         }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
@@ -246,7 +248,7 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
 
 fn phase_of(events: &[Event]) -> &'static str {
     match events.last().and_then(|e| e.reason.as_deref()) {
-        Some("Pulling") => "pulling the image",
+        Some("Pulling") => PULLING,
         Some("Pulled" | "Created") => "starting the helper",
         Some("FailedCreatePodSandBox") => "the pod's sandbox failed, the kubelet tries again",
         Some("FailedMount") => "a mount failed, the kubelet tries again",

@@ -20,6 +20,8 @@ const CHANGES_AHEAD: usize = 256;
 pub enum News {
     /// Pods came, went or changed.
     Pods,
+    /// A pod was deleted.
+    Gone(PodName),
     /// NetworkPolicies changed.
     Policies {
         /// What changed, in words.
@@ -50,9 +52,9 @@ impl Watch {
         let places: Vec<Option<String>> = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
         for namespace in places {
             let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
-            let which = Which { namespace: namespace.clone(), selector: selector.map(str::to_owned) };
+            let which = Which { namespace: namespace.clone(), name: None, selector: selector.map(str::to_owned) };
             tokio::spawn(follow(api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
-            let which = Which { namespace, selector: None };
+            let which = Which { namespace, name: None, selector: None };
             tokio::spawn(follow(api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
         }
         Self { pods, policies, known: Known::default() }
@@ -109,6 +111,7 @@ fn name(pod: &Pod) -> PodName {
 
 impl Known {
     fn pod(&mut self, change: Change<Pod>) -> Option<News> {
+        let mut gone = None;
         match change {
             Change::Listed { namespace, objects } => {
                 self.subjects.retain(|pod, _| namespace.as_ref().is_some_and(|ns| *ns != pod.namespace));
@@ -124,11 +127,12 @@ impl Known {
             }
             Change::Deleted(pod) => {
                 self.subjects.remove(&name(&pod));
+                gone = Some(name(&pod));
             }
             Change::Refused(p) => return Some(News::Unwatched(format!("pods that come from now on are not taken in: {p}"))),
         }
         // Pods that a changed policy selects may have come; who is to be told of the pods asks for them then.
-        Some(self.reconsider("the labels of a pod that NetworkPolicies may select").unwrap_or(News::Pods))
+        Some(self.reconsider("the labels of a pod that NetworkPolicies may select").unwrap_or_else(|| gone.map_or(News::Pods, News::Gone)))
     }
 
     fn policy(&mut self, change: Change<NetworkPolicy>) -> Option<News> {
@@ -218,6 +222,7 @@ mod tests {
         match news {
             Some(News::Policies { what, pause, resume }) => format!("{what}: -{} +{}", names(pause), names(resume)),
             Some(News::Pods) => "pods".to_owned(),
+            Some(News::Gone(pod)) => format!("{pod} is gone"),
             Some(News::Unwatched(text)) => text,
             None => "nothing".to_owned(),
         }
@@ -259,6 +264,12 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_deleted_is_named() {
+        let mut known = known(Vec::new());
+        assert_eq!(said(known.pod(Change::Deleted(pod("db", json!({}))))), "shop/db is gone");
+    }
+
+    #[test]
     fn without_the_right_to_watch_that_is_said_once() {
         let mut known = known(Vec::new());
         let refused = || Change::Refused(Problem::new(Kind::Forbidden, "cannot watch: no"));
@@ -288,7 +299,7 @@ mod tests {
         while !(heard.contains("paused") && heard.contains("unwatched")) {
             let news = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await.expect("news");
             heard.insert(match news {
-                News::Pods => "pods",
+                News::Pods | News::Gone(_) => "pods",
                 News::Policies { pause, .. } if pause.len() == 1 => "paused",
                 News::Policies { .. } => "else",
                 News::Unwatched(_) => "unwatched",

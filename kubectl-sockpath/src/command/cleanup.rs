@@ -84,16 +84,18 @@ async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) ->
         outcome.removed.extend(removed);
         outcome.kept.extend(kept);
     }
-    let nodes = backend.all_nodes().await?;
+    let (nodes, left_out) = backend.all_nodes(false).await?;
+    if let Some(text) = left_out {
+        progress.note(&format!("note: {text}"));
+    }
     if nodes.is_empty() {
         return Ok(());
     }
-    let mut fleet = backend.helpers(&nodes, &[], Mode::Accelerate, progress).await?;
+    let mut fleet = backend.helpers(&nodes, Mode::Accelerate, progress).await?;
     let names: Vec<String> = fleet.members().iter().map(|m| m.name()).collect();
     progress.phase("", "cleaning nodes");
-    fleet.send_all(&Request::Cleanup).await;
     fleet
-        .finish(PATIENCE, |index, event| {
+        .ask_all(&Request::Cleanup, PATIENCE, |index, event| {
             let node = names.get(index).map_or("", String::as_str);
             match event {
                 Event::Said(message) => match *message {
@@ -102,8 +104,8 @@ async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) ->
                     Message::Error { text, .. } => outcome.failed.extend([format!("{node}: {text}")]),
                     _ => {}
                 },
-                Event::Lost(e) => outcome.failed.extend([format!("the helper on {node}: {e}")]),
-                Event::Ended(_) => {}
+                Event::Lost(e) => outcome.failed.extend([e.on(node)]),
+                Event::Joined(_) | Event::Ended(_) => {}
             }
         })
         .await;

@@ -114,8 +114,16 @@ fn wanted(root: &clap::Command, done: &[String], current: &str) -> Wanted {
         );
     }
     match (&path[..], positionals) {
-        (["trace"], 0) => Wanted::Names(vec![(Kind::Pod, ""), (Kind::Deployment, "deploy/")]),
-        (["trace"], 1) => Wanted::Names(vec![(Kind::Pod, ""), (Kind::Service, "svc/"), (Kind::Deployment, "deploy/")]),
+        (["trace"], 0) => {
+            Wanted::Names(vec![(Kind::Pod, ""), (Kind::Deployment, "deploy/"), (Kind::StatefulSet, "sts/"), (Kind::Node, "node/")])
+        }
+        (["trace"], 1) => Wanted::Names(vec![
+            (Kind::Pod, ""),
+            (Kind::Service, "svc/"),
+            (Kind::Deployment, "deploy/"),
+            (Kind::StatefulSet, "sts/"),
+            (Kind::Node, "node/"),
+        ]),
         (["accelerate"], _) | (["lab", "exec"], 0) => Wanted::Names(vec![(Kind::Pod, "")]),
         _ => command.get_positionals().nth(positionals).map_or(Wanted::Unknown, value_of),
     }
@@ -174,10 +182,19 @@ fn global(command: &clap::Command, done: &[String]) -> Global {
         user: None,
         as_user: None,
         as_group: Vec::new(),
+        as_uid: None,
+        server: None,
+        token: None,
+        tls_server_name: None,
+        insecure_skip_tls_verify: false,
+        certificate_authority: None,
+        client_certificate: None,
+        client_key: None,
         helper_image: None,
         helper_namespace: String::new(),
         seccomp: cli::Seccomp::default(),
         request_timeout: PATIENCE,
+        wait_nodes: None,
         verbose: 0,
         color: cli::ColorChoice::Never,
     })
@@ -306,8 +323,9 @@ mod tests {
         assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
         assert_eq!(choices(&["trace"], "--no"), ["--no-probe"]);
         assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));
-        assert_eq!(choices(&["trace"], ""), ["<pod>", "<deploy/Deployment>"]);
-        assert_eq!(choices(&["--lab", "trace", "curl"], ""), ["<pod>", "<svc/Service>", "<deploy/Deployment>"]);
+        let workloads = ["<deploy/Deployment>", "<sts/StatefulSet>", "<node/node>"];
+        assert_eq!(choices(&["trace"], ""), [&["<pod>"][..], &workloads[..]].concat());
+        assert_eq!(choices(&["--lab", "trace", "curl"], ""), [&["<pod>", "<svc/Service>"][..], &workloads[..]].concat());
         assert_eq!(choices(&["trace", "-n"], ""), ["<namespace>"]);
         assert_eq!(choices(&["trace", "--record"], ""), ["<file>"]);
         assert_eq!(choices(&["lab", "exec"], ""), ["<pod>"]);

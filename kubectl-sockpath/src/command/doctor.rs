@@ -1,5 +1,6 @@
 //! `doctor`: one table of what was examined; each row that is not well ends in what to do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,6 +24,9 @@ const ROWS_KEPT: usize = 1_000;
 
 /// How long a node's checks may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nodes that are named one by one.
+const NODES_NAMED: usize = 3;
 
 /// One row of the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -85,42 +89,39 @@ async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
         // Without rights or namespace every node would only repeat the refusal.
         return;
     }
-    let nodes = match backend.all_nodes().await {
-        Ok(nodes) => nodes,
+    // That nodes may not be listed is a row of its own.
+    let nodes = match backend.all_nodes(true).await {
+        Ok((nodes, left_out)) if nodes.is_empty() && left_out.is_some() => return,
+        Ok((nodes, _)) => nodes,
         Err(e) => return rows.push(failed("cluster", "nodes", &e)),
     };
-    // One by one in a cluster: a node that cannot run a helper must not hide what the others say.
-    let groups: Vec<_> = match backend {
-        Backend::Lab(_) => vec![nodes],
-        Backend::Cluster(_) => nodes.into_iter().map(|n| vec![n]).collect(),
-    };
-    for group in groups {
-        let name = group.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", ");
-        // A lab that is not up: its kernel is this one all the same.
-        let scope = if name.is_empty() { "this machine".to_owned() } else { format!("node {name}") };
-        match backend.helpers(&group, &[], Mode::Doctor, progress).await {
-            Ok(fleet) => rows.extend(ask(fleet, &scope).await),
-            Err(e) => rows.push(failed(&scope, "helper", &e)),
-        }
+    match backend.expect(&nodes, Mode::Doctor, progress) {
+        Ok(fleet) => rows.extend(ask(fleet).await),
+        Err(e) => rows.push(failed("this machine", "helper", &e)),
     }
 }
 
-async fn ask(mut fleet: Fleet, scope: &str) -> Vec<Row> {
-    let mut rows = Kept::of(ROWS_KEPT);
-    fleet.send_all(&Request::Doctor).await;
+/// Asks all nodes at once: one that cannot run a helper must not hide what the others say.
+async fn ask(mut fleet: Fleet) -> Vec<Row> {
+    // A lab that is not up: its kernel is this one all the same.
+    let scope = |name: String| if name.is_empty() { "this machine".to_owned() } else { format!("node {name}") };
+    let mut nodes: Vec<(String, Kept<Row>)> = fleet.members().iter().map(|m| (scope(m.name()), Kept::of(ROWS_KEPT))).collect();
     fleet
-        .finish(PATIENCE, |_, event| match event {
-            Event::Said(message) => match *message {
-                Message::Check(check) => rows.extend([Row { scope: scope.to_owned(), check }]),
-                Message::Canary(c) => rows.extend([Row { scope: scope.to_owned(), check: canary_row(&c) }]),
-                Message::Error { text, .. } => rows.extend([failed(scope, "helper", &anyhow::anyhow!(text))]),
-                _ => {}
-            },
-            Event::Lost(e) => rows.extend([failed(scope, "helper", &e.into())]),
-            Event::Ended(_) => {}
+        .ask_all(&Request::Doctor, PATIENCE, |index, event| {
+            let Some((scope, rows)) = nodes.get_mut(index) else { return };
+            match event {
+                Event::Said(message) => match *message {
+                    Message::Check(check) => rows.extend([Row { scope: scope.clone(), check }]),
+                    Message::Canary(c) => rows.extend([Row { scope: scope.clone(), check: canary_row(&c) }]),
+                    Message::Error { text, .. } => rows.extend([failed(scope, "helper", &anyhow::anyhow!(text))]),
+                    _ => {}
+                },
+                Event::Lost(e) => rows.extend([failed(scope, "helper", &e.into())]),
+                Event::Joined(_) | Event::Ended(_) => {}
+            }
         })
         .await;
-    rows.to_vec()
+    nodes.iter().flat_map(|(_, rows)| rows.to_vec()).collect()
 }
 
 fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
@@ -143,7 +144,31 @@ fn failed(scope: &str, name: &str, error: &anyhow::Error) -> Row {
     Row { scope: scope.to_owned(), check: Check { name: name.to_owned(), state: CheckState::Failed, found, remedy } }
 }
 
+/// Rows that several nodes have in common are one.
+fn together(rows: &[Row]) -> Vec<Row> {
+    let node = |row: &Row| row.scope.strip_prefix("node ").map(str::to_owned);
+    let all: BTreeSet<String> = rows.iter().filter_map(node).collect();
+    let mut merged: Vec<(Row, Vec<String>)> = Vec::new();
+    for row in rows {
+        let known = merged.iter_mut().find(|(first, nodes)| !nodes.is_empty() && first.check == row.check);
+        match (known, node(row)) {
+            (Some((_, nodes)), Some(name)) => nodes.push(name),
+            (_, name) => merged.push((row.clone(), name.into_iter().collect())),
+        }
+    }
+    let scope = |nodes: &[String]| match nodes {
+        [one] => format!("node {one}"),
+        several if several.len() == all.len() => format!("all {} nodes", all.len()),
+        several if several.len() <= NODES_NAMED => format!("nodes {}", several.join(", ")),
+        [first, ..] => format!("node {first} and {} more", nodes.len() - 1),
+        [] => String::new(),
+    };
+    let finish = |(row, nodes): (Row, Vec<String>)| if nodes.is_empty() { row } else { Row { scope: scope(&nodes), ..row } };
+    merged.into_iter().map(finish).collect()
+}
+
 fn table(rows: &[Row], style: &Style) -> Text {
+    let rows = &together(rows);
     let mut table = Table::wide(style, &["WHERE", "WHAT", "STATE", "FOUND"]);
     for row in rows {
         let state = match row.check.state {
@@ -180,6 +205,25 @@ fn table(rows: &[Row], style: &Style) -> Text {
 mod tests {
     use super::*;
     use crate::cli::ColorChoice;
+
+    #[test]
+    fn equal_nodes_are_one_row() {
+        let row = |node: &str, found: &str| Row {
+            scope: node.to_owned(),
+            check: Check { name: "kernel".into(), state: CheckState::Ok, found: found.into(), remedy: None },
+        };
+        let nodes = ["node n1", "node n2", "node n3", "node n4", "node n5"];
+        let mut rows: Vec<Row> = nodes.iter().map(|n| row(n, "6.18")).collect();
+        rows.push(row("client", "6.18"));
+        rows.extend(nodes[..2].iter().map(|n| row(n, "cgroup v2")));
+        rows.extend(nodes[..4].iter().map(|n| row(n, "BTF")));
+        let shown: Vec<(String, String)> = together(&rows).into_iter().map(|r| (r.scope, r.check.found)).collect();
+        let pair = |scope: &str, found: &str| (scope.to_owned(), found.to_owned());
+        assert_eq!(
+            shown,
+            [pair("all 5 nodes", "6.18"), pair("client", "6.18"), pair("nodes n1, n2", "cgroup v2"), pair("node n1 and 3 more", "BTF")]
+        );
+    }
 
     #[test]
     fn rows_that_are_not_well_end_in_what_to_do() {

@@ -1,18 +1,21 @@
 //! `status` and `stop`: one question to every node.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use sockpath_protocol::accel::{AccelStatus, AccelSummary, StopRequest};
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot, StopRequest};
 use sockpath_protocol::{Message, Request};
 
-use super::accelerate::UNWATCHED;
+use super::accelerate::{UNWATCHED, owner};
 use crate::backend::{Backend, Mode};
-use crate::cli::{self, Global};
+use crate::cli::{self, Global, StatusOutput};
 use crate::duration::human;
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
+use crate::inventory::{Inventory, Scope};
 use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
 use crate::render::pairs::{self, NodePairs};
@@ -45,33 +48,55 @@ impl Answer {
 }
 
 /// Asks every node and waits until all have answered and ended.
-async fn ask(global: &Global, progress: &Progress, request: &Request, patience: Duration) -> Result<(Backend, Vec<Answer>)> {
+/// `each` gets a node's answer as soon as it is whole: nobody waits for the slowest.
+async fn ask(
+    global: &Global,
+    progress: &Progress,
+    (request, patience): (&Request, Duration),
+    mut each: impl FnMut(&Answer) -> Result<()>,
+) -> Result<(Backend, Vec<Answer>)> {
     let interrupt = Interrupt::watch()?;
     let asking = async {
         progress.phase("", "asking the nodes");
         let backend = Backend::connect(global, false).await?;
-        let nodes = backend.all_nodes().await?;
-        if nodes.is_empty() {
-            // A lab that is not up may have left something in the kernel all the same.
-            if !global.lab {
+        let (nodes, left_out) = backend.all_nodes(false).await?;
+        if let Some(text) = &left_out {
+            progress.note(&format!("note: {text}"));
+        }
+        // A lab that is not up may have left something in the kernel all the same.
+        if nodes.is_empty() && !global.lab {
+            if left_out.is_none() {
                 bail!("no node can run a helper");
             }
+            return Ok((backend, Vec::new()));
         }
-        let mut fleet = backend.helpers(&nodes, &[], Mode::Accelerate, progress).await?;
+        let started = backend.helpers(&nodes, Mode::Accelerate, progress);
+        // Helpers know sockets, and only the plugin may ask whose addresses they have.
+        let (fleet, names) = tokio::join!(started, names_of(&backend, request));
+        let mut fleet = fleet?;
         let mut answers: Vec<Answer> = fleet.members().iter().map(|m| Answer::of(m.name())).collect();
-        fleet.send_all(request).await;
+        let mut shown = Ok(());
         fleet
-            .finish(patience, |helper, event| {
+            .ask_all(request, patience, |helper, event| {
                 let Some(answer) = answers.get_mut(helper) else { return };
                 match event {
-                    Event::Said(message) => {
+                    Event::Joined(_) => return,
+                    Event::Said(mut message) => {
+                        if let Message::Status(status) = &mut *message {
+                            name_pods(&mut status.pairs, &names);
+                        }
                         answer.messages.push(*message);
+                        return;
                     }
                     Event::Ended(_) => {}
-                    Event::Lost(e) => answer.lost = Some(e.to_string()),
+                    Event::Lost(e) => answer.lost = Some(e.on(&answer.node)),
+                }
+                if shown.is_ok() {
+                    shown = progress.suspended(|| each(answer));
                 }
             })
             .await;
+        shown?;
         Ok((backend, answers))
     };
     let answers = tokio::select! {
@@ -81,6 +106,29 @@ async fn ask(global: &Global, progress: &Progress, request: &Request, patience: 
     };
     progress.clear();
     answers
+}
+
+/// The pods of all addresses, where they are asked for and as far as the user may list pods.
+async fn names_of(backend: &Backend, request: &Request) -> HashMap<IpAddr, String> {
+    if !matches!((backend, request), (Backend::Cluster(_), Request::Status)) {
+        return HashMap::new();
+    }
+    let own = || Scope { namespace: Some(backend.namespace().to_owned()), selector: None };
+    let pods = match backend.pods(&Scope::default()).await {
+        Ok(pods) => pods,
+        Err(_) => backend.pods(&own()).await.unwrap_or_default(),
+    };
+    let alone = pods.into_iter().map(|p| p.pod).filter(|pod| !pod.host_network);
+    alone.flat_map(|pod| pod.ips.iter().map(|ip| (*ip, format!("{}/{}", pod.namespace, pod.name))).collect::<Vec<_>>()).collect()
+}
+
+/// Names the pods of pairs by their addresses, where the helper does not know them.
+fn name_pods(pairs: &mut PairsSnapshot, names: &HashMap<IpAddr, String>) {
+    for pair in &mut pairs.pairs {
+        let at = |ip: IpAddr| names.get(&ip.to_canonical()).cloned();
+        pair.client_pod = pair.client_pod.take().or_else(|| at(pair.client.ip()));
+        pair.server_pod = pair.server_pod.take().or_else(|| at(pair.server?.ip()));
+    }
 }
 
 /// Warnings to stderr, errors to the caller.
@@ -101,10 +149,10 @@ fn complaints(answers: &[Answer]) -> Result<()> {
             output::say(&format!("warning: {}: {text}", answer.node));
         }
         if let Some(text) = &answer.lost {
-            errors.push(format!("the helper on {}: {text}", answer.node));
+            errors.push(text.clone());
         }
     }
-    if errors.is_empty() { Ok(()) } else { bail!("{}", errors.join("; ")) }
+    if errors.is_empty() { Ok(()) } else { bail!("{}", errors.join("\n")) }
 }
 
 #[derive(Serialize)]
@@ -114,31 +162,31 @@ struct NodeStatus<'a> {
     status: &'a AccelStatus,
 }
 
+fn statuses_of(answer: &Answer) -> impl Iterator<Item = NodeStatus<'_>> {
+    answer.messages.iter().filter_map(|m| match m {
+        Message::Status(status) => Some(NodeStatus { node: &answer.node, status }),
+        _ => None,
+    })
+}
+
 /// `status`.
 pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) -> Result<Exit> {
-    let style = Style::of_stdout(global.color);
-    let (backend, answers) = ask(global, progress, &Request::Status, PATIENCE).await?;
-    let statuses: Vec<NodeStatus<'_>> = answers
-        .iter()
-        .flat_map(|a| {
-            a.messages.iter().filter_map(|m| match m {
-                Message::Status(status) => Some(NodeStatus { node: &a.node, status }),
-                _ => None,
-            })
-        })
-        .collect();
+    let style = Style::of_stdout(global.color).for_table(args.output == Some(StatusOutput::Wide));
+    let show = |answer: &Answer| match args.output {
+        Some(StatusOutput::Json) => Ok(()),
+        None | Some(StatusOutput::Wide) => statuses_of(answer).try_for_each(|s| output::print(&status_text(s.node, s.status, &style))),
+    };
+    let (backend, answers) = ask(global, progress, (&Request::Status, PATIENCE), show).await?;
+    let statuses: Vec<NodeStatus<'_>> = answers.iter().flat_map(statuses_of).collect();
     // The lab's pods stay as they are, and it has no policies.
     let note = (matches!(backend, Backend::Cluster(_)) && statuses.iter().any(|s| goes_on_alone(s.status))).then_some(UNWATCHED);
-    if args.output.is_some() {
+    if args.output == Some(StatusOutput::Json) {
         let active = statuses.iter().any(|s| s.status.active);
         output::emit(&Machine::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
-    } else {
-        for s in &statuses {
-            output::print(&status_text(s.node, s.status, &style))?;
-        }
-        if let Some(note) = note {
-            output::print(&Text::of_line(&format!("note: {note}")))?;
-        }
+    } else if let Some(note) = note {
+        output::print(&Text::of_line(&format!("note: {note}")))?;
+    } else if answers.is_empty() {
+        output::print(&Text::constant("nothing is accelerated\n"))?;
     }
     complaints(&answers)?;
     Ok(Exit::Done)
@@ -186,8 +234,8 @@ struct NodeStop<'a> {
 /// `stop`.
 pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
-    let request = Request::Stop(StopRequest { drain_ms: u64::try_from(args.drain.as_millis()).unwrap_or(u64::MAX) });
-    let (backend, answers) = ask(global, progress, &request, args.drain + PATIENCE).await?;
+    let request = Request::Stop(StopRequest { drain_ms: u64::try_from(args.drain.as_millis()).unwrap_or(u64::MAX), by: owner() });
+    let (backend, answers) = ask(global, progress, (&request, args.drain + PATIENCE), |_| Ok(())).await?;
     let mut stops = Vec::new();
     for answer in &answers {
         let mut stop = NodeStop { node: &answer.node, summary: None, removed: Vec::new() };
@@ -200,8 +248,9 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
         }
         stops.push(stop);
     }
-    // Where sockets are left, the pod goes on until its lease ends.
-    let ended: Vec<String> = stops.iter().filter(|s| s.summary.is_none_or(|s| s.left_enrolled == 0)).map(|s| s.node.to_owned()).collect();
+    // Where sockets are left, or it is not known whether, the pod goes on until its lease ends.
+    let has_ended = |(s, answer): &(&NodeStop<'_>, &Answer)| answer.is_whole() && s.summary.is_none_or(|s| s.left_enrolled == 0);
+    let ended: Vec<String> = stops.iter().zip(&answers).filter(has_ended).map(|(s, _)| s.node.to_owned()).collect();
     let pods = backend.remove_those_that_stayed(&ended).await?;
     if args.output.is_some() {
         output::emit(&Machine::document(&serde_json::json!({ "nodes": stops, "removed": pods }))?)?;

@@ -2,12 +2,14 @@
 
 mod axis;
 pub mod bypassed;
+mod columns;
 pub mod heading;
 pub mod html;
 mod line;
 mod page;
 pub mod pairs;
 pub mod pcapng;
+mod shorten;
 pub(crate) mod table;
 pub mod waterfall;
 pub mod wide;

@@ -1,17 +1,17 @@
 //! Accelerated connections as a table, as lines of change, and as a summary.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
 use sockpath_protocol::accel::{AccelSummary, Pair, PairState, PairsSnapshot, Reason, Totals};
 
+use super::columns;
 use super::line::Line;
-use super::table::Table;
 use crate::duration::{human, nanos};
 use crate::output::Text;
-use crate::terminal::{Paint, Style};
+use crate::terminal::{Paint, Style, fit};
 
 /// The pairs of one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -109,7 +109,9 @@ pub fn why(pair: &Pair) -> String {
     }
 }
 
-fn turnaround(pair: &Pair) -> String {
+/// Times from a request to its answer, before and after.
+#[must_use]
+pub fn turnaround(pair: &Pair) -> String {
     match (pair.turnaround_before_ns, pair.turnaround_after_ns) {
         (Some(before), Some(after)) => format!("{} > {}", nanos(before), nanos(after)),
         (Some(before), None) => nanos(before),
@@ -117,6 +119,9 @@ fn turnaround(pair: &Pair) -> String {
         (None, None) => String::new(),
     }
 }
+
+/// Widest line of prose.
+const PROSE: usize = 100;
 
 /// The table, of at most `rows` pairs: those that moved the most bytes first, accelerated ones before others.
 #[must_use]
@@ -127,28 +132,26 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> Text {
         return out;
     }
     pairs.sort_by_key(|(_, p)| (p.state != PairState::Accelerated, std::cmp::Reverse(p.bypassed_bytes)));
-    let several = nodes.len() > 1;
-    let mut heads = vec!["CLIENT", "SERVER", "VIA", "STATE", "BYPASSED", "MESSAGES", "TURNAROUND", "WHY"];
-    if several {
-        heads.insert(0, "NODE");
-    }
-    let mut table = Table::fitting(style, &heads);
-    table.align_cells(if several { &[5, 6] } else { &[4, 5] });
     let shown = pairs.len().min(rows.max(1));
-    for (node, pair) in &pairs[..shown] {
-        let paint = (pair.state == PairState::Accelerated).then_some(Paint::Good);
-        let (via, state) = (pair.via.text().to_owned(), state_word(pair.state).to_owned());
-        let (moved, messages) = (bytes(pair.bypassed_bytes), pair.bypassed_messages.to_string());
-        let cells = [client(pair), server(pair), via, state, moved, messages, turnaround(pair), why(pair)];
-        table.row(paint, Some(1), several.then(|| (*node).to_owned()).into_iter().chain(cells));
+    let lines = columns::fit(&pairs[..shown], nodes.len() > 1, style);
+    for (i, line) in lines.rows.iter().enumerate() {
+        let line = fit(line, style.width, style.unicode);
+        match i.checked_sub(1).and_then(|i| pairs.get(i)).map(|(_, p)| p.state) {
+            None => out.paint_columns(style, Paint::Dim, &line),
+            Some(PairState::Accelerated) => out.paint_columns(style, Paint::Good, &line),
+            Some(_) => out.push_columns(&line),
+        }
+        out.end_line();
     }
-    table.end(true, &mut out);
+    for line in lines.legend.iter().flat_map(|text| crate::terminal::wrap(text, style.width)) {
+        Line::new(style).paint(Paint::Dim, &line).end(&mut out);
+    }
     if pairs.len() > shown {
         Line::new(style).paint(Paint::Dim, &format!(" and {} more, -o json lists all", pairs.len() - shown)).end(&mut out);
     }
     let reasons: BTreeSet<Reason> = pairs.iter().filter_map(|(_, p)| p.reason).collect();
     for (reason, advice) in reasons.iter().filter_map(|r| Some((r, r.advice()?))) {
-        for line in crate::terminal::wrap(&format!("{}: {advice}", reason.text()), style.width) {
+        for line in crate::terminal::wrap(&format!("{}: {advice}", reason.text()), style.width.min(PROSE)) {
             Line::new(style).paint(Paint::Dim, &line).end(&mut out);
         }
     }
@@ -168,7 +171,26 @@ pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
         t.bypassed_messages
     );
     Line::new(style).paint(Paint::Heading, &text).end(&mut out);
+    let others = others(nodes);
+    if !others.is_empty() {
+        for line in crate::terminal::wrap(&others, style.width.min(PROSE)) {
+            Line::new(style).text(&line).end(&mut out);
+        }
+    }
     out
+}
+
+/// The others in words: `2 paused: NetworkPolicy changed, 1 left alone: other node`.
+fn others(nodes: &[NodePairs]) -> String {
+    let mut groups: BTreeMap<(&'static str, &'static str), usize> = BTreeMap::new();
+    for pair in nodes.iter().flat_map(|n| &n.snapshot.pairs) {
+        if let (Some(reason), false) = (pair.reason, pair.state == PairState::Accelerated) {
+            *groups.entry((state_word(pair.state), reason.text())).or_default() += 1;
+        }
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    groups.iter().map(|((state, why), n)| format!("{n} {state}: {why}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What changed since the last snapshot, one line per pair: for output that cannot be redrawn.
@@ -211,7 +233,11 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
     Line::new(style).paint(Paint::Heading, &format!("after {}: {end}", human(ran))).end(&mut out);
     let connections = t.open + t.closed;
     Line::new(style)
-        .text(&format!("{connections} connections, {} in {} messages went socket to socket", bytes(t.bypassed_bytes), t.bypassed_messages))
+        .text(&format!(
+            "{connections} connections seen; {} in {} messages went socket to socket",
+            bytes(t.bypassed_bytes),
+            t.bypassed_messages
+        ))
         .end(&mut out);
     let mut passes: Vec<(&Reason, &u64)> = t.passes.iter().filter(|(_, n)| **n > 0).collect();
     passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
@@ -278,8 +304,9 @@ mod tests {
     #[test]
     fn the_table_shows_what_moves_most_first() {
         let text = table(&nodes(), &Style::plain(160), 10);
-        let lines: Vec<&str> = text.lines().collect();
+        let mut lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages bypassed the network");
+        assert_eq!(lines.remove(1), "1 left alone: other node");
         assert!(lines[1].contains("CLIENT") && !lines[1].contains("NODE"), "{text}");
         assert!(
             lines[2].contains("default/curl:41000") && lines[2].contains("23.0 us > 11.0 us") && lines[2].contains("via 10.96.0.10:80"),
@@ -312,6 +339,30 @@ mod tests {
         }
     }
 
+    /// Many pods with long names, as Deployments have them.
+    #[test]
+    fn at_80_columns_rows_stay_different_and_addresses_whole() {
+        let mut nodes = nodes();
+        let pairs = &mut nodes[0].snapshot.pairs;
+        for (pair, (client, server)) in pairs.iter_mut().zip([("a7x2z", "kx9qp"), ("b7x2z", "kx9qp"), ("a7x2z", "jx9qp")]) {
+            pair.client_pod = Some(format!("production/checkout-frontend-6d4cf56db6-{client}"));
+            pair.server_pod = Some(format!("production/checkout-backend-7f9c8d6b54-{server}"));
+            pair.client.set_port(41_000);
+        }
+        pairs[2].client_pod = None;
+        let text = table(&nodes, &Style::plain(80), 10);
+        let rows: Vec<&str> = text.lines().filter(|l| l.contains(":8080")).collect();
+        let distinct: BTreeSet<&str> = rows.iter().map(|r| r.split("  ").next().unwrap()).collect();
+        assert_eq!((rows.len(), distinct.len()), (3, 3), "{text}");
+        assert!(rows.iter().any(|r| r.starts_with("10.42.1.2:41000 ")) && rows.iter().all(|r| r.contains(":8080")), "{text}");
+        assert!(text.contains("[1]") && text.contains("[1] "), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+        assert!(
+            table(&nodes, &Style::plain(1000), 10).contains("production/checkout-frontend-6d4cf56db6-a7x2z:41000"),
+            "full where there is room"
+        );
+    }
+
     #[test]
     fn only_changes_are_appended() {
         let mut changes = Changes::default();
@@ -334,11 +385,11 @@ mod tests {
             passes: [(Reason::Order, 3)].into(),
             ..Totals::default()
         };
-        let one = AccelSummary { totals, ran_ms: 61_000, left_enrolled: 0, detached: false };
+        let one = AccelSummary { totals, ran_ms: 61_000, left_enrolled: 0, detached: false, stopped_by: None };
         let text = summary(&[one.clone(), one.clone()], &Style::plain(100));
         assert_eq!(
             text,
-            "after 1m1s: everything is back on its normal path\n6 connections, 2.00 MiB in 14 messages went socket to socket\nby TCP: 6 TCP bytes still unread\n"
+            "after 1m1s: everything is back on its normal path\n6 connections seen; 2.00 MiB in 14 messages went socket to socket\nby TCP: 6 TCP bytes still unread\n"
         );
         let text = summary(&[AccelSummary { left_enrolled: 2, detached: true, ..one }], &Style::plain(100));
         assert!(text.contains("goes on without this command") && text.contains("2 sockets still hold"), "{text}");

@@ -7,7 +7,7 @@ use crate::output::Text;
 use crate::terminal::{Paint, Style, fit};
 
 /// Characters of a cell at most: `namespace/name` of a pod has up to 317.
-const LONGEST_CELL: usize = 512;
+pub(super) const LONGEST_CELL: usize = 512;
 
 /// A table that is being put together.
 pub struct Table<'s> {
@@ -17,8 +17,6 @@ pub struct Table<'s> {
     paints: Vec<Option<Paint>>,
     /// Whether it has to fit the terminal.
     fits: bool,
-    /// Columns whose cells are aligned to the right.
-    right: &'static [usize],
 }
 
 impl<'s> Table<'s> {
@@ -40,27 +38,18 @@ impl<'s> Table<'s> {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
         table.set_header(heads);
-        Self { style, table, paints: Vec::new(), fits, right: &[] }
+        Self { style, table, paints: Vec::new(), fits }
     }
 
     /// Adds a row; `height` is how many lines it may be broken into where it does not fit.
     pub fn row<T: AsRef<str>>(&mut self, paint: Option<Paint>, height: Option<usize>, cells: impl IntoIterator<Item = T>) {
-        let cell = |(column, text): (usize, T)| {
-            let text = field_within(text.as_ref(), LONGEST_CELL);
-            let cell = Cell::new(self.style.shown(&text));
-            if self.right.contains(&column) { cell.set_alignment(CellAlignment::Right) } else { cell }
-        };
-        let mut row = Row::from(cells.into_iter().enumerate().map(cell).collect::<Vec<_>>());
+        let cell = |text: T| Cell::new(self.style.shown(&field_within(text.as_ref(), LONGEST_CELL)));
+        let mut row = Row::from(cells.into_iter().map(cell).collect::<Vec<_>>());
         if let Some(height) = height {
             row.max_height(height);
         }
         self.table.add_row(row);
         self.paints.push(paint);
-    }
-
-    /// Aligns the cells of these columns to the right, their heads to the left.
-    pub fn align_cells(&mut self, columns: &'static [usize]) {
-        self.right = columns;
     }
 
     /// Aligns these columns to the right, their heads too.

@@ -150,7 +150,8 @@ fn target(capture: &Capture, journeys: &[Journey<'_>]) -> Party {
 fn party(pods: &[Pod], typed: &str, port: Option<u16>) -> Party {
     match pods {
         [pod] => Party {
-            namespace: Some(pod.namespace.clone()),
+            // A node is in none.
+            namespace: Some(pod.namespace.clone()).filter(|ns| !ns.is_empty()),
             name: pod.name.clone(),
             node: Some(pod.node.clone()),
             ips: pod.ips.clone(),
@@ -162,7 +163,8 @@ fn party(pods: &[Pod], typed: &str, port: Option<u16>) -> Party {
 
 fn nodes(capture: &Capture) -> Vec<NodeRow> {
     let mut rows = Vec::new();
-    for (origin, log) in capture.origin.helpers.iter().zip(&capture.helpers) {
+    // A node that took no part was not watched.
+    for (origin, log) in capture.origin.helpers.iter().zip(&capture.helpers).filter(|(o, _)| o.has_joined()) {
         let (hooks, unavailable, armed_ns) = match &log.armed {
             Some(a) => (a.hooks.clone(), a.unavailable.clone(), Some(a.took_ns)),
             None => (Vec::new(), BTreeMap::new(), None),

@@ -46,8 +46,22 @@ pub struct Origin {
 pub struct HelperOrigin {
     /// The nodes it serves.
     pub nodes: Vec<String>,
-    /// Its hello.
+    /// Its hello; empty until it has started.
     pub hello: Hello,
+}
+
+impl HelperOrigin {
+    /// One that has not started yet.
+    #[must_use]
+    pub fn expected(nodes: Vec<String>) -> Self {
+        Self { nodes, hello: Hello::default() }
+    }
+
+    /// Whether it has started; its nodes were not watched otherwise.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        self.hello.protocol != 0
+    }
 }
 
 /// What one helper has said besides packets.
@@ -88,6 +102,8 @@ pub struct Capture {
     pub probes: Vec<Probed>,
     /// How many probes there were.
     pub probed: usize,
+    /// What happened to the pods meanwhile, as sentences.
+    pub changes: Vec<String>,
     /// What helpers warned of, each once, with how often.
     pub warnings: BTreeMap<String, u64>,
     /// Request packets with payload that were delivered, kept or not.
@@ -123,6 +139,7 @@ impl Capture {
             incidents_not_kept: 0,
             probes: Vec::new(),
             probed: 0,
+            changes: Vec::new(),
             warnings: BTreeMap::new(),
             requests_delivered: 0,
             requests_bypassed: 0,
@@ -137,6 +154,7 @@ impl Capture {
     /// Takes in what a helper said. Events of helpers that did not introduce themselves are ignored.
     pub fn take(&mut self, helper: usize, event: Event) {
         match event {
+            Event::Joined(hello) => self.hear(helper, Message::Hello(*hello)),
             Event::Said(message) => self.hear(helper, *message),
             Event::Ended(reason) => {
                 if let Some(log) = self.helpers.get_mut(helper) {
@@ -154,6 +172,13 @@ impl Capture {
         }
     }
 
+    /// Notes that something happened to a pod.
+    pub fn change(&mut self, text: String) {
+        if self.changes.len() < WARNINGS_KEPT {
+            self.changes.push(text);
+        }
+    }
+
     /// Notes how a helper's clock lies to the plugin's.
     pub fn compare(&mut self, helper: usize, clock: ClockEstimate) {
         if let Some(log) = self.helpers.get_mut(helper) {
@@ -165,6 +190,11 @@ impl Capture {
     pub fn hear(&mut self, helper: usize, message: Message) {
         let Some(log) = self.helpers.get_mut(helper) else { return };
         match message {
+            Message::Hello(hello) => {
+                if let Some(origin) = self.origin.helpers.get_mut(helper) {
+                    origin.hello = hello;
+                }
+            }
             Message::Armed(armed) => log.armed = Some(armed),
             Message::Place(place) => {
                 if log.places.len() < PLACES_KEPT || log.places.contains_key(&place.index) {
@@ -187,8 +217,7 @@ impl Capture {
                 }
             }
             // Answers to other requests than a trace.
-            Message::Hello(_)
-            | Message::Pairs(_)
+            Message::Pairs(_)
             | Message::Bypassed { .. }
             | Message::Status(_)
             | Message::Summary(_)
@@ -207,7 +236,7 @@ impl Capture {
         // What was decoded has room for up to twice as many.
         packet.hops.shrink_to_fit();
         // Of the halves that two nodes see, the sender's counts.
-        if self.helpers.len() == 1 || packet.hops.first().is_some_and(|h| h.stage.stage().side == Side::Send) {
+        if self.watched() == 1 || packet.hops.first().is_some_and(|h| h.stage.stage().side == Side::Send) {
             *self.seen.entry(packet.direction).or_default() += 1;
         }
         self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
@@ -233,6 +262,12 @@ impl Capture {
                 *kept = (helper, packet);
             }
         }
+    }
+
+    /// How many helpers have started.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        self.origin.helpers.iter().filter(|h| h.has_joined()).count()
     }
 
     /// Whether anything of the pair was seen.

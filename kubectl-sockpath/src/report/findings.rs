@@ -48,10 +48,13 @@ fn unnamed_rules(report: &Report) -> Option<Hint> {
 }
 
 fn helpers(capture: &Capture) -> Vec<Hint> {
-    let mut hints = Vec::new();
+    // What happened to a pod is the cause of what follows from it, so it comes first.
+    let mut hints: Vec<Hint> = capture.changes.iter().map(|text| Hint::PodChanged { text: text.clone() }).collect();
     for (origin, log) in capture.origin.helpers.iter().zip(&capture.helpers) {
         let nodes = origin.nodes.join(", ");
-        if let Some((text, code)) = &log.error {
+        if let (Some(text), false) = (&log.lost, origin.has_joined()) {
+            hints.push(Hint::NodeMissing { nodes, text: text.clone() });
+        } else if let Some((text, code)) = &log.error {
             hints.push(Hint::HelperFailed { nodes, text: text.clone(), code: code.clone() });
         } else if let Some(text) = &log.lost {
             hints.push(Hint::HelperLost { nodes, text: text.clone() });
@@ -103,7 +106,8 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     if report.seen.requests > 0 && report.seen.replies == 0 && report.drops.is_empty() && report.vanished.is_empty() {
         hints.push(Hint::NoReply { requests: report.seen.requests });
     }
-    let several = capture.origin.helpers.len() > 1;
+    // Where a node was not watched, that a packet did not appear there says nothing.
+    let several = capture.watched() > 1 && capture.watched() == capture.origin.helpers.len();
     let left: Vec<&Journey<'_>> = journeys.iter().filter(|j| several && *j.outcome() == Outcome::Left).collect();
     if let Some(step) = left.first().and_then(|j| j.steps.last()) {
         hints.push(Hint::HalfMissing { count: left.len(), node: step.spot.node.clone() });

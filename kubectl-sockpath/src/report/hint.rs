@@ -7,6 +7,7 @@ use super::document::{Finding, Severity};
 use super::rewrites::RewriteRow;
 use super::untranslated::{Untranslated, Why};
 use crate::duration::nanos;
+use crate::session::SessionError;
 
 /// Id of the finding that replies were not translated back.
 pub(super) const UNTRANSLATED: &str = "untranslated-reply";
@@ -33,6 +34,10 @@ impl NeighbourLookup {
 pub(super) enum Hint {
     /// The helper failed.
     HelperFailed { nodes: String, text: String, code: String },
+    /// Something happened to a pod while it was watched.
+    PodChanged { text: String },
+    /// A node was not watched: no helper could be started there.
+    NodeMissing { nodes: String, text: String },
     /// The stream of a helper was cut off.
     HelperLost { nodes: String, text: String },
     /// A Service without ready pods was named.
@@ -106,6 +111,13 @@ impl Hint {
             Self::HelperFailed { nodes, text, code } => {
                 ("helper-failed", Critical, format!("the helper on {nodes} failed: {text} ({code})"), go("kubectl sockpath doctor"))
             }
+            Self::PodChanged { text } => ("pod-changed", Critical, text.clone(), None),
+            Self::NodeMissing { nodes, text } => (
+                "node-missing",
+                Critical,
+                SessionError::Absent { detail: text.clone() }.on(nodes),
+                go("what happened on that node is not in this report: --wait-nodes waits longer, kubectl sockpath doctor examines it"),
+            ),
             Self::HelperLost { nodes, text } => {
                 ("helper-lost", Critical, format!("the helper on {nodes}: {text}"), go("kubectl sockpath cleanup"))
             }

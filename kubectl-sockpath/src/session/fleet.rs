@@ -1,209 +1,53 @@
-//! One or several helpers as one stream of events.
+//! One or several helpers as one stream of events. Helpers join when they have started; nobody waits for the slowest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::PoisonError;
-use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use sockpath_protocol::message::{EndReason, Hello};
-use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
-use tokio::io::AsyncWrite;
+use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
-use super::stream::{Clock, Lines, Queued, Sink, listen, talk};
-use super::{Aftermath, ClockEstimate, Ending, Keeper, Transport};
-
-/// This plugin's release.
-const RELEASE: &str = env!("CARGO_PKG_VERSION");
+use super::ready::{Mailbox, Ready};
+use super::stream::{Clock, Queued, Sink, listen};
+use super::{ClockEstimate, Ending, Keeper, SessionError};
 
 /// What comes from a helper.
 #[derive(Debug)]
 pub enum Event {
+    /// It has started and said hello; before that nothing else comes from it.
+    Joined(Box<Hello>),
     /// It said something (never `hello`, `heartbeat` or `end`).
     Said(Box<Message>),
     /// It said `end`.
     Ended(EndReason),
-    /// The stream is over without `end`.
+    /// The stream is over without `end`, or the helper could not be started.
     Lost(SessionError),
 }
 
-/// Why a session with a helper failed, for callers that decide on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SessionError {
-    /// It was over before the helper had said hello.
-    NoHello {
-        /// What is known.
-        detail: String,
-    },
-    /// It runs, but says nothing.
-    Mute {
-        /// What is known.
-        detail: String,
-    },
-    /// It has said hello, and then nothing for a long time.
-    Silent {
-        /// For how long.
-        patience: Duration,
-        /// What is known.
-        detail: String,
-    },
-    /// The helper speaks another version of the protocol.
-    Version {
-        /// Version of its protocol.
-        protocol: u32,
-        /// Its release.
-        release: String,
-    },
-    /// It went away without saying `end`.
-    CutOff {
-        /// What is known.
-        detail: String,
-    },
-    /// It said something that is no message.
-    Garbled {
-        /// What was wrong with it.
-        detail: String,
-    },
+/// Says what a helper that starts waits for, where that is known.
+pub type Phase = Box<dyn Fn() -> Option<String> + Send>;
+
+/// A helper that has not joined yet.
+pub(super) struct Starting {
+    pub(super) task: AbortHandle,
+    pub(super) phase: Phase,
 }
 
-impl std::fmt::Display for SessionError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let with = |f: &mut std::fmt::Formatter<'_>, text: &str, detail: &str| {
-            if detail.is_empty() { f.write_str(text) } else { write!(f, "{text}: {detail}") }
-        };
-        match self {
-            Self::NoHello { detail } => {
-                with(f, "it did not start", detail)?;
-                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_LAB_PROGRAM); kubectl sockpath doctor examines what it needs")
-            }
-            Self::Mute { detail } => {
-                with(f, "it runs, but does not say hello", detail)?;
-                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
-            }
-            Self::Silent { patience, detail } => {
-                with(f, &format!("nothing was heard from it for {} s", patience.as_secs()), detail)?;
-                f.write_str("\nits node or kubelet may be cut off, or it hangs; kubectl sockpath doctor examines the node")
-            }
-            Self::Version { protocol, release } => write!(
-                f,
-                "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
-                 use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_LAB_PROGRAM) or the plugin of release {release}"
-            ),
-            Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
-            Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
-        }
-    }
-}
-
-impl std::error::Error for SessionError {}
-
-impl SessionError {
-    /// The same with what was found out afterwards.
-    fn with(self, aftermath: &Aftermath) -> Self {
-        match self {
-            Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
-            Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
-            Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
-            // It ran until we ended it; what that looked like from outside is no cause.
-            Self::Mute { detail } => {
-                Self::Mute { detail: join(&detail, &Aftermath { cause: String::new(), stderr: aftermath.stderr.clone() }) }
-            }
-            other => other,
-        }
-    }
-}
-
-/// A helper that has said hello.
-pub struct Ready {
-    nodes: Vec<String>,
-    hello: Hello,
-    reader: Lines,
-    writer: Box<dyn AsyncWrite + Send + Unpin>,
-    keeper: Box<dyn Keeper>,
-}
-
-impl std::fmt::Debug for Ready {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ready").field("nodes", &self.nodes).field("hello", &self.hello).finish_non_exhaustive()
-    }
-}
-
-impl Ready {
-    /// Waits for the helper's hello and checks that both sides speak the same protocol. Several may be awaited at once.
-    ///
-    /// # Errors
-    /// A [`SessionError`], after the transport's keeper has cleaned up.
-    pub async fn handshake(transport: Transport, patience: Duration) -> Result<Self> {
-        let Transport { nodes, reader, writer, keeper } = transport;
-        let mut reader = Lines::new(reader);
-        let mut ending = Ending::Kill;
-        let error = match timeout(patience, reader.next()).await {
-            Ok(Ok(Some(Message::Hello(hello)))) if hello.protocol == PROTOCOL_VERSION => {
-                return Ok(Self { nodes, hello, reader, writer, keeper });
-            }
-            Ok(Ok(Some(Message::Hello(hello)))) => SessionError::Version { protocol: hello.protocol, release: hello.version },
-            Ok(Ok(Some(Message::Error { text, .. }))) => SessionError::NoHello { detail: text },
-            Ok(Ok(Some(_))) => SessionError::Garbled { detail: "the first line was no hello".to_owned() },
-            Ok(Ok(None)) => {
-                ending = Ending::Gone;
-                SessionError::NoHello { detail: String::new() }
-            }
-            Ok(Err(detail)) => SessionError::Garbled { detail },
-            Err(_) => SessionError::Mute { detail: format!("not within {} s", patience.as_secs_f32()) },
-        };
-        let aftermath = keeper.end(ending).await;
-        let who = nodes.join(", ");
-        Err(anyhow::Error::new(error.with(&aftermath)).context(format!("the helper on {who} cannot be used")))
-    }
-
-    /// What it said first.
-    #[must_use]
-    pub fn hello(&self) -> &Hello {
-        &self.hello
-    }
-}
-
-/// Says of which other release helpers are that speak our protocol all the same.
-#[must_use]
-pub fn other_releases(helpers: &[Ready]) -> Option<String> {
-    let others: Vec<&Ready> = helpers.iter().filter(|h| h.hello.version != RELEASE).collect();
-    if others.is_empty() {
-        return None;
-    }
-    let nodes: Vec<&str> = others.iter().flat_map(|h| &h.nodes).map(String::as_str).collect();
-    let releases: BTreeSet<&str> = others.iter().map(|h| h.hello.version.as_str()).collect();
-    Some(format!(
-        "the helper on {} is release {}, this plugin is release {RELEASE}: both speak protocol {PROTOCOL_VERSION}, but what only one of them \
-         knows is missing; --helper-image names another helper",
-        nodes.join(", "),
-        releases.into_iter().collect::<Vec<_>>().join(", ")
-    ))
-}
-
-/// Says which helpers were built with test switches: those may corrupt connections.
-#[must_use]
-pub fn built_for_tests(helpers: &[Ready]) -> Option<String> {
-    let nodes: Vec<&str> = helpers.iter().filter(|h| h.hello.test_switches).flat_map(|h| &h.nodes).map(String::as_str).collect();
-    (!nodes.is_empty()).then(|| {
-        format!("the helper on {} is built with test switches, which corrupt connections: do not use it except in tests", nodes.join(", "))
-    })
-}
-
-/// One helper of the fleet.
+/// One helper of the fleet, from the moment it is asked for.
 pub struct Member {
     /// The nodes it serves.
     pub nodes: Vec<String>,
-    /// What it said first.
-    pub hello: Hello,
-    requests: mpsc::Sender<Request>,
+    pub(super) requests: mpsc::Sender<Request>,
     clock: Clock,
-    tasks: [JoinHandle<()>; 2],
-    keeper: Option<Box<dyn Keeper>>,
-    over: bool,
+    pub(super) starting: Option<Starting>,
+    joined: bool,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+    pub(super) keeper: Option<Box<dyn Keeper>>,
+    pub(super) over: bool,
     /// It has said that it goes on without us.
-    stays: bool,
+    pub(super) stays: bool,
 }
 
 impl Member {
@@ -219,15 +63,21 @@ impl Member {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).meter.estimate()
     }
 
-    /// Whether its stream has ended.
+    /// Whether its stream has ended, or it could not be started, and that has been told.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over
     }
 
-    /// Whether its stream is there; it is not while we clean up behind a helper that went away.
-    fn listens(&self) -> bool {
-        !self.over && self.keeper.is_some()
+    /// Whether it has started, ended or not.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        self.joined
+    }
+
+    /// Whether it takes requests; it does not while we clean up behind a helper that went away.
+    pub(super) fn listens(&self) -> bool {
+        !self.over && (self.keeper.is_some() || self.starting.is_some())
     }
 }
 
@@ -240,41 +90,123 @@ impl std::fmt::Debug for Member {
 /// Helpers that work together on one request.
 #[derive(Debug)]
 pub struct Fleet {
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
     events: mpsc::Receiver<Queued>,
     sink: Sink,
+    arrivals: JoinSet<(usize, Result<Ready>)>,
+    /// Events of the fleet itself that are still to be told.
+    pending: VecDeque<(usize, Event)>,
+    /// Helpers that could not be started: told once others work, or none is left that may.
+    held: VecDeque<(usize, String)>,
     /// Cleaning up behind helpers that went away, which takes as long as the API server does; each ends in the event that tells of it.
-    aftermaths: JoinSet<(usize, Event)>,
+    pub(super) aftermaths: JoinSet<(usize, Event)>,
 }
 
 impl Default for Fleet {
     fn default() -> Self {
         let (sink, events) = Sink::new();
-        Self { members: Vec::new(), events, sink, aftermaths: JoinSet::new() }
+        Self {
+            members: Vec::new(),
+            events,
+            sink,
+            arrivals: JoinSet::new(),
+            pending: VecDeque::new(),
+            held: VecDeque::new(),
+            aftermaths: JoinSet::new(),
+        }
     }
 }
 
 impl Fleet {
-    /// Takes a helper in and starts its heartbeat; its index tags what it says.
-    pub fn join(&mut self, ready: Ready) -> usize {
+    /// Takes a helper in that is being started on these nodes; its index tags what it says. It joins when `start`, which gets the
+    /// requests to it, has come to its end. Requests may be sent before.
+    pub fn expect<F>(&mut self, nodes: Vec<String>, phase: Phase, start: impl FnOnce(Mailbox) -> F) -> usize
+    where
+        F: Future<Output = Result<Ready>> + Send + 'static,
+    {
         let index = self.members.len();
-        let (requests, inbox) = mpsc::channel(16);
-        let clock = Clock::default();
-        let tasks = [
-            tokio::spawn(listen(index, ready.reader, self.sink.clone(), clock.clone())),
-            tokio::spawn(talk(ready.writer, inbox, clock.clone(), Duration::from_millis(HEARTBEAT_INTERVAL_MS))),
-        ];
+        let (mailbox, requests, clock) = Mailbox::new();
+        let start = start(mailbox);
+        let task = self.arrivals.spawn(async move { (index, start.await) });
         self.members.push(Member {
-            nodes: ready.nodes,
-            hello: ready.hello,
+            nodes,
             requests,
             clock,
-            tasks,
-            keeper: Some(ready.keeper),
+            starting: Some(Starting { task, phase }),
+            joined: false,
+            tasks: Vec::new(),
+            keeper: None,
             over: false,
             stays: false,
         });
         index
+    }
+
+    /// Waits until a helper has joined. Cancel-safe.
+    ///
+    /// # Errors
+    /// When none can be started: every cause once.
+    pub async fn first(&mut self) -> Result<()> {
+        while !self.members.iter().any(|m| m.joined) {
+            match self.arrivals.join_next().await {
+                Some(arrived) => self.arrive(arrived),
+                None if self.members.is_empty() => return Ok(()),
+                None => {
+                    let causes: BTreeSet<&str> = self.held.iter().map(|(_, why)| why.as_str()).collect();
+                    return Err(anyhow!(causes.into_iter().collect::<Vec<_>>().join("\n")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A helper has started, or cannot.
+    fn arrive(&mut self, arrived: Result<(usize, Result<Ready>), JoinError>) {
+        let (index, outcome) = match arrived {
+            Ok(arrived) => arrived,
+            Err(e) => {
+                let ended = |m: &Member| m.starting.as_ref().is_some_and(|s| s.task.id() == e.id());
+                // One that was abandoned has been told of.
+                let Some(index) = self.members.iter().position(ended) else { return };
+                (index, Err(anyhow!("a helper could not be started: {e}")))
+            }
+        };
+        let Some(member) = self.members.get_mut(index) else { return };
+        member.starting = None;
+        match outcome {
+            Ok(ready) => {
+                member.keeper = Some(ready.keeper);
+                member.tasks.push(ready.talk);
+                if member.over {
+                    // It was abandoned a moment ago; what ends the fleet ends it.
+                    return;
+                }
+                member.tasks.push(tokio::spawn(listen(index, ready.reader, self.sink.clone(), member.clock.clone())));
+                member.joined = true;
+                self.pending.push_back((index, Event::Joined(Box::new(ready.hello))));
+            }
+            Err(e) => self.held.push_back((index, format!("{e:#}"))),
+        }
+    }
+
+    /// Gives up the helpers that have not started; that is told with what they wait for.
+    pub(super) async fn abandon_those_that_start(&mut self) {
+        for index in 0..self.members.len() {
+            let Some(starting) = self.members[index].starting.take() else { continue };
+            starting.task.abort();
+            let why = match (starting.phase)() {
+                Some(phase) => format!("its helper had not started by the end ({phase})"),
+                None => "its helper had not started by the end".to_owned(),
+            };
+            self.held.push_back((index, why));
+        }
+        // One may have started at this very moment: it is ended with the others.
+        while let Some(arrived) = self.arrivals.join_next().await {
+            if let Ok((index, Ok(ready))) = arrived {
+                self.members[index].tasks.push(ready.talk);
+                self.members[index].keeper = Some(ready.keeper);
+            }
+        }
     }
 
     /// The helpers.
@@ -283,7 +215,7 @@ impl Fleet {
         &self.members
     }
 
-    /// Whether all streams have ended.
+    /// Whether nothing comes any more: all streams have ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.members.iter().all(|m| m.over)
@@ -298,7 +230,8 @@ impl Fleet {
         }
     }
 
-    /// Asks one helper for something. A helper that has gone is noticed through [`Fleet::next`], not here.
+    /// Asks one helper for something; one that starts is asked when it has. A helper that has gone is noticed through
+    /// [`Fleet::next`], not here.
     pub async fn send(&self, index: usize, request: Request) {
         if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
             let _ = member.requests.send(request).await;
@@ -314,8 +247,18 @@ impl Fleet {
 
     /// What comes next, and from which helper; `None` when all streams have ended and that has been told. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        while !self.is_over() {
+        loop {
+            if let Some(told) = self.tell() {
+                return Some(told);
+            }
+            if self.is_over() {
+                return None;
+            }
             let (index, event) = tokio::select! {
+                Some(arrived) = self.arrivals.join_next() => {
+                    self.arrive(arrived);
+                    continue;
+                }
                 Some(told) = self.aftermaths.join_next() => match told {
                     Ok(told) => told,
                     // It panicked, which has been printed; `close` counts its helper as one that did not end.
@@ -323,93 +266,52 @@ impl Fleet {
                 },
                 Some(Queued { helper, event, .. }) = self.events.recv() => (helper, event),
             };
-            let member = self.members.get_mut(index)?;
-            match event {
-                Event::Said(message) => {
-                    member.stays |= matches!(&*message, Message::Summary(summary) if summary.detached);
-                    return Some((index, Event::Said(message)));
+            if let Some(told) = self.take(index, event) {
+                return Some(told);
+            }
+        }
+    }
+
+    /// What the fleet itself has to tell.
+    fn tell(&mut self) -> Option<(usize, Event)> {
+        if let Some(told) = self.pending.pop_front() {
+            return Some(told);
+        }
+        let others_work = self.members.iter().any(|m| m.joined);
+        if !others_work && self.members.iter().any(|m| m.starting.is_some()) {
+            return None;
+        }
+        let (index, detail) = self.held.pop_front()?;
+        self.members.get_mut(index)?.over = true;
+        Some((index, Event::Lost(SessionError::Absent { detail })))
+    }
+
+    /// What a helper's stream, or the end of one, brought; `None` where cleaning up comes first.
+    fn take(&mut self, index: usize, event: Event) -> Option<(usize, Event)> {
+        let member = self.members.get_mut(index)?;
+        match event {
+            Event::Said(message) => {
+                member.stays |= matches!(&*message, Message::Summary(summary) if summary.detached);
+                Some((index, Event::Said(message)))
+            }
+            Event::Lost(error) => match member.keeper.take() {
+                // Whoever asks for what comes next may stop asking at any moment, so nothing is waited for here.
+                Some(keeper) => {
+                    self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
+                    None
                 }
-                Event::Lost(error) => match member.keeper.take() {
-                    // Whoever asks for what comes next may stop asking at any moment, so nothing is waited for here.
-                    Some(keeper) => {
-                        self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
-                    }
-                    None => {
-                        member.over = true;
-                        return Some((index, Event::Lost(error)));
-                    }
-                },
-                Event::Ended(reason) => {
+                None => {
                     member.over = true;
-                    return Some((index, Event::Ended(reason)));
+                    Some((index, Event::Lost(error)))
                 }
+            },
+            Event::Ended(reason) => {
+                member.over = true;
+                Some((index, Event::Ended(reason)))
             }
-        }
-        None
-    }
-
-    /// Ends the session with a helper that is not heard any more; `None` when it has ended already.
-    pub async fn give_up(&mut self, index: usize, why: String) -> Option<Event> {
-        let member = self.members.get_mut(index).filter(|m| m.listens())?;
-        member.over = true;
-        for task in &member.tasks {
-            task.abort();
-        }
-        let aftermath = match member.keeper.take() {
-            Some(keeper) => keeper.end(Ending::Kill).await,
-            None => Aftermath::default(),
-        };
-        Some(Event::Lost(SessionError::CutOff { detail: join(&why, &aftermath) }))
-    }
-
-    /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended.
-    /// Errors of helpers reach `on` as events like everything else.
-    pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
-        self.send_all(&Request::Finish).await;
-        let deadline = Instant::now() + patience;
-        while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
-            on(index, event);
-        }
-        // What is known of the lost is told, however long it takes to clean up behind them.
-        while let Some(Ok((index, event))) = self.aftermaths.join_next().await {
-            self.members[index].over = true;
-            on(index, event);
-        }
-        for index in self.close().await {
-            on(index, Event::Lost(SessionError::CutOff { detail: format!("it did not end within {} s", patience.as_secs_f32()) }));
+            Event::Joined(hello) => Some((index, Event::Joined(hello))),
         }
     }
-
-    /// Cleans up behind all helpers at once; returns those that had not said `end`.
-    async fn close(&mut self) -> Vec<usize> {
-        let mut unfinished = Vec::new();
-        let mut endings = Vec::new();
-        for (index, member) in self.members.iter_mut().enumerate() {
-            for task in &member.tasks {
-                task.abort();
-            }
-            if let Some(keeper) = member.keeper.take() {
-                let how = match (member.over, member.stays) {
-                    (true, true) => Ending::Stay,
-                    (true, false) => Ending::Done,
-                    (false, _) => Ending::Kill,
-                };
-                endings.push(tokio::spawn(keeper.end(how)));
-            }
-            if !std::mem::replace(&mut member.over, true) {
-                unfinished.push(index);
-            }
-        }
-        for ending in endings {
-            let _ = ending.await;
-        }
-        unfinished
-    }
-}
-
-fn join(detail: &str, aftermath: &Aftermath) -> String {
-    let stderr = aftermath.stderr.trim().trim_start_matches("error: ").replace('\n', "; ");
-    [detail, &aftermath.cause, &stderr].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -2,9 +2,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use std::time::Duration;
+
 use super::*;
+use crate::session::error::RELEASE;
+use crate::session::{Aftermath, Transport};
 use sockpath_protocol::message::End;
-use tokio::io::{AsyncWriteExt, DuplexStream, split};
+use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, split};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
 struct Noted(Arc<Mutex<Vec<Ending>>>);
 
@@ -43,24 +50,40 @@ async fn say(to: &mut DuplexStream, message: &Message) {
     to.write_all(&line).await.unwrap();
 }
 
-/// A helper that has said hello.
-async fn greeted(node: &str) -> (Ready, DuplexStream, Arc<Mutex<Vec<Ending>>>) {
-    let (transport, mut theirs, noted) = pair(node);
-    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
-    (Ready::handshake(transport, Duration::from_secs(1)).await.unwrap(), theirs, noted)
+/// Has the fleet wait for a helper whose stream comes with `transport`.
+fn expect(fleet: &mut Fleet, node: &str, transport: impl Future<Output = Transport> + Send + 'static) -> usize {
+    let phase = Box::new(|| Some("pulling the image".to_owned()));
+    fleet.expect(
+        vec![node.to_owned()],
+        phase,
+        |mailbox| async move { Ready::handshake(transport.await, Duration::from_secs(1), mailbox).await },
+    )
+}
+
+/// A fleet whose helpers on these nodes have joined.
+async fn fleet_of<const N: usize>(nodes: [&str; N]) -> (Fleet, [DuplexStream; N], [Arc<Mutex<Vec<Ending>>>; N]) {
+    let mut fleet = Fleet::default();
+    let far = nodes.map(|node| {
+        let (transport, theirs, noted) = pair(node);
+        expect(&mut fleet, node, std::future::ready(transport));
+        (theirs, noted)
+    });
+    let (mut streams, mut endings) = (Vec::new(), Vec::new());
+    for (mut theirs, noted) in far {
+        say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+        streams.push(theirs);
+        endings.push(noted);
+    }
+    for _ in nodes {
+        assert!(matches!(fleet.next().await, Some((_, Event::Joined(_)))));
+    }
+    let array = "as many as nodes";
+    (fleet, streams.try_into().expect(array), endings.try_into().expect(array))
 }
 
 #[tokio::test]
 async fn two_helpers_are_merged_and_ended_in_order() {
-    let mut fleet = Fleet::default();
-    let mut far = Vec::new();
-    let mut endings = Vec::new();
-    for node in ["a", "b"] {
-        let (ready, theirs, noted) = greeted(node).await;
-        fleet.join(ready);
-        far.push(theirs);
-        endings.push(noted);
-    }
+    let (mut fleet, mut far, endings) = fleet_of(["a", "b"]).await;
     say(&mut far[1], &Message::Warning { text: "w".to_owned() }).await;
     let (index, event) = fleet.next().await.unwrap();
     assert_eq!(index, 1);
@@ -82,9 +105,7 @@ async fn two_helpers_are_merged_and_ended_in_order() {
 
 #[tokio::test]
 async fn a_stream_without_end_is_told_as_such() {
-    let (ready, mut theirs, noted) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [mut theirs], [noted]) = fleet_of(["a"]).await;
     theirs.write_all(b"{\"type\":\"warn").await.unwrap();
     drop(theirs);
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
@@ -106,12 +127,11 @@ async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
             })
         }
     }
-    let mut fleet = Fleet::default();
-    for node in ["a", "b"] {
-        let (mut ready, ..) = greeted(node).await;
-        ready.keeper = Box::new(Slow);
-        fleet.join(ready);
+    let (mut fleet, far, _) = fleet_of(["a", "b"]).await;
+    for member in &mut fleet.members {
+        member.keeper = Some(Box::new(Slow));
     }
+    drop(far);
     let mut told = Vec::new();
     loop {
         match timeout(Duration::from_millis(20), fleet.next()).await {
@@ -128,9 +148,7 @@ async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
 /// The same at the end: there is no more patience, but what is known is told.
 #[tokio::test]
 async fn a_loss_at_the_end_is_told_as_what_it_was() {
-    let (ready, theirs, noted) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [theirs], [noted]) = fleet_of(["a"]).await;
     drop(theirs);
     let mut told = Vec::new();
     fleet.finish(Duration::from_secs(1), |_, event| told.push(format!("{event:?}"))).await;
@@ -142,34 +160,30 @@ async fn a_loss_at_the_end_is_told_as_what_it_was() {
 async fn versions_must_match() {
     let (transport, mut theirs, _) = pair("a");
     say(&mut theirs, &hello(PROTOCOL_VERSION + 1)).await;
-    let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
+    let error = Ready::handshake(transport, Duration::from_secs(1), Mailbox::new().0).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("speaks protocol") && text.contains("use a helper of release"), "{text}");
 }
 
 #[tokio::test]
 async fn another_release_that_speaks_our_protocol_is_told() {
-    let (mut ready, _theirs, _) = greeted("a").await;
-    let text = other_releases(std::slice::from_ref(&ready)).unwrap();
+    let (transport, mut theirs, _) = pair("a");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    let mut ready = Ready::handshake(transport, Duration::from_secs(1), Mailbox::new().0).await.unwrap();
+    let text = ready.other_release(&["a".to_owned()]).unwrap();
     assert!(text.starts_with("the helper on a is release 9, this plugin is release"), "{text}");
     ready.hello.version = RELEASE.to_owned();
-    assert_eq!(other_releases(&[ready]), None);
-}
-
-#[tokio::test]
-async fn a_helper_with_test_switches_is_warned_of() {
-    let (mut ready, _theirs, _) = greeted("a").await;
-    assert_eq!(built_for_tests(std::slice::from_ref(&ready)), None);
+    assert_eq!(ready.other_release(&["a".to_owned()]), None);
+    assert_eq!(ready.built_for_tests(&["a".to_owned()]), None);
     ready.hello.test_switches = true;
-    let text = built_for_tests(&[ready]).unwrap();
-    assert!(text.starts_with("the helper on a is built with test switches"), "{text}");
+    assert!(ready.built_for_tests(&["a".to_owned()]).unwrap().starts_with("the helper on a is built with test switches"));
 }
 
 /// We ended it, so how it ended is no cause.
 #[tokio::test]
 async fn a_helper_that_says_nothing_is_told_as_such() {
     let (transport, _theirs, noted) = pair("a");
-    let error = Ready::handshake(transport, Duration::from_millis(20)).await.unwrap_err();
+    let error = Ready::handshake(transport, Duration::from_millis(20), Mailbox::new().0).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("does not say hello: not within 0.02 s: oops\n") && text.contains("--helper-image"), "{text}");
     assert!(!text.contains("killed"), "{text}");
@@ -178,9 +192,7 @@ async fn a_helper_that_says_nothing_is_told_as_such() {
 
 #[tokio::test]
 async fn a_helper_that_does_not_end_is_killed() {
-    let (ready, _theirs, noted) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, _theirs, [noted]) = fleet_of(["a"]).await;
     let mut lost = 0;
     fleet.finish(Duration::from_millis(20), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
     assert_eq!(lost, 1);
@@ -191,18 +203,138 @@ async fn a_helper_that_does_not_end_is_killed() {
 async fn garbage_is_quoted() {
     let (transport, mut theirs, _) = pair("a");
     theirs.write_all(b"\x1b[31mhi\n").await.unwrap();
-    let error = Ready::handshake(transport, Duration::from_secs(1)).await.unwrap_err();
+    let error = Ready::handshake(transport, Duration::from_secs(1), Mailbox::new().0).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("one release") && text.contains("?[31mhi"), "{text}");
+}
+
+/// The other end of a helper that starts after `delay` and answers `status` as real ones do; it ends when it hears nothing for too long.
+fn started_after(fleet: &mut Fleet, node: &'static str, delay: Duration) -> tokio::task::JoinHandle<Vec<String>> {
+    let (transport, theirs, _) = pair(node);
+    let (began, begins) = oneshot::channel();
+    expect(fleet, node, async move {
+        tokio::time::sleep(delay).await;
+        let _ = began.send(());
+        transport
+    });
+    tokio::spawn(async move {
+        let _ = begins.await;
+        let (reader, mut writer) = split(theirs);
+        let mut heard = Vec::new();
+        let mut line = serde_json::to_vec(&hello(PROTOCOL_VERSION)).unwrap();
+        line.push(b'\n');
+        writer.write_all(&line).await.unwrap();
+        let mut lines = BufReader::new(reader).lines();
+        loop {
+            let reason = match timeout(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), lines.next_line()).await {
+                Err(_) => EndReason::HeartbeatMissed,
+                Ok(Ok(Some(line))) => {
+                    heard.push(line.clone());
+                    if !line.contains("finish") {
+                        continue;
+                    }
+                    EndReason::Finished
+                }
+                Ok(_) => EndReason::StdinClosed,
+            };
+            let mut line = serde_json::to_vec(&Message::End(End { reason })).unwrap();
+            line.push(b'\n');
+            let _ = writer.write_all(&line).await;
+            return heard;
+        }
+    })
+}
+
+/// A helper lives from its own hello on, however long another takes to start.
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_is_ready_outlives_the_start_of_a_slow_one() {
+    let mut fleet = Fleet::default();
+    let quick = started_after(&mut fleet, "quick", Duration::ZERO);
+    let slow = started_after(&mut fleet, "slow", Duration::from_secs(100));
+    let began = Instant::now();
+    assert!(matches!(fleet.next().await, Some((0, Event::Joined(_)))));
+    assert!(began.elapsed() < Duration::from_millis(200), "the first is there at once: {:?}", began.elapsed());
+    assert!(matches!(fleet.next().await, Some((1, Event::Joined(_)))), "and still lives when the other joins");
+    assert!(began.elapsed() >= Duration::from_secs(100));
+    let mut ended = Vec::new();
+    fleet.finish(Duration::from_secs(1), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
+    ended.sort_unstable();
+    assert_eq!(ended, [(0, true), (1, true)]);
+    let heartbeats = quick.await.unwrap().iter().filter(|l| l.contains("heartbeat")).count();
+    assert!(heartbeats >= 49, "{heartbeats} in 100 s");
+    assert!(slow.await.unwrap().len() < 5);
+}
+
+/// Heartbeats go out even while nobody asks the fleet for what comes next.
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_is_ready_lives_while_the_command_does_something_else() {
+    let mut fleet = Fleet::default();
+    let quick = started_after(&mut fleet, "quick", Duration::ZERO);
+    fleet.first().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!quick.is_finished());
+    assert!(matches!(fleet.next().await, Some((0, Event::Joined(_)))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_come_while_others_start_and_each_gets_its_time() {
+    let mut fleet = Fleet::default();
+    let helpers = [("slow", 30), ("quick", 0), ("never", 40)].map(|(node, s)| started_after(&mut fleet, node, Duration::from_secs(s)));
+    fleet.expect(vec!["broken".to_owned()], Box::new(|| None), |_| async { Err(anyhow!("the image cannot be pulled")) });
+    // It says hello, and nothing more.
+    helpers[2].abort();
+    let (silent, mut theirs, _) = pair("silent");
+    say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
+    expect(&mut fleet, "silent", std::future::ready(silent));
+    let began = Instant::now();
+    let mut told = Vec::new();
+    fleet
+        .ask_all(&Request::Status, Duration::from_secs(10), |index, event| match event {
+            Event::Ended(_) => told.push((index, began.elapsed().as_secs(), String::new())),
+            Event::Lost(e) => told.push((index, began.elapsed().as_secs(), e.on("node-x"))),
+            _ => {}
+        })
+        .await;
+    // Which of two comes first at one moment is left open.
+    told.sort_by_key(|(index, second, _)| (*second, *index));
+    let told: Vec<(usize, u64, &str)> = told.iter().map(|(i, s, e)| (*i, *s, e.lines().next().unwrap_or_default())).collect();
+    assert_eq!(told[0], (1, 0, ""), "the quick one at once: {told:?}");
+    assert_eq!(told[1], (3, 0, "node node-x took no part: the image cannot be pulled"), "{told:?}");
+    assert!(told[2].0 == 4 && told[2].1 == 10 && told[2].2.contains("did not end within 10 s"), "{told:?}");
+    assert_eq!(told[3], (0, 30, ""), "the slow one is asked when it is there: {told:?}");
+    assert!(told[4].0 == 2 && told[4].2.contains("took no part") && told[4].2.contains("cannot be used"), "{told:?}");
+    drop(theirs);
+}
+
+/// One cause for all is an error of the command; told node by node it would be said twice.
+#[tokio::test(start_paused = true)]
+async fn when_none_can_be_started_every_cause_is_told_once() {
+    let mut fleet = Fleet::default();
+    for (node, why) in [("a", "no right"), ("b", "no right"), ("c", "no image")] {
+        fleet.expect(vec![node.to_owned()], Box::new(|| None), |_| async move { Err(anyhow!(why)) });
+    }
+    assert_eq!(fleet.first().await.unwrap_err().to_string(), "no image\nno right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_not_started_by_the_end_is_told_with_its_phase() {
+    let mut fleet = Fleet::default();
+    let quick = started_after(&mut fleet, "quick", Duration::ZERO);
+    let _slow = started_after(&mut fleet, "slow", Duration::from_secs(1000));
+    fleet.first().await.unwrap();
+    let (began, mut told) = (Instant::now(), Vec::new());
+    fleet.finish(Duration::from_secs(1), |i, e| told.push((i, format!("{e:?}")))).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for it: {:?}", began.elapsed());
+    assert!(told.iter().any(|(i, e)| *i == 1 && e.contains("had not started by the end (pulling the image)")), "{told:?}");
+    assert!(told.iter().any(|(i, e)| *i == 0 && e.contains("Ended(Finished)")), "{told:?}");
+    quick.await.unwrap();
 }
 
 /// Time is simulated: it goes on when nothing else can.
 #[tokio::test(start_paused = true)]
 async fn a_helper_that_falls_silent_is_given_up_within_its_time() {
     let begun = Instant::now();
-    let (ready, mut theirs, noted) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [mut theirs], [noted]) = fleet_of(["a"]).await;
     say(&mut theirs, &Message::Warning { text: "w".to_owned() }).await;
     assert!(matches!(fleet.next().await, Some((0, Event::Said(_)))));
     // Half a line is no sign of life.
@@ -217,9 +349,7 @@ async fn a_helper_that_falls_silent_is_given_up_within_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_helper_that_says_that_it_is_alive_is_not_given_up() {
-    let (ready, mut theirs, _) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
     for _ in 0..20 {
         assert!(timeout(Duration::from_secs(30), fleet.next()).await.is_err(), "nothing to tell");
         say(&mut theirs, &Message::Heartbeat).await;
@@ -230,9 +360,7 @@ async fn a_helper_that_says_that_it_is_alive_is_not_given_up() {
 
 #[tokio::test]
 async fn a_line_that_does_not_end_is_refused() {
-    let (ready, theirs, _) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [theirs], _) = fleet_of(["a"]).await;
     let writer = tokio::spawn(endless(theirs));
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
     assert!(error.to_string().contains("a line of more than 16777216 bytes"), "{error}");
@@ -251,9 +379,7 @@ async fn endless(mut to: DuplexStream) -> usize {
 
 #[tokio::test]
 async fn a_message_of_too_many_parts_is_refused_with_what_it_was() {
-    let (ready, mut theirs, _) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
     let hooks = (0..2000).map(|i| i.to_string()).collect();
     let armed = sockpath_protocol::message::Armed { hooks, unavailable: Default::default(), filters: Vec::new(), took_ns: 1 };
     say(&mut theirs, &Message::Armed(armed)).await;
@@ -264,9 +390,7 @@ async fn a_message_of_too_many_parts_is_refused_with_what_it_was() {
 /// A plugin that is slow holds helpers up by the bytes that wait for it, not only by their number.
 #[tokio::test]
 async fn what_waits_for_the_plugin_is_bounded_in_bytes() {
-    let (ready, mut theirs, _) = greeted("a").await;
-    let mut fleet = Fleet::default();
-    fleet.join(ready);
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
     let large = Message::Warning { text: "x".repeat(8 << 20) };
     let writer = tokio::spawn(async move {
         for _ in 0..16 {

@@ -3,10 +3,13 @@
 //! A [`Transport`] is all that differs between a child process (the lab) and an attached pod (a cluster).
 
 mod clock;
+mod ending;
+mod error;
 mod fleet;
 mod kept;
 mod last_lines;
 mod local;
+mod ready;
 mod stream;
 
 use std::future::Future;
@@ -15,10 +18,12 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use clock::{ClockEstimate, ClockMeter};
-pub use fleet::{Event, Fleet, Member, Ready, SessionError, built_for_tests, other_releases};
+pub use error::SessionError;
+pub use fleet::{Event, Fleet, Member};
 pub use kept::Kept;
 pub use last_lines::LastLines;
 pub use local::spawn;
+pub use ready::{Mailbox, Ready};
 
 /// A byte stream to a helper and the means to end it.
 pub struct Transport {

@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::ClockMeter;
-use super::fleet::{Event, SessionError};
+use super::fleet::Event;
+use super::{ClockMeter, SessionError};
 
 /// Bytes of a line's buffer that stay allocated for the next one; only snapshots of thousands of pairs are longer.
 const LINE_KEPT: usize = 256 << 10;

@@ -1,6 +1,8 @@
 //! SOURCE and TARGET: reading what was typed, and finding what it means.
 
+mod find;
 pub mod name;
+mod ports;
 mod resolve;
 mod suggest;
 

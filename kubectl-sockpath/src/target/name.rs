@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::exit::UsageError;
+use crate::inventory::Kind;
 
 /// What was named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,11 +12,13 @@ pub enum Name {
     Pod {
         /// Namespace, when given.
         namespace: Option<String>,
-        /// Name.
+        /// Name; with dots it may be one of DNS as well.
         name: String,
     },
-    /// `deploy/NAME`, `NS/deploy/NAME`.
-    Deployment {
+    /// `deploy/NAME`, `NS/sts/NAME` and the other kinds that have pods.
+    Workload {
+        /// Which kind.
+        kind: Kind,
         /// Namespace, when given.
         namespace: Option<String>,
         /// Name.
@@ -28,10 +31,51 @@ pub enum Name {
         /// Name.
         name: String,
     },
+    /// `app=web`, `NS/app=web,tier!=db`: pods by their labels.
+    Labels {
+        /// Namespace, when given.
+        namespace: Option<String>,
+        /// The selector.
+        selector: String,
+    },
+    /// `node/NAME`.
+    Node(String),
     /// An address.
     Ip(IpAddr),
     /// The source's own pod: `localhost:PORT`, `:PORT`.
     Same,
+}
+
+impl Name {
+    /// The namespace, when given.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Pod { namespace, .. }
+            | Self::Workload { namespace, .. }
+            | Self::Service { namespace, .. }
+            | Self::Labels { namespace, .. } => namespace.as_deref(),
+            Self::Node(_) | Self::Ip(_) | Self::Same => None,
+        }
+    }
+}
+
+/// A port as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortName {
+    /// By its number.
+    Number(u16),
+    /// By its name in the Service or the container.
+    Named(String),
+}
+
+impl std::fmt::Display for PortName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Named(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Something that was named, and a port.
@@ -40,10 +84,11 @@ pub struct Endpoint {
     /// What was named.
     pub name: Name,
     /// The port, when given.
-    pub port: Option<u16>,
+    pub port: Option<PortName>,
 }
 
-const FORMS: &str = "NAME, pod/NAME, NS/NAME, deploy/NAME, svc/NAME, IP, [IPV6]:PORT or :PORT";
+const FORMS: &str = "NAME, pod/NAME, NS/NAME, KIND/NAME (deploy, sts, ds, rs, job, rc, svc, node), LABEL=VALUE, a name of DNS, IP, \
+                     [IPV6]:PORT or :PORT, where PORT is a number or a name";
 
 impl Endpoint {
     /// Reads one.
@@ -55,8 +100,8 @@ impl Endpoint {
         if text.is_empty() {
             return Err(wrong("names nothing"));
         }
-        let (name, digits) = split(text).map_err(wrong)?;
-        let port = digits.map(|digits| port(digits, &wrong)).transpose()?;
+        let (name, port) = split(text).map_err(wrong)?;
+        let port = port.map(|port| read_port(port, &wrong)).transpose()?;
         if name.is_empty() || name == "localhost" {
             if port.is_none() {
                 return Err(wrong("needs a port"));
@@ -66,7 +111,8 @@ impl Endpoint {
         if let Ok(ip) = name.parse::<IpAddr>() {
             return Ok(Self { name: Name::Ip(ip), port });
         }
-        Ok(Self { name: reference(name, &wrong)?, port })
+        let name = if name.contains('=') { labels(name, &wrong)? } else { reference(name, &wrong)? };
+        Ok(Self { name, port })
     }
 }
 
@@ -95,48 +141,102 @@ pub fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
     }
 }
 
-fn port(digits: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<u16> {
-    match digits.parse::<u16>() {
-        Ok(p) if p != 0 && digits.bytes().all(|b| b.is_ascii_digit()) => Ok(p),
-        _ => Err(wrong("has a port that is no number from 1 to 65535")),
+fn read_port(text: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<PortName> {
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        return match text.parse::<u16>() {
+            Ok(p) if p != 0 => Ok(PortName::Number(p)),
+            _ => Err(wrong("has a port that is not from 1 to 65535")),
+        };
+    }
+    // Of a Service it may have up to 63 letters, of a container up to 15.
+    if is_name(text) && text.len() <= 63 && !text.contains('.') {
+        Ok(PortName::Named(text.to_owned()))
+    } else {
+        Err(wrong("has a port that is neither a number from 1 to 65535 nor a name"))
     }
 }
 
+/// `NS/SELECTOR`, where keys of labels may have a slash as well: what stands before the first one is a namespace only when it can
+/// be no prefix of a key, which has a dot.
+fn labels(text: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<Name> {
+    let (namespace, selector) = match text.split_once('/') {
+        Some((first, rest)) if is_name(first) && !first.contains('.') && rest.contains('=') => (Some(first.to_owned()), rest),
+        _ => (None, text),
+    };
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./=!,".contains(c);
+    if !selector.chars().all(allowed) || selector.starts_with('=') {
+        return Err(wrong("is not a label selector"));
+    }
+    Ok(Name::Labels { namespace, selector: selector.to_owned() })
+}
+
 fn reference(text: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Result<Name> {
+    // Fully qualified names of DNS end in a dot.
+    let text = text.strip_suffix('.').filter(|t| t.contains('.') && !t.contains('/')).unwrap_or(text);
     let parts: Vec<&str> = text.split('/').collect();
     if let Some(bad) = parts.iter().find(|p| !is_name(p)) {
         return Err(wrong(&format!("holds `{}`, which no object can be called", sockpath_protocol::text::field(bad))));
     }
     let (namespace, kind, name) = match parts[..] {
-        [name] => (None, "pod", name),
-        [first, name] if is_kind(first) => (None, first, name),
-        [namespace, name] => (Some(namespace.to_owned()), "pod", name),
-        [namespace, kind, name] if is_kind(kind) => (Some(namespace.to_owned()), kind, name),
+        [name] => (None, Kind::Pod, name),
+        [namespace, kind, name] => match Kind::of_word(kind) {
+            Some(kind) => (Some(namespace.to_owned()), kind, name),
+            None => return Err(wrong("is not of a known form")),
+        },
+        [first, name] => match Kind::of_word(first) {
+            Some(kind) => (None, kind, name),
+            None => (Some(first.to_owned()), Kind::Pod, name),
+        },
         _ => return Err(wrong("is not of a known form")),
     };
     let name = name.to_owned();
     Ok(match kind {
-        "pod" | "pods" | "po" => Name::Pod { namespace, name },
-        "deploy" | "deployment" | "deployments" | "deployment.apps" | "deployments.apps" => Name::Deployment { namespace, name },
-        _ => Name::Service { namespace, name },
+        Kind::Pod => Name::Pod { namespace, name },
+        Kind::Service => Name::Service { namespace, name },
+        Kind::Node if namespace.is_some() => return Err(wrong("names a node in a namespace, and nodes are in none")),
+        Kind::Node => Name::Node(name),
+        kind => Name::Workload { kind, namespace, name },
     })
 }
 
-fn is_kind(text: &str) -> bool {
-    matches!(
-        text,
-        "pod"
-            | "pods"
-            | "po"
-            | "deploy"
-            | "deployment"
-            | "deployments"
-            | "deployment.apps"
-            | "deployments.apps"
-            | "svc"
-            | "service"
-            | "services"
-    )
+/// What a name with dots means in the cluster's DNS, whatever its domain is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dns<'a> {
+    /// `web.shop`, `web.shop.svc`, `web.shop.svc.cluster.local`.
+    Service {
+        /// Name of the Service.
+        service: &'a str,
+        /// Its namespace.
+        namespace: &'a str,
+    },
+    /// `db-0.db.shop.svc`: a pod behind a headless Service.
+    Host {
+        /// Name of the pod.
+        host: &'a str,
+        /// Name of the Service.
+        service: &'a str,
+        /// Their namespace.
+        namespace: &'a str,
+    },
+    /// `10-42-1-3.shop.pod`.
+    Address(IpAddr),
+}
+
+impl<'a> Dns<'a> {
+    /// Reads one; `None` where it is none of these forms.
+    #[must_use]
+    pub fn of(name: &'a str) -> Option<Self> {
+        let labels: Vec<&str> = name.trim_end_matches('.').split('.').collect();
+        match labels[..] {
+            [service, namespace] | [service, namespace, "svc", ..] => Some(Self::Service { service, namespace }),
+            [address, _, "pod", ..] => {
+                let (v4, v6) = (address.replace('-', "."), address.replace('-', ":"));
+                v4.parse().or_else(|_| v6.parse()).ok().map(Self::Address)
+            }
+            [host, service, namespace, "svc", ..] => Some(Self::Host { host, service, namespace }),
+            _ => None,
+        }
+    }
 }
 
 /// A DNS subdomain (RFC 1123), as names of Kubernetes objects are.
@@ -159,6 +259,12 @@ mod tests {
     #[test]
     fn every_form() {
         let ip = |s: &str| Name::Ip(s.parse().unwrap());
+        let workload =
+            |kind, namespace: Option<&str>| Name::Workload { kind, namespace: namespace.map(str::to_owned), name: "web".to_owned() };
+        let labels = |namespace: Option<&str>, selector: &str| Name::Labels {
+            namespace: namespace.map(str::to_owned),
+            selector: selector.to_owned(),
+        };
         let service = |namespace: Option<&str>| Name::Service { namespace: namespace.map(str::to_owned), name: "web".to_owned() };
         for (text, name, port) in [
             ("curl", pod(None, "curl"), None),
@@ -168,8 +274,20 @@ mod tests {
             ("prod/curl", pod(Some("prod"), "curl"), None),
             ("prod/pod/curl", pod(Some("prod"), "curl"), None),
             ("web-6f9d.x", pod(None, "web-6f9d.x"), None),
-            ("deploy/web", Name::Deployment { namespace: None, name: "web".to_owned() }, None),
-            ("deployment.apps/web", Name::Deployment { namespace: None, name: "web".to_owned() }, None),
+            ("deploy/web", workload(Kind::Deployment, None), None),
+            ("deployment.apps/web", workload(Kind::Deployment, None), None),
+            ("sts/web", workload(Kind::StatefulSet, None), None),
+            ("shop/statefulsets.apps/web:80", workload(Kind::StatefulSet, Some("shop")), Some(80)),
+            ("ds/web", workload(Kind::DaemonSet, None), None),
+            ("rs/web", workload(Kind::ReplicaSet, None), None),
+            ("job/web", workload(Kind::Job, None), None),
+            ("rc/web", workload(Kind::ReplicationController, None), None),
+            ("node/n1.example", Name::Node("n1.example".to_owned()), None),
+            ("web.shop.svc.cluster.local.", pod(None, "web.shop.svc.cluster.local"), None),
+            ("app=web", labels(None, "app=web"), None),
+            ("shop/app=web,tier!=db:80", labels(Some("shop"), "app=web,tier!=db"), Some(80)),
+            ("app.kubernetes.io/name=web", labels(None, "app.kubernetes.io/name=web"), None),
+            ("shop/app.kubernetes.io/name=web", labels(Some("shop"), "app.kubernetes.io/name=web"), None),
             ("svc/web:65535", service(None), Some(65535)),
             ("prod/svc/web", service(Some("prod")), None),
             ("10.0.0.1", ip("10.0.0.1"), None),
@@ -181,8 +299,10 @@ mod tests {
             (":8081", Name::Same, Some(8081)),
             ("localhost:8081", Name::Same, Some(8081)),
         ] {
-            assert_eq!(Endpoint::parse(text).unwrap(), Endpoint { name, port }, "{text}");
+            assert_eq!(Endpoint::parse(text).unwrap(), Endpoint { name, port: port.map(PortName::Number) }, "{text}");
         }
+        let named = Endpoint::parse("svc/dns:dns-tcp").unwrap();
+        assert_eq!(named.port, Some(PortName::Named("dns-tcp".to_owned())));
     }
 
     #[test]
@@ -201,6 +321,26 @@ mod tests {
     }
 
     #[test]
+    fn names_of_dns() {
+        let service = Some(Dns::Service { service: "web", namespace: "shop" });
+        let host = Some(Dns::Host { host: "db-0", service: "db", namespace: "shop" });
+        let address = |ip: &str| Some(Dns::Address(ip.parse().unwrap()));
+        for (name, means) in [
+            ("web.shop", service),
+            ("web.shop.svc", service),
+            ("web.shop.svc.cluster.local", service),
+            ("web.shop.svc.corp.example.", service),
+            ("db-0.db.shop.svc.cluster.local", host),
+            ("10-42-1-3.shop.pod.cluster.local", address("10.42.1.3")),
+            ("fd00-42--3.shop.pod", address("fd00:42::3")),
+            ("web", None),
+            ("a.b.c", None),
+        ] {
+            assert_eq!(Dns::of(name), means, "{name}");
+        }
+    }
+
+    #[test]
     fn what_is_no_form() {
         for text in [
             "",
@@ -209,7 +349,11 @@ mod tests {
             "a:0",
             "a:65536",
             "a:+80",
-            "a:b",
+            "a:B",
+            "a:b_c",
+            "=web",
+            "app=we b",
+            "shop/node/n1",
             "[::1",
             "[x]:1",
             "[::1]80",

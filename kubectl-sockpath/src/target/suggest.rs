@@ -5,23 +5,21 @@ use crate::inventory::{Inventory, Kind};
 /// Says what is not there, and what is: the same name `beside` or as another kind, or close names of the same kind.
 pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace: &str, name: &str, beside: Option<&str>) -> anyhow::Error {
     let word = kind.word();
-    if let Some(missing) = missing_namespace(inventory, namespace).await {
+    let nowhere = if kind == Kind::Node { None } else { missing_namespace(inventory, namespace).await };
+    if let Some(missing) = nowhere {
         return match kind {
             Kind::Pod if is_workload(namespace) => no_workload(inventory, namespace, name).await,
             _ => anyhow::anyhow!("{word} `{name}`: {missing}"),
         };
     }
-    let mut text = format!("{word} `{name}` is not in namespace {namespace}");
+    let mut text = match kind {
+        Kind::Node => format!("there is no node `{name}`"),
+        _ => format!("{word} `{name}` is not in namespace {namespace}"),
+    };
     if let (Some(other), Some(prefix)) = (beside.filter(|other| *other != namespace), kind.prefix())
         && inventory.names(kind, other).await.unwrap_or_default().iter().any(|n| n == name)
     {
         text.push_str(&format!("; there is one in namespace {other}: write {other}/{prefix}/{name}"));
-        return anyhow::anyhow!(text);
-    }
-    if let Some((service, of)) = dns_name(name)
-        && inventory.names(Kind::Service, of).await.unwrap_or_default().iter().any(|n| n == service)
-    {
-        text.push_str(&format!("; that is the name of a Service in DNS: write {of}/svc/{service}"));
         return anyhow::anyhow!(text);
     }
     let names = inventory.names(kind, namespace).await.unwrap_or_default();
@@ -29,7 +27,7 @@ pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace:
     let other = match kind {
         Kind::Pod => Some(Kind::Service),
         Kind::Service => Some(Kind::Pod),
-        Kind::Deployment | Kind::Namespace => None,
+        _ => None,
     };
     if let Some((other, prefix)) = other.and_then(|other| Some((other, other.prefix()?)))
         && inventory.names(other, namespace).await.unwrap_or_default().iter().any(|n| n == name)
@@ -38,7 +36,8 @@ pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace:
     } else if !close.is_empty() {
         text.push_str(&format!("; did you mean {}?", close.join(" or ")));
     } else if names.is_empty() {
-        text.push_str(&format!("; there is no {word} at all in it, is the namespace right (-n)?"));
+        let place = if kind == Kind::Node { "that you may list" } else { "at all in it, is the namespace right (-n)?" };
+        text.push_str(&format!("; there is no {word} {place}"));
     } else {
         let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
         text.push_str(&format!("; there are {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" }));
@@ -46,21 +45,14 @@ pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace:
     anyhow::anyhow!(text)
 }
 
-/// Service and namespace of `web.shop`, `web.shop.svc` and `web.shop.svc.cluster.local`.
-fn dns_name(name: &str) -> Option<(&str, &str)> {
-    let mut labels = name.split('.');
-    let (service, namespace) = (labels.next()?, labels.next()?);
-    labels.next().is_none_or(|label| label == "svc").then_some((service, namespace))
-}
-
-/// `sts/db` reads like a pod of a namespace; says what can be named instead.
+/// `cronjob/db` reads like a pod of a namespace; says what can be named instead.
 async fn no_workload(inventory: &impl Inventory, kind: &str, name: &str) -> anyhow::Error {
     let mut pods = inventory.names(Kind::Pod, inventory.namespace()).await.unwrap_or_default();
     // Pods of workloads are called after them.
     pods.retain(|pod| pod.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
     pods.truncate(3);
     let such = if pods.is_empty() { String::new() } else { format!(", such as {}", pods.join(" or ")) };
-    anyhow::anyhow!("`{kind}/{name}`: of workloads only deploy/NAME can be named; name one of its pods{such}")
+    anyhow::anyhow!("`{kind}/{name}`: that kind has no pods of its own; name one of its jobs (job/NAME) or pods{such}")
 }
 
 /// Says that a namespace does not exist, where that is so and the user may know.
@@ -78,12 +70,9 @@ pub(super) async fn missing_namespace(inventory: &impl Inventory, namespace: &st
     Some(format!("there is no namespace `{namespace}`; {shown}"))
 }
 
-/// What kubectl calls workloads that cannot be named here, so that `sts/db` reads like a pod of a namespace.
+/// What kubectl calls workloads that have no pods of their own.
 fn is_workload(word: &str) -> bool {
-    let word = word.strip_suffix(".apps").or_else(|| word.strip_suffix(".batch")).unwrap_or(word);
-    let singular = word.strip_suffix('s').unwrap_or(word);
-    matches!(word, "sts" | "ds" | "rs" | "cj")
-        || matches!(singular, "statefulset" | "daemonset" | "replicaset" | "job" | "cronjob" | "replicationcontroller" | "rc")
+    matches!(word.strip_suffix(".batch").unwrap_or(word), "cj" | "cronjob" | "cronjobs")
 }
 
 /// Names so close that a typing error is likely, best first, at most three.

@@ -399,7 +399,7 @@ pub fn status(lab: &Lab) -> Result<AccelStatus> {
 /// What the helper says.
 pub fn stop(lab: &Lab) -> Result<Option<AccelSummary>> {
     let mut session = Session::start(lab)?;
-    session.say(&Request::Stop(StopRequest { drain_ms: 10_000 }))?;
+    session.say(&Request::Stop(StopRequest { drain_ms: 10_000, by: String::new() }))?;
     session.say(&Request::Finish)?;
     let mut summary = None;
     session.expect("end", |m| {

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::output::{self, Machine};
 use crate::render::bypassed;
 use crate::render::pairs::{self, NodePairs};
-use crate::session::{Event, Kept};
+use crate::session::{Event, Kept, SessionError};
 use crate::terminal::Style;
 
 /// The whole as `-o json` prints it.
@@ -59,6 +59,8 @@ pub struct Heard {
     pub bypassed: Kept<Bypassed>,
     /// What a helper failed at.
     pub error: Option<String>,
+    /// Nodes where another session ended the acceleration, and whose.
+    pub stopped: Vec<(String, String)>,
     summaries: Vec<AccelSummary>,
     canaries: Kept<Canary>,
 }
@@ -73,6 +75,7 @@ impl Default for Heard {
             lost: Vec::new(),
             bypassed: Kept::of(BYPASSED_KEPT),
             error: None,
+            stopped: Vec::new(),
             summaries: Vec::new(),
             canaries: Kept::of(CANARIES_KEPT),
         }
@@ -83,6 +86,7 @@ impl Heard {
     /// Takes in what the helper with this index and name said; gives what the user is to be told at once.
     pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
         match event {
+            Event::Joined(_) => {}
             Event::Said(message) => return self.hear(helper, name, *message),
             Event::Ended(EndReason::Signal) => {
                 self.over.insert(helper);
@@ -92,6 +96,12 @@ impl Heard {
             }
             Event::Ended(_) => {
                 self.over.insert(helper);
+            }
+            Event::Lost(error @ SessionError::Absent { .. }) => {
+                self.over.insert(helper);
+                let text = error.on(name);
+                self.lost.push(text.clone());
+                return Some(text);
             }
             Event::Lost(error) => {
                 self.over.insert(helper);
@@ -113,6 +123,9 @@ impl Heard {
             Message::Bypassed { found } => self.bypassed.extend(found),
             // Each helper ends once.
             Message::Summary(summary) if self.summaries.len() < self.nodes.len() => {
+                if let Some(by) = &summary.stopped_by {
+                    self.stopped.push((name.to_owned(), by.clone()));
+                }
                 self.summaries.push(summary);
                 self.over.insert(helper);
             }
@@ -146,7 +159,7 @@ impl Heard {
             output::emit(&Machine::document(&self.document(form))?)?;
         } else if self.error.is_none() || !self.summaries.is_empty() {
             if form.dry_run || pairs > 0 {
-                output::print(&pairs::table(&self.nodes, &form.style, usize::MAX))?;
+                output::print(&pairs::table(&self.nodes, &form.style.for_table(form.wide), usize::MAX))?;
             }
             if form.dry_run {
                 output::print(&bypassed::table(&gather(self.bypassed.iter().cloned()), &form.style))?;
@@ -228,6 +241,8 @@ fn join_halves(nodes: &mut [NodePairs]) {
 pub struct Form {
     /// As JSON.
     pub json: bool,
+    /// Names are not cut.
+    pub wide: bool,
     /// Nothing was touched.
     pub dry_run: bool,
     /// It goes on without us.
@@ -241,7 +256,6 @@ pub struct Form {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::SessionError;
 
     #[test]
     fn a_node_that_goes_away_is_told_and_does_not_end_the_others() {
@@ -253,6 +267,7 @@ mod tests {
         assert!(drained.contains("n2 was told to end"), "{drained}");
         let form = Form {
             json: false,
+            wide: false,
             dry_run: false,
             detached: false,
             interrupted: false,

@@ -91,7 +91,7 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
     let fleet = if args.detach {
         backend.helpers_that_stay(&nodes, args.lease.unwrap_or(DETACHED_LEASE), progress).await?
     } else {
-        backend.helpers(&nodes, &pods, Mode::Accelerate, progress).await?
+        backend.helpers(&nodes, Mode::Accelerate, progress).await?
     };
     Ok(Started { scope, pods, nodes, fleet })
 }
@@ -114,7 +114,7 @@ pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
 }
 
 /// Who asks, for a second user to be told.
-fn owner() -> String {
+pub fn owner() -> String {
     let user = std::env::var("SUDO_USER")
         .or_else(|_| std::env::var("USER"))
         .or_else(|_| std::env::var("LOGNAME"))

@@ -1,10 +1,10 @@
 //! An acceleration while it runs: pairs are shown, pods that come are taken in, changed policies obeyed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
@@ -22,7 +22,7 @@ use crate::inventory::{PodInfo, Scope};
 use crate::output::{self, Screen};
 use crate::progress::Progress;
 use crate::render::pairs::{self, Changes, NodePairs};
-use crate::session::{Event, Fleet, Member, Ready};
+use crate::session::{Event, Fleet, Member};
 use crate::terminal::Style;
 
 mod following;
@@ -33,8 +33,11 @@ const DRY_RUN: Duration = Duration::from_secs(3);
 /// How long helpers may take to drain and end.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// How long the start may take on every node.
+/// How long a helper that has started may take to try out the kernel and pair the connections.
 const STARTING: Duration = Duration::from_secs(30);
+
+/// Every run has an end: that of the longest lease, before the kubelet ends the helpers.
+const LONGEST: Duration = Duration::from_secs(86_400 - 300);
 
 /// Changes of pods are gathered for this long before pods are chosen again.
 const GATHER: Duration = Duration::from_millis(400);
@@ -65,8 +68,19 @@ enum Step {
     News(News),
     ChooseAgain,
     Chosen(Result<Vec<PodInfo>>),
-    Recruited(Vec<String>, Result<Vec<Ready>>),
+    Located(Vec<String>, Result<Vec<Node>>),
     LookAround,
+}
+
+/// Why an acceleration ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// Ctrl-C.
+    Interrupted,
+    /// It has lasted as long as it was to.
+    TimeIsUp(Duration),
+    /// It has ended on every node, or a node failed.
+    Over,
 }
 
 /// What an acceleration begins with.
@@ -93,15 +107,16 @@ pub struct Session<'a> {
     watch: Watch,
     interrupt: Interrupt,
     heard: Heard,
-    /// When each helper was heard last.
-    heard_at: Vec<Instant>,
+    /// When each helper that has begun was heard last.
+    heard_at: BTreeMap<usize, Instant>,
     /// Pods whose pairs a changed policy keeps on TCP.
     paused: BTreeSet<PodName>,
     /// Nodes where a helper went away or could not be started: not tried again.
     given_up: BTreeSet<String>,
     choose_at: Option<Instant>,
     choosing: Task<'a, Result<Vec<PodInfo>>>,
-    recruiting: Task<'a, (Vec<String>, Result<Vec<Ready>>)>,
+    /// Nodes that have chosen pods for the first time, while they are looked up.
+    locating: Task<'a, (Vec<String>, Result<Vec<Node>>)>,
     dry_run: bool,
     style: Style,
     /// The live table.
@@ -129,12 +144,12 @@ impl<'a> Session<'a> {
             watch,
             interrupt,
             heard: Heard::default(),
-            heard_at: Vec::new(),
+            heard_at: BTreeMap::new(),
             paused: BTreeSet::new(),
             given_up: BTreeSet::new(),
             choose_at: None,
             choosing: None,
-            recruiting: None,
+            locating: None,
             dry_run,
             style,
             screen: Screen::default(),
@@ -146,9 +161,7 @@ impl<'a> Session<'a> {
     /// Runs it to its end.
     pub async fn run(mut self) -> Result<Exit> {
         self.progress.phase("", if self.dry_run { "watching connections" } else { "pairing connections" });
-        for index in 0..self.fleet.members().len() {
-            self.begin(index).await;
-        }
+        self.make_room();
         if self.dry_run {
             let (bypassed, warning) = self.backend.bypassed(&self.pods).await;
             self.heard.bypassed.extend(bypassed);
@@ -160,7 +173,8 @@ impl<'a> Session<'a> {
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
             self.progress.note(&format!("note: {UNWATCHED}"));
         }
-        let interrupted = self.attend().await?;
+        let end = self.attend().await?;
+        let interrupted = matches!(end, End::Interrupted);
         self.progress.clear();
         self.screen.erase()?;
         let names: Vec<String> = self.fleet.members().iter().map(Member::name).collect();
@@ -172,16 +186,46 @@ impl<'a> Session<'a> {
         };
         self.fleet.finish(ENDING, tell).await;
         let json = self.args.output == Some(ObjectOutput::Json);
-        self.heard.conclude(&Form { json, dry_run: self.dry_run, detached: self.args.detach, interrupted, style: self.style })
+        let why = self.why_it_ended(end);
+        let wide = self.args.output == Some(ObjectOutput::Wide);
+        let form = Form { json, wide, dry_run: self.dry_run, detached: self.args.detach, interrupted, style: self.style };
+        let exit = self.heard.conclude(&form)?;
+        if let Some(text) = why {
+            self.progress.note(&text);
+        }
+        Ok(exit)
     }
 
-    /// Asks one helper to begin.
+    /// Why a run in the foreground ended, where it was not Ctrl-C and no error says it.
+    fn why_it_ended(&self, end: End) -> Option<String> {
+        if self.dry_run || self.args.detach {
+            return None;
+        }
+        let stopped: Vec<String> = self.heard.stopped.iter().map(|(node, by)| format!("on {node} by `stop` of {by}")).collect();
+        match (end, stopped.is_empty()) {
+            (End::TimeIsUp(after), _) => Some(format!("ended after the {} of --for", human(after))),
+            (End::Interrupted, _) | (End::Over, true) => None,
+            (End::Over, false) => Some(format!("ended {}", stopped.join(", "))),
+        }
+    }
+
+    /// Makes room for what helpers will say.
+    fn make_room(&mut self) {
+        let known = self.heard.nodes.len();
+        let fresh = self.fleet.members().iter().skip(known).map(|m| NodePairs { node: m.name(), ..NodePairs::default() });
+        self.heard.nodes.extend(fresh);
+    }
+
+    /// Asks one helper, which has just started, to begin.
     async fn begin(&mut self, index: usize) {
-        let Some(member) = self.fleet.members().get(index) else { return };
-        self.heard.nodes.push(NodePairs { node: member.name(), ..NodePairs::default() });
-        self.heard_at.push(Instant::now());
+        let Some(member) = self.fleet.members().get(index).filter(|m| !m.is_over()) else { return };
         let lease = if self.args.detach { self.args.lease.unwrap_or(DETACHED_LEASE) } else { FOREGROUND_LEASE };
         let parted::Parted { here: pods, elsewhere } = parted::at(&self.pods, &member.nodes);
+        if pods.is_empty() {
+            // They have gone since the helper was asked for; it begins when others come.
+            return;
+        }
+        self.heard_at.insert(index, Instant::now());
         let request = AccelerateRequest {
             pods,
             elsewhere,
@@ -201,25 +245,24 @@ impl<'a> Session<'a> {
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
     }
 
-    /// Goes on until there is a reason to end; whether that was Ctrl-C.
-    async fn attend(&mut self) -> Result<bool> {
+    /// Goes on until there is a reason to end.
+    async fn attend(&mut self) -> Result<End> {
         let begun = Instant::now();
         let never = begun + Duration::from_secs(365 * 86_400);
         let end = match (self.dry_run, self.args.detach, self.args.lease) {
-            (true, ..) => begun + DRY_RUN + Duration::from_millis(500),
-            (false, true, _) => begun + STARTING,
-            (false, false, Some(d)) => begun + d,
-            (false, false, None) => never,
+            // Each helper ends by itself; nodes that start later have as much time.
+            (true, ..) | (false, true, _) => never,
+            (false, false, d) => begun + d.unwrap_or(LONGEST),
         };
         let mut looks = interval(Duration::from_secs(1));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.is_over() {
-                return Ok(false);
+                return Ok(End::Over);
             }
             let step = {
-                let Self { interrupt, fleet, watch, choosing, recruiting, choose_at, .. } = self;
-                let (due, idle) = (choose_at.unwrap_or(never), choosing.is_none() && recruiting.is_none());
+                let Self { interrupt, fleet, watch, choosing, locating, choose_at, .. } = self;
+                let (due, idle) = (choose_at.unwrap_or(never), choosing.is_none() && locating.is_none());
                 tokio::select! {
                     biased;
                     () = interrupt.wait() => Step::Interrupted,
@@ -227,24 +270,26 @@ impl<'a> Session<'a> {
                     news = watch.next() => Step::News(news),
                     event = fleet.next() => Step::Helper(event),
                     found = done(choosing) => Step::Chosen(found),
-                    (nodes, ready) = done(recruiting) => Step::Recruited(nodes, ready),
+                    (names, nodes) = done(locating) => Step::Located(names, nodes),
                     () = sleep_until(due), if choose_at.is_some() && idle => Step::ChooseAgain,
                     _ = looks.tick() => Step::LookAround,
                 }
             };
             match step {
-                Step::Interrupted => return Ok(true),
-                Step::TimeIsUp if self.args.detach => {
-                    let us = super::super::invocation();
-                    bail!("not every node began within {}: run `{us} stop`, then `{us} doctor`", human(STARTING));
+                Step::Interrupted => return Ok(End::Interrupted),
+                Step::TimeIsUp => return Ok(End::TimeIsUp(self.args.lease.unwrap_or(LONGEST))),
+                Step::Helper(None) => return Ok(End::Over),
+                Step::Helper(Some((helper, event))) => {
+                    if matches!(event, Event::Joined(_)) {
+                        self.begin(helper).await;
+                    }
+                    self.hear(helper, event)?;
                 }
-                Step::TimeIsUp | Step::Helper(None) => return Ok(false),
-                Step::Helper(Some((helper, event))) => self.hear(helper, event)?,
                 Step::News(news) => self.react(news).await?,
                 Step::ChooseAgain => self.choose_again(),
                 Step::Chosen(found) => self.choose(found).await?,
-                Step::Recruited(nodes, ready) => self.take_in(nodes, ready).await?,
-                Step::LookAround => self.give_up_the_silent().await?,
+                Step::Located(names, nodes) => self.recruit_on(names, nodes)?,
+                Step::LookAround => self.give_up_the_silent(),
             }
         }
     }
@@ -252,16 +297,17 @@ impl<'a> Session<'a> {
     /// Whether nothing is left to attend to.
     fn is_over(&self) -> bool {
         let members = self.fleet.members().len();
-        let over = self.heard.over.len() >= members && self.recruiting.is_none();
-        // Detached, the work is done as soon as every node has begun; one that cannot ends the command.
-        let detached = self.args.detach && (self.heard.started.len() == members || !self.heard.lost.is_empty());
+        let over = self.heard.over.len() >= members && self.locating.is_none();
+        // Detached, the work is done as soon as every node has begun, or cannot.
+        let settled = |index: usize| self.heard.started.contains(&index) || self.heard.over.contains(&index);
+        let detached = self.args.detach && (0..members).all(settled);
         self.heard.error.is_some() || over || detached
     }
 
     fn hear(&mut self, helper: usize, event: Event) -> Result<()> {
         let snapshot = matches!(&event, Event::Said(m) if matches!(**m, Message::Pairs(_)));
         let name = self.fleet.members().get(helper).map_or_else(String::new, Member::name);
-        if let Some(at) = self.heard_at.get_mut(helper) {
+        if let Some(at) = self.heard_at.get_mut(&helper) {
             *at = Instant::now();
         }
         if let Some(text) = self.heard.take(helper, &name, event) {
@@ -270,7 +316,7 @@ impl<'a> Session<'a> {
         if self.heard.over.contains(&helper) {
             self.given_up.insert(name);
         }
-        if snapshot && self.args.output.is_none() && !self.args.detach && !self.dry_run {
+        if snapshot && matches!(self.args.output, None | Some(ObjectOutput::Wide)) && !self.args.detach && !self.dry_run {
             self.progress.clear();
             self.draw()?;
         }
@@ -289,18 +335,15 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Ends sessions that say nothing any more: a node that is cut off breaks no connection.
-    async fn give_up_the_silent(&mut self) -> Result<()> {
-        for index in 0..self.fleet.members().len() {
-            let silent = self.heard_at.get(index).is_some_and(|at| at.elapsed() > SILENCE) && self.heard.started.contains(&index);
-            if silent && !self.fleet.members()[index].is_over() {
-                let why = format!("nothing was heard from it for {}: its node or kubelet is cut off", human(SILENCE));
-                if let Some(event) = self.fleet.give_up(index, why).await {
-                    self.hear(index, event)?;
-                }
+    /// Ends sessions that say nothing any more: a node that is cut off breaks no connection. The start may take longer.
+    fn give_up_the_silent(&mut self) {
+        for (index, at) in &self.heard_at {
+            let limit = if self.heard.started.contains(index) { SILENCE } else { STARTING };
+            if at.elapsed() > limit && !self.heard.over.contains(index) {
+                let why = format!("nothing was heard from it for {}: its node or kubelet is cut off", human(limit));
+                self.fleet.give_up(*index, why);
             }
         }
-        Ok(())
     }
 
     /// Redraws the table on a terminal, appends what changed elsewhere.

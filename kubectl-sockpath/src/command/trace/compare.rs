@@ -10,7 +10,7 @@ use sockpath_protocol::{Message, Request};
 
 use crate::backend::{Backend, Mode};
 use crate::progress::Progress;
-use crate::session::{Event, Fleet};
+use crate::session::{Event, Fleet, SessionError};
 
 /// Requests of a probe: its one connection has to last through both halves. It comes from the helper, so only because it is open
 /// when the acceleration starts is it found (in the pod's network namespace; new ones are noticed in the pod's cgroup).
@@ -29,7 +29,7 @@ impl Shortcut {
     /// Accelerates the pods of a trace and waits until that is in force.
     pub async fn start(backend: &Backend, request: &TraceRequest, progress: &Progress) -> Result<Self> {
         let pods: Vec<_> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
-        let mut fleet = backend.helpers(&request.nodes, &pods, Mode::Accelerate, progress).await?;
+        let mut fleet = backend.helpers(&request.nodes, Mode::Accelerate, progress).await?;
         for (index, member) in fleet.members().iter().enumerate() {
             let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
             fleet.send(index, Request::Accelerate(Box::new(crate::command::accelerate::foreground_request(pods)))).await;
@@ -44,8 +44,9 @@ impl Shortcut {
                     Message::Error { text, .. } => bail!("cannot accelerate for the comparison: {text}"),
                     _ => {}
                 },
+                Some((index, Event::Lost(SessionError::Absent { .. }))) => drop(waiting.remove(&index)),
                 Some((_, Event::Lost(error))) => bail!("cannot accelerate for the comparison: {error}"),
-                Some((_, Event::Ended(_))) => {}
+                Some((_, Event::Joined(_) | Event::Ended(_))) => {}
                 None => bail!("cannot accelerate for the comparison: the helper ended"),
             }
         }
@@ -62,7 +63,7 @@ impl Shortcut {
                     _ => {}
                 },
                 Some((_, Event::Lost(error))) => self.lost = Some(error.to_string()),
-                Some((_, Event::Ended(_))) => {}
+                Some((_, Event::Joined(_) | Event::Ended(_))) => {}
                 None => std::future::pending().await,
             }
         }

@@ -1,8 +1,8 @@
 //! The live part of a trace: hooks are attached, packets are counted, probes are sent, and it is said what happens.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use sockpath_protocol::Request;
 use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
@@ -10,16 +10,19 @@ use tokio::time::{Instant, sleep_until};
 
 use super::compare::{REQUESTS, Shortcut};
 use super::session::{Session, Stop};
-use crate::cli;
+use crate::command::invocation;
 use crate::duration::{human, nanos};
 use crate::report;
-use crate::session::Fleet;
+use crate::session::Event;
 
 /// How long to wait for traffic before saying so.
 const QUIET: Duration = Duration::from_secs(2);
 
 /// How long to listen after a probe that nobody asked to repeat: enough for the connection to close.
 const AFTER_PROBE: Duration = Duration::from_millis(300);
+
+/// How long to listen after a pod is gone: its node still has the last packets.
+const AFTER_LOSS: Duration = Duration::from_millis(500);
 
 /// Least time between two probes.
 const BETWEEN_PROBES: Duration = Duration::from_millis(10);
@@ -31,34 +34,63 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 const ARMING: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
-    /// Asks helpers to watch and waits until all do.
+    /// Asks each helper to watch when it has started, and waits until all do that can. Packets that the first ones see are streamed
+    /// meanwhile.
     pub(super) async fn arm(&mut self) -> Result<(), Stop> {
         if let Some(recorder) = &mut self.recorder {
             recorder.begin(&self.capture.origin).map_err(Stop::Failed)?;
         }
         self.progress.phase("", "attaching hooks");
-        for (index, request) in requests(&self.capture.origin.plan.request, &self.fleet, self.args) {
-            self.fleet.send(index, Request::Trace(Box::new(request))).await;
-        }
-        let deadline = Instant::now() + ARMING;
+        self.warming_up = true;
+        let mut arming: BTreeMap<usize, Instant> = BTreeMap::new();
+        let never = Instant::now() + Duration::from_secs(365 * 86_400);
         loop {
             let done = |h: &report::HelperLog| h.armed.is_some() || h.error.is_some() || h.lost.is_some() || h.ended.is_some();
-            if self.capture.helpers.iter().all(done) {
+            arming.retain(|index, _| self.capture.helpers.get(*index).is_some_and(|h| !done(h)));
+            let enough = self.stream.is_some() && self.count.is_some_and(|n| self.delivered() >= n);
+            if enough || self.capture.helpers.iter().all(done) {
+                self.warming_up = false;
+                self.began = Some(Instant::now());
                 self.progress.done("");
                 return if self.capture.helpers.iter().any(|h| h.armed.is_some()) { Ok(()) } else { Err(Stop::Over) };
             }
+            let late = arming.iter().min_by_key(|(_, at)| **at).map(|(index, at)| (*index, *at));
             tokio::select! {
                 biased;
                 () = self.interrupt.wait() => return Err(Stop::Interrupted),
-                () = sleep_until(deadline) => {
-                    return Err(Stop::Failed(anyhow!("hooks were not attached within {}: run `{} doctor`", human(ARMING), crate::command::invocation())));
+                () = sleep_until(late.map_or(never, |(_, at)| at)), if late.is_some() => {
+                    if let Some((index, _)) = late {
+                        arming.remove(&index);
+                        self.fleet.give_up(index, format!("hooks were not attached within {}: run `{} doctor`", human(ARMING), invocation()));
+                    }
                 }
                 event = self.fleet.next() => match event {
-                    Some((helper, event)) => self.take(helper, event).await?,
+                    Some((helper, event)) => {
+                        if matches!(event, Event::Joined(_)) {
+                            arming.insert(helper, Instant::now() + ARMING);
+                            self.watch_with(helper).await;
+                        }
+                        self.take(helper, event).await?;
+                    }
                     None => return Err(Stop::Over),
                 },
             }
         }
+    }
+
+    /// Asks one helper to watch: the whole, with the nodes it serves.
+    async fn watch_with(&self, index: usize) {
+        let Some(member) = self.fleet.members().get(index) else { return };
+        let request = &self.capture.origin.plan.request;
+        let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
+        let request = TraceRequest { nodes, every_packet: self.args.every_packet, no_rules: self.args.no_rules, ..request.clone() };
+        self.fleet.send(index, Request::Trace(Box::new(request))).await;
+    }
+
+    /// The helper on the source's node, which alone can send probes.
+    fn at_source(&self) -> Option<usize> {
+        let node = &self.capture.origin.plan.request.source.node;
+        self.fleet.members().iter().position(|m| m.nodes.contains(node) && m.has_joined() && !m.is_over())
     }
 
     /// The second half of `--compare`: accelerates the two pods and listens again.
@@ -89,8 +121,8 @@ impl Session<'_> {
         let (delivered_before, probes_before) = (self.delivered(), self.probes_sent);
         let seen_before = self.capture.seen.values().sum::<u64>();
         let never = start + Duration::from_secs(365 * 86_400);
-        let end = self.duration.map_or(never, |d| start + d);
-        let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some();
+        let mut end = start + self.duration;
+        let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some() && self.at_source().is_some();
         let mut quiet = Some(start + QUIET);
         // Where only probes speak, nobody has to wait for silence a second time.
         let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probed >= probes_before;
@@ -137,6 +169,14 @@ impl Session<'_> {
                     }
                 }
                 () = attend(&mut self.shortcut) => {}
+                news = self.pods.next() => match self.notice(news) {
+                    Ok(true) => {
+                        self.progress.note("the trace ends, as nothing more can be seen of them");
+                        end = end.min(Instant::now() + AFTER_LOSS);
+                    }
+                    Ok(false) => {}
+                    Err(stop) => return stop,
+                },
                 event = self.fleet.next() => match event {
                     Some((helper, event)) => {
                         if let Err(stop) = self.take(helper, event).await {
@@ -176,10 +216,8 @@ impl Session<'_> {
         let one_probe = self.args.probe && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
         let span = match (self.count, self.duration) {
             _ if one_probe && !self.args.compare => "for one probe".to_owned(),
-            (Some(n), Some(d)) => format!("until {n} requests or {}", human(d)),
-            (Some(n), None) => format!("until {n} requests"),
-            (None, Some(d)) => format!("for {}", human(d)),
-            (None, None) => "until Ctrl-C".to_owned(),
+            (Some(n), d) => format!("until {n} requests or {}", human(d)),
+            (None, d) => format!("for {}", human(d)),
         };
         let (way, armed) = match &self.shortcut {
             Some(_) => (" socket to socket", String::new()),
@@ -213,8 +251,7 @@ impl Session<'_> {
         if self.args.compare {
             probe.requests = REQUESTS;
         }
-        let node = &plan.request.source.node;
-        let index = self.fleet.members().iter().position(|m| m.nodes.contains(node)).unwrap_or(0);
+        let Some(index) = self.at_source() else { return };
         self.fleet.send(index, Request::Probe(probe)).await;
     }
 }
@@ -233,13 +270,4 @@ fn probe_words(probe: &ProbeRequest) -> &'static str {
         Protocol::Udp => "one UDP datagram",
         Protocol::Icmp => "one ICMP echo request",
     }
-}
-
-/// What each helper is asked: the whole, with the nodes it serves.
-fn requests(request: &TraceRequest, fleet: &Fleet, args: &cli::Trace) -> Vec<(usize, TraceRequest)> {
-    let of_member = |(index, member): (usize, &crate::session::Member)| {
-        let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
-        (index, TraceRequest { nodes, every_packet: args.every_packet, no_rules: args.no_rules, ..request.clone() })
-    };
-    fleet.members().iter().enumerate().map(of_member).collect()
 }

@@ -59,11 +59,10 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
             "--probe needs a port, and none is known for `{target}`: write {target}:PORT, or --protocol icmp"
         )));
     }
-    let pods: Vec<_> = std::iter::once(&plan.request.source).chain(&plan.request.targets).cloned().collect();
     let fleet = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
-        fleet = backend.helpers(&plan.request.nodes, &pods, mode, progress) => fleet?,
+        fleet = backend.helpers(&plan.request.nodes, mode, progress) => fleet?,
     };
     let session = Session::new(args, plan, fleet, recorder, interrupt, progress, &backend)?;
     session.run(&style).await

@@ -1,5 +1,6 @@
 //! A running trace, from its helpers' start to its exit code.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,23 +8,31 @@ use anyhow::{Result, bail};
 use sockpath_protocol::Message;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::packet::Packet;
+use sockpath_protocol::request::Pod;
+use tokio::time::Instant;
 
 use super::compare::Shortcut;
 use super::output::{exports, show};
 use crate::backend::Backend;
 use crate::cli::{self, TraceOutput};
+use crate::cluster::{PodNews, PodWatch};
+use crate::duration::human;
 use crate::exit::Exit;
 use crate::interrupt::Interrupt;
 use crate::output::{Machine, Stream, Text, complain};
 use crate::progress::Progress;
 use crate::recording::Recorder;
 use crate::report::{self, Capture, HelperOrigin, Origin};
-use crate::session::{Event, Fleet};
+use crate::session::{Event, Fleet, Member, SessionError};
 use crate::target::Plan;
 use crate::terminal::Style;
 
 /// How long a trace lasts by default.
 const DURATION: Duration = Duration::from_secs(10);
+
+/// The same with a count, and for a stream of packets: every trace has an end.
+const DURATION_WITH_COUNT: Duration = Duration::from_secs(300);
+const DURATION_OF_STREAM: Duration = Duration::from_secs(3600);
 
 /// How many request packets end a trace by default.
 const COUNT: u64 = 100;
@@ -64,7 +73,15 @@ pub(super) struct Session<'a> {
     /// Present in the second half of a comparison.
     pub(super) shortcut: Option<Shortcut>,
     pub(super) count: Option<u64>,
-    pub(super) duration: Option<Duration>,
+    pub(super) duration: Duration,
+    /// Some hooks are not attached yet: packets that nodes see by then are half seen, and no part of the report.
+    pub(super) warming_up: bool,
+    /// What happens to the pods.
+    pub(super) pods: PodWatch,
+    /// Those that are gone, by UID.
+    pub(super) gone: BTreeSet<String>,
+    /// When all hooks were attached.
+    pub(super) began: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -82,10 +99,17 @@ impl<'a> Session<'a> {
         backend: &'a Backend,
     ) -> Result<Self> {
         let streaming = args.output == Some(TraceOutput::Jsonl);
-        let helpers = fleet.members().iter().map(|m| HelperOrigin { nodes: m.nodes.clone(), hello: m.hello.clone() }).collect();
+        let helpers = fleet.members().iter().map(|m| HelperOrigin::expected(m.nodes.clone())).collect();
+        let pods: Vec<Pod> = std::iter::once(&plan.request.source).chain(&plan.request.targets).cloned().collect();
         let origin = Origin { plan, release: env!("CARGO_PKG_VERSION").to_owned(), helpers };
-        // Only one of the two given means: that one alone decides.
-        let open = streaming || args.count.is_some() || args.duration.is_some();
+        let duration = match args.duration {
+            Some(duration) => duration,
+            None if args.count.is_some() => DURATION_WITH_COUNT,
+            None if streaming => DURATION_OF_STREAM,
+            None => DURATION,
+        };
+        // A duration alone decides alone.
+        let open = streaming || args.duration.is_some();
         Ok(Self {
             args,
             fleet,
@@ -98,7 +122,11 @@ impl<'a> Session<'a> {
             probes_sent: 0,
             shortcut: None,
             count: args.count.or((!open).then_some(COUNT)),
-            duration: args.duration.or((!open).then_some(DURATION)),
+            duration,
+            warming_up: false,
+            pods: backend.watch_pods(&pods),
+            gone: BTreeSet::new(),
+            began: None,
         })
     }
 
@@ -182,6 +210,13 @@ impl<'a> Session<'a> {
 
     /// Keeps, records and streams what a helper said.
     pub(super) async fn take(&mut self, helper: usize, event: Event) -> Result<(), Stop> {
+        let observed = |m: &Message| matches!(m, Message::Packet(_) | Message::Incident(_));
+        if self.warming_up && self.stream.is_none() && matches!(&event, Event::Said(message) if observed(message)) {
+            return Ok(());
+        }
+        if let (Event::Lost(error @ SessionError::Absent { .. }), Some(member)) = (&event, self.fleet.members().get(helper)) {
+            self.progress.warn(&error.on(&member.name()));
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.take(helper, &event).map_err(Stop::Failed)?;
         }
@@ -203,6 +238,22 @@ impl<'a> Session<'a> {
         }
         self.capture.take(helper, event);
         Ok(())
+    }
+
+    /// Takes note of what happened to a pod; whether the trace has lost its source, or all its targets, with it.
+    pub(super) fn notice(&mut self, news: PodNews) -> Result<bool, Stop> {
+        self.progress.note(&news.text);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.change(&news.text).map_err(Stop::Failed)?;
+        }
+        self.capture.change(news.text);
+        if !news.gone {
+            return Ok(false);
+        }
+        self.gone.insert(news.uid);
+        let request = &self.capture.origin.plan.request;
+        let targets_gone = !request.targets.is_empty() && request.targets.iter().all(|t| self.gone.contains(&t.uid));
+        Ok(targets_gone || self.gone.contains(&request.source.uid))
     }
 
     fn conclude(self, stop: Stop, recorded: Result<()>, style: &Style) -> Result<Exit> {
@@ -231,8 +282,9 @@ impl<'a> Session<'a> {
                 (None, _) => {}
             }
         }
+        let missing = missing_nodes(&capture, &self.fleet);
         for (log, member) in capture.helpers.iter().zip(self.fleet.members()) {
-            if let Some(text) = &log.lost {
+            if let (Some(text), true) = (&log.lost, member.has_joined()) {
                 bail!("the helper on {}: {text}", member.name());
             }
             if let (Some(why), false) = (log.ended.and_then(ended_from_outside), interrupted) {
@@ -240,7 +292,12 @@ impl<'a> Session<'a> {
             }
         }
         if interrupted {
+            self.progress.note(&watched_until_now(&capture, &self.fleet, self.began, saw));
+            missing.iter().for_each(|text| self.progress.warn(text));
             return Ok(Exit::Interrupted);
+        }
+        if !missing.is_empty() {
+            bail!("{}", missing.join("\n"));
         }
         if !saw {
             let plan = &capture.origin.plan;
@@ -255,6 +312,24 @@ impl<'a> Session<'a> {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Why nodes took no part, each as a sentence.
+fn missing_nodes(capture: &Capture, fleet: &Fleet) -> Vec<String> {
+    let logs = capture.helpers.iter().zip(fleet.members()).filter(|(_, member)| !member.has_joined());
+    let sentence = |text: &String, name: String| SessionError::Absent { detail: text.clone() }.on(&name);
+    logs.filter_map(|(log, member)| Some(sentence(log.lost.as_ref()?, member.name()))).collect()
+}
+
+/// After Ctrl-C: what was watched, for how long, and whether anything came.
+fn watched_until_now(capture: &Capture, fleet: &Fleet, began: Option<Instant>, saw: bool) -> String {
+    let plan = &capture.origin.plan;
+    let nodes: Vec<String> = fleet.members().iter().filter(|m| m.has_joined()).map(Member::name).collect();
+    let (from, to, nodes) = (&plan.request.source.name, &plan.target, nodes.join(", "));
+    let Some(began) = began else { return format!("interrupted before {from} to {to} was watched on every node") };
+    let watched = human(Duration::from_secs(began.elapsed().as_secs()));
+    let seen = if saw { "" } else { ", and no packet was seen" };
+    format!("interrupted: {from} to {to} was watched on {nodes} for {watched}{seen}")
 }
 
 /// Ends of a helper's session that nobody here asked for.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::{Node, Pod};
 use tokio::time::Instant;
 
 use super::super::parted;
@@ -13,7 +13,6 @@ use super::{GATHER, Session};
 use crate::backend::Mode;
 use crate::cluster::News;
 use crate::inventory::{Inventory, PodInfo};
-use crate::session::Ready;
 use crate::target::select_pods;
 
 impl Session<'_> {
@@ -24,6 +23,8 @@ impl Session<'_> {
         }
         match news {
             News::Pods => Ok(()),
+            News::Gone(name) if self.is_chosen(&name) => self.note(&format!("pod {name} was deleted: its connections are let go")),
+            News::Gone(_) => Ok(()),
             News::Unwatched(text) => self.warn(&text),
             News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
         }
@@ -34,9 +35,8 @@ impl Session<'_> {
         // All are remembered, chosen or not yet: who joins later is paused at once.
         self.paused.extend(pause.iter().cloned());
         self.paused.retain(|p| !resume.contains(p));
-        let is_chosen = |name: &PodName| self.pods.iter().any(|p| p.namespace == name.namespace && p.name == name.name);
-        pause.retain(is_chosen);
-        resume.retain(is_chosen);
+        pause.retain(|name| self.is_chosen(name));
+        resume.retain(|name| self.is_chosen(name));
         let names = |pods: &[PodName]| pods.iter().map(PodName::to_string).collect::<Vec<_>>().join(", ");
         if !pause.is_empty() {
             let text = format!("{what}: connections of {} go by TCP", names(&pause));
@@ -45,10 +45,14 @@ impl Session<'_> {
         }
         if !resume.is_empty() {
             let text = format!("{what}: the policies of {} are again what they were, they are accelerated again", names(&resume));
-            self.fleet.send_all(&Request::Resume(ResumeRequest { pods: resume })).await;
+            self.send_begun(&Request::Resume(ResumeRequest { pods: resume })).await;
             self.note(&text)?;
         }
         Ok(())
+    }
+
+    fn is_chosen(&self, name: &PodName) -> bool {
+        self.pods.iter().any(|p| p.namespace == name.namespace && p.name == name.name)
     }
 
     /// Has one helper, or all, keep these pods' pairs on TCP.
@@ -59,7 +63,18 @@ impl Session<'_> {
         let request = Request::Pause(PauseRequest { pods, reason: PauseReason::NetworkPolicy });
         match index {
             Some(index) => self.fleet.send(index, request).await,
-            None => self.fleet.send_all(&request).await,
+            None => self.send_begun(&request).await,
+        }
+    }
+
+    /// The helpers that have begun.
+    fn begun(&self) -> Vec<usize> {
+        self.heard_at.keys().copied().collect()
+    }
+
+    async fn send_begun(&self, request: &Request) {
+        for index in self.begun() {
+            self.fleet.send(index, request.clone()).await;
         }
     }
 
@@ -85,7 +100,8 @@ impl Session<'_> {
         if uids(&before) == uids(&self.pods) {
             return Ok(());
         }
-        for index in 0..self.fleet.members().len() {
+        // Those that have not begun begin with the pods that are meant by then.
+        for index in self.begun() {
             let nodes = &self.fleet.members()[index].nodes;
             let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
             let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
@@ -95,40 +111,48 @@ impl Session<'_> {
                 self.pause(Some(index), self.paused.iter().cloned().collect()).await;
             }
         }
+        self.begin_with_those_that_came().await;
         self.recruit();
         Ok(())
     }
 
-    /// Starts helpers on nodes that have chosen pods for the first time.
+    /// Begins on nodes whose helper found no chosen pod when it joined.
+    async fn begin_with_those_that_came(&mut self) {
+        let idle = |index: &usize| self.fleet.members()[*index].has_joined() && !self.heard_at.contains_key(index);
+        let idle: Vec<usize> = (0..self.fleet.members().len()).filter(idle).collect();
+        for index in idle {
+            self.begin(index).await;
+        }
+    }
+
+    /// Looks up nodes that have chosen pods for the first time.
     fn recruit(&mut self) {
         let served: BTreeSet<&String> = self.fleet.members().iter().flat_map(|m| &m.nodes).chain(&self.given_up).collect();
         let nodes: BTreeSet<&String> = self.pods.iter().map(|p| &p.node).filter(|node| !served.contains(node)).collect();
-        if nodes.is_empty() || self.recruiting.is_some() {
+        if nodes.is_empty() || self.locating.is_some() {
             return;
         }
         let names: Vec<String> = nodes.into_iter().cloned().collect();
-        let (backend, progress) = (self.backend, self.progress);
-        self.recruiting = Some(Box::pin(async move {
-            let ready = match backend.nodes(&names).await {
-                Ok(nodes) => backend.recruits(&nodes, Mode::Accelerate, progress).await,
-                Err(e) => Err(e),
-            };
-            (names, ready)
+        let backend = self.backend;
+        self.locating = Some(Box::pin(async move {
+            let nodes = backend.nodes(&names).await;
+            (names, nodes)
         }));
     }
 
-    /// Begins with helpers that were recruited for these nodes.
-    pub(super) async fn take_in(&mut self, nodes: Vec<String>, ready: Result<Vec<Ready>>) -> Result<()> {
-        match ready {
-            Ok(ready) => {
-                for ready in ready {
-                    let index = self.fleet.join(ready);
-                    self.begin(index).await;
-                }
+    /// Has helpers started on these nodes.
+    pub(super) fn recruit_on(&mut self, names: Vec<String>, nodes: Result<Vec<Node>>) -> Result<()> {
+        match nodes {
+            Ok(nodes) => {
+                let gone = names.into_iter().filter(|name| !nodes.iter().any(|n| n.name == *name));
+                self.given_up.extend(gone);
+                self.nodes.extend(nodes.iter().cloned());
+                self.backend.recruit(&mut self.fleet, &nodes, Mode::Accelerate, self.progress);
+                self.make_room();
             }
             Err(e) => {
-                self.warn(&format!("pods on {} are left alone: {e:#}", nodes.join(", ")))?;
-                self.given_up.extend(nodes);
+                self.warn(&format!("pods on {} are left alone: {e:#}", names.join(", ")))?;
+                self.given_up.extend(names);
             }
         }
         // Pods may have come to further nodes meanwhile.

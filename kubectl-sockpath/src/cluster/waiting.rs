@@ -1,0 +1,179 @@
+//! A helper pod on its way from created to attached, with its phases named.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::attach::attach;
+use super::client::Api;
+use super::helper_pod::HelperSpec;
+use super::problem::{Kind, Problem};
+use super::start::{Starter, TICK, look_at_node};
+use super::startup::{PULLING, REPORT, SILENCE, Stage, assess, deleted};
+use crate::session::Transport;
+
+/// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.
+const ATTACH_EVERY: Duration = Duration::from_millis(120);
+
+impl Starter {
+    /// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
+    pub(super) async fn run(&self, spec: &HelperSpec, name: &str) -> Result<Transport, Problem> {
+        let (api, progress) = (&self.api, &self.progress);
+        let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
+        let runs = AtomicBool::new(false);
+        let mut attached = pin!(self.attach_again(spec, name, &runs));
+        tokio::select! {
+            settled = &mut attached => return settled,
+            outcome = self.wait_running(spec, name) => outcome?,
+        }
+        // An attempt that is on its way is not given up: the end of the first stream is the end of the helper's stdin.
+        runs.store(true, Ordering::Relaxed);
+        progress.phase(node, "attaching");
+        let refused = tokio::select! {
+            biased;
+            settled = &mut attached => match settled {
+                Err(p) if p.kind != Kind::Forbidden => p,
+                settled => return settled,
+            },
+            text = ended(api, namespace, name) => return Err(Problem::new(Kind::Other, text)),
+        };
+        // It ran a moment ago: if it does not now, why is what has to be told.
+        Err(match timeout(REPORT, ended(api, namespace, name)).await {
+            Ok(text) => Problem::new(Kind::Other, text),
+            Err(_) => refused,
+        })
+    }
+
+    /// Attaches again and again; until the pod `runs` a failure means that it is not there yet, and why, its status will say.
+    async fn attach_again(&self, spec: &HelperSpec, name: &str, runs: &AtomicBool) -> Result<Transport, Problem> {
+        let mut attempts = interval(ATTACH_EVERY);
+        attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            attempts.tick().await;
+            let counts = runs.load(Ordering::Relaxed);
+            match attach(&self.api, &spec.namespace, name, &spec.node, &self.debts, self.progress.verbosity() > 0).await {
+                Err(p) if p.kind != Kind::Forbidden && !counts => {}
+                settled => return settled,
+            }
+        }
+    }
+
+    /// Follows the pod's status until it runs.
+    async fn wait_running(&self, spec: &HelperSpec, name: &str) -> Result<(), Problem> {
+        let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
+        let pods: kube::Api<Pod> = kube::Api::namespaced(self.api.client(), namespace);
+        let mut stall = Stall::new();
+        let mut ticks = interval(TICK);
+        let mut events = Vec::new();
+        // A watch ends for many reasons (server timeout, restart, no right to watch); it is begun again, at worst as polling.
+        loop {
+            let Some(mut pod) = self.api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await? else {
+                return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
+            };
+            let version = pod.metadata.resource_version.clone().unwrap_or_default();
+            let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(60);
+            let mut stream = pods.watch(&params, &version).await.ok().map(StreamExt::boxed);
+            loop {
+                match assess(&pod, &events, stall.since_start()) {
+                    Stage::Running => return Ok(()),
+                    Stage::Waiting(phase) => {
+                        self.progress.phase(node, &phase);
+                        if stall.is_over(&phase, self.patience.stall) {
+                            return Err(self.too_late(spec, name, self.patience.stall));
+                        }
+                    }
+                    Stage::Failed(text) => return Err(Problem::new(Kind::Other, text)),
+                }
+                tokio::select! {
+                    event = next_of(&mut stream) => match event {
+                        Some(Ok(WatchEvent::Added(p) | WatchEvent::Modified(p))) => pod = p,
+                        Some(Ok(WatchEvent::Deleted(_))) => {
+                            return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
+                        }
+                        Some(Ok(WatchEvent::Bookmark(_))) => {}
+                        // After a moment: a watch that cannot be begun must not become a burst of requests.
+                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None if stream.is_some() => stream = None,
+                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => break,
+                    },
+                    _ = ticks.tick() => {
+                        events = read_events(&self.api, namespace, name).await;
+                        if stall.since_start() > SILENCE && !has_reacted(&pod) && !self.patience.unready {
+                            look_at_node(&self.api, node).await?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How long a pod has been in one phase.
+#[derive(Debug)]
+struct Stall {
+    began: Instant,
+    phase: String,
+    since: Instant,
+}
+
+impl Stall {
+    fn new() -> Self {
+        Self { began: Instant::now(), phase: String::new(), since: Instant::now() }
+    }
+
+    fn since_start(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Whether nothing has changed for longer than `limit`. A pull takes as long as the registry needs.
+    fn is_over(&mut self, phase: &str, limit: Duration) -> bool {
+        if self.phase != phase || phase.starts_with(PULLING) {
+            phase.clone_into(&mut self.phase);
+            self.since = Instant::now();
+        }
+        self.since.elapsed() >= limit
+    }
+}
+
+/// What the watch brings next; without one, the pod is read again after a moment.
+async fn next_of(stream: &mut Option<BoxStream<'_, kube::Result<WatchEvent<Pod>>>>) -> Option<kube::Result<WatchEvent<Pod>>> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => {
+            sleep(Duration::from_millis(300)).await;
+            None
+        }
+    }
+}
+
+/// Waits until the pod's status says that it ended; gives why.
+async fn ended(api: &Api, namespace: &str, name: &str) -> String {
+    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
+    loop {
+        sleep(ATTACH_EVERY).await;
+        if let Ok(pod) = api.ask(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await
+            && let Stage::Failed(text) = assess(&pod, &[], Duration::ZERO)
+        {
+            return text;
+        }
+    }
+}
+
+/// Whether the node's kubelet has said anything about the pod.
+fn has_reacted(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|s| s.container_statuses.as_ref().is_some_and(|c| !c.is_empty()) || s.start_time.is_some())
+}
+
+/// What the kubelet reported about the pod, oldest first; empty for users who may not read events.
+async fn read_events(api: &Api, namespace: &str, name: &str) -> Vec<Event> {
+    let events: kube::Api<Event> = kube::Api::namespaced(api.client(), namespace);
+    let params = ListParams::default().fields(&format!("involvedObject.name={name}"));
+    let mut list = api.ask("read events", events.list(&params)).await.map(|l| l.items).unwrap_or_default();
+    list.sort_by_key(|e| e.last_timestamp.as_ref().map(|t| t.0).or_else(|| e.event_time.as_ref().map(|t| t.0)));
+    list
+}

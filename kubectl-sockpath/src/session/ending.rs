@@ -1,0 +1,107 @@
+//! How sessions with helpers end: in order, given up, or waited for until each has answered.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sockpath_protocol::Request;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::fleet::{Event, Fleet};
+use super::{Ending, SessionError};
+
+impl Fleet {
+    /// Ends the session with a helper that is not heard any more; [`Fleet::next`] tells of it when we have cleaned up behind it.
+    pub fn give_up(&mut self, index: usize, why: String) {
+        let Some(member) = self.members.get_mut(index).filter(|m| m.listens()) else { return };
+        for task in &member.tasks {
+            task.abort();
+        }
+        let Some(keeper) = member.keeper.take() else { return };
+        let error = SessionError::CutOff { detail: why };
+        self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
+    }
+
+    /// Asks every helper the same and hands on what they answer, as it comes, until each has ended. A helper gets `patience`
+    /// from when it has joined; how long one may take to start, who starts it decides.
+    pub async fn ask_all(&mut self, request: &Request, patience: Duration, mut on: impl FnMut(usize, Event)) {
+        self.send_all(request).await;
+        self.send_all(&Request::Finish).await;
+        let mut deadlines: BTreeMap<usize, Instant> = BTreeMap::new();
+        loop {
+            let next = deadlines.iter().min_by_key(|(_, at)| **at).map(|(index, at)| (*index, *at));
+            let due = next.map_or_else(Instant::now, |(_, at)| at);
+            tokio::select! {
+                biased;
+                event = self.next() => match event {
+                    None => break,
+                    Some((index, event)) => {
+                        match &event {
+                            Event::Joined(_) => drop(deadlines.insert(index, Instant::now() + patience)),
+                            Event::Said(_) => {}
+                            Event::Ended(_) | Event::Lost(_) => drop(deadlines.remove(&index)),
+                        }
+                        on(index, event);
+                    }
+                },
+                () = sleep_until(due), if next.is_some() => {
+                    if let Some((index, _)) = next {
+                        deadlines.remove(&index);
+                        self.give_up(index, not_within(patience));
+                    }
+                }
+            }
+        }
+        self.close().await;
+    }
+
+    /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended. Helpers
+    /// that have not started are given up at once. Errors of helpers reach `on` as events like everything else.
+    pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
+        self.abandon_those_that_start().await;
+        self.send_all(&Request::Finish).await;
+        let deadline = Instant::now() + patience;
+        while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
+            on(index, event);
+        }
+        // What is known of the lost is told, however long it takes to clean up behind them.
+        while let Some(Ok((index, event))) = self.aftermaths.join_next().await {
+            self.members[index].over = true;
+            on(index, event);
+        }
+        for index in self.close().await {
+            on(index, Event::Lost(SessionError::CutOff { detail: not_within(patience) }));
+        }
+    }
+
+    /// Cleans up behind all helpers at once; returns those that had not said `end`.
+    async fn close(&mut self) -> Vec<usize> {
+        let mut unfinished = Vec::new();
+        let mut endings = Vec::new();
+        for (index, member) in self.members.iter_mut().enumerate() {
+            for task in &member.tasks {
+                task.abort();
+            }
+            if let Some(keeper) = member.keeper.take() {
+                let how = match (member.over, member.stays) {
+                    // Given up while it started: it has not ended.
+                    _ if !member.has_joined() => Ending::Kill,
+                    (true, true) => Ending::Stay,
+                    (true, false) => Ending::Done,
+                    (false, _) => Ending::Kill,
+                };
+                endings.push(tokio::spawn(keeper.end(how)));
+            }
+            if !std::mem::replace(&mut member.over, true) {
+                unfinished.push(index);
+            }
+        }
+        for ending in endings {
+            let _ = ending.await;
+        }
+        unfinished
+    }
+}
+
+fn not_within(patience: Duration) -> String {
+    format!("it did not end within {} s", patience.as_secs_f32())
+}

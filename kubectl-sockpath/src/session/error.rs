@@ -1,0 +1,120 @@
+//! Why a session with a helper failed.
+
+use std::time::Duration;
+
+use sockpath_protocol::PROTOCOL_VERSION;
+
+use super::Aftermath;
+
+/// This plugin's release.
+pub(super) const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// Why a session with a helper failed, for callers that decide on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionError {
+    /// No helper could be started: the node takes no part.
+    Absent {
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// It was over before the helper had said hello.
+    NoHello {
+        /// What is known.
+        detail: String,
+    },
+    /// It runs, but says nothing.
+    Mute {
+        /// What is known.
+        detail: String,
+    },
+    /// It has said hello, and then nothing for a long time.
+    Silent {
+        /// For how long.
+        patience: Duration,
+        /// What is known.
+        detail: String,
+    },
+    /// The helper speaks another version of the protocol.
+    Version {
+        /// Version of its protocol.
+        protocol: u32,
+        /// Its release.
+        release: String,
+    },
+    /// It went away without saying `end`.
+    CutOff {
+        /// What is known.
+        detail: String,
+    },
+    /// It said something that is no message.
+    Garbled {
+        /// What was wrong with it.
+        detail: String,
+    },
+}
+
+impl std::fmt::Display for SessionError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let with = |f: &mut std::fmt::Formatter<'_>, text: &str, detail: &str| {
+            if detail.is_empty() { f.write_str(text) } else { write!(f, "{text}: {detail}") }
+        };
+        match self {
+            Self::Absent { detail } => f.write_str(detail),
+            Self::NoHello { detail } => {
+                with(f, "it did not start", detail)?;
+                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_LAB_PROGRAM); kubectl sockpath doctor examines what it needs")
+            }
+            Self::Mute { detail } => {
+                with(f, "it runs, but does not say hello", detail)?;
+                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
+            }
+            Self::Silent { patience, detail } => {
+                with(f, &format!("nothing was heard from it for {} s", patience.as_secs()), detail)?;
+                f.write_str("\nits node or kubelet may be cut off, or it hangs; kubectl sockpath doctor examines the node")
+            }
+            Self::Version { protocol, release } => write!(
+                f,
+                "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
+                 use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_LAB_PROGRAM) or the plugin of release {release}"
+            ),
+            Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
+            Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}
+
+impl SessionError {
+    /// The failure as a sentence about the helper on `name`.
+    #[must_use]
+    pub fn on(&self, name: &str) -> String {
+        match self {
+            // Most say on which node it was.
+            Self::Absent { detail } if detail.lines().next().is_some_and(|line| line.contains(name)) => detail.clone(),
+            Self::Absent { detail } => format!("node {name} took no part: {detail}"),
+            other => format!("the helper on {name}: {other}"),
+        }
+    }
+
+    /// The same with what was found out afterwards.
+    #[must_use]
+    pub(super) fn with(self, aftermath: &Aftermath) -> Self {
+        match self {
+            Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
+            Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
+            Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
+            // It ran until we ended it; what that looked like from outside is no cause.
+            Self::Mute { detail } => {
+                Self::Mute { detail: join(&detail, &Aftermath { cause: String::new(), stderr: aftermath.stderr.clone() }) }
+            }
+            other => other,
+        }
+    }
+}
+
+/// A detail, what is known about the end, and the last lines, as far as there are any.
+pub(super) fn join(detail: &str, aftermath: &Aftermath) -> String {
+    let stderr = aftermath.stderr.trim().trim_start_matches("error: ").replace('\n', "; ");
+    [detail, &aftermath.cause, &stderr].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(": ")
+}
