@@ -9,10 +9,9 @@ use sockpath_protocol::accel::{AccelSummary, Pair, PairState, PairsSnapshot, Rea
 
 use super::columns;
 use super::line::Line;
-use super::table::Table;
 use crate::duration::{human, nanos};
 use crate::output::Text;
-use crate::terminal::{Paint, Style};
+use crate::terminal::{Paint, Style, fit};
 
 /// The pairs of one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -1,6 +1,6 @@
 //! Tables: columns without borders, each cell harmless, on one line and of bounded length.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, presets};
+use comfy_table::{Cell, ContentArrangement, Row, presets};
 use sockpath_protocol::text::field_within;
 
 use crate::output::Text;
@@ -17,8 +17,6 @@ pub struct Table<'s> {
     paints: Vec<Option<Paint>>,
     /// Whether it has to fit the terminal.
     fits: bool,
-    /// Columns whose cells are aligned to the right.
-    right: &'static [usize],
 }
 
 impl<'s> Table<'s> {
@@ -40,27 +38,21 @@ impl<'s> Table<'s> {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
         table.set_header(heads);
-        Self { style, table, paints: Vec::new(), fits, right: &[] }
+        Self { style, table, paints: Vec::new(), fits }
     }
 
     /// Adds a row; `height` is how many lines it may be broken into where it does not fit.
     pub fn row<T: AsRef<str>>(&mut self, paint: Option<Paint>, height: Option<usize>, cells: impl IntoIterator<Item = T>) {
-        let cell = |(column, text): (usize, T)| {
+        let cell = |text: T| {
             let text = field_within(text.as_ref(), LONGEST_CELL);
-            let cell = Cell::new(self.style.shown(&text));
-            if self.right.contains(&column) { cell.set_alignment(CellAlignment::Right) } else { cell }
+            Cell::new(self.style.shown(&text))
         };
-        let mut row = Row::from(cells.into_iter().enumerate().map(cell).collect::<Vec<_>>());
+        let mut row = Row::from(cells.into_iter().map(cell).collect::<Vec<_>>());
         if let Some(height) = height {
             row.max_height(height);
         }
         self.table.add_row(row);
         self.paints.push(paint);
-    }
-
-    /// Aligns the cells of these columns to the right, their heads to the left.
-    pub fn align_cells(&mut self, columns: &'static [usize]) {
-        self.right = columns;
     }
 
     /// Aligns these columns to the right, their heads too.

@@ -75,6 +75,7 @@ impl Default for Heard {
             lost: Vec::new(),
             bypassed: Kept::of(BYPASSED_KEPT),
             error: None,
+            stopped: Vec::new(),
             summaries: Vec::new(),
             canaries: Kept::of(CANARIES_KEPT),
         }
