@@ -1,6 +1,6 @@
 //! Tables: columns without borders, each cell harmless, on one line and of bounded length.
 
-use comfy_table::{Cell, ContentArrangement, Row, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, presets};
 use sockpath_protocol::text::field_within;
 
 use crate::output::Text;
