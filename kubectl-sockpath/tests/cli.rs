@@ -258,7 +258,7 @@ fn completion_answers_kubectl() {
     let link = dir.join("kubectl_complete-sockpath");
     symlink(PLUGIN, &link).expect("link");
     let out = run(Command::new(&link).env("SOCKPATH_LAB_PROGRAM", helper), &["trace", "--lab", ""]);
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\n:4\n");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\nnode/node-1\tnode\n:4\n");
     for shell in ["bash", "zsh", "fish"] {
         let out = run(&mut Command::new(PLUGIN), &["completion", shell]);
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("__complete"), "{shell}");

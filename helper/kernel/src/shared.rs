@@ -31,10 +31,9 @@ unsafe impl<T: Shared> Sync for Mapped<T> {}
 
 impl<T: Shared> Mapped<T> {
     /// Maps the array with that many values.
-
+    ///
     /// # Errors
     /// When the kernel refuses, or the values are not of the size of `T`.
-
     pub fn new(map: BorrowedFd<'_>, value_size: u32, count: u32) -> io::Result<Self> {
         let (size, count) = (size_of::<T>(), count as usize);
         // The kernel puts values at multiples of 8 bytes.

@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(choices(&["lab"], "e"), ["exec"]);
         assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish"]);
         assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
-        assert_eq!(choices(&["trace"], "--no"), ["--no-probe"]);
+        assert_eq!(choices(&["trace"], "--no"), ["--no-probe", "--no-rules"]);
         assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));
         let workloads = ["<deploy/Deployment>", "<sts/StatefulSet>", "<node/node>"];
         assert_eq!(choices(&["trace"], ""), [&["<pod>"][..], &workloads[..]].concat());

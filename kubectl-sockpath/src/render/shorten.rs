@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn wide_characters_take_two_columns() {
-        assert_eq!(all(&names(&["日本語日本語日本語:80", "a:1"]), 11, true), ["日本…本語:80", "a:1"]);
+        assert_eq!(all(&names(&["日本語日本語日本語:80", "a:1"]), 11, true), ["日…本語:80", "a:1"]);
     }
 
     #[test]

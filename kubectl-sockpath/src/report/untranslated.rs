@@ -124,7 +124,7 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
     let seen_by_netfilter = steps().any(|s| is_netfilter(s.stage));
     let mut evidence = Vec::new();
     // Before conntrack's place in PRE_ROUTING no packet has a connection.
-    let behind = states.iter().filter(|(hook, _)| !hook.contains("PRE_ROUTING first")).next_back();
+    let behind = states.iter().rfind(|(hook, _)| !hook.contains("PRE_ROUTING first"));
     let why = match behind {
         Some((hook, ConnectionState::None)) => {
             evidence.push(format!("at {hook} on {} conntrack had no connection for it: it had found the packet invalid", of.node));

@@ -231,6 +231,10 @@ fn started_after(fleet: &mut Fleet, node: &'static str, delay: Duration) -> toki
                 Ok(Ok(Some(line))) => {
                     heard.push(line.clone());
                     if !line.contains("finish") {
+                        // As real ones say that they are alive.
+                        let mut alive = serde_json::to_vec(&Message::Heartbeat).unwrap();
+                        alive.push(b'\n');
+                        let _ = writer.write_all(&alive).await;
                         continue;
                     }
                     EndReason::Finished

@@ -221,7 +221,7 @@ impl Assembler {
         for (number, found) in self.rules.last_answers(patience) {
             self.ready.extend(self.pending.answer(number, found).map(Message::Packet));
         }
-        self.ready.extend(self.pending.give_up().into_iter().map(Message::Packet));
+        self.ready.extend(self.pending.give_up().map(Message::Packet));
         self.take()
     }
 

@@ -44,11 +44,11 @@ impl Pending {
     }
 
     /// The packets that still wait, as they are.
-    pub fn give_up(&mut self) -> Vec<Box<Packet>> {
+    pub fn give_up(&mut self) -> impl Iterator<Item = Box<Packet>> {
         self.questions.clear();
         let mut packets: Vec<_> = self.packets.drain().collect();
         packets.sort_unstable_by_key(|(key, _)| *key);
-        packets.into_iter().map(|(_, (packet, _))| packet).collect()
+        packets.into_iter().map(|(_, (packet, _))| packet)
     }
 }
 

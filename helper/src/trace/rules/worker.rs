@@ -22,10 +22,13 @@ const MOST_ANSWERS: usize = 4096;
 /// With more rules than this only those of one namespace are kept in memory.
 const MANY_RULES: usize = 10_000;
 
+/// Where numbered questions go, and where their answers come from.
+type Ends = (Sender<(u64, Question)>, Receiver<(u64, Found)>);
+
 /// Asks the thread, and takes its answers.
 #[derive(Debug, Default)]
 pub struct Rules {
-    thread: Option<(Sender<(u64, Question)>, Receiver<(u64, Found)>)>,
+    thread: Option<Ends>,
     asked: u64,
     answered: u64,
 }
