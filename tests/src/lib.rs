@@ -10,6 +10,7 @@ pub mod pod_fields;
 pub mod polled;
 pub mod programs;
 pub mod restore;
+pub mod sbom;
 pub mod services;
 pub mod snapshot;
 pub mod talk;

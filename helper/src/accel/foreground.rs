@@ -104,7 +104,7 @@ fn find_pods(session: &mut Session, request: &AccelerateRequest) -> Result<Chose
 
 /// Makes sure that nobody else accelerates here; leftovers of an ended lease are drained and removed.
 async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
-    if pins.claim()? {
+    if pins.claim(session.site())? {
         return Ok(());
     }
     if let Some(instance) = Instance::open(pins)? {
@@ -129,7 +129,7 @@ async fn clear_the_way(session: &mut Session, pins: &Pins) -> Result<()> {
         session.warn(format!("removed what {} left behind", instance.owner()))?;
     }
     pins.remove()?;
-    if pins.claim()? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
+    if pins.claim(session.site())? { Ok(()) } else { Err(Coded::new("held", "somebody else has just started to accelerate on this node")) }
 }
 
 /// Tries the kernel out on private sockets, then meets the sockets of the pods.

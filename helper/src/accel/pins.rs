@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use crate::session::Coded;
 use crate::site::Site;
 
 /// Where the kernel's BPF file system is mounted by convention.
@@ -67,14 +69,27 @@ impl Pins {
         may_be(&self.path(name))
     }
 
-    /// Makes the directory, and mounts the BPF file system where a node has none. Making it is the lock between two starters:
-    /// `false` means that somebody else was first.
-    pub fn claim(&self) -> Result<bool> {
+    /// Makes the directory on the BPF file system of the machine. Making it is the lock between two starters: `false` means that another
+    /// was first. In the lab the file system is mounted where the machine has none.
+    ///
+    /// # Errors
+    /// On a node whose BPF file system this process does not see: pins on another one would go with the helper's pod, and a socket that leaves
+    /// the map with them loses what is unread.
+    pub fn claim(&self, site: &Site) -> Result<bool> {
         let root = Path::new(BPFFS);
-        if statfs(root).with_context(|| format!("cannot examine {BPFFS}"))?.filesystem_type() != BPF_FS_MAGIC {
+        let is_bpffs = statfs(root).with_context(|| format!("cannot examine {BPFFS}"))?.filesystem_type() == BPF_FS_MAGIC;
+        if has_to_be_mounted(site, is_bpffs, is_of_the_node(root))? {
             mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)
-                .with_context(|| format!("cannot mount the BPF file system on {BPFFS} (needs CAP_SYS_ADMIN; or mount it on the node)"))?;
+                .with_context(|| format!("cannot mount the BPF file system on {BPFFS} (needs CAP_SYS_ADMIN)"))?;
         }
+        self.make()
+    }
+
+    /// Makes the directory, on whatever file system is there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn make(&self) -> Result<bool> {
         match fs::create_dir(&self.dir) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -99,6 +114,52 @@ impl Pins {
     }
 }
 
+/// Whether a mount point here is the same file system as that of process 1; `None` where that is out of reach.
+fn is_of_the_node(path: &Path) -> Option<bool> {
+    let beneath = path.strip_prefix("/").ok()?;
+    let of_the_node = fs::metadata(Path::new("/proc/1/root").join(beneath)).ok()?;
+    Some(fs::metadata(path).ok()?.dev() == of_the_node.dev())
+}
+
+/// Whether the BPF file system has to be mounted first.
+fn has_to_be_mounted(site: &Site, is_bpffs: bool, is_of_the_node: Option<bool>) -> Result<bool> {
+    match (site, is_bpffs, is_of_the_node) {
+        (Site::Lab(_), is_bpffs, _) => Ok(!is_bpffs),
+        (Site::Node, true, Some(true) | None) => Ok(false),
+        (Site::Node, ..) => Err(Coded::new(
+            "bpffs",
+            format!(
+                "this node has no BPF file system at {BPFFS} that the helper shares: what is pinned would go with the helper's pod, and unread \
+                 bytes with it; run `mount -t bpf bpf {BPFFS}` on the node (systemd does so at boot), and see that the helper pod mounts it as a hostPath"
+            ),
+        )),
+    }
+}
+
 fn may_be(path: &Path) -> bool {
     !fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::LabName;
+
+    #[test]
+    fn pins_are_made_on_the_bpf_file_system_of_the_node_only() {
+        for (is_bpffs, of_the_node) in [(false, Some(true)), (false, None), (true, Some(false))] {
+            let refused = has_to_be_mounted(&Site::Node, is_bpffs, of_the_node).expect_err("pins would go with the pod");
+            assert!(refused.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{refused}");
+        }
+        for of_the_node in [Some(true), None] {
+            assert!(!has_to_be_mounted(&Site::Node, true, of_the_node).expect("it is the node's"));
+        }
+    }
+
+    #[test]
+    fn a_lab_mounts_what_its_machine_lacks() {
+        let lab = Site::Lab(LabName::new("").expect("the default lab"));
+        assert!(has_to_be_mounted(&lab, false, None).expect("it is mounted"));
+        assert!(!has_to_be_mounted(&lab, true, Some(true)).expect("it is there"));
+    }
 }

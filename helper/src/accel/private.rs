@@ -38,7 +38,7 @@ pub fn in_private_bpffs<R: Send>(f: impl FnOnce(&Pins) -> Result<R> + Send) -> R
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
                 .with_context(|| format!("cannot mount a BPF file system of our own on {BPFFS}"))?;
             let pins = Pins::of(&Site::Node);
-            if !pins.claim()? {
+            if !pins.make()? {
                 bail!("{} exists in a fresh file system", pins.dir().display());
             }
             f(&pins)
