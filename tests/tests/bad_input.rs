@@ -41,7 +41,8 @@ fn names_that_do_not_fit() {
         (&["nobody", "httpbin"], "nobody", 1),
         (&["curl", "svc/nothing"], "nothing", 1),
         (&["curl", "deploy/nothing"], "nothing", 1),
-        (&["curl", "httpbin:http"], "port", 2),
+        // The name of a port, which this pod does not have.
+        (&["curl", "httpbin:http"], "port", 1),
         (&["curl", "httpbin:0"], "port", 2),
         (&["curl", "httpbin:70000"], "port", 2),
         (&["curl", "curl"], "same pod", 2),
