@@ -126,7 +126,8 @@ fn sources_read_these_environment_variables_only() {
         // Options of the command line, which `--help` shows.
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_IMAGE",
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_NAMESPACE",
-        // As kubectl has it.
+        // As kubectl has them: KUBECONFIG, and KUBERNETES_SERVICE_HOST for a plugin that runs in a pod.
+        "kubectl-sockpath/src/cluster/client.rs: name",
         "kubectl-sockpath/src/cluster/kubeconfig.rs: KUBECONFIG",
         // Who asks, for labels and for a second user.
         "kubectl-sockpath/src/cluster/owner.rs: HOSTNAME",
@@ -138,6 +139,7 @@ fn sources_read_these_environment_variables_only() {
         "kubectl-sockpath/src/lab.rs: PATH",
         "kubectl-sockpath/src/lab.rs: SOCKPATH_LAB_PROGRAM",
         // COLUMNS, NO_COLOR, TERM and the locale.
+        "kubectl-sockpath/src/terminal.rs: COLUMNS",
         "kubectl-sockpath/src/terminal.rs: name",
     ];
     assert_eq!(reads, expected.into_iter().map(str::to_owned).collect());
