@@ -48,7 +48,7 @@ pub fn request(lab: &Lab, source: &str, target: &str) -> TraceRequest {
 impl Session {
     /// Starts a helper and waits until it is armed.
     pub fn start(lab: &Lab, request: TraceRequest) -> Self {
-        let mut child = lab.helper().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = lab.helper().arg("session").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
         let mut session = Self { child, stdin, stdout, said: Vec::new() };
         session.ask(&Request::Trace(Box::new(request)));
