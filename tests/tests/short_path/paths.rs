@@ -130,13 +130,12 @@ fn answers_ttl(socket: &UdpSocket) -> i32 {
 }
 
 fn echo(socket: &UdpSocket, times: usize) -> i32 {
-    (0..times)
-        .map(|_| {
-            socket.send(b"ping").expect("send");
-            answers_ttl(socket)
-        })
-        .last()
-        .expect("at least once")
+    let mut ttl = None;
+    for _ in 0..times {
+        socket.send(b"ping").expect("send");
+        ttl = Some(answers_ttl(socket));
+    }
+    ttl.expect("at least once")
 }
 
 /// UDP that both sides have sent is carried too, and its TTL is what routing would have made of it.
