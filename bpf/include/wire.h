@@ -169,7 +169,7 @@ struct accel_end {
 	/* Written by user space and, while it gives, under the writer's lock: bytes in its hand that TCP does not have yet. */
 	enum accel_relay relay;
 	__u32 hand;
-	/* Inode of the socket's file, once somebody splices at one of the connection's ends. */
+	/* Inode of the socket's file, once a reader at one of the connection's ends uses splice(2). */
 	__u64 inode;
 	/* When the writer first had to wait for the relay. */
 	__u64 relay_since;

@@ -2,7 +2,7 @@
 /* Sockets come to be known here, when they are established or, live, by iteration; and are forgotten when they close. */
 
 /*
- * Half of the slots are for whoever comes first; of the rest each namespace may use as many as its fair share allows.
+ * Half of the slots are given out in the order of requests; of the rest each namespace may use as many as its fair share allows.
  */
 static __always_inline bool may_have_slot(const struct accel_control *ctl, const struct accel_share *share)
 {
@@ -98,7 +98,7 @@ static __always_inline void forget(struct accel_control *ctl, struct accel_end *
 {
 	struct accel_end *peer;
 
-	/* Once, whoever finds out. */
+	/* A change of state and a look may both find that it is gone: only one of them counts it. */
 	if (!cookie || __sync_val_compare_and_swap(&e->cookie, cookie, 0) != cookie)
 		return;
 	if (e->peer_cookie) {

@@ -224,9 +224,7 @@ impl Attendance<'_> {
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
             self.instance.look()?;
-        }
-        // Sockets that have just left the map, too.
-        if leaving || spilled {
+            // Sockets that have just left the map, too.
             rearm(self.instance, self.chosen.pods())?;
         }
         self.observation.adjust(&all)?;

@@ -327,3 +327,32 @@ impl Remote {
         }
     }
 }
+
+/// Requests and answers in turn, by one thread on each side.
+///
+/// # Panics
+/// When a byte is wrong, or a call fails.
+pub fn exchange(client: &Remote, server: &Remote, times: usize) {
+    for i in 0..times {
+        let request = format!("request {i}").into_bytes();
+        client.send(&request);
+        assert_eq!(server.recv_exactly(request.len()), request);
+        let answer = format!("answer {i}").into_bytes();
+        server.send(&answer);
+        assert_eq!(client.recv_exactly(answer.len()), answer);
+    }
+}
+
+/// Twenty pieces of content `id`, each read after poll(2) and answered by a byte.
+///
+/// # Panics
+/// When a byte is wrong, or a call fails.
+pub fn converse(client: &Remote, server: &Remote, id: u64) {
+    for step in 0..20 {
+        client.send_content(id, step * 50, 50);
+        let read = server.number(Op::ReadContent { id, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
+        assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
+        server.send(b"!");
+        assert_eq!(client.recv_exactly(1), b"!");
+    }
+}

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sockpath_protocol::accel::Reason;
 use sockpath_tests::torture::agent::Op;
+use sockpath_tests::torture::pods::converse;
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{Scene, assert_left_alone, exchange};
@@ -68,14 +69,7 @@ fn h18_port_reuse() {
     for round in 0..40u64 {
         let client = scene.curl.connect_from(to, Some(from));
         let server = listener.accept();
-        for step in 0..20 {
-            client.send_content(round, step * 50, 50);
-            let read =
-                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
-            assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
-            server.send(b"!");
-            assert_eq!(client.recv_exactly(1), b"!");
-        }
+        converse(&client, &server, round);
         // A reset frees the pair of addresses at once.
         client.done(Op::Linger { seconds: Some(0) });
         client.close();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sockpath_protocol::accel::{Pair, PairState, Reason};
 use sockpath_tests::lab::Lab;
 use sockpath_tests::torture::accelerator::{Accelerator, Choice};
+pub use sockpath_tests::torture::pods::exchange;
 use sockpath_tests::torture::pods::{Pod, Remote};
 
 /// `SO_*` and `TCP_*` values by name are in libc; these are the levels.
@@ -58,18 +59,6 @@ impl Scene {
         let (client, server) = self.connect(port);
         await_accelerated(on, &client, &server);
         (client, server)
-    }
-}
-
-/// Requests and answers in turn, by one thread on each side.
-pub fn exchange(client: &Remote, server: &Remote, times: usize) {
-    for i in 0..times {
-        let request = format!("request {i}").into_bytes();
-        client.send(&request);
-        assert_eq!(server.recv_exactly(request.len()), request);
-        let answer = format!("answer {i}").into_bytes();
-        server.send(&answer);
-        assert_eq!(client.recv_exactly(answer.len()), answer);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use sockpath_tests::torture::agent::{Answer, Op};
-use sockpath_tests::torture::pods::Remote;
+use sockpath_tests::torture::pods::{Remote, converse};
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{Family, Scene, await_short, exchange, rows};
@@ -73,14 +73,7 @@ fn ports_are_used_again_at_once() {
     for round in 0..40u64 {
         let client = scene.curl.connect_from(to, Some(from));
         let server = listener.accept();
-        for step in 0..20 {
-            client.send_content(round, step * 50, 50);
-            let read =
-                server.number(Op::ReadContent { id: round, from: step * 50, to: step * 50 + 50, kind: ReaderKind::Poll, pause_us: 0 });
-            assert_eq!(read, i64::try_from(step * 50 + 50).expect("a small number"));
-            server.send(b"!");
-            assert_eq!(client.recv_exactly(1), b"!");
-        }
+        converse(&client, &server, round);
         // Now and then the connection has every chance to be on the short path when it ends.
         if round % 10 == 0 {
             redirected += await_short(&mut on, &client, &server)[0].bypassed_messages;

@@ -8,6 +8,7 @@ use sockpath_protocol::accel::{Pair, PairState, Reason, Via};
 use sockpath_protocol::lab::Overlay;
 use sockpath_tests::lab::Lab;
 use sockpath_tests::torture::accelerator::{Accelerator, Choice};
+pub use sockpath_tests::torture::pods::exchange;
 use sockpath_tests::torture::pods::{Pod, Remote};
 
 /// Longest wait for a connection to get to a state.
@@ -83,18 +84,6 @@ impl Scene {
     pub fn tuple(client: &Remote, dialled: SocketAddr) -> Tuple {
         let local = client.local();
         Tuple { protocol: TCP, source: SocketAddr::new(local.ip().to_canonical(), local.port()), destination: dialled }
-    }
-}
-
-/// Requests and answers in turn.
-pub fn exchange(client: &Remote, server: &Remote, times: usize) {
-    for i in 0..times {
-        let request = format!("request {i}").into_bytes();
-        client.send(&request);
-        assert_eq!(server.recv_exactly(request.len()), request);
-        let answer = format!("answer {i}").into_bytes();
-        server.send(&answer);
-        assert_eq!(client.recv_exactly(answer.len()), answer);
     }
 }
 
