@@ -1,10 +1,11 @@
 //! Fills the document from what was captured.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use sockpath_protocol::advice;
 use sockpath_protocol::packet::{Direction, Outcome, PacketKind, Place};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::{Pod, Service};
 
 use super::absent::Watch;
 use super::capture::Capture;
@@ -105,12 +106,17 @@ fn scenario(planned: Scenario, journeys: &[Journey<'_>]) -> Scenario {
     }
 }
 
-/// The Service whose address most requests were sent to.
+/// The Service that most requests were sent to.
 fn service(capture: &Capture, journeys: &[Journey<'_>]) -> Option<String> {
     let services = &capture.origin.plan.request.services;
-    let hit = |j: &Journey<'_>| services.iter().find(|s| s.frontends.iter().any(|f| f.addr.ip() == j.first().flow.to.ip()));
+    let hit = |j: &Journey<'_>| service_at(services, j.first().flow.to);
     let hits: Vec<_> = requests(journeys).filter_map(hit).collect();
     (hits.len() * 2 > requests(journeys).count()).then(|| hits.first().map(|s| format!("{}/{}", s.namespace, s.name))).flatten()
+}
+
+/// The Service that is dialled at this address and port. An address alone names none: node ports share those of the nodes.
+fn service_at(services: &[Service], dialled: SocketAddr) -> Option<&Service> {
+    services.iter().find(|s| s.frontends.iter().any(|f| f.addr == dialled))
 }
 
 fn requests<'j>(journeys: &'j [Journey<'j>]) -> impl Iterator<Item = &'j Journey<'j>> {
@@ -360,5 +366,21 @@ pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
         end_to_end_ns: journey.end_to_end_ns,
         outcome: journey.outcome().clone(),
         hops,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sockpath_protocol::request::{Frontend, Protocol};
+
+    use super::*;
+
+    #[test]
+    fn a_port_of_the_node_that_is_no_node_port_is_no_service() {
+        let frontends = ["10.96.0.1:80", "192.0.2.1:30080"].map(|a| Frontend { addr: a.parse().unwrap(), protocol: Protocol::Tcp });
+        let services =
+            [Service { namespace: "shop".to_owned(), name: "web".to_owned(), frontends: frontends.to_vec(), backends: Vec::new() }];
+        let at = |addr: &str| service_at(&services, addr.parse().unwrap()).map(|s| s.name.as_str());
+        assert_eq!(["10.96.0.1:80", "192.0.2.1:30080", "192.0.2.1:10250", "10.96.0.1:81"].map(at), [Some("web"), Some("web"), None, None]);
     }
 }
