@@ -112,3 +112,33 @@ pub fn apply(cluster: &Cluster, object: &Value) {
     run(cluster.kubectl().args(["apply", "-f"]).arg(&file));
     let _ = std::fs::remove_file(file);
 }
+
+/// A seccomp profile in the kubelet's directory of every node, until this is dropped.
+#[derive(Debug)]
+pub struct SeccompProfile<'a> {
+    cluster: &'a Cluster,
+    path: String,
+}
+
+impl<'a> SeccompProfile<'a> {
+    /// `name` is a file name, `text` the profile.
+    ///
+    /// # Panics
+    /// When a node cannot take it.
+    #[must_use]
+    pub fn named(cluster: &'a Cluster, name: &str, text: &str) -> Self {
+        let profile = Self { cluster, path: format!("/var/lib/kubelet/seccomp/{name}") };
+        for node in cluster.nodes() {
+            run(&mut cluster.in_node(&node, &["sh", "-c", "mkdir -p ${0%/*} && echo \"$1\" > $0", &profile.path, text]));
+        }
+        profile
+    }
+}
+
+impl Drop for SeccompProfile<'_> {
+    fn drop(&mut self) {
+        for node in self.cluster.nodes() {
+            let _ = self.cluster.in_node(&node, &["rm", "-f", &self.path]).status();
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sockpath_tests::changes::{Changing, Undo, Unenforced, apply};
+use sockpath_tests::changes::{Changing, SeccompProfile, Undo, Unenforced, apply};
 use sockpath_tests::cluster::{Cluster, HELPERS, IN_FORCE, NAMESPACE, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
 
 const TRACE: [&str; 4] = ["trace", "client", "web:8080", "--probe"];
@@ -78,7 +78,6 @@ fn a_helper_that_is_left_to_the_scheduler_is_told() {
 fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
     let Some(cluster) = own_cluster_or_skip("seccomp_profiles_that_are_missing_or_refuse_bpf_are_told") else { return };
     let _unenforced = Unenforced::of(&cluster);
-    let profile = "/var/lib/kubelet/seccomp/e2e.json";
     let value = r#"Object.spec.containers.securityContext.seccompProfile{type: "Localhost", localhostProfile: "e2e.json"}"#;
     let path = "/spec/containers/0/securityContext/seccompProfile";
     let _changing = Changing::by(&cluster, &format!(r#"[JSONPatch{{op: "replace", path: "{path}", value: {value}}}]"#));
@@ -86,10 +85,8 @@ fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
     let words = ["on node n1 cannot be started", "cannot load seccomp profile", "--seccomp Unconfined", changed];
     assert_refused(&cluster, &TRACE, &words);
     let refusing = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["bpf"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}"#;
-    for node in cluster.nodes() {
-        run(&mut cluster.in_node(&node, &["sh", "-c", &format!("mkdir -p ${{0%/*}} && echo '{refusing}' > $0"), profile]));
-    }
-    let words = ["n1: the seccomp profile of the helper's container refuses bpf(2)", "\nrun it with --seccomp Unconfined", changed];
+    let _profile = SeccompProfile::named(&cluster, "e2e.json", refusing);
+    let words = ["n1: the seccomp profile of the helper's container refuses bpf(2)", "\n  run it with --seccomp Unconfined", changed];
     assert_refused(&cluster, &TRACE, &words);
     assert_refused(&cluster, &["accelerate", "client", "web"], &words);
     let doctor = output(cluster.plugin().args(["doctor", "-o", "json"]));
@@ -97,9 +94,6 @@ fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
     let checks = report["checks"].as_array().unwrap();
     let rows: Vec<&Value> = checks.iter().filter(|c| c["name"] == "seccomp" && c["state"] == "failed").collect();
     assert_eq!((doctor.status.code(), rows.len()), (Some(1), cluster.nodes().len()), "{report:#}");
-    for node in cluster.nodes() {
-        run(&mut cluster.in_node(&node, &["rm", profile]));
-    }
     cluster.assert_nothing_left();
 }
 
@@ -139,7 +133,7 @@ fn helpers_of_another_release_or_none_are_told() {
     assert_refused(
         &cluster,
         &["--helper-image", &images[0], "accelerate", "client", "web"],
-        &["\nuse a helper of release", "--helper-image"],
+        &["\n  use a helper of release", "--helper-image"],
     );
     let gone = ["--helper-image", &images[2], "trace", "client", "web:8080"];
     assert_refused(&cluster, &gone, &["on node n1", "exit code 64", ": usage: another tool", "check --helper-image"]);
