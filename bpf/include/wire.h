@@ -499,7 +499,7 @@ enum trace_rest {
 /* Slots of the table of namespaces, a power of two, and how many are looked at. */
 #define TRACE_NET_SLOTS 128
 #define TRACE_NET_PROBES 4
-#define TRACE_MAX_SOURCES 8
+#define TRACE_MAX_SOURCES 16
 #define TRACE_MAX_TARGETS 64
 #define TRACE_MAX_UPLINKS 8
 

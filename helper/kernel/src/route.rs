@@ -1,4 +1,4 @@
-//! Where the kernel would send a packet that it forwards (include/uapi/linux/rtnetlink.h).
+//! Where the kernel would send a packet, and from which address (include/uapi/linux/rtnetlink.h).
 
 use std::io;
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ const RTA_SRC: u16 = 2;
 const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_VIA: u16 = 18;
 const RTA_ENCAP: u16 = 22;
@@ -47,6 +48,18 @@ pub fn forwarding(socket: &mut Socket, source: IpAddr, destination: IpAddr, devi
     let answers = socket.request(RTM_GETROUTE, 0, body.bytes())?;
     let route = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| read(&m.body));
     route.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
+}
+
+/// The address that the socket's namespace gives its own packets to this destination.
+///
+/// # Errors
+/// When there is no route.
+pub fn source(socket: &mut Socket, destination: IpAddr) -> io::Result<IpAddr> {
+    let mut header = [0u8; RTMSG];
+    (header[0], header[1]) = (family(destination), if destination.is_ipv4() { 32 } else { 128 });
+    let answers = socket.request(RTM_GETROUTE, 0, Body::new(&header).with(RTA_DST, &octets(destination)).bytes())?;
+    let source = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| Attributes::behind(&m.body, RTMSG).address(RTA_PREFSRC));
+    source.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
 }
 
 fn read(body: &[u8]) -> Option<Route> {

@@ -1,14 +1,17 @@
 //! What a trace watches: the namespaces of the pair on this node, its addresses, its devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
+use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_kernel::route;
 use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Link, Links};
+use super::netns::inside;
 use super::places::{Equipment, Places, ReadDevices, Territory};
 use crate::node::{self, Netns};
 use crate::session::Coded;
@@ -69,6 +72,7 @@ impl Scene {
             return Err(Coded::new("not-here", "neither the source nor a target of this trace is on this node"));
         }
         scene.collect_addresses(request);
+        scene.add_addresses_of_node(request)?;
         scene.collect_links()?;
         let elsewhere = !here(&request.source) || request.targets.is_empty() || request.targets.iter().any(|p| !here(p));
         if elsewhere {
@@ -121,6 +125,20 @@ impl Scene {
         }
         self.targets.sort_by_key(|e| (e.ip, e.port));
         self.targets.dedup();
+    }
+
+    /// A node has an address for each of its links; routing decides which one a pod sees.
+    fn add_addresses_of_node(&mut self, request: &TraceRequest) -> Result<()> {
+        let Some(netns) = self.source.as_ref().filter(|_| request.source.host_network) else { return Ok(()) };
+        let targets: BTreeSet<IpAddr> = self.targets.iter().map(|e| e.ip).collect();
+        let found = inside(netns, || {
+            let mut socket = Socket::open(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+            // What cannot be reached is what a trace may be about.
+            Ok(targets.into_iter().filter_map(|ip| route::source(&mut socket, ip).ok()).collect::<BTreeSet<IpAddr>>())
+        })?;
+        let known: Vec<IpAddr> = self.sources.iter().map(|e| e.ip).collect();
+        self.sources.extend(found.into_iter().filter(|ip| !known.contains(ip)).map(|ip| Endpoint { ip, port: 0 }));
+        Ok(())
     }
 
     fn collect_links(&mut self) -> Result<()> {
