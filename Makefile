@@ -1,5 +1,5 @@
-# sockpath: build, demonstrate, test. Every target works on a fresh Debian machine with Rust, git and make:
-# what else it needs is installed with apt, once, by .ci/deps.
+# sockpath: build, demonstrate, test. Every target works on a fresh Debian machine with Rust, git and make;
+# .ci/deps installs everything else with apt, once.
 
 SHELL := /bin/bash
 HOST := x86_64-unknown-linux-gnu
@@ -17,7 +17,7 @@ RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) cargo test --release --locked
 # place NAME...: puts static binaries into target/release, each at once, so that a running one stays what it is.
 place = @set -e; for name in $(1); do install -m 755 $(STATIC)/$$name $(BIN)/.$$name.new; mv $(BIN)/.$$name.new $(BIN)/$$name; done
 
-.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint deny deps clean help
+.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint words deny deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,9 @@ test: test-programs target/.deps-test ## Unit, golden, real-kernel and short tor
 unit: build ## Tests that need neither root nor a lab
 	$(RUN_TESTS) --workspace --exclude sockpath-tests
 
-kernel-tests: test-programs target/.deps-test ## Tests on this machine's kernel, in the lab (root)
-	$(RUN_TESTS) -p sockpath-tests -- --test-threads=1
+# A single one: make kernel-tests TEST=truth NAME=part_of_its_name
+kernel-tests: test-programs target/.deps-test ## Tests on this machine's kernel, in the lab (root); TEST=PROGRAM NAME=TEST for one
+	$(RUN_TESTS) -p sockpath-tests $(if $(TEST),--test $(TEST)) -- --test-threads=1 $(NAME)
 
 torture: test-programs target/.deps-test ## 20,000 connections with acceleration switched on and off at random (root)
 	cargo build --release --locked -p sockpath-tests --bins
@@ -80,7 +81,10 @@ image: build ## The helper's image as an OCI archive, without a daemon
 reproducible: deps ## Build the image twice from two directories and compare the digests
 	.ci/reproducible
 
-lint: deps ## Format and clippy, warnings denied
+words: ## Words to avoid (.ci/words)
+	.ci/words
+
+lint: words deps ## Words, format and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo clippy --release --locked -p sockpath-lab -p sockpath-helper --features test-switches --all-targets -- -D warnings

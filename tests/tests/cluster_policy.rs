@@ -304,7 +304,7 @@ fn a_running_helper_cannot_be_changed_or_entered() {
     ] {
         let out = kubectl(entering);
         let said = text(&out.stderr);
-        assert!(!out.status.success() && said.contains("nothing but attach is admitted"), "{entering:?}: {said}");
+        assert!(!out.status.success() && said.contains("only attach is admitted"), "{entering:?}: {said}");
     }
     // Controllers have to do with pods that go: the garbage collector takes a finalizer away.
     let deleted = kubectl(&["delete", "pod", name, "--cascade=foreground", "--timeout=60s"]);

@@ -74,7 +74,7 @@ impl Capability {
             Self::Bpf => "bpf(2): loading programs and creating maps (kernel/bpf/syscall.c, bpf_capable)",
             Self::Perfmon => "programs that read kernel memory: tracepoints, iterators, probe reads (bpf_prog_load, perfmon_capable)",
             Self::NetAdmin => {
-                "the loopback device of the canaries' private namespace; conntrack entries, netfilter rules (SIOCSIFFLAGS, nfnetlink_rcv)"
+                "the loopback device of the self-tests' private namespace; conntrack entries, netfilter rules (SIOCSIFFLAGS, nfnetlink_rcv)"
             }
             Self::SysPtrace => "opening another process's /proc/PID/ns/net (proc_ns_get_link, ptrace_may_access)",
             Self::SysAdmin => "setns(2) into a pod's network namespace, for netfilter hooks and probes there (netns_install)",
