@@ -25,7 +25,7 @@ const OURS: [&str; 2] = ["socks", "sockpath"];
 
 /// Capabilities by bit (include/uapi/linux/capability.h) and what is missing without each.
 const CAPABILITIES: [(u32, &str, &str); 6] = [
-    (39, "BPF", "nothing can be loaded"),
+    (39, "BPF", "no program can be loaded"),
     (38, "PERFMON", "no tracepoint or iterator can be loaded"),
     (12, "NET_ADMIN", "no netfilter hook, no acceleration"),
     (19, "SYS_PTRACE", "pods' network namespaces cannot be opened"),
@@ -55,7 +55,7 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
             rows.extend(trial.canaries.into_iter().map(Message::Canary));
         }
         Err(e) => {
-            let remedy = "accelerate is refused on this node; trace does not depend on it";
+            let remedy = "accelerate is refused on this node; trace works without it";
             rows.push(Message::Check(row("acceleration", CheckState::Failed, format!("{e:#}"), Some(remedy))));
         }
     }
@@ -86,8 +86,8 @@ fn btf() -> Check {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         row("BTF", CheckState::Ok, "/sys/kernel/btf/vmlinux", None)
     } else {
-        let remedy = "the kernel has to be built with CONFIG_DEBUG_INFO_BTF=y, as current distributions' kernels are";
-        row("BTF", CheckState::Failed, "the kernel does not describe its types", Some(remedy))
+        let remedy = "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, as kernels of current distributions are";
+        row("BTF", CheckState::Failed, "the kernel has no BTF type information", Some(remedy))
     }
 }
 
@@ -95,10 +95,10 @@ fn btf() -> Check {
 fn lockdown() -> Check {
     let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if text.contains("[confidentiality]") {
-        let remedy = "boot with lockdown=integrity: at this level programs may not read kernel memory";
+        let remedy = "boot with lockdown=integrity: at this level BPF programs may not read kernel memory";
         return row("lockdown", CheckState::Failed, "confidentiality", Some(remedy));
     }
-    let level = text.split(['[', ']']).nth(1).unwrap_or("not known to be on").to_owned();
+    let level = text.split(['[', ']']).nth(1).unwrap_or("unknown").to_owned();
     row("lockdown", CheckState::Ok, level, None)
 }
 
@@ -106,7 +106,7 @@ fn seccomp() -> Check {
     if seccomp::refuses_bpf() {
         return row("seccomp", CheckState::Failed, "the container's profile refuses bpf(2)", Some(seccomp::REMEDY));
     }
-    row("seccomp", CheckState::Ok, "lets bpf(2) through", None)
+    row("seccomp", CheckState::Ok, "permits bpf(2)", None)
 }
 
 /// What a trace can see with; what is missing is shown as inferred.
@@ -130,13 +130,13 @@ fn functions() -> Check {
     };
     let why = |kind: &str| choice.refused.get(kind).map(String::as_str).unwrap_or_default();
     match choice.way() {
-        Some(Way::Fentry) => row("functions", CheckState::Ok, format!("seen by fentry ({})", choice.chosen.len()), None),
+        Some(Way::Fentry) => row("functions", CheckState::Ok, format!("observed by fentry ({})", choice.chosen.len()), None),
         Some(Way::Kprobe) => {
-            row("functions", CheckState::Ok, format!("seen by kprobe ({}); fentry: {}", choice.chosen.len(), why("fentry")), None)
+            row("functions", CheckState::Ok, format!("observed by kprobe ({}); fentry: {}", choice.chosen.len(), why("fentry")), None)
         }
         None => {
-            let remedy = "the stages that only functions show are inferred from their neighbours, which trace says of each";
-            let found = format!("not seen; fentry: {}; kprobe: {}", why("fentry"), why("kprobe"));
+            let remedy = "stages that only functions show are inferred from their neighbours; trace marks them";
+            let found = format!("not observed; fentry: {}; kprobe: {}", why("fentry"), why("kprobe"));
             row("functions", CheckState::Degraded, found, Some(remedy))
         }
     }
@@ -148,7 +148,7 @@ fn calls(observed: &Observed) -> Check {
         Observed::AtFunctions(_) => (CheckState::Ok, None),
         Observed::AtSystemCalls(_) => (
             CheckState::Degraded,
-            Some("each system call of the node takes some 60 ns longer while pairs are accelerated; kernels with fentry do without"),
+            Some("each system call of the node takes some 60 ns longer while pairs are accelerated; kernels with fentry avoid this"),
         ),
     };
     row("calls", state, observed.to_string(), remedy)
@@ -157,16 +157,16 @@ fn calls(observed: &Observed) -> Check {
 /// Whether processes of pods and of the node can be seen and their namespaces opened.
 fn process_view(site: &Site) -> Check {
     if std::process::id() == 1 {
-        return row("processes", CheckState::Failed, "only the helper's own are seen", Some("the helper pod needs hostPID: true"));
+        return row("processes", CheckState::Failed, "only the helper's own are visible", Some("the helper pod needs hostPID: true"));
     }
     match Netns::open("/proc/1/ns/net") {
-        Ok(netns) => row("processes", CheckState::Ok, format!("the node's are seen, its network namespace is {}", netns.inode), None),
+        Ok(netns) => row("processes", CheckState::Ok, format!("the node's are visible, its network namespace is {}", netns.inode), None),
         Err(e) if !site.is_lab() => {
             let remedy = "the helper pod needs CAP_SYS_PTRACE, and no AppArmor or SELinux profile that hides other processes";
             row("processes", CheckState::Failed, format!("{e:#}"), Some(remedy))
         }
         // The lab names its namespaces by path.
-        Err(_) => row("processes", CheckState::Ok, "process 1 is out of reach here, which the lab does without", None),
+        Err(_) => row("processes", CheckState::Ok, "process 1 is not accessible here; the lab does not need it", None),
     }
 }
 
@@ -225,7 +225,7 @@ fn socket_maps() -> Check {
         let found = if ours.is_empty() { "none".to_owned() } else { format!("{} of ours", ours.len()) };
         return row("socket maps", CheckState::Ok, found, None);
     }
-    let remedy = "sockets in maps of others are left alone and go by TCP, or as their owner decides";
+    let remedy = "sockets in other programs' maps are excluded; they use TCP, or what their owner decides";
     row("socket maps", CheckState::Degraded, format!("others': {}", others.join(", ")), Some(remedy))
 }
 

@@ -210,7 +210,7 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
         Request::Stop(request) => accel::stop(session, &request).await,
         Request::Doctor => doctor::run(session),
         Request::Cleanup => accel::cleanup(session).await,
-        Request::Probe(_) | Request::LookForBypass => Err(Coded::new("protocol", "a probe was asked for outside a trace")),
+        Request::Probe(_) | Request::LookForBypass => Err(Coded::new("protocol", "a probe request outside a trace")),
         Request::Choose(_) | Request::Pause(_) | Request::Resume(_) => {
             Err(Coded::new("protocol", "`choose`, `pause` and `resume` belong to a running acceleration"))
         }

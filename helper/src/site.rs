@@ -30,7 +30,7 @@ impl LabName {
     pub fn new(name: &str) -> Result<Self> {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.len() > 32 || !name.chars().all(legal) || name.starts_with('-') || name.ends_with('-') {
-            bail!("a lab's name is made of up to 32 of a-z, 0-9 and '-', with '-' only inside");
+            bail!("a lab's name has up to 32 characters of a-z, 0-9 and '-', and does not start or end with '-'");
         }
         Ok(Self(name.to_owned()))
     }

@@ -8,14 +8,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::duration;
 
-/// See every stage of a packet's way between two pods, and shorten it.
+/// Trace every kernel stage between two pods, then bypass the ones you don't need.
 #[derive(Debug, Parser)]
 #[command(
     name = "kubectl-sockpath",
     version,
     disable_help_subcommand = true,
     propagate_version = false,
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 ran but saw nothing, 130 interrupted after cleaning up."
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage error, 3 ran but observed nothing, 130 interrupted after cleaning up."
 )]
 pub struct Cli {
     /// What to do.
@@ -63,19 +63,19 @@ pub struct Global {
     /// Bearer token for the API server
     #[arg(long, global = true, value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Name in the API server's certificate, where it is not that of the address
+    /// Server name in the API server's certificate, if it differs from the address
     #[arg(long, global = true, value_name = "NAME")]
     pub tls_server_name: Option<String>,
-    /// Do not verify the API server's certificate: anyone in between can read and change everything
+    /// Do not verify the API server's certificate; this makes the connection insecure
     #[arg(long, global = true)]
     pub insecure_skip_tls_verify: bool,
-    /// File of the certificate authority
+    /// Certificate authority file
     #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub certificate_authority: Option<PathBuf>,
-    /// File of the client's certificate
+    /// Client certificate file
     #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub client_certificate: Option<PathBuf>,
-    /// File of the client's key
+    /// Client key file
     #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub client_key: Option<PathBuf>,
     /// Image of the helper pod
@@ -84,17 +84,17 @@ pub struct Global {
     /// Namespace of the helper pod
     #[arg(long, global = true, value_name = "NS", env = "SOCKPATH_HELPER_NAMESPACE", default_value = "sockpath")]
     pub helper_namespace: String,
-    /// Seccomp profile of the helper pod: Unconfined where the runtime's own refuses bpf(2)
+    /// Seccomp profile of the helper pod: Unconfined if the runtime's profile refuses bpf(2)
     #[arg(long, global = true, value_name = "PROFILE", value_enum, default_value_t = Seccomp::RuntimeDefault, ignore_case = true)]
     pub seccomp: Seccomp,
-    /// How long to wait for one answer of the API server
+    /// Timeout of one request to the API server
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
     pub request_timeout: Duration,
-    /// How long to wait for a node's helper to start, also on nodes that are not ready; the others work meanwhile
-    /// [default: 2m, 20s without progress, not at all for nodes that are not ready]
+    /// Time to wait for a node's helper to start, including nodes that are not ready; other helpers do not wait
+    /// [default: 2m, 20s without progress, 0 for nodes that are not ready]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse)]
     pub wait_nodes: Option<Duration>,
-    /// Say more on stderr
+    /// Increase log verbosity
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// When to colour the output
@@ -105,11 +105,11 @@ pub struct Global {
 /// Seccomp profile of the helper pod, spelled as Kubernetes spells it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Seccomp {
-    /// The runtime's
+    /// The runtime's profile
     #[default]
     #[value(name = "RuntimeDefault")]
     RuntimeDefault,
-    /// None
+    /// No profile
     #[value(name = "Unconfined")]
     Unconfined,
 }
@@ -128,21 +128,21 @@ pub enum ColorChoice {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show every stage of a packet's way from one pod to another
+    /// Trace every kernel stage between two pods
     Trace(Box<Trace>),
-    /// Let bytes go from socket to socket between pods of one node
+    /// Redirect connections between pods, bypassing the node's network stack
     Accelerate(Accelerate),
-    /// Show what is accelerated
+    /// Show accelerated connections
     Status(Status),
-    /// Put accelerated connections back on their normal path
+    /// Stop acceleration and restore the normal path
     Stop(Stop),
-    /// Examine client, cluster and nodes
+    /// Check client, cluster and nodes
     Doctor(Doctor),
-    /// Remove every leftover of ours from cluster and nodes
+    /// Delete sockpath's remaining resources from cluster and nodes
     Cleanup(Cleanup),
-    /// Build, show, use or remove the lab on this machine
+    /// Create, show, use or remove the lab on this machine
     Lab(Lab),
-    /// Print the versions of the plugin and what it speaks
+    /// Print the versions of plugin and protocol
     Version(Version),
     /// Print a completion script
     Completion(Completion),
@@ -152,32 +152,32 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 SOURCE is NAME, pod/NAME, NS/NAME, one pod of a workload (deploy/NAME, sts/, ds/, rs/, job/, rc/) or of a label (app=web, NS/app=web), node/NAME, or
-an address of one of these. TARGET may also be svc/NAME, a name of DNS (web.shop, web.shop.svc.cluster.local), any address, [IPV6]:PORT, and
+an address of one of these. TARGET may also be svc/NAME, a DNS name (web.shop, web.shop.svc.cluster.local), any address, [IPV6]:PORT, and
 localhost:PORT or :PORT for another container of the same pod. PORT is a number or a name; its protocol is that of the Service or the container.
-A trace ends by itself: after 10 s or 100 requests; with --count after 5 minutes, with -o jsonl after an hour, at the latest.
+A trace ends after 10 s or 100 requests; with --count after 5 minutes, and with -o jsonl after an hour at the latest.
 
 Examples:
-  kubectl sockpath trace curl httpbin                the way between two pods
-  kubectl sockpath trace curl svc/httpbin --probe    through a Service, with a request of our own
+  kubectl sockpath trace curl httpbin                between two pods
+  kubectl sockpath trace curl svc/httpbin --probe    through a Service, sending a probe immediately
   kubectl sockpath trace curl :8081                  to a sidecar, over loopback
   kubectl sockpath trace curl httpbin -o json        one document for scripts")]
 pub struct Trace {
     /// The pod that sends requests
     #[arg(required_unless_present = "replay", value_name = "SOURCE")]
     pub source: Option<String>,
-    /// The pod, Service or address that answers
+    /// The pod, Service or address that receives them
     #[arg(required_unless_present = "replay", value_name = "TARGET[:PORT]")]
     pub target: Option<String>,
-    /// Container of TARGET whose port is meant (within one pod: the one that answers)
+    /// Container of TARGET that owns the port (within one pod: the receiving container)
     #[arg(short, long, value_name = "NAME")]
     pub container: Option<String>,
-    /// Send a probe at once
+    /// Send a probe immediately
     #[arg(long, conflicts_with = "no_probe")]
     pub probe: bool,
     /// Never send a probe
     #[arg(long)]
     pub no_probe: bool,
-    /// Protocol of the probe [default: that of the Service's port, tcp elsewhere]
+    /// Protocol of the probe [default: that of the Service's port, otherwise tcp]
     #[arg(long, value_enum)]
     pub protocol: Option<ProbeProtocol>,
     /// End after this many request packets with payload [default: 100, none with -o jsonl or --duration]
@@ -186,28 +186,28 @@ pub struct Trace {
     /// End after this time [default: 10s, 5m with --count, 1h with -o jsonl]
     #[arg(long, value_name = "D", value_parser = positive_duration)]
     pub duration: Option<Duration>,
-    /// Also show the accelerated way and what it saves
+    /// Also measure the socket path and show what it saves
     #[arg(long)]
     pub compare: bool,
-    /// Record every packet instead of a sample when traffic is hot
+    /// Record every packet instead of a sample at high packet rates
     #[arg(long)]
     pub every_packet: bool,
-    /// Leave netfilter's rules unread (the helper pod goes without CAP_NET_ADMIN): none is named then
+    /// Do not read netfilter rules (the helper pod runs without CAP_NET_ADMIN); the report then names no rule
     #[arg(long)]
     pub no_rules: bool,
-    /// Rules are named without it; the word is accepted
+    /// Accepted for compatibility; rules are named by default
     #[arg(long, hide = true, conflicts_with = "no_rules")]
     pub name_rules: bool,
-    /// Form of the output [default: a picture]
+    /// Output format [default: a waterfall diagram]
     #[arg(short, long, value_enum)]
     pub output: Option<TraceOutput>,
-    /// Also write the report as one self-contained HTML page
+    /// Also write the report to a self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Also write the packets' hops as a pcapng file
+    /// Also write the packets to a pcapng file, one record per hop
     #[arg(long, value_name = "FILE")]
     pub pcapng: Option<PathBuf>,
-    /// Also record what the helpers say, for --replay
+    /// Also record the helpers' messages, for --replay
     #[arg(long, value_name = "FILE", conflicts_with = "replay")]
     pub record: Option<PathBuf>,
     /// Render a recording instead of tracing
@@ -229,14 +229,14 @@ pub enum ProbeProtocol {
     Icmp,
 }
 
-/// Forms of `trace`'s output.
+/// Output formats of `trace`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TraceOutput {
-    /// A table of hops with everything known about each
+    /// A table of hops with all details
     Wide,
     /// One JSON document
     Json,
-    /// One JSON line per packet, as they come
+    /// One JSON line per packet, as packets arrive
     Jsonl,
     /// With --dry-run=client: the helper pod
     Yaml,
@@ -248,12 +248,12 @@ pub enum TraceOutput {
 POD is NAME, pod/NAME, NS/NAME, or deploy/NAME (sts/, ds/, rs/, job/, rc/), svc/NAME and LABEL=VALUE for all of their pods.
 
 Examples:
-  kubectl sockpath accelerate -n prod --dry-run      what would be done, pair by pair
+  kubectl sockpath accelerate -n prod --dry-run      what would be done, connection by connection
   kubectl sockpath accelerate -n prod                until Ctrl-C
   kubectl sockpath accelerate deploy/web deploy/db   connections between these two
   kubectl sockpath accelerate -l app=web --detach    for an hour; `status` shows it, `stop` ends it")]
 pub struct Accelerate {
-    /// Pods whose connections to take [default: all of the namespace]
+    /// Pods whose connections to accelerate [default: all in the namespace]
     #[arg(value_name = "POD")]
     pub pods: Vec<String>,
     /// Label selector
@@ -262,22 +262,22 @@ pub struct Accelerate {
     /// Pods of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// End after this time; with --detach the lease [default: on Ctrl-C, at the latest after 24h; 1h with --detach]
+    /// End after this time; with --detach, the lease [default: until Ctrl-C, at most 24h; 1h with --detach]
     #[arg(long = "for", value_name = "D", value_parser = duration::parse)]
     pub lease: Option<Duration>,
-    /// Leave it running and return
+    /// Return and keep accelerating in the background
     #[arg(long)]
     pub detach: bool,
-    /// Also accelerate readers that wait inside recv(): a reset or a signal then ends that call with EAGAIN
+    /// Also accelerate readers that block inside recv(); a reset or a signal then ends that call with EAGAIN
     #[arg(long)]
     pub blocking_readers: bool,
     /// Path of accelerated connections: socket to socket on one node, or the short path from device to device, between nodes too
     #[arg(long, value_enum, default_value = "socket")]
     pub via: Via,
-    /// Watch for a few seconds and print what would be done; =client prints the helper pod
+    /// Observe for a few seconds and print what would be done; =client prints the helper pod
     #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
     pub dry_run: Option<String>,
-    /// Form of the output [default: a table]
+    /// Output format [default: a table]
     #[arg(short, long, value_enum)]
     pub output: Option<ObjectOutput>,
 }
@@ -294,7 +294,7 @@ pub enum Via {
 /// Output of commands that print one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ObjectOutput {
-    /// A table with whole names
+    /// A table with complete names
     Wide,
     /// JSON
     Json,
@@ -312,7 +312,7 @@ pub enum TableOutput {
 /// Output of `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StatusOutput {
-    /// A table with whole names
+    /// A table with complete names
     Wide,
     /// JSON
     Json,
@@ -321,7 +321,7 @@ pub enum StatusOutput {
 /// `status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Form of the output [default: a table]
+    /// Output format [default: a table]
     #[arg(short, long, value_enum)]
     pub output: Option<StatusOutput>,
 }
@@ -329,10 +329,10 @@ pub struct Status {
 /// `stop`.
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Wait at most this long for unread bytes
+    /// Maximum time to wait for unread bytes
     #[arg(long, value_name = "D", value_parser = duration::parse, default_value = "10s")]
     pub drain: Duration,
-    /// Form of the output [default: text]
+    /// Output format [default: text]
     #[arg(short, long, value_enum)]
     pub output: Option<TableOutput>,
 }
@@ -340,7 +340,7 @@ pub struct Stop {
 /// `doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// Form of the output [default: a table]
+    /// Output format [default: a table]
     #[arg(short, long, value_enum)]
     pub output: Option<TableOutput>,
 }
@@ -348,7 +348,7 @@ pub struct Doctor {
 /// `cleanup`.
 #[derive(Debug, Args)]
 pub struct Cleanup {
-    /// Form of the output [default: text]
+    /// Output format [default: text]
     #[arg(short, long, value_enum)]
     pub output: Option<TableOutput>,
 }
@@ -356,7 +356,7 @@ pub struct Cleanup {
 /// `version`.
 #[derive(Debug, Args)]
 pub struct Version {
-    /// Form of the output [default: text]
+    /// Output format [default: text]
     #[arg(short, long, value_enum)]
     pub output: Option<TableOutput>,
 }
@@ -369,7 +369,7 @@ pub struct Completion {
     pub shell: Shell,
 }
 
-/// Shells there is completion for.
+/// Shells with a completion script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Shell {
     /// bash
@@ -380,7 +380,7 @@ pub enum Shell {
     Fish,
 }
 
-/// `lab`: forwarded to the helper, which is privileged and knows how.
+/// `lab`: forwarded to `sockpath-lab`, which is privileged.
 #[derive(Debug, Args)]
 pub struct Lab {
     /// What to do with the lab.
@@ -391,17 +391,17 @@ pub struct Lab {
 /// Commands of the lab.
 #[derive(Debug, Subcommand)]
 pub enum LabCommand {
-    /// Build two nodes, their pods and Services out of network namespaces
+    /// Create two nodes, their pods and Services from network namespaces
     Up {
-        /// How packets cross between the nodes
+        /// Network between the nodes: host routes or a VXLAN tunnel
         #[arg(long, value_parser = ["none", "vxlan"], default_value = "none")]
         overlay: String,
     },
-    /// Remove the lab and every leftover of it
+    /// Remove the lab completely
     Down,
     /// Show nodes, pods and Services
     Status {
-        /// Form of the output [default: a table]
+        /// Output format [default: a table]
         #[arg(short, long, value_enum)]
         output: Option<TableOutput>,
     },
@@ -420,7 +420,7 @@ pub enum LabCommand {
 
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration::parse(text) {
-        Ok(Duration::ZERO) => Err("it has to be longer than nothing".to_owned()),
+        Ok(Duration::ZERO) => Err("it must be longer than 0".to_owned()),
         other => other,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// # Errors
 /// When it is empty, has an unknown unit, or does not fit.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration; write it like 500ms, 10s, 1m30s or 2h");
+    let wrong = || format!("invalid duration `{text}`: use 500ms, 10s, 1m30s or 2h");
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
     }

@@ -45,12 +45,12 @@ impl Lab {
             .with_context(|| format!("cannot run {}", program.display()))?;
         let status: LabStatus = if output.status.success() {
             serde_json::from_slice(&output.stdout).with_context(|| {
-                format!("`{} status -o json` did not print what this plugin expects: are both of one release?", program.display())
+                format!("`{} status -o json` printed unexpected output: are both of the same release?", program.display())
             })?
         } else {
             let stderr = String::from_utf8_lossy(&output.stderr);
             let stderr = stderr.trim().trim_start_matches("error: ");
-            bail!("cannot ask for the lab's state: {}", if stderr.is_empty() { "sockpath-lab said nothing" } else { stderr })
+            bail!("cannot read the lab's state: {}", if stderr.is_empty() { "sockpath-lab printed no error" } else { stderr })
         };
         if need_up && !status.up {
             bail!("the lab is not up: run `{} lab up` first", crate::command::invocation());
@@ -113,7 +113,7 @@ impl Inventory for Lab {
 
     async fn pods(&self, scope: &Scope) -> Result<Vec<PodInfo>> {
         if scope.selector.is_some() {
-            bail!("pods of the lab have no labels: name them, or leave the selector out");
+            bail!("pods of the lab have no labels: use their names, without a selector");
         }
         let wanted = |p: &&LabPod| scope.namespace.as_ref().is_none_or(|ns| *ns == p.namespace);
         Ok(self.status.pods.iter().filter(wanted).map(|p| self.pod_info(p)).collect())
@@ -185,7 +185,7 @@ pub fn program() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = beside.into_iter().chain(std::env::split_paths(&path).map(|d| d.join(NAME)));
     candidates.find(|p| p.is_file()).with_context(|| {
-        format!("cannot find {NAME}, which the lab needs: put it beside kubectl-sockpath or on PATH, or set SOCKPATH_LAB_PROGRAM")
+        format!("cannot find {NAME}, which the lab needs: install it next to kubectl-sockpath or on PATH, or set SOCKPATH_LAB_PROGRAM")
     })
 }
 

@@ -128,7 +128,7 @@ impl Recorder {
         if self.written > LARGEST {
             self.failed = true;
             self.file.flush().with_context(|| self.failure())?;
-            bail!("the recording {} has {LARGEST} bytes, the most that are replayed: it ends here", self.path.display());
+            bail!("the recording {} has reached its limit of {LARGEST} bytes and ends here", self.path.display());
         }
         let written = self.file.write_all(&line);
         self.failed = written.is_err();
@@ -136,7 +136,7 @@ impl Recorder {
     }
 
     fn failure(&self) -> String {
-        format!("the recording {} cannot be written, it ends early", self.path.display())
+        format!("the recording {} cannot be written and is incomplete", self.path.display())
     }
 }
 
@@ -168,7 +168,7 @@ fn read_within(input: impl BufRead, name: &str, largest: u64) -> Result<Capture>
     match serde_json::from_slice::<Version>(&line) {
         Ok(v) if v.recording == FORMAT => {}
         Ok(v) => bail!("{name} is a recording of format {}, this release reads format {FORMAT}", v.recording),
-        Err(_) => bail!("{name} is no recording of `trace --record`"),
+        Err(_) => bail!("{name} is not a recording of `trace --record`"),
     }
     let head: Head = serde_json::from_slice(&line).with_context(|| format!("the first line of {name} is damaged"))?;
     let head = head.checked().with_context(|| format!("the first line of {name} cannot be used"))?;
@@ -220,12 +220,12 @@ impl Head {
     /// Checks what a recording of anybody may hold.
     fn checked(mut self) -> Result<Self> {
         if self.origin.helpers.len() > MOST_NODES {
-            bail!("it names {} helpers, at most {MOST_NODES} are taken", self.origin.helpers.len());
+            bail!("it names {} helpers, at most {MOST_NODES} are supported", self.origin.helpers.len());
         }
         Request::Trace(Box::new(self.origin.plan.request.clone())).check()?;
         for HelperOrigin { nodes, hello } in &mut self.origin.helpers {
             if nodes.len() > MOST_NODES {
-                bail!("it names {} nodes of one helper, at most {MOST_NODES} are taken", nodes.len());
+                bail!("it names {} nodes of one helper, at most {MOST_NODES} are supported", nodes.len());
             }
             let mut checked = Message::Hello(hello.clone());
             checked.check()?;
@@ -252,10 +252,10 @@ impl<R: BufRead> Lines<'_, R> {
         let n =
             Read::take(&mut self.input, LONGEST_LINE as u64 + 1).read_until(b'\n', line).with_context(|| format!("cannot read {name}"))?;
         if n > LONGEST_LINE {
-            bail!("{name} has a line of more than {LONGEST_LINE} bytes: is that a recording of `trace --record`?");
+            bail!("{name} has a line of more than {LONGEST_LINE} bytes: is it a recording of `trace --record`?");
         }
         if self.input.limit() == 0 && !line.ends_with(b"\n") {
-            bail!("{name} has more than {} bytes, the most that are replayed: cut it after a line", self.largest);
+            bail!("{name} exceeds the limit of {} bytes: truncate it after a line", self.largest);
         }
         Ok(n)
     }
@@ -276,7 +276,7 @@ mod tests {
         // Blank lines are skipped, but not for ever.
         let endless = BufReader::new(head.as_bytes().chain(std::io::repeat(b'\n')));
         let error = format!("{:#}", read_within(endless, "x", 1 << 20).map(|_| ()).unwrap_err());
-        assert!(error.contains("x has more than 1048576 bytes, the most that are replayed"), "{error}");
+        assert!(error.contains("x exceeds the limit of 1048576 bytes"), "{error}");
         let endless = BufReader::new(std::io::repeat(b' '));
         let error = format!("{:#}", read(endless, "x").map(|_| ()).unwrap_err());
         assert!(error.contains("a line of more than 16842752 bytes"), "{error}");

@@ -169,7 +169,7 @@ fn helpers_that_misbehave_are_told() {
     );
     for (script, words) in [
         ("echo 'error: not root' >&2; exit 1", "not root"),
-        ("echo hello", "of one release"),
+        ("echo hello", "of the same release"),
         ("exit 0", "did not start"),
         (version.as_str(), "use a helper of release"),
         (cut_off.as_str(), "killed by signal 9"),

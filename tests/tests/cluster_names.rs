@@ -192,7 +192,7 @@ fn what_cannot_be_traced_is_told_with_the_reason() {
     let to = |name: &str| format!("{ELSEWHERE}/{name}:8080");
     refused(&cluster, &["client", &to("done")], &["done", "it has completed"]);
     refused(&cluster, &["client", &to("waits")], &["container app is waiting (", "Image"]);
-    refused(&cluster, &["client", &to("nowhere")], &["it has no node yet", "available"]);
+    refused(&cluster, &["client", &to("nowhere")], &["it is not scheduled yet", "available"]);
     refused(&cluster, &["client", &to("missing")], &["missing"]);
     refused(&cluster, &["client", "svc/none"], &["none"]);
     refused(&cluster, &["client", "deploy/none"], &["none"]);

@@ -61,7 +61,7 @@ fn a_helper_without_its_tolerations_is_told() {
     run(cluster.kubectl().args(["taint", "node", "n1", "e2e=x:NoExecute"]));
     // Whoever is first: the kubelet refuses it, or the controller that evicts deletes it.
     let said = assert_refused(&cluster, &TRACE, &["on node n1", "spec.tolerations[0] was removed", "mutatingadmissionpolicies"]);
-    assert!(said.contains("(TaintToleration)") || said.contains("was deleted by somebody"), "{said}");
+    assert!(said.contains("(TaintToleration)") || said.contains("was deleted by another client"), "{said}");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_helper_that_is_left_to_the_scheduler_is_told() {
     let _unenforced = Unenforced::of(&cluster);
     // Where no node is free it waits for ever, elsewhere it may run where it is of no use.
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "remove", path: "/spec/nodeName"}]"#);
-    let words = ["the helper pod for node n1", "left to the scheduler", "spec.nodeName was removed", "mutatingwebhookconfigurations"];
+    let words = ["the helper pod for node n1", "without a node name", "spec.nodeName was removed", "mutatingwebhookconfigurations"];
     assert_refused(&cluster, &TRACE, &words);
 }
 
@@ -110,12 +110,8 @@ fn helpers_of_another_release_or_none_are_told() {
         .to_string()
     };
     let fakes = [
-        (
-            "protocol",
-            answering(&hello(2)),
-            "the helper on n1 cannot be used: it is release 9.9.9 and speaks protocol 2, this plugin is release",
-        ),
-        ("other", answering("hello"), "are both of one release?"),
+        ("protocol", answering(&hello(2)), "the helper on n1 cannot be used: it is release 9.9.9 with protocol 2, this plugin is release"),
+        ("other", answering("hello"), "are both of the same release?"),
         // Before it was attached to, or just after: told by its pod's status either way.
         ("gone", "echo usage: another tool >&2; exit 64".to_owned(), "exit code 64"),
     ];

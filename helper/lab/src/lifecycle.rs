@@ -71,7 +71,7 @@ pub async fn up(instance: &Instance, overlay: Overlay) -> Result<ExitCode> {
         }
         None => {
             remove_all(instance, locked).await?;
-            eprintln!("interrupted; what was made is removed again");
+            eprintln!("interrupted; removing what was created");
             Ok(ExitCode::from(130))
         }
     }
@@ -187,7 +187,7 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
         accelerated = Abandoned::of_cgroups_below(&instance.site(), &dir)?;
         if dir.exists() {
             if cgroup::contains_self(&root, &dir) {
-                bail!("this command runs inside the lab that it should remove; run it outside of `lab exec`");
+                bail!("this command runs inside the lab that it would remove; run it outside of `lab exec`");
             }
             if let Some(accelerated) = &accelerated {
                 accelerated.drain().await.context("cannot end the acceleration of the lab's pods")?;
@@ -205,7 +205,7 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
                 found = true;
                 if let netns::Named::Ours(netns) = named {
                     for process in netns::inhabitants(&netns) {
-                        eprintln!("process {process} is still in the network namespace of {entity}, which stays until it ends");
+                        eprintln!("process {process} is still in the network namespace of {entity}, which remains until it ends");
                     }
                 }
             }
@@ -224,7 +224,7 @@ async fn refuse_foreign_names(instance: &Instance) -> Result<()> {
         if matches!(netns::look_up(&path, &instance.mark()).await?, netns::Named::Foreign) {
             let name = instance.netns_name(entity);
             bail!(
-                "the network namespace {name} exists and is not the lab's: remove it (`ip netns del {name}`), or choose another instance with {}=NAME",
+                "the network namespace {name} exists and does not belong to the lab: remove it (`ip netns del {name}`), or choose another instance with {}=NAME",
                 plan::INSTANCE_VAR
             );
         }
@@ -235,7 +235,7 @@ async fn refuse_foreign_names(instance: &Instance) -> Result<()> {
 /// Fails with what to do when this process is not root.
 pub fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the lab is made of network namespaces and cgroups, which only root may make; run it with sudo");
+        bail!("the lab creates network namespaces and cgroups, which needs root; run it with sudo");
     }
     Ok(())
 }

@@ -75,7 +75,7 @@ impl Links {
             Ok(()) => self.index(name).await,
             Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::EOPNOTSUPP => {
                 let option = kind.to_uppercase();
-                anyhow::bail!("this kernel makes no {kind} devices: load the module `{kind}`, or use a kernel with CONFIG_{option}")
+                anyhow::bail!("this kernel does not support {kind} devices: load the module `{kind}`, or use a kernel with CONFIG_{option}")
             }
             Err(e) => Err(e).with_context(|| format!("cannot add {kind} device {name}")),
         }

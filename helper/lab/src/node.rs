@@ -105,10 +105,10 @@ fn set_sysctls(sysctls: &[(&str, &str)]) -> Result<()> {
         match fs::write(&path, value) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && name.starts_with("bridge/") => {
-                bail!("this kernel does not show bridged packets to netfilter: load the module `br_netfilter` (`modprobe br_netfilter`)")
+                bail!("this kernel does not pass bridged packets to netfilter: load the module `br_netfilter` (`modprobe br_netfilter`)")
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && name.starts_with("ipv6/") => {
-                bail!("this kernel runs without IPv6, which the lab needs: is it started with ipv6.disable=1?")
+                bail!("this kernel runs without IPv6, which the lab needs: was it booted with ipv6.disable=1?")
             }
             Err(e) => return Err(e).with_context(|| format!("cannot set net.{}", name.replace('/', "."))),
         }

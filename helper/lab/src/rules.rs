@@ -252,7 +252,7 @@ impl Restore {
         let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(render(family).as_bytes()));
         match written {
             // The program died; what it said comes with `finish`.
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => bail!("cannot hand the rules to {}: {e}", path.display()),
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => bail!("cannot send the rules to {}: {e}", path.display()),
             _ => Ok(Loading { program: family.program(), node, child }),
         }
     }

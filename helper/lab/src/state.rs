@@ -54,9 +54,7 @@ pub fn load(instance: &Instance) -> Result<Option<State>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .with_context(|| format!("{} is damaged; run `{}`, which does not need it", path.display(), instance.command("down")))
+    serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged; run `{}`", path.display(), instance.command("down")))
 }
 
 fn file(dir: &Path) -> PathBuf {

@@ -345,51 +345,49 @@ impl Reason {
             Self::NoPeer | Self::Learning | Self::Order | Self::WaitingForReaders | Self::Paused | Self::PeerGone => return None,
             Self::AwaitingStack | Self::Ending => return None,
             Self::BlockingReader => {
-                "it waits for data inside recv(); --blocking-readers takes such connections too, at the risk that a signal or a reset \
+                "it blocks inside recv(); --blocking-readers accelerates such connections, too, at the risk that a signal or a reset \
                  ends that call with EAGAIN, which programs do not expect of a blocking socket"
             }
-            Self::PeerNotChosen => "both ends have to be chosen pods: name both, or choose all with -A",
-            Self::OtherNode => {
-                "only pods of one node exchange bytes directly: topologySpreadConstraints or podAffinity place them together"
-            }
-            Self::Budget => "the reader is slower than the writer: nothing is lost, TCP holds the writer back until it has caught up",
-            Self::Memory => "the node is short of memory: kubectl describe node shows its pressure",
-            Self::Lease => "the helper has not renewed the lease: its node or the plugin was cut off; run accelerate again",
-            Self::Ulp => "encryption in the kernel needs TCP's own path: encrypt in the program, or leave it so",
+            Self::PeerNotChosen => "both ends must be chosen pods: name both, or choose all with -A",
+            Self::OtherNode => "the socket path needs two pods on one node: podAffinity places them together",
+            Self::Budget => "the reader is slower than the writer: no data is lost, TCP flow control slows the writer down",
+            Self::Memory => "the node lacks memory: kubectl describe node shows MemoryPressure",
+            Self::Lease => "the helper has not renewed the lease: its node or the plugin was unreachable; run accelerate again",
+            Self::Ulp => "encryption in the kernel needs TCP's own path: encrypt in the program, or keep it on TCP",
             Self::Mptcp => "MPTCP needs its own path: GODEBUG=multipathtcp=0 for Go programs, or a socket of plain TCP",
             Self::Zerocopy => "MSG_ZEROCOPY and TCP_ZEROCOPY_RECEIVE need TCP's own path: switch them off in the program",
-            Self::RcvLowat => "SO_RCVLOWAT above 1 is not kept without TCP's own path: leave it at 1 in the program",
-            Self::Splice => "splice(2) finds nothing in such a socket: nginx and haproxy can be told to copy instead",
+            Self::RcvLowat => "SO_RCVLOWAT above 1 needs TCP's own path: keep it at 1 in the program",
+            Self::Splice => "splice(2) cannot read from a sockmap socket: configure the program to copy (haproxy: no option splice-auto)",
             Self::UnaccountedReads => "something other than a receive call reads it (splice, zero-copy, a socket of the kernel)",
-            Self::Fionread => "this kernel answers FIONREAD wrongly for such a socket: a later kernel, or a program that does not ask",
+            Self::Fionread => {
+                "this kernel returns wrong FIONREAD values for sockets in a sockmap: use a newer kernel, or the short path (--via short)"
+            }
             Self::TwoTasks => "one task reads while another writes, and a reader could be woken without data: use non-blocking sockets",
-            Self::WaitAll => "MSG_WAITALL is not kept without TCP's own path: read in a loop instead",
+            Self::WaitAll => "MSG_WAITALL needs TCP's own path: read in a loop instead",
             Self::Urgent => "urgent data needs TCP's own path",
-            Self::ForeignOwner => "another program's sockmap has the socket: kubectl sockpath doctor names such programs",
-            Self::SlowerThanTcp => "nothing has to be done: TCP was faster, and the connection goes by it",
-            Self::NetworkPolicy => {
-                "only packets can be filtered: run stop, then accelerate again to start from the policies as they are now"
-            }
-            Self::Ambiguous => "two connections had the same numbers: it is tried again",
-            Self::Refused => "the kernel refused the socket: kubectl sockpath doctor examines the node",
+            Self::ForeignOwner => "the socket is in another program's sockmap: kubectl sockpath doctor lists such programs",
+            Self::SlowerThanTcp => "no action needed: TCP is faster for this connection",
+            Self::NetworkPolicy => "only packets can be filtered: run stop, then accelerate again to start with the current policies",
+            Self::Ambiguous => "two connections have the same sequence numbers: sockpath retries",
+            Self::Refused => "the kernel refused the socket: kubectl sockpath doctor checks the node",
             Self::QueueDiscipline => {
-                "a bandwidth limit has to see every packet: remove the pod's bandwidth annotations to use the short path"
+                "a bandwidth limit must process every packet: remove the pod's bandwidth annotations to use the short path"
             }
-            Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has a short path of its own",
-            Self::NotTracked => {
-                "connection tracking has to hold it as assured: NOTRACK rules and one-way traffic keep it on the whole stack"
+            Self::ForeignProgram => "a network plugin or agent with programs at the pod's device often has its own short path",
+            Self::NotTracked => "connection tracking must list it as ASSURED: NOTRACK rules and one-way traffic prevent that",
+            Self::SequenceAdjusted => "connection tracking changes its sequence numbers, and the short path cannot",
+            Self::ConntrackHelper => "a helper of connection tracking (FTP, SIP, ...) reads its packets, so each must take the stack",
+            Self::ConntrackZone => {
+                "a CT rule or a virtual router puts it in a separate zone: the short path supports the default zone only"
             }
-            Self::SequenceAdjusted => "connection tracking changes its sequence numbers, which the short path would not do",
-            Self::ConntrackHelper => "a helper of connection tracking (FTP, SIP, ...) reads its packets, so each has to pass the stack",
-            Self::ConntrackZone => "a CT rule or a virtual router puts it in a zone of its own: only the default zone is looked up",
-            Self::Offloaded => "nothing has to be done: a flow table already takes its packets past the rules",
-            Self::TcFilter => "the filter has to see every packet: tc filter show dev DEVICE ingress (or egress) shows it on the node",
+            Self::Offloaded => "no action needed: a flow table already bypasses the rules for its packets",
+            Self::TcFilter => "the filter must process every packet: tc filter show dev DEVICE ingress (or egress) shows it on the node",
             Self::PodBridge => "packets to the pod's bridge or tap are for others behind it, such as a virtual machine",
-            Self::NoVeth => "only pods with a veth device have the short path: ipvlan, macvlan and SR-IOV have none",
+            Self::NoVeth => "the short path needs pods with a veth device, not ipvlan, macvlan or SR-IOV",
             Self::MtuDiffers => "the path needs one MTU at both pods: recreate the pods that started before the MTU was changed",
-            Self::Hairpin => "a pod that talks to itself through a Service has no other device to go to",
-            Self::HostNetwork => "processes of the node and pods with hostNetwork have no device of their own to redirect to",
-            Self::Ipsec => "IPsec has to see every packet: ip xfrm policy shows the node's policies",
+            Self::Hairpin => "a pod that connects to itself through a Service has only one device",
+            Self::HostNetwork => "processes of the node and pods with hostNetwork have no separate device to redirect to",
+            Self::Ipsec => "IPsec must process every packet: ip xfrm policy shows the node's policies",
             Self::NoRoute => {
                 "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build"
             }
@@ -404,14 +402,14 @@ impl Reason {
     #[must_use]
     pub fn text(self) -> &'static str {
         match self {
-            Self::NoPeer => "peer not enrolled yet",
-            Self::Learning => "learning how it is read",
+            Self::NoPeer => "peer not inserted yet",
+            Self::Learning => "profiling its reads",
             Self::Order => "TCP bytes still unread",
             Self::WaitingForReaders => "waiting for readers",
-            Self::Budget => "reader is behind",
-            Self::Memory => "memory is scarce",
+            Self::Budget => "reader is slower",
+            Self::Memory => "memory shortage",
             Self::Paused => "paused",
-            Self::Lease => "lease ran out",
+            Self::Lease => "lease expired",
             Self::PeerGone => "peer gone",
             Self::PeerNotChosen => "peer not chosen",
             Self::OtherNode => "other node",
@@ -444,12 +442,12 @@ impl Reason {
             Self::PodBridge => "pod bridges its interface",
             Self::NoVeth => "no veth device",
             Self::MtuDiffers => "MTUs differ",
-            Self::Hairpin => "pod talks to itself",
-            Self::HostNetwork => "an end is the node",
+            Self::Hairpin => "pod connects to itself",
+            Self::HostNetwork => "node or hostNetwork end",
             Self::Ipsec => "IPsec on the node",
-            Self::NoRoute => "no route by Ethernet",
+            Self::NoRoute => "no Ethernet route",
             Self::PacketTooLarge => "larger than the MTU",
-            Self::TtlExceeded => "TTL used up",
+            Self::TtlExceeded => "TTL expired",
         }
     }
 }

@@ -16,11 +16,11 @@ pub fn for_cause(mechanism: Mechanism) -> &'static str {
              firewalls set that of FORWARD to drop"
         }
         Mechanism::Confirmation => {
-            "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules leave: a wider --to-ports, more addresses, or \
+            "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules may use: a wider --to-ports, more addresses, or \
              --random-fully"
         }
         Mechanism::TableFull => {
-            "raise net.netfilter.nf_conntrack_max there, or find out who fills the table: `conntrack -C`, `conntrack -L`"
+            "raise net.netfilter.nf_conntrack_max there, or find the connections that fill the table: `conntrack -C`, `conntrack -L`"
         }
         Mechanism::Unknown => "something at a netfilter hook dropped it: see `nft list hooks` on that node",
     }
@@ -34,11 +34,11 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "NO_SOCKET" => {
             "nothing listens on that port: check the container's port and that it listens on the pod's address, not on 127.0.0.1"
         }
-        "SOCKET_CLOSE" | "TCP_CLOSE" => "the socket was already closed: the application went away, look at its restarts",
+        "SOCKET_CLOSE" | "TCP_CLOSE" => "the socket was already closed: the application exited, check its restarts",
         "TCP_RESET" => "the other side had reset the connection: look for the reset and what caused it",
-        "TCP_ABORT_ON_DATA" => "data came after the application had closed: it closes before the other side is done",
-        "IP_NOPROTO" | "UNHANDLED_PROTO" | "INVALID_PROTO" => "nobody handles that protocol here: was it sent to the wrong address?",
-        "UNIX_DISCONNECT" | "UNIX_SKIP_OOB" => "a Unix socket was disconnected or its urgent byte skipped: not a matter of the network",
+        "TCP_ABORT_ON_DATA" => "data arrived after the application closed: it closes before the other side has finished",
+        "IP_NOPROTO" | "UNHANDLED_PROTO" | "INVALID_PROTO" => "no handler for that protocol here: was it sent to the wrong address?",
+        "UNIX_DISCONNECT" | "UNIX_SKIP_OOB" => "a Unix socket was disconnected or its urgent byte skipped: not a network problem",
 
         // Rules and policies.
         "NETFILTER_DROP" => {
@@ -59,10 +59,10 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "IP_OUTNOROUTES" | "IP_INNOROUTES" => "no route to the destination: compare `ip route get` there with the node's pod subnets",
         "IP_RPFILTER" => "the reverse path filter dropped it: the route back leaves by another device; see net.ipv4.conf.*.rp_filter",
         "IP_INADDRERRORS" | "IP_INVALID_DEST" => {
-            "the destination is no address to forward to: is forwarding on (net.ipv4.ip_forward) and the address right?"
+            "the destination cannot be forwarded to: is forwarding on (net.ipv4.ip_forward) and the address correct?"
         }
         "IP_LOCAL_SOURCE" | "IP_INVALID_SOURCE" => {
-            "its source is one of the node's own or no valid address: two owners of one address, or spoofing"
+            "its source is one of the node's own addresses or invalid: a duplicate address, or spoofing"
         }
         "IP_LOCALNET" => "127.0.0.0/8 must not leave a host: something was sent or translated to a loopback address; see route_localnet",
         "NEIGH_FAILED" | "NEIGH_QUEUEFULL" | "NEIGH_CREATEFAIL" | "NEIGH_DEAD" | "NEIGH_HH_FILLFAIL" => {
@@ -84,7 +84,7 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
             "wrong checksum: look at checksum offloads (`ethtool -K DEV tx off` as a test) and at what rewrites packets there"
         }
         "PKT_TOO_SMALL" | "HDR_TRUNC" | "DEV_HDR" => {
-            "the packet is shorter than its headers say: damaged on the way, or a broken driver or program"
+            "the packet is shorter than its headers say: damaged in transit, or a faulty driver or program"
         }
         "PKT_TOO_BIG" => "larger than the next link's MTU: compare the MTU of pod, bridge and tunnel devices",
         "SKB_GSO_SEG" => "a large packet could not be cut into segments: compare offloads of the devices (`ethtool -k`)",
@@ -101,7 +101,7 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "CPU_BACKLOG" => {
             "a CPU's backlog was full: it takes packets too slowly; see net.core.netdev_max_backlog and the node's softirq load"
         }
-        "QUEUE_PURGE" => "it was in a queue that was emptied: the device or socket went away",
+        "QUEUE_PURGE" => "its queue was purged: the device or socket was closed",
         "SOCKET_RCVBUFF" | "SOCKET_RCVBUF" => {
             "the socket's receive buffer was full: the reader is too slow, or net.core.rmem_max too small"
         }
@@ -117,7 +117,7 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "TCP_MD5NOTFOUND" | "TCP_MD5UNEXPECTED" | "TCP_MD5FAILURE" | "TCP_AONOTFOUND" | "TCP_AOUNEXPECTED" | "TCP_AOKEYNOTFOUND"
         | "TCP_AOFAILURE" | "TCP_AUTH_HDR" => "TCP authentication (MD5 or AO) failed: keys of both sides differ",
         "TCP_OLD_DATA" | "TCP_OFOMERGE" | "TCP_OLD_ACK" | "TCP_TOO_OLD_ACK" | "TCP_OLD_SEQUENCE" => {
-            "it had already arrived: a retransmission that was not needed, usually harmless"
+            "it had already arrived: an unnecessary retransmission, usually harmless"
         }
         "TCP_ZEROWINDOW" | "TCP_OVERWINDOW" => "it did not fit the receive window: the reader is too slow",
         "TCP_RFC7323_PAWS" | "TCP_RFC7323_PAWS_ACK" | "TCP_RFC7323_TW_PAWS" | "TCP_RFC7323_TSECR" => {
@@ -139,7 +139,7 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "MAC_INVALID_SOURCE" | "LOCAL_MAC" => "its source MAC address is invalid or the bridge's own: two owners of one MAC address",
         "BRIDGE_INGRESS_STP_STATE" => "the bridge port is not forwarding yet: spanning tree is on, see `bridge link`",
         "ARP_PVLAN_DISABLE" | "MAC_IEEE_MAC_CONTROL" => "the bridge does not forward that kind of frame",
-        "NOT_SPECIFIED" => "the kernel gives no reason there: the stage and the function say where, a newer kernel may say why",
+        "NOT_SPECIFIED" => "the kernel gives no reason here: stage and function show the location, a newer kernel may give the reason",
         _ => return None,
     })
 }

@@ -65,14 +65,14 @@ impl std::error::Error for TooMuch {}
 
 /// Checks a number of things; `of` names the object.
 fn at_most(count: usize, most: usize, what: &str, of: impl Display) -> Result<(), TooMuch> {
-    if count <= most { Ok(()) } else { Err(TooMuch(format!("{of} has {count} {what}, at most {most} are taken"))) }
+    if count <= most { Ok(()) } else { Err(TooMuch(format!("{of} has {count} {what}, at most {most} are supported"))) }
 }
 
 /// Checks a name, which also must not hold control characters; `what` says of what.
 fn name(text: &str, what: &str) -> Result<(), TooMuch> {
     if text.len() > LONGEST_NAME {
         let begin = field_within(text, 40);
-        return Err(TooMuch(format!("{what} `{begin}` has {} bytes, at most {LONGEST_NAME} are taken", text.len())));
+        return Err(TooMuch(format!("{what} `{begin}` has {} bytes, at most {LONGEST_NAME} are supported", text.len())));
     }
     if text.chars().any(char::is_control) {
         return Err(TooMuch(format!("{what} `{}` holds control characters", field_within(text, 80))));
@@ -85,7 +85,7 @@ fn identifier(text: &str, what: &str) -> Result<(), TooMuch> {
     name(text, what)?;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
     if text == "." || text == ".." || !text.chars().all(fits) {
-        return Err(TooMuch(format!("{what} `{}` is no identifier", field_within(text, 80))));
+        return Err(TooMuch(format!("{what} `{}` is not a valid identifier", field_within(text, 80))));
     }
     Ok(())
 }

@@ -69,11 +69,11 @@ stages! {
     NfLocalOut "nf-local-out" Some("S6"), Send, "netfilter LOCAL_OUT", "rules for locally generated packets", ["netfilter/LOCAL_OUT", "fentry/nf_hook_slow"], false;
     OutputDevice "output-device" Some("S7"), Send, "output device set", "output device and protocol are set", ["fentry/ip_output", "fentry/ip6_output"], false;
     NfPostRouting "nf-post-routing" Some("S8"), Send, "netfilter POST_ROUTING", "rules for packets about to leave (SNAT)", ["netfilter/POST_ROUTING", "fentry/nf_hook_slow"], false;
-    Segment "segment" Some("S9"), Send, "fragment or GSO", "what is too long is cut", ["fentry/ip_do_fragment", "fentry/ip6_fragment"], false;
-    NeighbourOut "neighbour-out" Some("S10"), Send, "neighbour lookup", "the next hop is asked for its MAC address, and the packet waits", ["tp_btf/neigh_event_send_done"], true;
+    Segment "segment" Some("S9"), Send, "fragment or GSO", "packets that are too long are cut", ["fentry/ip_do_fragment", "fentry/ip6_fragment"], false;
+    NeighbourOut "neighbour-out" Some("S10"), Send, "neighbour lookup", "an ARP or ND request for the next hop is sent, and the packet waits", ["tp_btf/neigh_event_send_done"], true;
     LinkHeader "link-header" Some("S11"), Send, "link header", "the next hop's cached MAC address is taken and the Ethernet header written", ["fentry/ip_finish_output2", "fentry/ip6_finish_output2", "netfilter/POST_ROUTING"], false;
     SendStackDone "send-stack-done" Some("S12"), Send, "handed to the device layer", "the protocol stack is done", ["tp_btf/net_dev_queue"], false;
-    TcEgress "tc-egress" Some("S13"), Send, "tc egress", "classifiers and actions on the way out", ["fentry/tcf_classify"], false;
+    TcEgress "tc-egress" Some("S13"), Send, "tc egress", "egress classifiers and actions", ["fentry/tcf_classify"], false;
     Qdisc "qdisc" Some("S14"), Send, "queue discipline", "waits in the device's queue discipline", ["tp_btf/qdisc_enqueue"], true;
     DeviceXmit "device-xmit" Some("S15"), Send, "written to the device", "the driver's transmit function", ["tp_btf/net_dev_start_xmit"], false;
     OnItsWay "on-its-way" Some("S16"), Send, "on its way", "the device took it", ["tp_btf/net_dev_xmit"], false;
@@ -88,7 +88,7 @@ stages! {
     NodePostRouting "node-post-routing" None, Transit, "node POST_ROUTING", "the node's rules before leaving (masquerade)", ["netfilter/POST_ROUTING", "fentry/nf_hook_slow"], false;
     NodeLocalOut "node-local-out" None, Transit, "node LOCAL_OUT", "the node's rules for what it sends itself (tunnels)", ["netfilter/LOCAL_OUT", "fentry/nf_hook_slow"], false;
     NodeLocalIn "node-local-in" None, Transit, "node LOCAL_IN", "the node's rules for what is for itself (tunnels)", ["netfilter/LOCAL_IN", "fentry/nf_hook_slow"], false;
-    NodeNeighbour "node-neighbour" None, Transit, "node neighbour lookup", "the next hop is asked for its MAC address, and the packet waits", ["tp_btf/neigh_event_send_done"], true;
+    NodeNeighbour "node-neighbour" None, Transit, "node neighbour lookup", "an ARP or ND request for the next hop is sent, and the packet waits", ["tp_btf/neigh_event_send_done"], true;
     NodeLinkHeader "node-link-header" None, Transit, "node link header", "the next hop's cached MAC address is taken and the Ethernet header written", ["fentry/ip_finish_output2", "fentry/ip6_finish_output2", "netfilter/POST_ROUTING"], false;
     NodeQueue "node-queue" None, Transit, "handed to the device", "the node hands it to the next device", ["tp_btf/net_dev_queue"], false;
     NodeQdisc "node-qdisc" None, Transit, "node queue discipline", "waits in the device's queue discipline", ["tp_btf/qdisc_enqueue"], true;
@@ -102,7 +102,7 @@ stages! {
     LinkPulled "link-pulled" Some("R3"), Receive, "link header pulled", "the Ethernet header is noted and pulled", [], false;
     ReceiveStack "receive-stack" Some("R4"), Receive, "stack begins", "the softirq hands it to the protocol stack", ["tp_btf/netif_receive_skb"], false;
     NetworkNoted "network-noted" Some("R5"), Receive, "network header noted", "the place of the IP header is noted", [], false;
-    TcIngress "tc-ingress" Some("R6"), Receive, "tc ingress", "classifiers and actions on the way in", ["fentry/tcf_classify"], false;
+    TcIngress "tc-ingress" Some("R6"), Receive, "tc ingress", "ingress classifiers and actions", ["fentry/tcf_classify"], false;
     NetworkPulled "network-pulled" Some("R7"), Receive, "network header pulled", "the IP header is checked and pulled", ["fentry/ip_rcv_core", "fentry/ip6_rcv_core"], false;
     TransportNoted "transport-noted" Some("R8"), Receive, "transport header noted", "the place of the transport header is noted", ["fexit/ip_rcv_core", "fexit/ip6_rcv_core"], false;
     NfPreRouting "nf-pre-routing" Some("R9"), Receive, "netfilter PRE_ROUTING", "rules before routing (DNAT)", ["netfilter/PRE_ROUTING", "fentry/nf_hook_slow"], false;

@@ -42,11 +42,11 @@ impl Netns {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = File::open(&path).with_context(|| {
-            format!("cannot open the network namespace {} (another process's needs CAP_SYS_PTRACE and hostPID)", path.display())
+            format!("cannot open the network namespace {} (for another process this needs CAP_SYS_PTRACE and hostPID)", path.display())
         })?;
         let inode = file.metadata().with_context(|| format!("cannot examine {}", path.display()))?.ino();
         // Namespace inodes come from proc_alloc_inum(), which hands out 32-bit numbers.
-        let inode = u32::try_from(inode).with_context(|| format!("{} is no namespace file", path.display()))?;
+        let inode = u32::try_from(inode).with_context(|| format!("{} is not a namespace file", path.display()))?;
         Ok(Self { file, inode, path })
     }
 
@@ -82,7 +82,7 @@ pub struct Cgroup {
 
 impl Cgroup {
     fn open(dir: PathBuf) -> Result<Self> {
-        let id = fs::metadata(&dir).with_context(|| format!("cannot examine the cgroup {}", dir.display()))?.ino();
+        let id = fs::metadata(&dir).with_context(|| format!("cannot read the cgroup {}", dir.display()))?.ino();
         Ok(Self { dir, id })
     }
 }
@@ -227,7 +227,7 @@ fn pod_netns(name: &str, processes: &[Process], proc: &Path) -> Result<Netns> {
             Err(e) => last = Some(e),
         }
     }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("its processes end as fast as they are looked at")))
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("its processes end before they can be read")))
         .with_context(|| format!("cannot find the network namespace of pod {name}"))
 }
 

@@ -25,7 +25,10 @@ pub fn changes(wanted: &Pod, admitted: &Pod) -> Vec<String> {
         };
         let ours = names(&wanted);
         found.extend(
-            names(&admitted).into_iter().filter(|name| !ours.contains(name)).map(|name| format!("spec.{list} has a new one, {name}")),
+            names(&admitted)
+                .into_iter()
+                .filter(|name| !ours.contains(name))
+                .map(|name| format!("spec.{list} has an additional entry, {name}")),
         );
     }
     found
@@ -130,7 +133,7 @@ mod tests {
             [r#"spec.containers[0].args is ["x"] instead of ["session"]"#]
         );
         let sidecar = after(|spec| spec["containers"].as_array_mut().unwrap().push(json!({"name": "proxy"})));
-        assert_eq!(sidecar, ["spec.containers has a new one, proxy"]);
+        assert_eq!(sidecar, ["spec.containers has an additional entry, proxy"]);
         assert!(told(&sidecar, "tools").unwrap().contains("except namespace tools"));
         assert_eq!(told(&[], "tools"), None);
     }

@@ -137,7 +137,7 @@ async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str, patience: Durati
     loop {
         let cause = match timeout(AUTOPSY, pods.get_opt(name)).await {
             Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
-            Ok(Ok(None)) => Some(format!("the helper pod {name} on node {node} was deleted by somebody")),
+            Ok(Ok(None)) => Some(format!("the helper pod {name} on node {node} was deleted by another client")),
             Ok(Err(_)) | Err(_) => Some("the API server cannot be reached".to_owned()),
         };
         if let Some(cause) = cause {
@@ -158,13 +158,13 @@ fn cause_of_end(pod: &Pod, node: &str) -> Option<String> {
         return Some(format!("the helper pod on node {node} was ended ({reason}){message}"));
     }
     Some(match terminated(&status) {
-        Some(t) if t.reason.as_deref() == Some("OOMKilled") => format!("the helper on node {node} ran out of its memory limit"),
+        Some(t) if t.reason.as_deref() == Some("OOMKilled") => format!("the helper on node {node} exceeded its memory limit"),
         Some(t) if t.exit_code > 128 => format!("the helper on node {node} was killed by signal {}", t.exit_code - 128),
         Some(t) => {
             let words = t.message.as_deref().map(str::trim).filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
             format!("the helper on node {node} has ended with exit code {}{words}", t.exit_code)
         }
-        None if pod.metadata.deletion_timestamp.is_some() => format!("the helper pod on node {node} is being deleted by somebody"),
+        None if pod.metadata.deletion_timestamp.is_some() => format!("the helper pod on node {node} is being deleted by another client"),
         None => return None,
     })
 }
@@ -206,7 +206,7 @@ mod tests {
         assert!(cause(json!({}), terminated(json!({"exitCode": 137, "reason": "OOMKilled"}))).contains("memory limit"));
         assert!(cause(json!({}), terminated(json!({"exitCode": 137, "reason": "Error"}))).contains("killed by signal 9"));
         assert!(cause(json!({}), terminated(json!({"exitCode": 1}))).contains("exit code 1"));
-        assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by somebody"));
+        assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by another client"));
         assert_eq!(cause(json!({}), json!({"phase": "Running"})), "nothing is reported");
     }
 

@@ -59,15 +59,15 @@ const RIGHTS: [Right; 12] = [
     right("create", "", "pods", "", RightScope::Helper, "start helpers", true),
     right("get", "", "pods", "", RightScope::Helper, "wait for helpers", true),
     right("watch", "", "pods", "", RightScope::Helper, "wait for helpers without polling", false),
-    right("list", "", "pods", "", RightScope::Helper, "find leftovers", false),
+    right("list", "", "pods", "", RightScope::Helper, "find remaining helpers", false),
     right("delete", "", "pods", "", RightScope::Helper, "remove helpers", true),
-    right("get", "", "pods", "attach", RightScope::Helper, "talk to helpers", true),
-    right("create", "", "pods", "attach", RightScope::Helper, "talk to helpers (from Kubernetes 1.35)", false),
+    right("get", "", "pods", "attach", RightScope::Helper, "connect to helpers", true),
+    right("create", "", "pods", "attach", RightScope::Helper, "connect to helpers (from Kubernetes 1.35)", false),
     right("get", "", "pods", "", RightScope::Pods, "find pods", true),
     right("list", "", "pods", "", RightScope::Pods, "choose pods by label", false),
     right("get", "", "services", "", RightScope::Pods, "trace through Services", false),
-    right("list", "discovery.k8s.io", "endpointslices", "", RightScope::Pods, "know what is behind a Service", false),
-    right("get", "", "nodes", "", RightScope::Cluster, "know node addresses and examine all nodes", false),
+    right("list", "discovery.k8s.io", "endpointslices", "", RightScope::Pods, "find the backends of a Service", false),
+    right("get", "", "nodes", "", RightScope::Cluster, "read node addresses and check all nodes", false),
 ];
 
 /// Rows about the client, the server and our rights.
@@ -113,12 +113,12 @@ pub async fn policy(api: &Api, spec: &HelperSpec) -> Option<Check> {
     pod.spec.as_mut()?.containers.first_mut()?.env = Some(vec![variable]);
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), &spec.namespace);
     let params = PostParams { dry_run: true, ..Default::default() };
-    match api.ask("create a pod that is no helper (dry run)", pods.create(&params, &pod)).await {
+    match api.ask("create a pod that is not a helper (dry run)", pods.create(&params, &pod)).await {
         Ok(_) => Some(Check {
             name: "policy".to_owned(),
             state: CheckState::Degraded,
-            found: format!("none in namespace {}: who may create pods there may be root on the nodes", spec.namespace),
-            remedy: Some(format!("kubectl apply -f {} has policies for namespace sockpath", remedy::MANIFESTS)),
+            found: format!("none in namespace {}: users who may create pods there can become root on the nodes", spec.namespace),
+            remedy: Some(format!("kubectl apply -f {} contains policies for namespace sockpath", remedy::MANIFESTS)),
         }),
         Err(p) if p.to_string().contains("ValidatingAdmissionPolicy 'sockpath-helper'") => {
             Some(ok("policy", format!("namespace {} admits helpers only", spec.namespace)))
@@ -154,7 +154,7 @@ fn server_row(version: &str, minor: &str) -> Check {
 /// Whom the API server takes us for.
 async fn user(api: &Api) -> Result<Option<String>, Problem> {
     let reviews: kube::Api<SelfSubjectReview> = kube::Api::all(api.client());
-    let review = api.ask("ask who we are", reviews.create(&PostParams::default(), &SelfSubjectReview::default())).await?;
+    let review = api.ask("read the own user", reviews.create(&PostParams::default(), &SelfSubjectReview::default())).await?;
     Ok(review.status.and_then(|s| s.user_info?.username))
 }
 
@@ -177,7 +177,7 @@ async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Ch
         };
         let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
-        match api.ask("ask what we may do", reviews.create(&PostParams::default(), &review)).await {
+        match api.ask("read the own permissions", reviews.create(&PostParams::default(), &review)).await {
             Ok(answer) if answer.status.as_ref().is_some_and(|s| s.allowed) => granted += 1,
             Ok(_) => rows.push(missing(r, namespace.as_deref(), user, api.is_namespace_named())),
             Err(p) => {
@@ -187,7 +187,7 @@ async fn rights(api: &Api, helper_namespace: &str, user: Option<&str>) -> Vec<Ch
         }
     }
     if granted == RIGHTS.len() {
-        rows.push(ok("permissions", "all that manifests/rbac.yaml grants"));
+        rows.push(ok("permissions", "all permissions of manifests/rbac.yaml"));
     }
     rows
 }
@@ -205,8 +205,8 @@ fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>, named: bo
     Check {
         name: format!("may {} {}", right.verb, right.object()),
         state: if right.essential && !elsewhere { CheckState::Failed } else { CheckState::Degraded },
-        found: format!("no, {place}: needed to {}", right.purpose),
-        remedy: Some(if elsewhere { format!("-n names the namespace of your pods; for this one:\n{binding}") } else { binding }),
+        found: format!("missing {place}: needed to {}", right.purpose),
+        remedy: Some(if elsewhere { format!("set the namespace of your pods with -n; for this one:\n{binding}") } else { binding }),
     }
 }
 

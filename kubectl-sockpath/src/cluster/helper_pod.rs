@@ -201,38 +201,34 @@ fn comment(path: &str, value: &Value) -> Option<String> {
         return MODES.into_iter().flat_map(privilege::capabilities).find(|c| c.name() == name).map(|c| c.reason().to_owned());
     }
     let text = match path {
-        "spec.activeDeadlineSeconds" => "the kubelet ends it after this time, whatever else fails",
+        "spec.activeDeadlineSeconds" => "the kubelet ends it after this time, even if everything else fails",
         "spec.automountServiceAccountToken" => "the helper has no credentials for the API; the plugin resolves all names",
         "spec.hostPID" => {
             "a pod is found by its cgroup, its namespace by one of its processes: both are hidden from other PID namespaces\n\
              (and /proc/1/ns/net is the node's own network namespace)"
         }
-        "spec.nodeName" => "the node where the pods to look at run; the scheduler is not asked",
-        "spec.restartPolicy" => "a helper whose plugin is gone must not come back",
-        "spec.tolerations" => "it has to run where the pods run, tainted or not",
-        "spec.containers[0].stdin" => "requests come over stdin; with stdinOnce its end is the end of the helper",
-        "spec.containers[0].securityContext.allowPrivilegeEscalation" => "no_new_privs: nothing it starts can gain more",
-        "spec.containers[0].securityContext.appArmorProfile" => {
-            "the runtime's default profile lets a process look only at processes of the same profile"
-        }
-        "spec.containers[0].securityContext.runAsUser" => "capabilities added here are not ambient, only uid 0 gets them",
+        "spec.nodeName" => "the node of the pods to observe; the scheduler is not involved",
+        "spec.restartPolicy" => "a helper without its plugin must not restart",
+        "spec.tolerations" => "it must run where the pods run, tainted or not",
+        "spec.containers[0].stdin" => "requests arrive on stdin; with stdinOnce, the helper ends when it closes",
+        "spec.containers[0].securityContext.allowPrivilegeEscalation" => "no_new_privs: no child process can gain privileges",
+        "spec.containers[0].securityContext.appArmorProfile" => "the runtime's default profile hides processes of other profiles",
+        "spec.containers[0].securityContext.runAsUser" => "capabilities added here are not ambient: only uid 0 gets them",
         "spec.containers[0].securityContext.seLinuxOptions" => {
-            "container_t may not look at other pods' processes; without SELinux this is ignored"
+            "container_t may not read other pods' processes; without SELinux this is ignored"
         }
-        "spec.containers[0].securityContext.seccompProfile" => {
-            "the default profile lets bpf(2) and setns(2) through for the capabilities above"
-        }
+        "spec.containers[0].securityContext.seccompProfile" => "the default profile permits bpf(2) and setns(2) for the capabilities above",
         "spec.containers[0].terminationMessagePolicy" => {
-            "what a helper that fails said last stands in the pod's status, so no right to read logs is needed"
+            "the pod's status contains the last output of a failed helper, so no right to read logs is needed"
         }
-        "spec.containers[0].resources.limits" => "maps and ring buffers count as its memory",
+        "spec.containers[0].resources.limits" => "maps and ring buffers are charged to it",
         _ => {
             return match (path.ends_with(".hostPath"), value.pointer("/path").and_then(Value::as_str)) {
                 (true, Some("/sys/fs/cgroup")) => {
-                    Some("the cgroups of all pods: which processes are theirs; and what sockops programs attach to".into())
+                    Some("the cgroups of all pods: to find their processes and to attach sockops programs".into())
                 }
                 (true, Some("/sys/fs/bpf")) => {
-                    Some("socket maps are pinned under /sys/fs/bpf/sockpath, so that a killed helper loses no byte".into())
+                    Some("socket maps are pinned under /sys/fs/bpf/sockpath, so that no bytes are lost if the helper is killed".into())
                 }
                 _ => None,
             };

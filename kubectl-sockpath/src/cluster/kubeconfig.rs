@@ -45,7 +45,7 @@ fn read_one(path: &Path) -> Result<Kubeconfig, KubeconfigError> {
 }
 
 fn check(length: u64) -> io::Result<()> {
-    if length <= LARGEST { Ok(()) } else { Err(io::Error::other(format!("it has more than {LARGEST} bytes: is that the right file?"))) }
+    if length <= LARGEST { Ok(()) } else { Err(io::Error::other(format!("it has more than {LARGEST} bytes: is this the right file?"))) }
 }
 
 #[cfg(test)]
@@ -67,6 +67,6 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(LARGEST + 1).unwrap();
         let error = read(Some(&path)).unwrap_err();
         let _ = std::fs::remove_file(&path);
-        assert!(matches!(&error, KubeconfigError::ReadConfig(e, _) if e.to_string().contains("is that the right file?")), "{error}");
+        assert!(matches!(&error, KubeconfigError::ReadConfig(e, _) if e.to_string().contains("is this the right file?")), "{error}");
     }
 }

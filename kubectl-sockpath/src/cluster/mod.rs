@@ -147,7 +147,7 @@ impl Cluster {
         let reporter = progress.clone();
         tokio::spawn(async move {
             for what in reap::reap_leftovers(api, namespace).await {
-                reporter.detail(&format!("removed a leftover: {what}"));
+                reporter.detail(&format!("removed {what}, which remained from an earlier command"));
             }
         });
         self.recruits(fleet, nodes, mode, &progress);
@@ -215,7 +215,7 @@ impl Cluster {
     pub async fn bypassed(&self, pods: &[Pod]) -> (Vec<Bypassed>, Option<String>) {
         match bypassed::find(self.lookup.api(), pods).await {
             Ok(found) => (found, None),
-            Err(p) => (Vec::new(), Some(format!("NetworkPolicies and bandwidth limits that would be bypassed are not listed: {p}"))),
+            Err(p) => (Vec::new(), Some(format!("cannot list NetworkPolicies and bandwidth limits that would be bypassed: {p}"))),
         }
     }
 

@@ -40,12 +40,12 @@ fn node_unusable(node: &ApiNode, name: &str) -> Option<String> {
     let reported = node.status.as_ref().and_then(|s| s.node_info.as_ref()).map(|i| i.operating_system.as_str()).filter(|os| !os.is_empty());
     let os = reported.or_else(|| label("kubernetes.io/os")).unwrap_or("linux");
     if os != "linux" {
-        return Some(format!("node {name} runs {os}, and there is no eBPF there that sockpath could use"));
+        return Some(format!("node {name} runs {os}, and sockpath needs Linux"));
     }
     let virtual_kubelet = label("type") == Some("virtual-kubelet")
         || node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|t| t.key == "virtual-kubelet.io/provider");
     if virtual_kubelet {
-        return Some(format!("node {name} is virtual (virtual-kubelet): its pods run elsewhere, and no helper can run beside them"));
+        return Some(format!("node {name} is virtual (virtual-kubelet): its pods run elsewhere, and no helper can run with them"));
     }
     if label("eks.amazonaws.com/compute-type") == Some("fargate") {
         return Some(format!("node {name} is a Fargate micro VM for this one pod: it admits neither other pods nor privileges"));
@@ -147,7 +147,7 @@ fn unusable(pod: &ApiPod, spec: &PodSpec, status: &PodStatus, containers: &[Cont
     if spec.node_name.is_none() {
         let condition = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
         let why = condition.and_then(|c| c.message.clone());
-        return Some(why.map_or_else(|| "it has no node yet".to_owned(), |why| format!("it has no node yet: {why}")));
+        return Some(why.map_or_else(|| "it is not scheduled yet".to_owned(), |why| format!("it is not scheduled yet: {why}")));
     }
     if containers.is_empty() {
         return Some(not_running_text(status));

@@ -80,7 +80,7 @@ fn what_cannot_be_used_says_why() {
         (
             json!({"spec": {"nodeName": null}, "status": {"phase": "Pending", "conditions": [
                 {"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]}}),
-            "no node yet: 0/2 nodes",
+            "not scheduled yet: 0/2 nodes",
         ),
         (json!({"status": {"phase": "Pending", "containerStatuses": waiting}}), "container app is waiting (CrashLoopBackOff)"),
         (json!({"spec": {"os": {"name": "windows"}}}), "Windows"),

@@ -147,7 +147,7 @@ impl Seen {
         let ips = pod_ips(&status);
         if !ips.is_empty() && ips != self.ips {
             let list = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
-            texts.push(format!("pod {name} has the address {} now, and packets of {} are watched", list(&ips), list(&self.ips)));
+            texts.push(format!("pod {name} now has the address {}, but the trace observes {}", list(&ips), list(&self.ips)));
             self.ips = ips;
         }
         let condition = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
@@ -156,7 +156,7 @@ impl Seen {
             let why = condition.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
             match self.ready.replace(ready) {
                 Some(true) if !ready && !self.ending => {
-                    texts.push(format!("pod {name} is not ready any more{why}; Services send it nothing until it is"));
+                    texts.push(format!("pod {name} is no longer ready{why}; Services send it no connections until it is"));
                 }
                 Some(false) if ready => texts.push(format!("pod {name} is ready again")),
                 _ => {}
@@ -182,10 +182,7 @@ impl Seen {
             if waiting == Some("CrashLoopBackOff") {
                 crashing = true;
                 if !self.crashing {
-                    texts.push(format!(
-                        "container {} of pod {name} crashes again and again and waits before it is restarted",
-                        container.name
-                    ));
+                    texts.push(format!("container {} of pod {name} crashes repeatedly and waits before it is restarted", container.name));
                 }
             }
         }

@@ -70,9 +70,9 @@ fn everything_that_happens_to_a_pod_is_a_sentence() {
             "container app of pod shop/web was restarted: it had ended with exit code 137 (OOMKilled)",
             false,
         ),
-        (applied(json!({}), status("True", 0, waiting)), "crashes again and again", false),
-        (applied(json!({}), moved), "has the address 10.42.1.9 now, and packets of 10.42.1.3 are watched", false),
-        (applied(json!({}), status("False", 0, json!({}))), "is not ready any more: containers with unready status: [app]", false),
+        (applied(json!({}), status("True", 0, waiting)), "crashes repeatedly", false),
+        (applied(json!({}), moved), "now has the address 10.42.1.9, but the trace observes 10.42.1.3", false),
+        (applied(json!({}), status("False", 0, json!({}))), "is no longer ready: containers with unready status: [app]", false),
     ] {
         let (text, is_gone) = told(change);
         assert!(text.contains(words) && is_gone == gone && text.is_empty() == words.is_empty(), "{words}: {text}");

@@ -58,7 +58,7 @@ impl Problem {
             kube::Error::Api(status) => Self::from_status(what, status),
             kube::Error::Auth(e) => Self::new(
                 Kind::Unauthorized,
-                format!("cannot {what}: the credentials of the kubeconfig could not be used: {}\n{TRY_WHOAMI}", chain(e)),
+                format!("cannot {what}: cannot use the credentials of the kubeconfig: {}\n{TRY_WHOAMI}", chain(e)),
             ),
             kube::Error::Service(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e.as_ref()))),
             kube::Error::HyperError(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e))),
@@ -66,7 +66,7 @@ impl Problem {
             kube::Error::UpgradeConnection(e) => Self::new(
                 Kind::Other,
                 format!(
-                    "cannot {what}: the API server at {server} did not switch to WebSocket ({}); \
+                    "cannot {what}: the API server at {server} did not upgrade to WebSocket ({}); \
                      a proxy between here and there may not pass WebSockets on",
                     chain(e)
                 ),
@@ -112,7 +112,7 @@ impl Problem {
     pub fn timeout(what: &str, server: &str, seconds: f64) -> Self {
         Self::new(
             Kind::Timeout,
-            format!("cannot {what}: no answer from the API server at {server} within {seconds} s (--request-timeout waits longer)"),
+            format!("cannot {what}: no answer from the API server at {server} within {seconds} s (raise --request-timeout to wait longer)"),
         )
     }
 }
@@ -169,12 +169,12 @@ fn is_of_admission(message: &str) -> bool {
 
 fn unreachable_text(what: &str, server: &str, why: &str) -> String {
     let hint = if why.contains("UnsupportedCertVersion") {
-        "a certificate of X.509 version 1 is refused, kubectl accepts it: issue one of version 3 (openssl x509 -req with -extfile, \
+        "certificates of X.509 version 1 are not supported (kubectl accepts them): issue one of version 3 (openssl x509 -req with -extfile, \
          or a CertificateSigningRequest of the cluster)"
     } else if why.contains("certificate") || why.contains("UnknownIssuer") {
         "the certificate authority of the kubeconfig does not match the server: is the kubeconfig of this cluster, and current?"
     } else {
-        "try: kubectl version (is the cluster up, the context right, a VPN or proxy needed?)"
+        "try: kubectl version (is the cluster running, is the context correct, is a VPN or proxy needed?)"
     };
     format!("cannot {what}: the API server at {server} cannot be reached: {why}\n{hint}")
 }

@@ -115,7 +115,7 @@ impl Drop for Inner {
                 let Ok(api) = api.reconnected() else { return };
                 for (name, manner) in pods {
                     if let Err(p) = delete(&api, &namespace, &name, manner).await {
-                        output::say(&format!("warning: {p}\nleft behind: pod {namespace}/{name}; remove it with kubectl sockpath cleanup"));
+                        output::say(&format!("warning: {p}\npod {namespace}/{name} remains; delete it with kubectl sockpath cleanup"));
                     }
                 }
             });
@@ -173,7 +173,7 @@ pub async fn leftovers(api: &Api, namespace: &str) -> Result<Vec<Leftover>, Prob
 
 async fn helper_pods(api: &Api, namespace: &str) -> Result<Vec<Pod>, Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
-    let what = format!("look for leftover helper pods in namespace {namespace}");
+    let what = format!("list remaining helper pods in namespace {namespace}");
     let list = match api.ask_opt(&what, pods.list(&ListParams::default().labels(SELECTOR))).await {
         Err(p) if p.kind == Kind::NoNamespace => None,
         other => other?,
@@ -248,11 +248,11 @@ pub async fn clean(api: &Api, namespace: &str) -> Result<(Vec<String>, Vec<Strin
                 removed.push(format!("pod {namespace}/{name} ({})", leftover.why));
             }
             None if pod.metadata.deletion_timestamp.is_some() => {
-                kept.push(format!("pod {namespace}/{name}: it is being deleted, and goes when its process has ended"));
+                kept.push(format!("pod {namespace}/{name}: it is being deleted, and disappears when its process ends"));
             }
             None => {
                 let user = pod.metadata.annotations.as_ref().and_then(Owner::user_of).unwrap_or("somebody");
-                kept.push(format!("pod {namespace}/{name}: {user} uses it"));
+                kept.push(format!("pod {namespace}/{name}: in use by {user}"));
             }
         }
     }

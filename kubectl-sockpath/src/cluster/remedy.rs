@@ -34,12 +34,12 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
              or name one that does: --helper-namespace NS; kubectl apply -f {MANIFESTS} makes namespace sockpath"
         ),
         Kind::NoNamespace => format!(
-            "make it once per cluster, with its policies and a Role: kubectl apply -f {MANIFESTS}\n\
+            "create it once per cluster, with its policies and a Role: kubectl apply -f {MANIFESTS}\n\
              or without them, so that the right to create pods there is the right to be root on the nodes:\n\
              kubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
         ),
         Kind::Terminating => format!(
-            "once it is gone, make it again: kubectl wait --for=delete namespace/{namespace} && kubectl apply -f {MANIFESTS}\n\
+            "wait until it is deleted, then create it again: kubectl wait --for=delete namespace/{namespace} && kubectl apply -f {MANIFESTS}\n\
              what holds it up: kubectl get namespace {namespace} -o yaml (status.conditions); --helper-namespace names another one"
         ),
         Kind::Forbidden => format!(
@@ -48,7 +48,7 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
         ),
         Kind::Denied => denied(&problem.to_string(), namespace),
         Kind::Quota => format!(
-            "kubectl describe quota,limitrange -n {namespace} shows the limits: the helper asks for {CPU_REQUEST} CPU and {MEMORY_REQUEST}, limited to {MEMORY_LIMIT};\n\
+            "kubectl describe quota,limitrange -n {namespace} shows the limits: the helper requests {CPU_REQUEST} CPU and {MEMORY_REQUEST}, with a limit of {MEMORY_LIMIT};\n\
              an administrator can raise them, and --helper-namespace names another namespace"
         ),
         _ => return problem,
@@ -79,11 +79,11 @@ fn denied(refusal: &str, namespace: &str) -> String {
             env!("CARGO_PKG_VERSION")
         ),
         (Some(policy), _) => format!(
-            "what it wants: kubectl describe validatingadmissionpolicy {policy}; what the pod is: --dry-run=client -o yaml;\n\
+            "its rules: kubectl describe validatingadmissionpolicy {policy}; the pod: --dry-run=client -o yaml;\n\
              an administrator can except namespace {namespace} in the policy's binding (spec.matchResources.namespaceSelector)"
         ),
         (None, Some(webhook)) => format!(
-            "whose it is: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations -o yaml (name: {webhook}); what the pod is: --dry-run=client -o yaml;\n\
+            "its owner: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations -o yaml (name: {webhook}); the pod: --dry-run=client -o yaml;\n\
              an administrator can except namespace {namespace} there (namespaceSelector)"
         ),
         (None, None) => format!(
@@ -116,7 +116,7 @@ pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
     let grant = binding(problem.user(), namespace, "--clusterrole=sockpath-lookup");
     problem.with_remedy(&match namespace {
         Some(_) => format!("an administrator can allow it: {grant}"),
-        None => format!("name a namespace with -n, or have an administrator allow it:\n{grant}"),
+        None => format!("set a namespace with -n, or let an administrator allow it:\n{grant}"),
     })
 }
 
@@ -135,11 +135,13 @@ pub fn for_node(problem: Problem) -> Problem {
 pub fn without_nodes(problem: &Problem, pods_too: bool) -> String {
     let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
     let asked = if pods_too {
-        "those of this namespace's pods and those where connections are accelerated"
+        "the nodes of this namespace's pods and of accelerated connections"
     } else {
-        "those where helpers accelerate"
+        "the nodes on which helpers accelerate"
     };
-    format!("you may not list nodes: only {asked} were asked, and leftovers elsewhere are not seen; an administrator can allow it: {grant}")
+    format!(
+        "you may not list nodes: this covers only {asked}, not resources that remain on other nodes; an administrator can allow it: {grant}"
+    )
 }
 
 #[cfg(test)]

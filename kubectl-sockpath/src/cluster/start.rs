@@ -103,7 +103,7 @@ impl Starter {
                 Err(p) => return Err(p),
             }
         }
-        let hint = if self.patience.unready { "" } else { "; --wait-nodes waits for it" };
+        let hint = if self.patience.unready { "" } else { "; use --wait-nodes to wait for it" };
         Err(Problem::new(Kind::NotReady, format!("{text}{hint}")))
     }
 
@@ -155,7 +155,7 @@ impl Starter {
     /// A helper that does not run after this time, with what it waits for.
     pub(super) fn too_late(&self, spec: &HelperSpec, name: &str, after: Duration) -> Problem {
         let (node, namespace) = (&spec.node, &spec.namespace);
-        let phase = self.progress.phase_of(node).unwrap_or_else(|| "nothing is known".to_owned());
+        let phase = self.progress.phase_of(node).unwrap_or_else(|| "phase unknown".to_owned());
         let text = format!(
             "the helper pod {namespace}/{name} on node {node} does not run after {}: {phase}\n\
              --wait-nodes waits longer; kubectl describe node {node} and kubectl get pods -A --field-selector spec.nodeName={node} show how the node is",
@@ -169,7 +169,8 @@ impl Starter {
 fn strayed(admitted: &Pod, spec: &HelperSpec) -> Option<Problem> {
     let meant = admitted.spec.as_ref().and_then(|s| s.node_name.as_deref());
     (meant != Some(spec.node.as_str())).then(|| {
-        let where_to = meant.map_or_else(|| "left to the scheduler, which may put it on any".to_owned(), |node| format!("for node {node}"));
+        let where_to =
+            meant.map_or_else(|| "without a node name, so the scheduler may place it on any".to_owned(), |node| format!("for node {node}"));
         Problem::new(Kind::Other, format!("the helper pod for node {} was admitted, but {where_to}", spec.node))
     })
 }
@@ -202,7 +203,7 @@ pub async fn look_at_node(api: &Api, node: &str) -> Result<(), Problem> {
     let nodes: kube::Api<Node> = kube::Api::all(api.client());
     match api.ask_opt(&format!("read node {node}"), nodes.get(node)).await {
         Ok(Some(object)) => node_trouble(&object).map_or(Ok(()), |text| Err(Problem::new(Kind::NotReady, text))),
-        Ok(None) => Err(Problem::new(Kind::NotFound, format!("node {node} is not there any more\nkubectl get nodes lists those that are"))),
+        Ok(None) => Err(Problem::new(Kind::NotFound, format!("node {node} no longer exists\nkubectl get nodes lists the existing ones"))),
         // Without the right to read nodes there is just less to say.
         Err(_) => Ok(()),
     }

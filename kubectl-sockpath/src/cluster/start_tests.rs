@@ -70,7 +70,7 @@ async fn a_node_that_is_not_ready_is_left_out_at_once_and_without_a_pod() {
     let mock = Mock::default();
     let began = Instant::now();
     let text = error_of(starter(&mock, None), Some("node n1 is not ready (X): y".to_owned())).await;
-    assert!(text.starts_with("node n1 is not ready") && text.contains("--wait-nodes waits for it"), "{text}");
+    assert!(text.starts_with("node n1 is not ready") && text.contains("use --wait-nodes to wait for it"), "{text}");
     assert_eq!((began.elapsed(), mock.asked().len()), (Duration::ZERO, 0));
 }
 

@@ -39,7 +39,7 @@ pub fn assess(pod: &Pod, events: &[Event], waited: Duration) -> Stage {
     match status.phase.as_deref() {
         Some("Failed") => return failed(&subject, &status),
         Some("Succeeded") => {
-            return Stage::Failed(format!("{subject} has ended by itself before it was used\n{}", image_remedy(&subject)));
+            return Stage::Failed(format!("{subject} ended before it was used\n{}", image_remedy(&subject)));
         }
         _ => {}
     }
@@ -91,7 +91,7 @@ pub fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
 #[must_use]
 pub fn deleted(namespace: &str, name: &str, node: &str) -> String {
     format!(
-        "the helper pod {namespace}/{name} on node {node} was deleted by somebody before it ran\n\
+        "the helper pod {namespace}/{name} on node {node} was deleted by another client before it ran\n\
          start the command again; what a controller has against it: kubectl get events -n {namespace} --field-selector involvedObject.name={name}"
     )
 }
@@ -130,12 +130,12 @@ fn failed(subject: &Subject, status: &PodStatus) -> Stage {
     }
     let remedy = match reason.as_str() {
         "DeadlineExceeded" => "its deadline has passed: start the command again".to_owned(),
-        "Evicted" => format!("the node is short of a resource: kubectl describe node {} shows which", subject.node),
+        "Evicted" => format!("the node lacks a resource: kubectl describe node {} shows which", subject.node),
         "OutOfpods" | "OutOfcpu" | "OutOfmemory" => format!("the node is full: {}", room_remedy(&subject.node)),
         // The kubelet looks at NoExecute alone.
         "TaintToleration" => taint_remedy(&subject.node),
         "NodeAffinity" | "NodeName" => format!("no helper can run on this node: kubectl describe node {}", subject.node),
-        "NodeShutdown" | "Terminated" => "the node shuts down".to_owned(),
+        "NodeShutdown" | "Terminated" => "the node is shutting down".to_owned(),
         "AppArmor" => "the kubelet could not apply the AppArmor profile: kubectl describe pod shows why".to_owned(),
         _ => format!("kubectl describe node {} may show why", subject.node),
     };
@@ -165,12 +165,14 @@ fn scheduling_remedy(why: &str, node: &str) -> String {
 }
 
 fn room_remedy(node: &str) -> String {
-    format!("kubectl describe node {node} shows what is taken; the helper needs one pod slot, {CPU_REQUEST} CPU and {MEMORY_REQUEST}")
+    format!(
+        "kubectl describe node {node} shows the allocated resources; the helper needs one pod slot, {CPU_REQUEST} CPU and {MEMORY_REQUEST}"
+    )
 }
 
 fn taint_remedy(node: &str) -> String {
     format!(
-        "the helper tolerates every taint, so something in the cluster has taken its tolerations away;\n\
+        "the helper tolerates every taint, so something in the cluster removed its tolerations;\n\
          the node's taints: kubectl get node {node} -o jsonpath='{{.spec.taints}}'"
     )
 }
@@ -188,16 +190,16 @@ fn image_text(subject: &Subject, reason: &str, message: &str) -> String {
     let remedy = if reason == "ErrImageNeverPull" {
         format!("the image is not on node {}: load it there (kind load docker-image, ctr -n k8s.io images import)", subject.node)
     } else if reason == "InvalidImageName" {
-        "--helper-image has to be a valid image reference".to_owned()
+        "--helper-image must be a valid image reference".to_owned()
     } else if m.contains("no match for platform") {
         format!("the image has no variant for this node's architecture: kubectl get node {} -L kubernetes.io/arch", subject.node)
     } else if m.contains("unauthorized") || m.contains("denied") || m.contains("forbidden") {
         format!(
-            "the registry wants credentials: add an imagePullSecret to the service account 'default' of namespace {}, or use --helper-image with a mirror",
+            "the registry requires credentials: add an imagePullSecret to the service account 'default' of namespace {}, or use --helper-image with a mirror",
             subject.namespace
         )
     } else if m.contains("not found") || m.contains("manifest unknown") {
-        "there is no such image: check --helper-image (or SOCKPATH_HELPER_IMAGE)".to_owned()
+        "the image does not exist: check --helper-image (or SOCKPATH_HELPER_IMAGE)".to_owned()
     } else {
         format!("node {} cannot reach the registry: mirror the image and use --helper-image, or load it on the node", subject.node)
     };
@@ -210,17 +212,17 @@ fn create_remedy(message: &str) -> String {
     if m.contains("seccomp") {
         "the runtime could not apply its seccomp profile: try --seccomp Unconfined, and kubectl sockpath doctor".to_owned()
     } else if m.contains("exec format error") {
-        "the image is built for another architecture than the node's: check --helper-image".to_owned()
+        "the image is built for a different architecture than the node's: check --helper-image".to_owned()
     } else if m.contains("no such file") && m.contains("sockpath-helper") {
-        "the image holds no /sockpath-helper: check --helper-image".to_owned()
+        "the image does not contain /sockpath-helper: check --helper-image".to_owned()
     } else if m.contains("/sys/fs/bpf") {
         "the node has no BPF file system mounted: mount -t bpf bpf /sys/fs/bpf on the node (systemd does so at boot)".to_owned()
     } else if m.contains("apparmor") {
         "the runtime could not apply the AppArmor setting of the pod".to_owned()
     } else if m.contains("capabilit") || m.contains("operation not permitted") {
-        "the runtime may not give out a capability the helper needs (is the node itself a container with fewer rights?)".to_owned()
+        "the runtime cannot grant a capability that the helper needs (is the node itself a container with fewer rights?)".to_owned()
     } else {
-        "kubectl describe pod shows what the runtime says; kubectl sockpath doctor examines the node".to_owned()
+        "kubectl describe pod shows the runtime's message; kubectl sockpath doctor checks the node".to_owned()
     }
 }
 
@@ -240,7 +242,7 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
                 format!("the node does not have that directory: kubectl describe pod -n {} {}", subject.namespace, subject.name)
             }
         }
-        "FailedCreatePodSandBox" => "the node's network plugin or runtime cannot make pods: look at other new pods on that node".to_owned(),
+        "FailedCreatePodSandBox" => "the node's network plugin or runtime cannot create pods: check other new pods on that node".to_owned(),
         _ => create_remedy(&message),
     };
     Some(Stage::Failed(format!("{subject} does not start ({reason}): {message}\n{remedy}")))
@@ -250,8 +252,8 @@ fn phase_of(events: &[Event]) -> &'static str {
     match events.last().and_then(|e| e.reason.as_deref()) {
         Some("Pulling") => PULLING,
         Some("Pulled" | "Created") => "starting the helper",
-        Some("FailedCreatePodSandBox") => "the pod's sandbox failed, the kubelet tries again",
-        Some("FailedMount") => "a mount failed, the kubelet tries again",
+        Some("FailedCreatePodSandBox") => "the pod's sandbox failed, the kubelet retries",
+        Some("FailedMount") => "a mount failed, the kubelet retries",
         _ => "creating the helper's container",
     }
 }

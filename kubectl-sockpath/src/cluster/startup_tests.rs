@@ -65,7 +65,7 @@ fn containers_that_cannot_be_made() {
     for (message, remedy) in [
         ("failed to create containerd container: seccomp is not supported", "--seccomp Unconfined"),
         ("exec /sockpath-helper: exec format error", "another architecture"),
-        ("exec: \"/sockpath-helper\": stat /sockpath-helper: no such file or directory", "holds no /sockpath-helper"),
+        ("exec: \"/sockpath-helper\": stat /sockpath-helper: no such file or directory", "does not contain /sockpath-helper"),
         ("unable to apply caps: operation not permitted", "capability"),
     ] {
         assert_fails(&assess(&waiting("CreateContainerError", message), &[], SOON), &[message, remedy]);
@@ -79,7 +79,7 @@ fn containers_that_cannot_be_made() {
 #[test]
 fn kubelet_refusals_name_the_node() {
     for (reason, remedy) in
-        [("OutOfpods", "node is full"), ("Evicted", "short of a resource"), ("DeadlineExceeded", "start the command again")]
+        [("OutOfpods", "node is full"), ("Evicted", "lacks a resource"), ("DeadlineExceeded", "start the command again")]
     {
         let refused = pod(json!({"phase": "Failed", "reason": reason, "message": "why"}));
         assert_fails(&assess(&refused, &[], SOON), &[reason, "n1", remedy]);
@@ -96,7 +96,7 @@ fn a_process_that_ended_is_told_with_its_last_words() {
         let stage = assess(&ended(phase, 64, "usage:\n  other tool\n"), &[], SOON);
         assert_fails(&stage, &["exit code 64 (Error): usage:; other tool", "is r.test/helper:1 a helper", "--helper-image"]);
     }
-    assert_fails(&assess(&ended("Succeeded", 0, ""), &[], SOON), &["has ended by itself", "--helper-image"]);
+    assert_fails(&assess(&ended("Succeeded", 0, ""), &[], SOON), &["ended before it was used", "--helper-image"]);
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl Known {
                 self.subjects.remove(&name(&pod));
                 gone = Some(name(&pod));
             }
-            Change::Refused(p) => return Some(News::Unwatched(format!("pods that come from now on are not taken in: {p}"))),
+            Change::Refused(p) => return Some(News::Unwatched(format!("new pods are not included: {p}"))),
         }
         // Pods that a changed policy selects may have come; who is to be told of the pods asks for them then.
         Some(self.reconsider("the labels of a pod that NetworkPolicies may select").unwrap_or_else(|| gone.map_or(News::Pods, News::Gone)))
@@ -147,7 +147,7 @@ impl Known {
                     self.before.extend(fresh);
                     return None;
                 }
-                self.reconsider("NetworkPolicies changed while the API server was away")
+                self.reconsider("NetworkPolicies changed while the API server was unreachable")
             }
             Change::Applied(policy) => {
                 let key = key(&policy);
@@ -164,7 +164,7 @@ impl Known {
                 let first = !std::mem::replace(&mut self.refused, true);
                 first.then(|| {
                     News::Unwatched(format!(
-                        "NetworkPolicies are not watched, so connections go on past policies that change: {p}\n\
+                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}\n\
                          the ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them"
                     ))
                 })

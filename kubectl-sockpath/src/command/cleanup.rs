@@ -42,7 +42,7 @@ impl Outcome {
         self.removed.iter().for_each(|what| text.line(&format!("removed {what}")));
         self.kept.iter().for_each(|what| text.line(&format!("kept {what}")));
         if text.is_empty() && self.failed.is_empty() {
-            text.line("nothing was left behind");
+            text.line("nothing to remove");
         }
         text
     }
@@ -79,7 +79,7 @@ pub async fn run(args: &cli::Cleanup, global: &Global, progress: &Progress) -> R
 
 async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) -> Result<()> {
     if let Backend::Cluster(cluster) = backend {
-        progress.phase("", "looking for leftover pods");
+        progress.phase("", "looking for remaining pods");
         let (removed, kept) = cluster.remove_leftovers().await?;
         outcome.removed.extend(removed);
         outcome.kept.extend(kept);

@@ -83,7 +83,7 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
 }
 
 async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
-    progress.phase("", "examining client and cluster");
+    progress.phase("", "checking client and cluster");
     rows.extend(backend.examine().await.into_iter().map(|(scope, check)| Row { scope, check }));
     if rows.iter().any(|r| r.check.state == CheckState::Failed) && matches!(backend, Backend::Cluster(_)) {
         // Without rights or namespace every node would only repeat the refusal.
@@ -132,8 +132,8 @@ fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
     };
     let remedy = match state {
         CheckState::Ok => None,
-        CheckState::Degraded => Some("nothing has to be done: such connections are left alone, others are accelerated".to_owned()),
-        CheckState::Failed => Some("this kernel's sockmap misbehaves here: accelerate is refused on this node, trace works".to_owned()),
+        CheckState::Degraded => Some("no action needed: such connections are excluded, others are accelerated".to_owned()),
+        CheckState::Failed => Some("this kernel's sockmap fails this test: accelerate is refused on this node, trace works".to_owned()),
     };
     Check { name: format!("canary {}", canary.name), state, found: canary.detail.clone(), remedy }
 }

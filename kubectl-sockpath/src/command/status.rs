@@ -57,7 +57,7 @@ async fn ask(
 ) -> Result<(Backend, Vec<Answer>)> {
     let interrupt = Interrupt::watch()?;
     let asking = async {
-        progress.phase("", "asking the nodes");
+        progress.phase("", "querying the nodes");
         let backend = Backend::connect(global, false).await?;
         let (nodes, left_out) = backend.all_nodes(false).await?;
         if let Some(text) = &left_out {
@@ -145,7 +145,7 @@ fn complaints(answers: &[Answer]) -> Result<()> {
             }
         }
         if answer.messages.more() > 0 {
-            let text = format!("{} messages more than the {MESSAGES_KEPT} that are shown", answer.messages.more());
+            let text = format!("{} more messages; {MESSAGES_KEPT} are shown", answer.messages.more());
             output::say(&format!("warning: {}: {text}", answer.node));
         }
         if let Some(text) = &answer.lost {
@@ -202,7 +202,7 @@ fn status_text(node: &str, status: &AccelStatus, style: &Style) -> Text {
     let head = match (status.active, status.owner.as_deref(), status.lease_left_ms) {
         (false, ..) => return Text::of_line(&format!("{node}: nothing is accelerated")),
         (true, Some(owner), 0) => {
-            format!("{node}: left behind by {owner}, the lease has run out: connections go by TCP, `stop` removes the rest")
+            format!("{node}: remains from {owner}, the lease has expired: connections use TCP, `stop` removes the rest")
         }
         (true, Some(owner), left) if status.helper_gone => {
             let left = human(Duration::from_secs(left.div_ceil(1000)));
@@ -214,7 +214,7 @@ fn status_text(node: &str, status: &AccelStatus, style: &Style) -> Text {
             let detached = if status.detached { ", detached" } else { "" };
             format!("{node}: accelerated by {owner}{detached}, lease {}", human(Duration::from_secs(left.div_ceil(1000))))
         }
-        (true, None, _) => format!("{node}: leftovers nobody owns, `stop` or `cleanup` removes them"),
+        (true, None, _) => format!("{node}: resources without an owner, `stop` or `cleanup` removes them"),
     };
     let pairs = [NodePairs { node: node.to_owned(), snapshot: status.pairs.clone() }];
     let mut text = Text::default();

@@ -15,7 +15,7 @@ const NAMED: usize = 3;
 pub fn table(bypassed: &[Bypassed], style: &Style) -> Text {
     let mut out = Text::default();
     if bypassed.is_empty() {
-        let text = "would be bypassed: the network path; no policy, rule, limit, program or mirror was found on it";
+        let text = "would be bypassed: the network path, with no policy, rule, limit, program or mirror on it";
         Line::new(style).paint(Paint::Heading, text).end(&mut out);
         return out;
     }

@@ -54,11 +54,11 @@ fn clocks(report: &Report, style: &Style) -> Text {
     for row in &report.clocks {
         let doubt = nanos(row.uncertainty_ns);
         let text = if row.offset_ns.unsigned_abs() <= row.uncertainty_ns {
-            format!("clocks of {} and {}: no difference that could be told from round trips ({doubt} either way)", row.against, row.node)
+            format!("clocks of {} and {}: no measurable difference ({doubt} in either direction)", row.against, row.node)
         } else {
             let word = if row.offset_ns > 0 { "ahead of" } else { "behind" };
             let offset = nanos(row.offset_ns.unsigned_abs());
-            format!("clock of {}: {offset} {word} that of {}, {doubt} either way", row.node, row.against)
+            format!("clock of {}: {offset} {word} that of {}, {doubt} in either direction", row.node, row.against)
         };
         for line in wrap(&text, style.width) {
             Line::new(style).paint(Paint::Dim, &line).end(&mut out);
@@ -91,6 +91,6 @@ fn place_words(report: &Report) -> String {
         Scenario::SameNode => format!("same node ({})", node(&report.source)),
         Scenario::CrossNode => format!("cross-node ({} to {})", node(&report.source), node(&report.target)),
         Scenario::External if report.via_service.is_some() => format!("from {}", node(&report.source)),
-        Scenario::External => format!("from {} to outside the pods", node(&report.source)),
+        Scenario::External => format!("from {} to an external address", node(&report.source)),
     }
 }

@@ -164,7 +164,7 @@ pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     let t = totals(nodes.iter().map(|n| &n.snapshot.totals));
     let mut out = Text::default();
     let text = format!(
-        "{} of {} connections accelerated, {} in {} messages bypassed the network",
+        "{} of {} connections accelerated, {} in {} messages redirected",
         t.accelerated,
         t.open,
         bytes(t.bypassed_bytes),
@@ -228,16 +228,12 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
     let ran = Duration::from_millis(summaries.iter().map(|s| s.ran_ms).max().unwrap_or(0));
     let mut out = Text::default();
     let detached = summaries.iter().any(|s| s.detached);
-    let end = if detached { "goes on without this command" } else { "everything is back on its normal path" };
+    let end = if detached { "goes on without this command" } else { "all connections are on the normal path" };
     let ran = if ran.as_secs() > 0 { Duration::from_secs(ran.as_secs()) } else { ran };
     Line::new(style).paint(Paint::Heading, &format!("after {}: {end}", human(ran))).end(&mut out);
     let connections = t.open + t.closed;
     Line::new(style)
-        .text(&format!(
-            "{connections} connections seen; {} in {} messages went socket to socket",
-            bytes(t.bypassed_bytes),
-            t.bypassed_messages
-        ))
+        .text(&format!("{connections} connections observed; {} in {} messages redirected", bytes(t.bypassed_bytes), t.bypassed_messages))
         .end(&mut out);
     let mut passes: Vec<(&Reason, &u64)> = t.passes.iter().filter(|(_, n)| **n > 0).collect();
     passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
@@ -249,7 +245,7 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
     }
     let left: u64 = summaries.iter().map(|s| s.left_enrolled).sum();
     if left > 0 {
-        let text = format!("{left} sockets still hold unread bytes; they go by TCP, a later `stop` removes the rest");
+        let text = format!("{left} sockets still have unread bytes; they use TCP, a later `stop` removes the rest");
         for line in crate::terminal::wrap(&text, style.width) {
             Line::new(style).paint(Paint::Warn, &line).end(&mut out);
         }
@@ -305,14 +301,14 @@ mod tests {
     fn the_table_shows_what_moves_most_first() {
         let text = table(&nodes(), &Style::plain(160), 10);
         let mut lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages bypassed the network");
+        assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages redirected");
         assert_eq!(lines.remove(1), "1 left alone: other node");
         assert!(lines[1].contains("CLIENT") && !lines[1].contains("NODE"), "{text}");
         assert!(
             lines[2].contains("default/curl:41000") && lines[2].contains("23.0 us > 11.0 us") && lines[2].contains("via 10.96.0.10:80"),
             "{text}"
         );
-        assert!(lines[3].contains("waiting") && lines[3].contains("learning how it is read (9)"), "{text}");
+        assert!(lines[3].contains("waiting") && lines[3].contains("profiling its reads (9)"), "{text}");
         assert!(lines[4].contains("10.42.1.2:41002") && lines[4].contains("other node"), "{text}");
         let two = [nodes(), nodes()].concat();
         assert!(table(&two, &Style::plain(160), 10).contains("NODE"));
@@ -389,9 +385,9 @@ mod tests {
         let text = summary(&[one.clone(), one.clone()], &Style::plain(100));
         assert_eq!(
             text,
-            "after 1m1s: everything is back on its normal path\n6 connections seen; 2.00 MiB in 14 messages went socket to socket\nby TCP: 6 TCP bytes still unread\n"
+            "after 1m1s: all connections are on the normal path\n6 connections observed; 2.00 MiB in 14 messages redirected\nby TCP: 6 TCP bytes still unread\n"
         );
         let text = summary(&[AccelSummary { left_enrolled: 2, detached: true, ..one }], &Style::plain(100));
-        assert!(text.contains("goes on without this command") && text.contains("2 sockets still hold"), "{text}");
+        assert!(text.contains("goes on without this command") && text.contains("2 sockets still have"), "{text}");
     }
 }

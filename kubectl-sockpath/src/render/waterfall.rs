@@ -20,7 +20,7 @@ use crate::terminal::{Paint, Style, wrap};
 pub fn render(report: &Report, style: &Style) -> Text {
     let mut out = heading(report, style);
     let Some(request) = &report.request else {
-        Line::new(style).paint(Paint::Warn, "no packet between them was seen").end(&mut out);
+        Line::new(style).paint(Paint::Warn, "no packet between them was observed").end(&mut out);
         out.append(&findings(report, style));
         return out;
     };
@@ -217,7 +217,7 @@ fn path_end(report: &Report, style: &Style, out: &mut Text) {
             }
         }
         (None, Some(v)) => say(Paint::Bad, &vanished_text(v), out),
-        (None, None) => say(Paint::Warn, "the rest of the way was not seen", out),
+        (None, None) => say(Paint::Warn, "the rest of the path was not observed", out),
     }
 }
 
@@ -319,7 +319,7 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text)
     }
     if let Some(short) = report.accelerated.as_ref().and_then(|a| a.end_to_end.p50_ns) {
         let saved = total.saturating_sub(short);
-        let text = format!("accelerated {} instead of {}: {} % of the way saved", nanos(short), nanos(total), percent(saved, total));
+        let text = format!("accelerated {} instead of {}: {} % of the time saved", nanos(short), nanos(total), percent(saved, total));
         for line in wrap(&text, style.width) {
             Line::new(style).paint(Paint::Good, &line).end(out);
         }

@@ -62,23 +62,25 @@ impl std::fmt::Display for SessionError {
             Self::Absent { detail } => f.write_str(detail),
             Self::NoHello { detail } => {
                 with(f, "it did not start", detail)?;
-                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_LAB_PROGRAM); kubectl sockpath doctor examines what it needs")
+                f.write_str("\ncheck --helper-image (in the lab SOCKPATH_LAB_PROGRAM); kubectl sockpath doctor checks the requirements")
             }
             Self::Mute { detail } => {
-                with(f, "it runs, but does not say hello", detail)?;
-                f.write_str("\nis that a helper of sockpath? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
+                with(f, "it runs, but does not send its first message", detail)?;
+                f.write_str("\nis it a sockpath helper? check --helper-image (in the lab SOCKPATH_LAB_PROGRAM)")
             }
             Self::Silent { patience, detail } => {
-                with(f, &format!("nothing was heard from it for {} s", patience.as_secs()), detail)?;
-                f.write_str("\nits node or kubelet may be cut off, or it hangs; kubectl sockpath doctor examines the node")
+                with(f, &format!("no message from it for {} s", patience.as_secs()), detail)?;
+                f.write_str("\nits node or kubelet may be unreachable, or it hangs; kubectl sockpath doctor checks the node")
             }
             Self::Version { protocol, release } => write!(
                 f,
-                "it is release {release} and speaks protocol {protocol}, this plugin is release {RELEASE} and speaks protocol {PROTOCOL_VERSION}\n\
+                "it is release {release} with protocol {protocol}, this plugin is release {RELEASE} with protocol {PROTOCOL_VERSION}\n\
                  use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_LAB_PROGRAM) or the plugin of release {release}"
             ),
-            Self::CutOff { detail } => with(f, "it went away before it was done, what it saw last is missing", detail),
-            Self::Garbled { detail } => with(f, "it said something this plugin does not understand (are both of one release?)", detail),
+            Self::CutOff { detail } => with(f, "it ended early, its last observations are missing", detail),
+            Self::Garbled { detail } => {
+                with(f, "it sent a message that this plugin does not understand (are both of the same release?)", detail)
+            }
         }
     }
 }
@@ -92,7 +94,7 @@ impl SessionError {
         match self {
             // Most say on which node it was.
             Self::Absent { detail } if detail.lines().next().is_some_and(|line| line.contains(name)) => detail.clone(),
-            Self::Absent { detail } => format!("node {name} took no part: {detail}"),
+            Self::Absent { detail } => format!("node {name} was skipped: {detail}"),
             other => format!("the helper on {name}: {other}"),
         }
     }

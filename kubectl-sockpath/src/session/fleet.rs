@@ -195,8 +195,8 @@ impl Fleet {
             let Some(starting) = self.members[index].starting.take() else { continue };
             starting.task.abort();
             let why = match (starting.phase)() {
-                Some(phase) => format!("its helper had not started by the end ({phase})"),
-                None => "its helper had not started by the end".to_owned(),
+                Some(phase) => format!("its helper did not start before the end ({phase})"),
+                None => "its helper did not start before the end".to_owned(),
             };
             self.held.push_back((index, why));
         }

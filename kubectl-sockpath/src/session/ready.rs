@@ -63,7 +63,7 @@ impl Ready {
             }
             Ok(Ok(Some(Message::Hello(hello)))) => SessionError::Version { protocol: hello.protocol, release: hello.version },
             Ok(Ok(Some(Message::Error { text, .. }))) => SessionError::NoHello { detail: text },
-            Ok(Ok(Some(_))) => SessionError::Garbled { detail: "the first line was no hello".to_owned() },
+            Ok(Ok(Some(_))) => SessionError::Garbled { detail: "the first line was not `hello`".to_owned() },
             Ok(Ok(None)) => {
                 ending = Ending::Gone;
                 SessionError::NoHello { detail: String::new() }
@@ -88,7 +88,7 @@ impl Ready {
         let release = &self.hello.version;
         (release != RELEASE).then(|| {
             format!(
-                "the helper on {} is release {release}, this plugin is release {RELEASE}: both speak protocol {PROTOCOL_VERSION}, but what \
+                "the helper on {} is release {release}, this plugin is release {RELEASE}: both use protocol {PROTOCOL_VERSION}, but what \
                  only one of them knows is missing; --helper-image names another helper",
                 nodes.join(", "),
             )

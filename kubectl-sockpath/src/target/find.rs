@@ -45,7 +45,7 @@ pub(super) enum Place {
 
 /// Finds who sends.
 pub(super) async fn find_source(inventory: &impl Inventory, name: &Name) -> Result<PodInfo> {
-    let no_sender = || UsageError::new("SOURCE has to be a pod, a workload or a node: a Service sends nothing");
+    let no_sender = || UsageError::new("SOURCE must be a pod, a workload or a node: a Service sends no packets");
     match name {
         Name::Pod { namespace, name } => match find_pod(inventory, namespace.as_deref(), name).await? {
             Place::Pod(pod) => Ok(pod),
@@ -67,7 +67,7 @@ pub(super) async fn find_source(inventory: &impl Inventory, name: &Name) -> Resu
         Name::Node(name) => find_node(inventory, name).await,
         Name::Ip(ip) => source_at(inventory, *ip).await,
         Name::Service { .. } => Err(no_sender()),
-        Name::Same => Err(UsageError::new("SOURCE has to be a pod, a workload or a node; :PORT is for the target")),
+        Name::Same => Err(UsageError::new("SOURCE must be a pod, a workload or a node; :PORT is for TARGET")),
     }
 }
 
@@ -80,9 +80,9 @@ async fn source_at(inventory: &impl Inventory, ip: IpAddr) -> Result<PodInfo> {
         return Ok(node);
     }
     match pods.len() {
-        0 => bail!("neither a pod nor a node has the address {ip}, and SOURCE has to be one"),
+        0 => bail!("neither a pod nor a node has the address {ip}, and SOURCE must be one"),
         1 => Ok(pods.remove(0)),
-        several => bail!("{ip} belongs to {several} pods that share the node's address: name one of them"),
+        several => bail!("{ip} belongs to {several} pods that share the node's address: use the name of one of them"),
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn find_target(inventory: &impl Inventory, to: &Endpoint, sourc
         pods.retain(|p| p.pod.uid != source.pod.uid);
         let pods = those_that_run(&which, pods)?;
         if pods.is_empty() {
-            bail!("there is no running pod {which} besides the source");
+            bail!("there is no running pod {which} except the source");
         }
         Ok(Found { pods, ..Found::default() })
     };
@@ -119,7 +119,7 @@ pub(super) async fn find_target(inventory: &impl Inventory, to: &Endpoint, sourc
         }
         Name::Node(name) => {
             let node = find_node(inventory, name).await?;
-            let Some(ip) = node.pod.ips.first().copied() else { bail!("node {name} has no address that the API server knows") };
+            let Some(ip) = node.pod.ips.first().copied() else { bail!("the API server lists no address of node {name}") };
             at_node(inventory, ip, Some(node), to.port.as_ref()).await
         }
         Name::Ip(ip) if ip.is_loopback() => Ok(Found { pods: vec![source.clone()], addresses: vec![*ip], same: true, ..Found::default() }),

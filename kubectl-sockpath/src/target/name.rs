@@ -87,7 +87,7 @@ pub struct Endpoint {
     pub port: Option<PortName>,
 }
 
-const FORMS: &str = "NAME, pod/NAME, NS/NAME, KIND/NAME (deploy, sts, ds, rs, job, rc, svc, node), LABEL=VALUE, a name of DNS, IP, \
+const FORMS: &str = "NAME, pod/NAME, NS/NAME, KIND/NAME (deploy, sts, ds, rs, job, rc, svc, node), LABEL=VALUE, a DNS name, IP, \
                      [IPV6]:PORT or :PORT, where PORT is a number or a name";
 
 impl Endpoint {
@@ -96,7 +96,7 @@ impl Endpoint {
     /// # Errors
     /// A usage error that says which forms there are.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let wrong = |why: &str| UsageError::new(format!("`{text}` {why}; write {FORMS}"));
+        let wrong = |why: &str| UsageError::new(format!("`{text}` {why}; use {FORMS}"));
         if text.is_empty() {
             return Err(wrong("names nothing"));
         }
@@ -126,7 +126,7 @@ pub fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
     }
     let Some(rest) = text.strip_prefix('[') else {
         return match text.rsplit_once(':') {
-            Some((name, _)) if name.contains(':') => Err("has more than one colon and is no IPv6 address"),
+            Some((name, _)) if name.contains(':') => Err("has more than one colon and is not an IPv6 address"),
             Some((name, port)) => Ok((name, Some(port))),
             None => Ok((text, None)),
         };
@@ -175,25 +175,25 @@ fn reference(text: &str, wrong: &dyn Fn(&str) -> anyhow::Error) -> anyhow::Resul
     let text = text.strip_suffix('.').filter(|t| t.contains('.') && !t.contains('/')).unwrap_or(text);
     let parts: Vec<&str> = text.split('/').collect();
     if let Some(bad) = parts.iter().find(|p| !is_name(p)) {
-        return Err(wrong(&format!("holds `{}`, which no object can be called", sockpath_protocol::text::field(bad))));
+        return Err(wrong(&format!("contains `{}`, which is not a valid name", sockpath_protocol::text::field(bad))));
     }
     let (namespace, kind, name) = match parts[..] {
         [name] => (None, Kind::Pod, name),
         [namespace, kind, name] => match Kind::of_word(kind) {
             Some(kind) => (Some(namespace.to_owned()), kind, name),
-            None => return Err(wrong("is not of a known form")),
+            None => return Err(wrong("has an unknown format")),
         },
         [first, name] => match Kind::of_word(first) {
             Some(kind) => (None, kind, name),
             None => (Some(first.to_owned()), Kind::Pod, name),
         },
-        _ => return Err(wrong("is not of a known form")),
+        _ => return Err(wrong("has an unknown format")),
     };
     let name = name.to_owned();
     Ok(match kind {
         Kind::Pod => Name::Pod { namespace, name },
         Kind::Service => Name::Service { namespace, name },
-        Kind::Node if namespace.is_some() => return Err(wrong("names a node in a namespace, and nodes are in none")),
+        Kind::Node if namespace.is_some() => return Err(wrong("names a node in a namespace, but nodes have no namespace")),
         Kind::Node => Name::Node(name),
         kind => Name::Workload { kind, namespace, name },
     })

@@ -42,9 +42,9 @@ pub(super) fn resolve(typed: Option<&PortName>, container: Option<&str>, found: 
         Some(PortName::Named(name)) => match known.iter().find(|p| p.name.as_deref() == Some(name)) {
             Some(port) => Ok(Some(resolved(port))),
             None if found.pods.is_empty() && found.service.is_none() => {
-                Err(UsageError::new(format!("an address has no port called `{name}`: write its number")))
+                Err(UsageError::new(format!("an address has no port named `{name}`: use a number")))
             }
-            None => bail!("{} has no port called `{name}`; it has {}", found.what(), listed(&known)),
+            None => bail!("{} has no port named `{name}`; it has {}", found.what(), listed(&known)),
         },
     }
 }
@@ -69,7 +69,7 @@ fn check_number(service: &Service, port: u16) -> Result<()> {
         return Ok(());
     }
     let listed = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    let hint = if of_pods.contains(&port) { format!(" ({port} is the port of its pods: name one of them)") } else { String::new() };
+    let hint = if of_pods.contains(&port) { format!(" ({port} is the port of its pods: use a pod's name)") } else { String::new() };
     bail!("Service {} has no port {port}; it has {listed}{hint}", service.name)
 }
 
@@ -80,5 +80,5 @@ fn listed(ports: &[&Port]) -> String {
         port.name.as_ref().map_or_else(|| number.clone(), |name| format!("{name} ({number})"))
     };
     let all: BTreeSet<String> = ports.iter().map(|port| one(port)).collect();
-    if all.is_empty() { "none that it declares".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
+    if all.is_empty() { "no declared ports".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
 }

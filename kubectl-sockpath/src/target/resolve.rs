@@ -79,7 +79,7 @@ pub async fn plan(
     if same_pod && port.is_none() {
         let example = source_pod.containers.iter().flat_map(|c| &c.ports).next_back().map_or(8080, |p| p.number);
         return Err(UsageError::new(format!(
-            "SOURCE and TARGET are the same pod, {}: name another one, or say which port inside it answers: `{} trace {source} :{example}`",
+            "SOURCE and TARGET are the same pod, {}: use another pod, or name a port inside it: `{} trace {source} :{example}`",
             source_pod.pod.name,
             invocation()
         )));
@@ -103,7 +103,7 @@ pub async fn plan(
         std::iter::once(&source_pod.pod).chain(&targets).map(|p| p.node.clone()).collect::<BTreeSet<_>>().into_iter().collect();
     let nodes = inventory.nodes(&names).await?;
     if let Some(missing) = names.iter().find(|n| !nodes.iter().any(|node| node.name == **n)) {
-        bail!("node {missing} is not there any more");
+        bail!("node {missing} no longer exists");
     }
     let probe = probe(protocol, port, &found, &targets, &source_pod);
     let request = TraceRequest {
@@ -185,18 +185,18 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
             {
                 bail!("{missing}");
             }
-            bail!("there is no pod {which}: -n names another namespace, -A takes all");
+            bail!("there is no pod {which}: use -n for another namespace, -A for all");
         }
         return Ok(pods);
     }
     if scope.selector.is_some() {
-        return Err(UsageError::new("name pods or give a selector, not both"));
+        return Err(UsageError::new("use either pod names or a selector"));
     }
     let mut pods: Vec<PodInfo> = Vec::new();
     for text in names {
         let endpoint = Endpoint::parse(text)?;
         if endpoint.port.is_some() {
-            return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not ports")));
+            return Err(UsageError::new(format!("`{text}`: accelerate needs pods, not ports")));
         }
         let found = match &endpoint.name {
             Name::Pod { namespace, name } => match find_pod(inventory, namespace.as_deref(), name).await? {
@@ -205,7 +205,7 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
                     vec![pod]
                 }
                 Place::Service(service) => those_that_run(&format!("of Service {name}"), service.backends)?,
-                Place::Address(_) => return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not addresses"))),
+                Place::Address(_) => return Err(UsageError::new(format!("`{text}`: accelerate needs pods, not addresses"))),
             },
             Name::Workload { kind, namespace, name } => {
                 let pods = find_workload(inventory, *kind, namespace.as_deref(), name, None).await?;
@@ -216,13 +216,13 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
             }
             Name::Node(name) => {
                 return Err(UsageError::new(format!(
-                    "`node/{name}`: accelerate takes pods, not nodes; -A takes the pods of all namespaces"
+                    "`node/{name}`: accelerate needs pods, not nodes; use -A for the pods of all namespaces"
                 )));
             }
             Name::Service { namespace, name } => {
                 those_that_run(&format!("of Service {name}"), find_service(inventory, namespace.as_deref(), name, None).await?.backends)?
             }
-            Name::Ip(_) | Name::Same => return Err(UsageError::new(format!("`{text}`: accelerate takes pods, not addresses"))),
+            Name::Ip(_) | Name::Same => return Err(UsageError::new(format!("`{text}`: accelerate needs pods, not addresses"))),
         };
         for pod in found {
             if !pods.iter().any(|p| p.pod.uid == pod.pod.uid) {
@@ -231,7 +231,7 @@ pub async fn select_pods(inventory: &impl Inventory, names: &[String], scope: &S
         }
     }
     if pods.is_empty() {
-        bail!("nothing that was named has a running pod");
+        bail!("none of the names has a running pod");
     }
     Ok(pods)
 }

@@ -19,7 +19,7 @@ pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace:
     if let (Some(other), Some(prefix)) = (beside.filter(|other| *other != namespace), kind.prefix())
         && inventory.names(kind, other).await.unwrap_or_default().iter().any(|n| n == name)
     {
-        text.push_str(&format!("; there is one in namespace {other}: write {other}/{prefix}/{name}"));
+        text.push_str(&format!("; there is one in namespace {other}: use {other}/{prefix}/{name}"));
         return anyhow::anyhow!(text);
     }
     let names = inventory.names(kind, namespace).await.unwrap_or_default();
@@ -32,11 +32,11 @@ pub(super) async fn not_found(inventory: &impl Inventory, kind: Kind, namespace:
     if let Some((other, prefix)) = other.and_then(|other| Some((other, other.prefix()?)))
         && inventory.names(other, namespace).await.unwrap_or_default().iter().any(|n| n == name)
     {
-        text.push_str(&format!("; there is a {} of that name: write {prefix}/{name}", other.word()));
+        text.push_str(&format!("; there is a {} of that name: use {prefix}/{name}", other.word()));
     } else if !close.is_empty() {
         text.push_str(&format!("; did you mean {}?", close.join(" or ")));
     } else if names.is_empty() {
-        let place = if kind == Kind::Node { "that you may list" } else { "at all in it, is the namespace right (-n)?" };
+        let place = if kind == Kind::Node { "that you may list" } else { "in it, is the namespace correct (-n)?" };
         text.push_str(&format!("; there is no {word} {place}"));
     } else {
         let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
@@ -52,7 +52,7 @@ async fn no_workload(inventory: &impl Inventory, kind: &str, name: &str) -> anyh
     pods.retain(|pod| pod.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
     pods.truncate(3);
     let such = if pods.is_empty() { String::new() } else { format!(", such as {}", pods.join(" or ")) };
-    anyhow::anyhow!("`{kind}/{name}`: that kind has no pods of its own; name one of its jobs (job/NAME) or pods{such}")
+    anyhow::anyhow!("`{kind}/{name}`: this kind has no pods; use one of its jobs (job/NAME) or pods{such}")
 }
 
 /// Says that a namespace does not exist, where that is so and the user may know.
@@ -63,7 +63,7 @@ pub(super) async fn missing_namespace(inventory: &impl Inventory, namespace: &st
     }
     let close = closest(namespace, &names);
     let shown = if close.is_empty() {
-        "kubectl get namespaces lists those there are".to_owned()
+        "kubectl get namespaces lists the existing ones".to_owned()
     } else {
         format!("did you mean {}?", close.join(" or "))
     };

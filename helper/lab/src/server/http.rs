@@ -192,7 +192,7 @@ impl Reply {
         }
         match path {
             "/" | "*" => text("200 OK", about, Duration::ZERO),
-            _ => text("404 Not Found", "there are /, /bytes/N and /delay/MS; POST and PUT send the body back\n", Duration::ZERO),
+            _ => text("404 Not Found", "use /, /bytes/N or /delay/MS; POST and PUT return the body\n", Duration::ZERO),
         }
     }
 }

@@ -80,7 +80,7 @@ impl Shortcut {
         reasons.sort_unstable();
         reasons.dedup();
         match reasons.as_slice() {
-            [] => "no connection between the two was open".to_owned(),
+            [] => "no connection between the two pods was open".to_owned(),
             some => some.join("; "),
         }
     }

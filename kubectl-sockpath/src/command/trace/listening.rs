@@ -109,7 +109,7 @@ impl Session<'_> {
         }
         let stop = self.listen().await;
         if let (Some(shortcut), Stop::Enough, 0) = (&self.shortcut, &stop, self.capture.requests_bypassed) {
-            self.progress.note(&format!("nothing went socket to socket: {}", shortcut.why_not()));
+            self.progress.note(&format!("no message took the socket path: {}", shortcut.why_not()));
         }
         stop
     }
@@ -171,7 +171,7 @@ impl Session<'_> {
                 () = attend(&mut self.shortcut) => {}
                 news = self.pods.next() => match self.notice(news) {
                     Ok(true) => {
-                        self.progress.note("the trace ends, as nothing more can be seen of them");
+                        self.progress.note("the trace ends, because the pods can no longer be observed");
                         end = end.min(Instant::now() + AFTER_LOSS);
                     }
                     Ok(false) => {}
@@ -207,7 +207,7 @@ impl Session<'_> {
         let (requests, replies) = (seen(Direction::Request), seen(Direction::Reply));
         let dropped = self.capture.dropped;
         let dropped = if dropped > 0 { format!(", {dropped} dropped") } else { String::new() };
-        self.progress.phase("", &format!("watching: {requests} request and {replies} reply packets{dropped}, Ctrl-C ends"));
+        self.progress.phase("", &format!("watching: {requests} request and {replies} reply packets{dropped}, Ctrl-C to stop"));
     }
 
     fn announce(&self) {
@@ -220,7 +220,7 @@ impl Session<'_> {
             (None, d) => format!("for {}", human(d)),
         };
         let (way, armed) = match &self.shortcut {
-            Some(_) => (" socket to socket", String::new()),
+            Some(_) => (" on the socket path", String::new()),
             None => ("", format!(" (armed in {})", nanos(took))),
         };
         let text = format!("watching {} to {}{way} {span}{armed}", plan.request.source.name, plan.target);
@@ -238,7 +238,7 @@ impl Session<'_> {
         match (&plan.probe, may_probe) {
             (Some(probe), true) => self.progress.note(&format!("{what}: sending a probe to {} ({})", probe.to, probe_words(probe))),
             (None, _) if !self.args.no_probe => {
-                self.progress.note(&format!("{what}, and no port is known to probe: write {}:PORT", plan.target));
+                self.progress.note(&format!("{what}, and the port for a probe is unknown: use {}:PORT", plan.target));
             }
             _ => self.progress.note(&format!("{what}: still watching")),
         }

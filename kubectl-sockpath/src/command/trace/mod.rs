@@ -35,7 +35,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
         return Err(UsageError::new("-o yaml goes with --dry-run=client only; -o json prints the trace"));
     }
     let (Some(source), Some(target)) = (&args.source, &args.target) else {
-        return Err(UsageError::new("SOURCE and TARGET are needed"));
+        return Err(UsageError::new("SOURCE and TARGET are required"));
     };
     for path in [&args.html, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -56,7 +56,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     };
     if args.probe && plan.probe.is_none() {
         return Err(UsageError::new(format!(
-            "--probe needs a port, and none is known for `{target}`: write {target}:PORT, or --protocol icmp"
+            "--probe needs a port, and `{target}` has no known port: use {target}:PORT, or --protocol icmp"
         )));
     }
     let fleet = tokio::select! {

@@ -36,7 +36,7 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
         None => print(&waterfall::render(report, style)),
         Some(TraceOutput::Wide) => print(&wide::render(report, style)),
         Some(TraceOutput::Json) => emit_document(report),
-        Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this form is not for a report")),
+        Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this output format is not for a report")),
     }
 }
 

@@ -143,7 +143,7 @@ impl<'a> Session<'a> {
             if request.targets.iter().any(|t| t.node == request.source.node) {
                 stop = self.listen_to_the_short_way().await;
             } else {
-                self.progress.note("nothing to compare with: only pods of one node exchange bytes socket to socket");
+                self.progress.note("nothing to compare: the socket path needs two pods on one node");
             }
         }
         self.progress.clear();
@@ -288,7 +288,7 @@ impl<'a> Session<'a> {
                 bail!("the helper on {}: {text}", member.name());
             }
             if let (Some(why), false) = (log.ended.and_then(ended_from_outside), interrupted) {
-                bail!("the helper on {} {why}, what it would have seen later is missing", member.name());
+                bail!("the helper on {} {why}; later observations are missing", member.name());
             }
         }
         if interrupted {
@@ -301,8 +301,8 @@ impl<'a> Session<'a> {
         }
         if !saw {
             let plan = &capture.origin.plan;
-            let hint = if self.probes_sent == 0 && plan.probe.is_some() { "; --probe sends one from inside the source" } else { "" };
-            let mut text = Text::of_line(&format!("no packet from {} to {} was seen{hint}", plan.request.source.name, plan.target));
+            let hint = if self.probes_sent == 0 && plan.probe.is_some() { "; use --probe to send one from the source pod" } else { "" };
+            let mut text = Text::of_line(&format!("no packet from {} to {} was observed{hint}", plan.request.source.name, plan.target));
             for finding in &report.findings {
                 text.line(&format!("  {}", finding.text));
                 finding.next.iter().for_each(|next| text.line(&format!("    {next}")));
@@ -328,16 +328,16 @@ fn watched_until_now(capture: &Capture, fleet: &Fleet, began: Option<Instant>, s
     let (from, to, nodes) = (&plan.request.source.name, &plan.target, nodes.join(", "));
     let Some(began) = began else { return format!("interrupted before {from} to {to} was watched on every node") };
     let watched = human(Duration::from_secs(began.elapsed().as_secs()));
-    let seen = if saw { "" } else { ", and no packet was seen" };
+    let seen = if saw { "" } else { ", and no packet was observed" };
     format!("interrupted: {from} to {to} was watched on {nodes} for {watched}{seen}")
 }
 
 /// Ends of a helper's session that nobody here asked for.
 fn ended_from_outside(reason: EndReason) -> Option<&'static str> {
     match reason {
-        EndReason::Signal => Some("was told to end (its pod was deleted, or its node drains)"),
-        EndReason::HeartbeatMissed => Some("heard nothing from here for too long and ended"),
-        EndReason::StdinClosed => Some("lost its connection to here and ended"),
+        EndReason::Signal => Some("received a signal to end (its pod was deleted, or its node is being drained)"),
+        EndReason::HeartbeatMissed => Some("received no heartbeat from the plugin and ended"),
+        EndReason::StdinClosed => Some("lost its connection to the plugin and ended"),
         EndReason::Done | EndReason::Finished | EndReason::Failed => None,
     }
 }

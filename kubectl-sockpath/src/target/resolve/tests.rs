@@ -280,19 +280,19 @@ async fn mistakes_are_explained() {
         ("curl", "empty", Exit::Failed, "svc/empty"),
         ("curl", "svc/far", Exit::Failed, "pod/far"),
         ("curl", "svc/webb", Exit::Failed, "did you mean web?"),
-        ("curl", "other/web", Exit::Failed, "is the namespace right"),
+        ("curl", "other/web", Exit::Failed, "is the namespace correct"),
         ("curl", "somethingelse", Exit::Failed, "there are curl, web"),
         ("curl", "othr/web", Exit::Failed, "there is no namespace `othr`; did you mean other?"),
-        ("curl", "cronjobs/web", Exit::Failed, "name one of its jobs (job/NAME) or pods, such as web"),
+        ("curl", "cronjobs/web", Exit::Failed, "use one of its jobs (job/NAME) or pods, such as web"),
         ("curl", "sts/w", Exit::Failed, "StatefulSet `w` is not in namespace default"),
         ("curl", "node/tow", Exit::Failed, "there is no node `tow`; did you mean two?"),
         ("curl", "none.shop.svc", Exit::Failed, "pod `none.shop.svc` is not in namespace default"),
         ("curl", "app=none", Exit::Failed, "no pod matches `app=none` in namespace default"),
         ("web.default.svc", "curl", Exit::Usage, "sends nothing"),
-        ("curl", "svc/web:https", Exit::Failed, "Service web has no port called `https`; it has http (80)"),
-        ("curl", "web:https", Exit::Failed, "pod web has no port called `https`; it has main-port (8080)"),
+        ("curl", "svc/web:https", Exit::Failed, "Service web has no port named `https`; it has http (80)"),
+        ("curl", "web:https", Exit::Failed, "pod web has no port named `https`; it has main-port (8080)"),
         ("curl", "svc/dns:metrics", Exit::Failed, "it has dns (53/UDP), dns-tcp (53)"),
-        ("curl", "203.0.113.9:http", Exit::Usage, "write its number"),
+        ("curl", "203.0.113.9:http", Exit::Usage, "use a number"),
         ("curl", "svc/till", Exit::Failed, "there are web, empty"),
         ("shop/clerk", "svc/till", Exit::Failed, "there is one in namespace shop: write shop/svc/till"),
         ("curl", "svc/web:8443", Exit::Failed, "it has 80"),
@@ -321,7 +321,7 @@ async fn pods_to_accelerate() {
         ["web"],
         "one of its pods does not run, which is no reason"
     );
-    for (namespace, words) in [("prod", "there is no namespace `prod`"), ("other", "-A takes all")] {
+    for (namespace, words) in [("prod", "there is no namespace `prod`"), ("other", "-A for all")] {
         let error = select_pods(&Small, &[], &Scope { namespace: Some(namespace.to_owned()), selector: None }).await.unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
@@ -329,7 +329,7 @@ async fn pods_to_accelerate() {
         ("dead", "cannot be accelerated: it is Pending"),
         ("web:1", "not ports"),
         ("10.0.0.1", "not addresses"),
-        ("svc/empty", "nothing that was named"),
+        ("svc/empty", "none of the names"),
         ("deploy/stuck", "no pod of Deployment stuck runs: default/dead: it is Pending"),
     ] {
         let error = select_pods(&Small, &[names.to_owned()], &scope).await.unwrap_err();
