@@ -17,7 +17,7 @@ RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) cargo test --release --locked
 # place NAME...: puts static binaries into target/release, each at once, so that a running one stays what it is.
 place = @set -e; for name in $(1); do install -m 755 $(STATIC)/$$name $(BIN)/.$$name.new; mv $(BIN)/.$$name.new $(BIN)/$$name; done
 
-.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint words deny deps clean help
+.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint words msrv deny deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,12 @@ lint: words deps ## Words, format and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo clippy --release --locked -p sockpath-lab -p sockpath-helper --features test-switches --all-targets -- -D warnings
+
+# Cargo.toml's rust-version; rustup fetches that compiler.
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: deps ## Check that the oldest supported compiler builds everything (rustup fetches it)
+	rustup toolchain install $(MSRV) --profile minimal
+	cargo +$(MSRV) check --release --locked --workspace --all-targets
 
 deny: ## Licences, sources and duplicates of all dependencies (cargo-deny; deny.toml)
 	@command -v cargo-deny >/dev/null || { echo "error: no cargo-deny; install it with: cargo install --locked cargo-deny" >&2; exit 1; }

@@ -1,4 +1,4 @@
-//! manifests/ and krew.yaml against what the plugin does, and against krew's rules.
+//! manifests/ against what the plugin does.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,6 @@ use crate::cli::Seccomp;
 
 const POLICY: &str = include_str!("../../../manifests/policy.yaml");
 const EXAMPLE: &str = include_str!("../../../manifests/example/helper-pod.yaml");
-const KREW: &str = include_str!("../../../krew.yaml");
 
 fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n").map(|d| serde_saphyr::from_str(d).unwrap_or_else(|e| panic!("{e}\n{d}"))).collect()
@@ -137,33 +136,6 @@ fn every_manifest_is_yaml_with_kind_and_name() {
         for document in documents(text) {
             assert!(document["kind"].is_string() && document["metadata"]["name"].is_string(), "{document}");
         }
-    }
-}
-
-/// The rules of krew's internal/index/validation and cmd/validate-krew-manifest.
-#[test]
-fn the_krew_manifest_is_valid() {
-    let manifest = documents(KREW).remove(0);
-    assert_eq!(
-        (manifest["apiVersion"].as_str(), manifest["kind"].as_str()),
-        (Some("krew.googlecontainertools.github.com/v1alpha2"), Some("Plugin"))
-    );
-    assert_eq!(manifest["metadata"]["name"], "sockpath");
-    let spec = &manifest["spec"];
-    let short = spec["shortDescription"].as_str().unwrap();
-    assert!(!short.is_empty() && !short.contains('\n'));
-    assert_eq!(spec["version"].as_str().unwrap(), concat!("v", env!("CARGO_PKG_VERSION")), "semver with a leading v");
-    let mut selectors = BTreeSet::new();
-    for platform in spec["platforms"].as_array().unwrap() {
-        let labels = platform["selector"]["matchLabels"].as_object().unwrap();
-        assert!(labels.keys().all(|k| k == "os" || k == "arch") && !labels.is_empty());
-        assert!(selectors.insert(platform["selector"].to_string()), "selectors may not overlap");
-        let sum = platform["sha256"].as_str().unwrap();
-        assert!(sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "{sum}");
-        let uri = platform["uri"].as_str().unwrap();
-        assert!(uri.starts_with("https://") && (uri.ends_with(".tar.gz") || uri.ends_with(".zip")), "{uri}");
-        assert_eq!(platform["bin"], "kubectl-sockpath");
-        assert!(platform.get("files").is_none(), "best left out: LICENSE lies beside the binary");
     }
 }
 
