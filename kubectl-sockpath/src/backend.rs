@@ -50,8 +50,8 @@ impl Backend {
         }
     }
 
-    /// Has helpers started on these nodes (the lab needs one for all): each joins when it has said hello, and nobody waits for the
-    /// slowest. What is started ends with the fleet, at the latest with the backend.
+    /// Has helpers started on these nodes (the lab needs one for all): each joins after its `hello`, without waiting for the
+    /// slowest. A started helper ends with the fleet, at the latest with the backend.
     ///
     /// # Errors
     /// When the lab's cannot be started; what keeps a node of a cluster from taking part, the fleet tells.
@@ -130,23 +130,23 @@ impl Backend {
     ///
     /// # Errors
     /// When pods cannot be listed or deleted.
-    pub async fn remove_those_that_stayed(&self, nodes: &[String]) -> Result<Vec<String>> {
+    pub async fn remove_detached(&self, nodes: &[String]) -> Result<Vec<String>> {
         match self {
             Self::Lab(_) => Ok(Vec::new()),
-            Self::Cluster(cluster) => cluster.remove_those_that_stayed(nodes).await,
+            Self::Cluster(cluster) => cluster.remove_detached(nodes).await,
         }
     }
 
     /// What `doctor` can say without a helper: each row with what it is about.
-    pub async fn examine(&self) -> Vec<(String, Check)> {
+    pub async fn preflight(&self) -> Vec<(String, Check)> {
         match self {
             Self::Lab(_) => Vec::new(),
-            Self::Cluster(cluster) => cluster.examine().await,
+            Self::Cluster(cluster) => cluster.preflight().await,
         }
     }
 
-    /// All nodes where helpers of ours can run; of a user who may not list nodes those that are known otherwise (`pods_too`: as the
-    /// nodes of the namespace's pods), with what that leaves out.
+    /// All nodes where helpers can run; for a user who may not list nodes, those known otherwise (`pods_too`: the
+    /// nodes of the namespace's pods), with a warning about the others.
     ///
     /// # Errors
     /// When they cannot be listed.

@@ -58,7 +58,7 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// The user pressed Ctrl-C (or the process was told to end) before there was anything to show; exit code 130.
+/// The user pressed Ctrl-C (or the process received SIGTERM or SIGHUP) before there was anything to show; exit code 130.
 #[derive(Debug)]
 pub struct Interrupted;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
 
-/// Becomes true when the user pressed Ctrl-C, or the process was told to end. A second signal ends the process at once.
+/// Becomes true when the user pressed Ctrl-C, or the process received SIGTERM or SIGHUP. A second signal ends the process at once.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt {
     raised: Arc<AtomicBool>,

@@ -189,7 +189,7 @@ pub fn program() -> Result<PathBuf> {
     })
 }
 
-/// Whether this process runs as root; where that cannot be told, it is taken to.
+/// Whether this process runs as root; `true` if that is unknown.
 #[must_use]
 pub fn is_root() -> bool {
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! `kubectl sockpath`: see and shorten the way of packets between two pods.
+//! `kubectl sockpath`: trace every kernel stage between two pods, then bypass the ones you don't need.
 //!
 //! The plugin reads arguments, resolves names, starts helpers and renders what they report. It needs no privilege and
 //! knows no BPF. `--lab` runs it on this machine without a cluster.

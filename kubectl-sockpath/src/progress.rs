@@ -24,7 +24,7 @@ pub struct Progress {
     warned: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// What somebody is doing now.
+/// What a node or the command is doing now.
 #[derive(Debug)]
 struct Phase {
     what: String,
@@ -32,7 +32,7 @@ struct Phase {
 }
 
 impl Progress {
-    /// A display that shows nothing until the first phase. indicatif hides it where stderr is no terminal.
+    /// A display that shows nothing until the first phase. indicatif hides it if stderr is not a terminal.
     #[must_use]
     pub fn new(verbose: u8) -> Self {
         Self::on(output::spinners(), verbose)
@@ -115,7 +115,7 @@ impl Progress {
         self.display.suspend(|| output::say(text));
     }
 
-    /// Does something that writes to the terminal while no spinner is in its way.
+    /// Runs something that writes to the terminal, with the spinners hidden.
     pub fn suspended<T>(&self, write: impl FnOnce() -> T) -> T {
         self.display.suspend(write)
     }

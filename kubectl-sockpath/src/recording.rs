@@ -1,4 +1,4 @@
-//! Recordings of a trace: JSON lines, the first says what was asked and of whom, the others are what helpers said.
+//! Recordings of a trace: JSON lines, the first holds the request and the nodes, the others the helpers' messages.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Take, Write};
@@ -143,7 +143,7 @@ impl Recorder {
 /// Reads a recording.
 ///
 /// # Errors
-/// When the file cannot be read, is no recording, or is one of another release. A last line cut short is taken as the end.
+/// When the file cannot be read, is not a recording, or is one of another release. A truncated last line counts as the end.
 pub fn replay(path: &Path) -> Result<Capture> {
     let file = File::open(path).with_context(|| format!("cannot open the recording {}", path.display()))?;
     read(BufReader::new(file), &path.display().to_string())
@@ -217,7 +217,7 @@ fn read_within(input: impl BufRead, name: &str, largest: u64) -> Result<Capture>
 }
 
 impl Head {
-    /// Checks what a recording of anybody may hold.
+    /// Checks the contents, which are untrusted.
     fn checked(mut self) -> Result<Self> {
         if self.origin.helpers.len() > MOST_NODES {
             bail!("it names {} helpers, at most {MOST_NODES} are supported", self.origin.helpers.len());
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn what_does_not_end_is_not_read_to_its_end() {
         let head = recording("in-pod.jsonl").lines().next().unwrap().to_owned() + "\n";
-        // Blank lines are skipped, but not for ever.
+        // Blank lines are skipped, but not without end.
         let endless = BufReader::new(head.as_bytes().chain(std::io::repeat(b'\n')));
         let error = format!("{:#}", read_within(endless, "x", 1 << 20).map(|_| ()).unwrap_err());
         assert!(error.contains("x exceeds the limit of 1048576 bytes"), "{error}");

@@ -51,7 +51,7 @@ impl Style {
         }
     }
 
-    /// The same for a table that is printed once: names are whole where no terminal has to show them, or where that is asked for.
+    /// The same for a table that is printed once: names are complete without a terminal, or on request.
     #[must_use]
     pub fn for_table(self, whole: bool) -> Self {
         let is_free = whole || (!output::is_terminal() && std::env::var_os("COLUMNS").is_none());

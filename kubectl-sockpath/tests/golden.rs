@@ -270,13 +270,16 @@ fn few_hops() {
 }
 
 #[test]
-fn damaged_recordings_are_told() {
+fn damaged_recordings_are_refused() {
     let text = fs::read_to_string(dir("recordings").join("in-pod.jsonl")).expect("recording");
     let cut = &text[..text.len() - 40];
     assert!(recording::read(cut.as_bytes(), "cut").is_ok(), "a last line cut short is the end of it");
-    for (input, words) in
-        [("", "no recording"), ("hello\n", "no recording"), ("{\"recording\":99}\n", "format 99"), ("{\"recording\":1}\n", "damaged")]
-    {
+    for (input, words) in [
+        ("", "is not a recording"),
+        ("hello\n", "is not a recording"),
+        ("{\"recording\":99}\n", "format 99"),
+        ("{\"recording\":1}\n", "damaged"),
+    ] {
         let error = format!("{:#}", recording::read(input.as_bytes(), "x").expect_err(input));
         assert!(error.contains(words), "{input}: {error}");
     }

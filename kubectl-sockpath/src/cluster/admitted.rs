@@ -10,8 +10,8 @@ use super::remedy::LIST_MUTATORS;
 /// Newer fields, which an older API server drops without harm.
 const MAY_BE_DROPPED: [&str; 1] = ["recursiveReadOnly"];
 
-/// What of the pod as we wanted it is not so in the one that was admitted, e.g. `spec.tolerations[0] was removed`. What was only added
-/// is no change, but for containers, which would run beside the helper.
+/// The differences between the requested and the admitted pod, e.g. `spec.tolerations[0] was removed`. Additions are
+/// ignored, except for containers, which would run next to the helper.
 #[must_use]
 pub fn changes(wanted: &Pod, admitted: &Pod) -> Vec<String> {
     let value = |pod: &Pod| serde_json::to_value(&pod.spec).unwrap_or_default();
@@ -74,7 +74,7 @@ pub fn of_rights(mut changes: Vec<String>) -> Vec<String> {
 
 /// The changes and what to do about them, as lines to be added to what went wrong; `None` when nothing was changed.
 #[must_use]
-pub fn told(changes: &[String], namespace: &str) -> Option<String> {
+pub fn describe(changes: &[String], namespace: &str) -> Option<String> {
     (!changes.is_empty()).then(|| {
         format!(
             "the cluster changed the helper pod while it admitted it: {}\n\
@@ -134,7 +134,7 @@ mod tests {
         );
         let sidecar = after(|spec| spec["containers"].as_array_mut().unwrap().push(json!({"name": "proxy"})));
         assert_eq!(sidecar, ["spec.containers has an additional entry, proxy"]);
-        assert!(told(&sidecar, "tools").unwrap().contains("except namespace tools"));
-        assert_eq!(told(&[], "tools"), None);
+        assert!(describe(&sidecar, "tools").unwrap().contains("except namespace tools"));
+        assert_eq!(describe(&[], "tools"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The stream to a helper: its stdin and stdout over WebSocket, and what its end leaves to be told.
+//! The stream to a helper: its stdin and stdout over WebSocket, and the cause of its end.
 
 use std::io;
 use std::pin::Pin;
@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
+use super::garbage::{DeletionMode, PendingDeletions};
 use super::helper_pod::CONTAINER;
 use super::problem::{Kind, Problem};
-use super::reap::{Debts, Manner};
 use super::remedy;
 use super::startup::{REPORT, terminated};
 use crate::output;
@@ -27,11 +27,18 @@ const STDIN_BUFFER: usize = 256 << 10;
 /// How long to ask what became of a pod.
 const AUTOPSY: Duration = Duration::from_millis(700);
 
-/// Attaches to the helper's process. Its first hello may have been said before we listened, so it is asked to say it again.
+/// Attaches to the helper's process. Its first `hello` may have been sent before the attachment, so another one is requested.
 ///
 /// # Errors
 /// When the API server or the kubelet refuses; [`Kind::NotFound`] while the container does not run yet.
-pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &Debts, verbose: bool) -> Result<Transport, Problem> {
+pub async fn attach(
+    api: &Api,
+    namespace: &str,
+    name: &str,
+    node: &str,
+    pending: &PendingDeletions,
+    verbose: bool,
+) -> Result<Transport, Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
     let params = AttachParams::default()
         .container(CONTAINER)
@@ -51,7 +58,7 @@ pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &
     line.push(b'\n');
     stdin.write_all(&line).await.map_err(|e| Problem::new(Kind::Unreachable, format!("cannot {what}: {e}")))?;
     let stderr = LastLines::of(stderr, verbose);
-    let keeper = PodKeeper { process, stderr, pods, name: name.to_owned(), node: node.to_owned(), debts: debts.clone() };
+    let keeper = PodKeeper { process, stderr, pods, name: name.to_owned(), node: node.to_owned(), pending: pending.clone() };
     Ok(Transport {
         nodes: vec![node.to_owned()],
         reader: Box::new(UntilOver::new(stdout, over)),
@@ -61,7 +68,7 @@ pub async fn attach(api: &Api, namespace: &str, name: &str, node: &str, debts: &
 }
 
 /// A stream that ends when the connection does. kube (5.0) ends it only when the connection is closed in order: after an error
-/// its reader would wait for ever, because dropping the writing half of a `tokio::io::simplex` does not close it.
+/// its reader would never return, because dropping the writing half of a `tokio::io::simplex` does not close it.
 struct UntilOver<R> {
     inner: R,
     over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -97,7 +104,7 @@ struct PodKeeper {
     pods: kube::Api<Pod>,
     name: String,
     node: String,
-    debts: Debts,
+    pending: PendingDeletions,
 }
 
 impl Keeper for PodKeeper {
@@ -112,11 +119,11 @@ impl Keeper for PodKeeper {
             };
             let settled = match how {
                 Ending::Stay => {
-                    self.debts.forget(&self.name);
+                    self.pending.forget(&self.name);
                     Ok(())
                 }
-                Ending::Done => self.debts.settle(&self.name, Manner::Ended).await,
-                Ending::Kill | Ending::Gone => self.debts.settle(&self.name, Manner::Running).await,
+                Ending::Done => self.pending.delete(&self.name, DeletionMode::Ended).await,
+                Ending::Kill | Ending::Gone => self.pending.delete(&self.name, DeletionMode::Running).await,
             };
             if let Err(p) = settled {
                 output::say(&format!("warning: {p}"));

@@ -53,10 +53,10 @@ fn limits(pods: &[(PodName, ApiPod)]) -> Vec<Bypassed> {
 fn restrictions(pods: &[(PodName, ApiPod)], policies: &[NetworkPolicy]) -> Vec<Bypassed> {
     let subjects: Subjects = pods.iter().map(|(name, pod)| (name.clone(), Subject::of(pod))).collect::<BTreeMap<_, _>>();
     let of = |policy: &NetworkPolicy| {
-        let (selected, ways) = restricted(policy, &subjects);
+        let (selected, directions) = restricted(policy, &subjects);
         (!selected.is_empty()).then(|| Bypassed {
             kind: BypassKind::NetworkPolicy,
-            what: format!("{} ({})", policy.name_any(), ways.join(", ")),
+            what: format!("{} ({})", policy.name_any(), directions.join(", ")),
             place: format!("namespace {}", policy.namespace().unwrap_or_default()),
             pods: selected.iter().map(PodName::to_string).collect(),
         })
@@ -102,9 +102,9 @@ mod tests {
                 ]),
             );
         let found = find(&mock.api("shop"), &[chosen("web"), chosen("db")]).await.unwrap();
-        let told: Vec<String> = found.iter().map(|b| format!("{} {} {}", b.kind.text(), b.what, b.pods.join(","))).collect();
+        let listed: Vec<String> = found.iter().map(|b| format!("{} {} {}", b.kind.text(), b.what, b.pods.join(","))).collect();
         assert_eq!(
-            told,
+            listed,
             [
                 "NetworkPolicy all (ingress, egress) shop/db,shop/web",
                 "NetworkPolicy db (ingress) shop/db",

@@ -1,4 +1,4 @@
-//! The way to the API server: kubeconfig flags as kubectl has them, and errors in words.
+//! Access to the API server: kubectl's kubeconfig flags, and readable errors.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -203,7 +203,7 @@ fn kubeconfig_problem(error: &KubeconfigError) -> Problem {
     Problem::new(Kind::Other, text)
 }
 
-/// The user that is asked for and not there. `kube` goes on without one, which the API server takes for an anonymous user.
+/// The requested user, if the kubeconfig does not contain it. `kube` continues without one, as an anonymous user.
 fn missing_user(kubeconfig: &Kubeconfig, options: &ConnectOptions) -> Option<String> {
     let of_context = || {
         let current = options.context.as_ref().or(kubeconfig.current_context.as_ref())?;
@@ -229,7 +229,7 @@ users:
 contexts:
 - {name: c, context: {cluster: k, user: u, namespace: from-context}}
 - {name: broken, context: {cluster: missing, user: u}}
-- {name: nobody, context: {cluster: k, user: gone}}
+- {name: userless, context: {cluster: k, user: gone}}
 - {name: anonymous, context: {cluster: k}}
 current-context: c
 ";
@@ -257,7 +257,7 @@ current-context: c
         for (context, expected) in [
             ("none-such", "no context 'none-such': kubectl config get-contexts"),
             ("broken", "kubectl config get-clusters"),
-            ("nobody", "no user 'gone': kubectl config get-users"),
+            ("userless", "no user 'gone': kubectl config get-users"),
         ] {
             let (options, path) = options(Some(context));
             let text = Api::connect(&options).await.unwrap_err().to_string();
@@ -304,7 +304,7 @@ current-context: c
     }
 
     #[tokio::test]
-    async fn flags_that_contradict_or_lack_each_other_are_told() {
+    async fn flags_that_contradict_or_lack_each_other_are_refused() {
         let file = |name: &str| Some(PathBuf::from(name));
         for (overrides, words) in [
             (Overrides { insecure_skip_tls_verify: true, certificate_authority: file("ca"), ..Overrides::default() }, "exclude each other"),

@@ -87,7 +87,7 @@ where
                         let _ = sink.send(Change::Refused(p)).await;
                         return;
                     }
-                    // The watcher knows this answer within a watch only, and would ask for the same version for ever.
+                    // The watcher handles this answer within a watch only, and would request the same version without end.
                     Setback::Outdated => events.set(watcher(objects.clone(), config.clone())),
                     Setback::Passing => {}
                 }
@@ -184,11 +184,11 @@ mod tests {
             .on(path, 200, list(&["b", "c"]))
             .silent(path);
         let mut changes = start(&mock);
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         for _ in 0..4 {
-            heard.push(next(&mut changes).await);
+            received.push(next(&mut changes).await);
         }
-        assert_eq!(heard, ["listed a", "applied b", "deleted a", "listed b,c"]);
+        assert_eq!(received, ["listed a", "applied b", "deleted a", "listed b,c"]);
         let asked = mock.asked();
         assert!(
             asked[1].contains("watch=true") && asked[1].contains("resourceVersion=5") && asked[1].contains("labelSelector=app"),
@@ -208,8 +208,8 @@ mod tests {
             .on(path, 200, json!(line("MODIFIED", "b", "8")))
             .silent(path);
         let mut changes = start(&mock);
-        let heard = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
-        assert_eq!(heard, ["listed a", "applied b", "applied b"]);
+        let received = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
+        assert_eq!(received, ["listed a", "applied b", "applied b"]);
         let asked = mock.asked();
         assert!(asked[2].contains("resourceVersion=6") && asked[3].contains("resourceVersion=6"), "{asked:?}");
         assert_eq!(asked.iter().filter(|a| !a.contains("watch=true")).count(), 1, "nothing was missed, so it is listed once: {asked:?}");
@@ -227,12 +227,12 @@ mod tests {
             .on(path, 200, list(&["c"]))
             .silent(path);
         let mut changes = start(&mock);
-        let heard = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
-        assert_eq!(heard, ["listed a", "applied b", "listed c"]);
+        let received = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
+        assert_eq!(received, ["listed a", "applied b", "listed c"]);
     }
 
     #[tokio::test]
-    async fn long_lists_come_in_pieces_and_are_told_at_once() {
+    async fn long_lists_come_in_pieces_and_are_reported_together() {
         let path = "GET /api/v1/namespaces/shop/pods";
         let mut first = list(&["a"]);
         first["metadata"]["continue"] = "more".into();
@@ -242,12 +242,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_away_is_asked_again_and_a_refusal_is_told_once() {
+    async fn an_unreachable_server_is_retried_and_a_refusal_is_reported_once() {
         let path = "GET /api/v1/namespaces/shop/pods";
         let mock = Mock::default().on(path, 503, json!("down")).on(path, 200, list(&["a"])).on(path, 200, json!(line("ADDED", "b", "6")));
         let mock = mock.forbid(path);
         let mut changes = start(&mock);
-        let heard = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
-        assert_eq!(heard, ["listed a", "applied b", "refused Forbidden", "over"]);
+        let received = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
+        assert_eq!(received, ["listed a", "applied b", "refused Forbidden", "over"]);
     }
 }

@@ -19,7 +19,7 @@ use crate::cli::Seccomp;
 
 /// Name of the one container.
 pub const CONTAINER: &str = "helper";
-/// Selects every helper pod of ours.
+/// Selects every helper pod.
 pub const SELECTOR: &str = "app.kubernetes.io/name=sockpath-helper,app.kubernetes.io/managed-by=kubectl-sockpath";
 /// Label: the run of the plugin that started it.
 pub const LABEL_SESSION: &str = "sockpath/session";
@@ -55,7 +55,7 @@ pub struct HelperSpec {
     pub image: String,
     /// The kubelet ends it after this many seconds, whatever else fails.
     pub deadline_seconds: i64,
-    /// `RuntimeDefault`, or `Unconfined` for runtimes whose default profile refuses bpf(2) to everybody.
+    /// `RuntimeDefault`, or `Unconfined` for runtimes whose default profile refuses bpf(2) to every container.
     pub seccomp: Seccomp,
     /// How long it goes on after its session, if it does.
     pub stays: Option<Duration>,

@@ -23,7 +23,7 @@ use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 /// A large cluster answers lists in pieces of this many objects.
 const PAGE: u32 = 500;
 
-/// Access to the objects of a cluster. What was learned about nodes is kept for the rest of the command.
+/// Access to the objects of a cluster. Facts about nodes are cached for the rest of the command.
 #[derive(Debug)]
 pub struct Lookup {
     api: Api,

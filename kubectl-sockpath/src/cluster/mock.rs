@@ -24,7 +24,7 @@ pub struct Mock {
 }
 
 impl Mock {
-    /// Adds an answer. Several for one request are given in turn, the last one for ever.
+    /// Adds an answer. Several for one request are given in turn, the last one repeatedly.
     pub fn on(self, request: &str, code: u16, answer: Value) -> Self {
         self.answers.lock().unwrap().entry(request.to_owned()).or_default().push((code, answer));
         self

@@ -4,8 +4,8 @@ mod admitted;
 mod attach;
 mod bypassed;
 mod client;
-mod examine;
 mod follow;
+mod garbage;
 mod helper_pod;
 mod kubeconfig;
 mod lookup;
@@ -18,9 +18,9 @@ mod overrides;
 mod owner;
 mod pod_info;
 mod pod_watch;
+mod preflight;
 mod privilege;
 mod problem;
-mod reap;
 mod remedy;
 mod service_info;
 mod start;
@@ -64,7 +64,7 @@ pub struct Cluster {
     lookup: lookup::Lookup,
     settings: Settings,
     owner: owner::Owner,
-    debts: reap::Debts,
+    pending: garbage::PendingDeletions,
     /// Pods that are created at one time.
     pace: Arc<tokio::sync::Semaphore>,
 }
@@ -128,25 +128,25 @@ impl From<&Global> for ConnectOptions {
 }
 
 impl Cluster {
-    /// Gets access to the cluster the flags and the kubeconfig name. Nothing is asked of it yet.
+    /// Gets access to the cluster that flags and kubeconfig name. Sends no request yet.
     ///
     /// # Errors
     /// When the kubeconfig cannot be used.
     pub async fn connect(global: &Global) -> Result<Self> {
         let api = Api::connect(&ConnectOptions::from(global)).await?;
         let settings = Settings::of(global);
-        let debts = reap::Debts::new(api.clone(), &settings.namespace);
+        let pending = garbage::PendingDeletions::new(api.clone(), &settings.namespace);
         let pace = Arc::new(tokio::sync::Semaphore::new(start::CREATED_AT_ONCE));
-        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), debts, pace })
+        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), pending, pace })
     }
 
-    /// Has a helper pod started on each node, each to join the fleet when it has said hello. Leftovers of earlier runs are removed
+    /// Has a helper pod started on each node, each of which joins the fleet after its `hello`. Stale pods of earlier runs are removed
     /// meanwhile.
     pub fn helpers(&self, fleet: &mut Fleet, nodes: &[Node], mode: Mode, progress: &Progress) {
         let (api, namespace, progress) = (self.lookup.api().clone(), self.settings.namespace.clone(), progress.clone());
         let reporter = progress.clone();
         tokio::spawn(async move {
-            for what in reap::reap_leftovers(api, namespace).await {
+            for what in garbage::collect(api, namespace).await {
                 reporter.detail(&format!("removed {what}, which remained from an earlier command"));
             }
         });
@@ -173,7 +173,7 @@ impl Cluster {
     fn start(&self, fleet: &mut Fleet, specs: impl Iterator<Item = HelperSpec>, progress: &Progress) {
         let starter = start::Starter {
             api: self.lookup.api().clone(),
-            debts: self.debts.clone(),
+            pending: self.pending.clone(),
             progress: progress.clone(),
             patience: start::Patience::of(self.settings.wait_nodes),
             pace: self.pace.clone(),
@@ -223,19 +223,19 @@ impl Cluster {
     ///
     /// # Errors
     /// When pods cannot be listed or deleted.
-    pub async fn remove_those_that_stayed(&self, nodes: &[String]) -> Result<Vec<String>> {
-        Ok(reap::remove_those_that_stayed(self.lookup.api(), &self.settings.namespace, nodes).await?)
+    pub async fn remove_detached(&self, nodes: &[String]) -> Result<Vec<String>> {
+        Ok(garbage::remove_detached(self.lookup.api(), &self.settings.namespace, nodes).await?)
     }
 
     /// Deletes the pods of a start that was cancelled.
-    pub async fn abandon(&self) {
-        self.debts.settle_all().await;
+    pub async fn delete_helpers(&self) {
+        self.pending.delete_all().await;
     }
 
     /// What `doctor` can say without a helper, each row with what it is about.
-    pub async fn examine(&self) -> Vec<(String, Check)> {
+    pub async fn preflight(&self) -> Vec<(String, Check)> {
         let api = self.lookup.api();
-        let mut rows = examine::examine(api, &self.settings.namespace).await;
+        let mut rows = preflight::check(api, &self.settings.namespace).await;
         if rows.iter().any(|(_, check)| check.state == CheckState::Failed) {
             return rows;
         }
@@ -244,11 +244,11 @@ impl Cluster {
             Ok(facts) => {
                 if let Some(usable) = facts.iter().find(|f| f.unusable.is_none()) {
                     let spec = self.settings.spec(Mode::Trace, &usable.node.name, &self.owner);
-                    let admission = examine::admission(api, &spec).await;
+                    let admission = preflight::admission(api, &spec).await;
                     let admitted = admission.state == CheckState::Ok;
                     rows.push(cluster(admission));
                     if admitted {
-                        rows.extend(examine::policy(api, &spec).await.map(cluster));
+                        rows.extend(preflight::policy(api, &spec).await.map(cluster));
                     }
                 }
                 rows.extend(facts.into_iter().filter_map(|f| {
@@ -266,12 +266,12 @@ impl Cluster {
         rows
     }
 
-    /// Removes helper pods that nobody uses; tells what was removed and whose were kept.
+    /// Removes unused helper pods; returns the removed and the kept ones, with their users.
     ///
     /// # Errors
     /// When pods cannot be listed or deleted.
-    pub async fn remove_leftovers(&self) -> Result<(Vec<String>, Vec<String>)> {
-        Ok(reap::clean(self.lookup.api(), &self.settings.namespace).await?)
+    pub async fn remove_stale(&self) -> Result<(Vec<String>, Vec<String>)> {
+        Ok(garbage::clean(self.lookup.api(), &self.settings.namespace).await?)
     }
 
     /// All nodes where helpers can run. Who may not list nodes gets those on which helpers run that accelerate, with `pods_too`
@@ -285,7 +285,7 @@ impl Cluster {
             Err(p) if p.kind == ProblemKind::Forbidden => p,
             Err(p) => return Err(p.into()),
         };
-        let mut names = reap::nodes_with_accelerators(self.lookup.api(), &self.settings.namespace).await?;
+        let mut names = garbage::nodes_with_accelerators(self.lookup.api(), &self.settings.namespace).await?;
         if pods_too {
             let scope = Scope { namespace: Some(self.lookup.namespace().to_owned()), selector: None };
             let pods = self.lookup.pods(&scope).await.unwrap_or_default();

@@ -61,8 +61,8 @@ pub fn restricted(policy: &NetworkPolicy, pods: &Subjects) -> (Vec<PodName>, Vec
     let named = |kind: &str| spec.policy_types.iter().flatten().any(|t| t == kind);
     // Without types it is about what comes in, and about what goes out if there are rules for that.
     let untyped = spec.policy_types.as_ref().is_none_or(Vec::is_empty);
-    let ways = [("ingress", untyped || named("Ingress")), ("egress", named("Egress") || (untyped && spec.egress.is_some()))];
-    (selected.collect(), ways.into_iter().filter(|(_, is)| *is).map(|(way, _)| way).collect())
+    let directions = [("ingress", untyped || named("Ingress")), ("egress", named("Egress") || (untyped && spec.egress.is_some()))];
+    (selected.collect(), directions.into_iter().filter(|(_, is)| *is).map(|(direction, _)| direction).collect())
 }
 
 fn peers(spec: &NetworkPolicySpec) -> impl Iterator<Item = &NetworkPolicyPeer> {

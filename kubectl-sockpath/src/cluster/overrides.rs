@@ -111,7 +111,7 @@ fn selected_context<'k>(kubeconfig: &'k mut Kubeconfig, options: &ConnectOptions
     let name = name.unwrap_or_else(|| OF_FLAGS.to_owned());
     let index = match kubeconfig.contexts.iter().position(|c| c.name == name && c.context.is_some()) {
         Some(index) => index,
-        // A context that is asked for and missing stays so, and is told as such later.
+        // A requested context that is missing stays missing; the error comes later.
         None if options.context.is_some() => {
             kubeconfig.contexts.push(NamedContext {
                 name: OF_FLAGS.to_owned(),

@@ -1,4 +1,4 @@
-//! Who started a helper pod, written on it so that a later run can tell a leftover from somebody's running session.
+//! Who started a helper pod, stored in its annotations, so that a later run can distinguish stale pods from running sessions.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ const UNTIL: &str = "sockpath/detached-until";
 pub struct Owner {
     /// Name of this run; a label of its pods.
     pub session: String,
-    /// This machine since its last boot, as a hash: a host's name is nobody else's business.
+    /// This machine since its last boot, as a hash, to keep the host's name private.
     pub client: String,
     /// Process id and start time of the plugin.
     pub process: String,

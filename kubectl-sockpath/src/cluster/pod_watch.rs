@@ -100,7 +100,7 @@ impl Seen {
         Self { uid: pod.uid.clone(), ips: pod.ips.clone(), ..Self::default() }
     }
 
-    /// Takes a change in; what is to be told of it.
+    /// Applies a change; returns the news to report.
     fn learn(&mut self, name: &PodName, change: Change<ApiPod>) -> Vec<PodNews> {
         if self.gone {
             return Vec::new();

@@ -38,8 +38,8 @@ fn well() -> ApiPod {
     object(json!({}), status("True", 0, json!({})))
 }
 
-/// What is told of a change after the pod was seen well, and whether it is gone.
-fn told(change: Change<ApiPod>) -> (String, bool) {
+/// The news of a change to a healthy pod, and whether the pod is gone.
+fn news_of(change: Change<ApiPod>) -> (String, bool) {
     let mut seen = Seen::planned(&planned());
     assert_eq!(seen.learn(&name(), Change::Listed { namespace: None, objects: vec![well()] }), [], "as it was planned with");
     let news = seen.learn(&name(), change);
@@ -74,18 +74,18 @@ fn everything_that_happens_to_a_pod_is_a_sentence() {
         (applied(json!({}), moved), "now has the address 10.42.1.9, but the trace observes 10.42.1.3", false),
         (applied(json!({}), status("False", 0, json!({}))), "is no longer ready: containers with unready status: [app]", false),
     ] {
-        let (text, is_gone) = told(change);
+        let (text, is_gone) = news_of(change);
         assert!(text.contains(words) && is_gone == gone && text.is_empty() == words.is_empty(), "{words}: {text}");
     }
 }
 
 #[test]
-fn a_pod_that_is_gone_is_told_once_and_one_that_is_well_again_too() {
+fn a_deleted_pod_is_reported_once_and_so_is_a_recovery() {
     let mut seen = Seen::planned(&planned());
     let unready = || Change::Applied(object(json!({}), status("False", 0, json!({}))));
     assert!(seen.learn(&name(), Change::Applied(well())).is_empty());
     assert_eq!(seen.learn(&name(), unready()).len(), 1);
-    assert!(seen.learn(&name(), unready()).is_empty(), "told already");
+    assert!(seen.learn(&name(), unready()).is_empty(), "reported already");
     assert_eq!(seen.learn(&name(), Change::Applied(well()))[0].text, "pod shop/web is ready again");
     assert!(seen.learn(&name(), Change::Deleted(well()))[0].gone);
     assert!(seen.learn(&name(), Change::Applied(well())).is_empty());

@@ -101,7 +101,7 @@ impl Problem {
         self
     }
 
-    /// Whom authorization refused.
+    /// The user that authorization refused.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         Some(self.text.split_once("User \"")?.1.split_once("\" cannot ")?.0)
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_403_are_told_apart() {
+    fn kinds_of_403_are_distinguished() {
         let cases = [
             (
                 403,

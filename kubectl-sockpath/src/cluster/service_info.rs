@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_dial_it() {
+    fn every_address_of_it() {
         let object = api_service(json!({
             "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00::10"], "externalIPs": ["198.51.100.1"],
             "ports": [{"port": 80, "nodePort": 30080, "targetPort": 8080}, {"port": 53, "protocol": "UDP"}, {"port": 9, "protocol": "SCTP"}]

@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::admitted;
 use super::client::Api;
+use super::garbage::{DeletionMode, PendingDeletions};
 use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem, QUOTA_UNCOUNTED};
-use super::reap::{Debts, Manner};
 use super::remedy;
 use super::startup::node_trouble;
 use crate::duration::human;
@@ -32,7 +32,7 @@ const NEW_NAMESPACE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long nodes are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// For a helper to run, from when it is asked for.
+    /// For a helper to run, from the request on.
     pub limit: Duration,
     /// For the next sign of progress; a pull of an image is one as long as it lasts.
     pub stall: Duration,
@@ -57,7 +57,7 @@ pub struct Starter {
     /// The connection.
     pub api: Api,
     /// The pods that have to be deleted.
-    pub debts: Debts,
+    pub pending: PendingDeletions,
     /// Where phases are shown.
     pub progress: Progress,
     /// How long nodes are waited for.
@@ -113,15 +113,15 @@ impl Starter {
         let name = pod.metadata.name.clone().unwrap_or_default();
         self.progress.phase(&spec.node, "creating the helper pod");
         let permit = self.pace.acquire().await;
-        self.debts.owe(&name);
+        self.pending.add(&name);
         let admitted = match create(&self.api, &spec.namespace, &pod).await {
             Ok(admitted) => admitted,
             Err(p) => {
                 // Refused is not created; a lost answer may be.
                 if !matches!(p.kind, Kind::Unreachable | Kind::Timeout) {
-                    self.debts.forget(&name);
+                    self.pending.forget(&name);
                 }
-                // A random name says nothing, and would keep one cause on several nodes from being told once.
+                // A random name carries no information, and one cause on several nodes would be reported several times.
                 return Err(remedy::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
             }
         };
@@ -136,16 +136,16 @@ impl Starter {
         };
         match outcome {
             Ok(transport) => {
-                self.debts.in_use(&name);
-                if let Some(told) = admitted::told(&admitted::of_rights(changes), &spec.namespace) {
-                    self.progress.warn_once(&told, &told);
+                self.pending.in_use(&name);
+                if let Some(text) = admitted::describe(&admitted::of_rights(changes), &spec.namespace) {
+                    self.progress.warn_once(&text, &text);
                 }
                 Ok(transport)
             }
             Err(p) => {
-                let _ = self.debts.settle(&name, Manner::Ended).await;
-                Err(match admitted::told(&changes, &spec.namespace) {
-                    Some(told) => p.with_remedy(&told),
+                let _ = self.pending.delete(&name, DeletionMode::Ended).await;
+                Err(match admitted::describe(&changes, &spec.namespace) {
+                    Some(text) => p.with_remedy(&text),
                     None => p,
                 })
             }

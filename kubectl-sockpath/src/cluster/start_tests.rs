@@ -25,7 +25,7 @@ fn spec(node: &str) -> HelperSpec {
 fn starter(mock: &Mock, wait: Option<Duration>) -> Starter {
     let api = mock.api("default");
     Starter {
-        debts: Debts::new(api.clone(), "sockpath"),
+        pending: PendingDeletions::new(api.clone(), "sockpath"),
         api,
         progress: Progress::new(0),
         patience: Patience::of(wait),

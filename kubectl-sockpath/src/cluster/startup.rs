@@ -1,6 +1,6 @@
 //! How far a helper pod has come, read from its status, and what to do when it comes no further.
 //!
-//! Pure: an object in, a verdict out, so that every way to fail is a test without a cluster.
+//! Pure: an object in, a verdict out, so that every failure is a test without a cluster.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::helper_pod::{CONTAINER, CPU_REQUEST, MEMORY_REQUEST};
 /// How far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
-    /// On its way; what it waits for, in a few words.
+    /// Starting; what it waits for, in a few words.
     Waiting(String),
     /// Its process runs.
     Running,
@@ -23,7 +23,7 @@ pub enum Stage {
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How the phase begins in which an image is pulled.
 pub const PULLING: &str = "pulling the image";
-/// How long a node may not react at all before it is asked how it is.
+/// How long a node may not react before its conditions are read.
 pub const SILENCE: Duration = Duration::from_secs(4);
 /// How long the kubelet may take to report that a process has ended.
 pub const REPORT: Duration = Duration::from_secs(3);
@@ -87,7 +87,7 @@ pub fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
     status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())
 }
 
-/// What to say of a helper pod that somebody else deletes before it runs: a person, or a controller that evicts pods.
+/// The error for a helper pod that another client deletes before it runs: a person, or a controller that evicts pods.
 #[must_use]
 pub fn deleted(namespace: &str, name: &str, node: &str) -> String {
     format!(

@@ -64,7 +64,7 @@ fn image_errors_end_at_once_where_waiting_cannot_help() {
 fn containers_that_cannot_be_made() {
     for (message, remedy) in [
         ("failed to create containerd container: seccomp is not supported", "--seccomp Unconfined"),
-        ("exec /sockpath-helper: exec format error", "another architecture"),
+        ("exec /sockpath-helper: exec format error", "a different architecture"),
         ("exec: \"/sockpath-helper\": stat /sockpath-helper: no such file or directory", "does not contain /sockpath-helper"),
         ("unable to apply caps: operation not permitted", "capability"),
     ] {
@@ -73,7 +73,7 @@ fn containers_that_cannot_be_made() {
     let started = pod(json!({"phase": "Failed", "containerStatuses": [
         {"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "",
          "state": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "OCI runtime create failed: exec format error"}}}]}));
-    assert_fails(&assess(&started, &[], SOON), &["exec format error", "another architecture"]);
+    assert_fails(&assess(&started, &[], SOON), &["exec format error", "a different architecture"]);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn kubelet_refusals_name_the_node() {
 }
 
 #[test]
-fn a_process_that_ended_is_told_with_its_last_words() {
+fn a_process_that_ended_is_reported_with_its_last_output() {
     let ended = |phase: &str, code: u8, message: &str| {
         pod(json!({"phase": phase, "containerStatuses": [{"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "",
             "state": {"terminated": {"exitCode": code, "reason": "Error", "message": message}}}]}))
@@ -100,12 +100,12 @@ fn a_process_that_ended_is_told_with_its_last_words() {
 }
 
 #[test]
-fn a_taint_that_the_kubelet_minds_is_told() {
+fn a_taint_that_the_kubelet_refuses_is_reported() {
     let message = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
     let refused = pod(json!({"phase": "Failed", "reason": "TaintToleration", "message": message}));
     assert_fails(
         &assess(&refused, &[], SOON),
-        &["TaintToleration", "tolerations away", "kubectl get node n1 -o jsonpath='{.spec.taints}'"],
+        &["TaintToleration", "removed its tolerations", "kubectl get node n1 -o jsonpath='{.spec.taints}'"],
     );
 }
 

@@ -1,4 +1,4 @@
-//! A helper pod on its way from created to attached, with its phases named.
+//! A helper pod from creation to attachment, with named phases.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ impl Starter {
             settled = &mut attached => return settled,
             outcome = self.wait_running(spec, name) => outcome?,
         }
-        // An attempt that is on its way is not given up: the end of the first stream is the end of the helper's stdin.
+        // An attempt in progress is not given up: the end of the first stream is the end of the helper's stdin.
         runs.store(true, Ordering::Relaxed);
         progress.phase(node, "attaching");
         let refused = tokio::select! {
@@ -43,7 +43,7 @@ impl Starter {
             },
             text = ended(api, namespace, name) => return Err(Problem::new(Kind::Other, text)),
         };
-        // It ran a moment ago: if it does not now, why is what has to be told.
+        // It ran a moment ago: if it does not now, the cause is the error.
         Err(match timeout(REPORT, ended(api, namespace, name)).await {
             Ok(text) => Problem::new(Kind::Other, text),
             Err(_) => refused,
@@ -57,7 +57,7 @@ impl Starter {
         loop {
             attempts.tick().await;
             let counts = runs.load(Ordering::Relaxed);
-            match attach(&self.api, &spec.namespace, name, &spec.node, &self.debts, self.progress.verbosity() > 0).await {
+            match attach(&self.api, &spec.namespace, name, &spec.node, &self.pending, self.progress.verbosity() > 0).await {
                 Err(p) if p.kind != Kind::Forbidden && !counts => {}
                 settled => return settled,
             }

@@ -131,7 +131,7 @@ impl Known {
             }
             Change::Refused(p) => return Some(News::Unwatched(format!("new pods are not included: {p}"))),
         }
-        // Pods that a changed policy selects may have come; who is to be told of the pods asks for them then.
+        // Pods that a changed policy selects may be new; the caller requests the pods then.
         Some(self.reconsider("the labels of a pod that NetworkPolicies may select").unwrap_or_else(|| gone.map_or(News::Pods, News::Gone)))
     }
 
@@ -294,17 +294,17 @@ mod tests {
             .silent("GET /api/v1/namespaces/shop/pods")
             .forbid("GET /api/v1/namespaces/ops/pods");
         let mut watch = Watch::start(&mock.api("shop"), &BTreeSet::from(["shop".to_owned(), "ops".to_owned()]), None);
-        let mut heard = BTreeSet::new();
+        let mut received = BTreeSet::new();
         // Which of the two lists comes first, and with it whether pods alone are news, is left open.
-        while !(heard.contains("paused") && heard.contains("unwatched")) {
+        while !(received.contains("paused") && received.contains("unwatched")) {
             let news = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await.expect("news");
-            heard.insert(match news {
+            received.insert(match news {
                 News::Pods | News::Gone(_) => "pods",
                 News::Policies { pause, .. } if pause.len() == 1 => "paused",
                 News::Policies { .. } => "else",
                 News::Unwatched(_) => "unwatched",
             });
         }
-        assert!(!heard.contains("else"), "{heard:?}");
+        assert!(!received.contains("else"), "{received:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Prints a value as YAML. `comment` is asked for each key and list element by its path (`spec.hostPID`,
+/// Prints a value as YAML. `comment` is called for each key and list element with its path (`spec.hostPID`,
 /// `spec.containers[0].name`); its answer goes on lines above it.
 #[must_use]
 pub fn print(value: &Value, comment: &dyn Fn(&str, &Value) -> Option<String>) -> String {

@@ -1,4 +1,4 @@
-//! `cleanup`: finds and removes every leftover of ours in cluster and nodes, and only ours.
+//! `cleanup`: finds and deletes sockpath's remaining resources in cluster and nodes, and no others.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Outcome {
     /// What was removed.
     removed: Kept<String>,
-    /// What is somebody's and was left alone.
+    /// What is in use and was kept.
     kept: Kept<String>,
     #[serde(skip)]
     failed: Kept<String>,
@@ -80,7 +80,7 @@ pub async fn run(args: &cli::Cleanup, global: &Global, progress: &Progress) -> R
 async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) -> Result<()> {
     if let Backend::Cluster(cluster) = backend {
         progress.phase("", "looking for remaining pods");
-        let (removed, kept) = cluster.remove_leftovers().await?;
+        let (removed, kept) = cluster.remove_stale().await?;
         outcome.removed.extend(removed);
         outcome.kept.extend(kept);
     }

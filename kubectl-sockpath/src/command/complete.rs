@@ -1,5 +1,5 @@
 //! Completion: `kubectl_complete-sockpath` as kubectl calls it (one choice per line, a tab, its description, and at the end
-//! `:` with cobra's directive), and scripts for shells that ask `kubectl-sockpath` itself in the same way.
+//! `:` with cobra's directive), and scripts for shells that call `kubectl-sockpath` itself with the same protocol.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -48,7 +48,7 @@ enum Wanted {
     Unknown,
 }
 
-/// Prints what may stand at the place of the last word. Errors are no output: a shell has nowhere to show them.
+/// Prints what may stand at the place of the last word. Errors are not printed: a shell has no place for them.
 pub async fn run(words: &[String]) -> Exit {
     let (done, current) = match words.split_last() {
         Some((last, done)) => (done, last.as_str()),

@@ -62,7 +62,7 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
         let finished = tokio::select! {
             biased;
             () = interrupt.wait() => false,
-            () = examine(backend, progress, &mut rows) => true,
+            () = preflight(backend, progress, &mut rows) => true,
         };
         if !finished {
             return Err(Interrupted.into());
@@ -82,9 +82,9 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
     Ok(if ok { Exit::Done } else { Exit::Failed })
 }
 
-async fn examine(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
+async fn preflight(backend: &Backend, progress: &Progress, rows: &mut Vec<Row>) {
     progress.phase("", "checking client and cluster");
-    rows.extend(backend.examine().await.into_iter().map(|(scope, check)| Row { scope, check }));
+    rows.extend(backend.preflight().await.into_iter().map(|(scope, check)| Row { scope, check }));
     if rows.iter().any(|r| r.check.state == CheckState::Failed) && matches!(backend, Backend::Cluster(_)) {
         // Without rights or namespace every node would only repeat the refusal.
         return;

@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Help goes to stdout (0), usage errors to stderr (2); a reader that went away is no failure.
+/// Help goes to stdout (0), usage errors to stderr (2); a closed pipe is not a failure.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         output::complain(&Text::of_usage(error, Style::of_stderr(ColorChoice::Auto).color));

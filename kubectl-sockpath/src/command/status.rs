@@ -48,7 +48,7 @@ impl Answer {
 }
 
 /// Asks every node and waits until all have answered and ended.
-/// `each` gets a node's answer as soon as it is whole: nobody waits for the slowest.
+/// `each` gets a node's answer as soon as it is complete, without waiting for the slowest node.
 async fn ask(
     global: &Global,
     progress: &Progress,
@@ -108,7 +108,7 @@ async fn ask(
     answers
 }
 
-/// The pods of all addresses, where they are asked for and as far as the user may list pods.
+/// The pods of all addresses, if requested and as far as the user may list pods.
 async fn names_of(backend: &Backend, request: &Request) -> HashMap<IpAddr, String> {
     if !matches!((backend, request), (Backend::Cluster(_), Request::Status)) {
         return HashMap::new();
@@ -251,7 +251,7 @@ pub async fn stop(args: &cli::Stop, global: &Global, progress: &Progress) -> Res
     // Where sockets are left, or it is not known whether, the pod goes on until its lease ends.
     let has_ended = |(s, answer): &(&NodeStop<'_>, &Answer)| answer.is_whole() && s.summary.is_none_or(|s| s.left_enrolled == 0);
     let ended: Vec<String> = stops.iter().zip(&answers).filter(has_ended).map(|(s, _)| s.node.to_owned()).collect();
-    let pods = backend.remove_those_that_stayed(&ended).await?;
+    let pods = backend.remove_detached(&ended).await?;
     if args.output.is_some() {
         output::emit(&Machine::document(&serde_json::json!({ "nodes": stops, "removed": pods }))?)?;
     } else {

@@ -1,6 +1,6 @@
-//! The only way to stdout and stderr. What people read is a [`Text`], what programs read is a [`Machine`] text: both are harmless by
-//! construction, so no caller has to remember to make what came from outside harmless (tests/sinks.rs sees to it that there is no
-//! other way).
+//! The only exit to stdout and stderr. What people read is a [`Text`], what programs read is a [`Machine`] text: both are harmless by
+//! construction, so no caller has to remember to make what came from outside harmless (tests/sinks.rs checks that there is no
+//! other).
 
 mod machine;
 mod screen;
@@ -67,7 +67,7 @@ pub fn say(message: &str) {
 /// Writes text to stderr.
 pub fn complain(text: &Text) {
     let mut err = std::io::stderr().lock();
-    // stderr may be closed, or a pipe whose reader went away; there is nobody left to tell.
+    // stderr may be closed, or a pipe without reader; there is no place left for an error.
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 

@@ -93,7 +93,7 @@ fn bar(unicode: bool, waits: bool, width: usize, start: u64, took: u64, scale: u
 }
 
 /// The time axis: as long as all known times. Where one stage takes most of it (a reader that sleeps), that one is drawn shortened
-/// and marked, so that the others can still be told apart.
+/// and marked, so that the others remain distinguishable.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     total: u64,

@@ -1,4 +1,4 @@
-//! What stands above a picture or table: who talks to whom, where they are, and what the figures are made of.
+//! The heading of a picture or table: source and target, where they are, and the packets behind the figures.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,13 +12,13 @@ use crate::report::document::Party;
 use crate::target::Scenario;
 use crate::terminal::{Paint, Style, wrap};
 
-/// Who talks to whom, how they lie to each other, and what the figures are made of.
+/// Source and target, where they are, and the packets behind the figures.
 #[must_use]
 pub fn heading(report: &Report, style: &Style) -> Text {
     let mut out = Text::default();
     let arrow = if style.unicode { " → " } else { " -> " };
-    let nobody = report.via_service.is_some() && report.target.ips.is_empty();
-    let target = if nobody { "nobody".to_owned() } else { with_port(&report.target) };
+    let no_endpoint = report.via_service.is_some() && report.target.ips.is_empty();
+    let target = if no_endpoint { "no endpoints".to_owned() } else { with_port(&report.target) };
     let service = match (&report.via_service, report.dialled) {
         (Some(service), Some(dialled)) => format!("Service {service} {dialled}{arrow}"),
         _ => String::new(),

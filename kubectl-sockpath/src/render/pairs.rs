@@ -31,7 +31,7 @@ pub fn state_word(state: PairState) -> &'static str {
         PairState::Accelerated => "accelerated",
         PairState::Paused => "paused",
         PairState::Returned => "returned",
-        PairState::LeftAlone => "left alone",
+        PairState::LeftAlone => "excluded",
         PairState::Draining => "draining",
     }
 }
@@ -180,7 +180,7 @@ pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     out
 }
 
-/// The others in words: `2 paused: NetworkPolicy changed, 1 left alone: other node`.
+/// The others in words: `2 paused: NetworkPolicy changed, 1 excluded: other node`.
 fn others(nodes: &[NodePairs]) -> String {
     let mut groups: BTreeMap<(&'static str, &'static str), usize> = BTreeMap::new();
     for pair in nodes.iter().flat_map(|n| &n.snapshot.pairs) {
@@ -302,7 +302,7 @@ mod tests {
         let text = table(&nodes(), &Style::plain(160), 10);
         let mut lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages redirected");
-        assert_eq!(lines.remove(1), "1 left alone: other node");
+        assert_eq!(lines.remove(1), "1 excluded: other node");
         assert!(lines[1].contains("CLIENT") && !lines[1].contains("NODE"), "{text}");
         assert!(
             lines[2].contains("default/curl:41000") && lines[2].contains("23.0 us > 11.0 us") && lines[2].contains("via 10.96.0.10:80"),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_done_about_a_reason_is_told_once() {
+    fn the_hint_for_a_reason_is_printed_once() {
         let mut nodes = nodes();
         for pair in &mut nodes[0].snapshot.pairs {
             (pair.state, pair.reason) = (PairState::LeftAlone, Some(Reason::BlockingReader));

@@ -195,7 +195,7 @@ fn runs(steps: &[&str]) -> String {
     out.iter().map(show).collect::<Vec<_>>().join(" ")
 }
 
-/// Where a way that was not completed ends.
+/// The end of a path that was not completed.
 fn path_end(report: &Report, style: &Style, out: &mut Text) {
     let mark = if style.unicode { "✗" } else { "x" };
     let say = |paint: Paint, text: &str, out: &mut Text| {
@@ -334,14 +334,14 @@ fn percent(part: u64, whole: u64) -> u64 {
 #[must_use]
 pub fn findings(report: &Report, style: &Style) -> Text {
     let mut out = Text::default();
-    // What ends the picture is told there.
-    let told = |f: &Finding| {
+    // The picture's end already shows this finding.
+    let shown = |f: &Finding| {
         report.request.as_ref().is_some_and(|r| !r.complete)
             && matches!(f.id, "dropped" | "vanished")
             && f.direction == Some(Direction::Request)
     };
-    let mut told_once = false;
-    let findings: Vec<&Finding> = report.findings.iter().filter(|f| !told(f) || std::mem::replace(&mut told_once, true)).collect();
+    let mut shown_once = false;
+    let findings: Vec<&Finding> = report.findings.iter().filter(|f| !shown(f) || std::mem::replace(&mut shown_once, true)).collect();
     if findings.is_empty() {
         return out;
     }

@@ -2,7 +2,7 @@
 //!
 //! The answer was given at some moment between question and arrival, so the clocks are compared as NTP does it (RFC 5905,
 //! section 8): the offset is taken at the middle, and half the round trip is how far that may be off. The quickest round trip says
-//! most. Nothing is said about which half of it took longer.
+//! most. It does not show which half of it took longer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ const AWAITED: usize = 16;
 pub struct ClockEstimate {
     /// The node's `CLOCK_REALTIME` minus ours, in nanoseconds.
     pub offset_ns: i64,
-    /// The offset may be off by this much either way, in nanoseconds.
+    /// The offset's error in either direction, in nanoseconds.
     pub uncertainty_ns: u64,
     /// How many round trips it is the best of.
     pub round_trips: u32,

@@ -10,7 +10,7 @@ use super::fleet::{Event, Fleet};
 use super::{Ending, SessionError};
 
 impl Fleet {
-    /// Ends the session with a helper that is not heard any more; [`Fleet::next`] tells of it when we have cleaned up behind it.
+    /// Ends the session with a helper that no longer responds; [`Fleet::next`] reports it after the clean-up.
     pub fn give_up(&mut self, index: usize, why: String) {
         let Some(member) = self.members.get_mut(index).filter(|m| m.listens()) else { return };
         for task in &member.tasks {
@@ -57,13 +57,13 @@ impl Fleet {
     /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended. Helpers
     /// that have not started are given up at once. Errors of helpers reach `on` as events like everything else.
     pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
-        self.abandon_those_that_start().await;
+        self.give_up_starting().await;
         self.send_all(&Request::Finish).await;
         let deadline = Instant::now() + patience;
         while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
             on(index, event);
         }
-        // What is known of the lost is told, however long it takes to clean up behind them.
+        // What is known of the lost ones is reported, however long their clean-up takes.
         while let Some(Ok((index, event))) = self.aftermaths.join_next().await {
             self.members[index].over = true;
             on(index, event);

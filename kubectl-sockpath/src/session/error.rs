@@ -46,7 +46,7 @@ pub enum SessionError {
         /// What is known.
         detail: String,
     },
-    /// It said something that is no message.
+    /// It sent something that is not a message.
     Garbled {
         /// What was wrong with it.
         detail: String,
@@ -106,7 +106,7 @@ impl SessionError {
             Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
             Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
             Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
-            // It ran until we ended it; what that looked like from outside is no cause.
+            // It ran until we ended it; its exit status is not the cause.
             Self::Mute { detail } => {
                 Self::Mute { detail: join(&detail, &Aftermath { cause: String::new(), stderr: aftermath.stderr.clone() }) }
             }

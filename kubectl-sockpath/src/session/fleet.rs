@@ -35,7 +35,7 @@ pub(super) struct Starting {
     pub(super) phase: Phase,
 }
 
-/// One helper of the fleet, from the moment it is asked for.
+/// One helper of the fleet, from its request on.
 pub struct Member {
     /// The nodes it serves.
     pub nodes: Vec<String>,
@@ -63,7 +63,7 @@ impl Member {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).meter.estimate()
     }
 
-    /// Whether its stream has ended, or it could not be started, and that has been told.
+    /// Whether its stream has ended, or it could not be started, and that was reported.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over
@@ -94,9 +94,9 @@ pub struct Fleet {
     events: mpsc::Receiver<Queued>,
     sink: Sink,
     arrivals: JoinSet<(usize, Result<Ready>)>,
-    /// Events of the fleet itself that are still to be told.
+    /// Events of the fleet itself that are still to be reported.
     pending: VecDeque<(usize, Event)>,
-    /// Helpers that could not be started: told once others work, or none is left that may.
+    /// Helpers that could not be started: reported once others work, or none is left that may.
     held: VecDeque<(usize, String)>,
     /// Cleaning up behind helpers that went away, which takes as long as the API server does; each ends in the event that tells of it.
     pub(super) aftermaths: JoinSet<(usize, Event)>,
@@ -166,7 +166,7 @@ impl Fleet {
             Ok(arrived) => arrived,
             Err(e) => {
                 let ended = |m: &Member| m.starting.as_ref().is_some_and(|s| s.task.id() == e.id());
-                // One that was abandoned has been told of.
+                // One that was given up has been reported.
                 let Some(index) = self.members.iter().position(ended) else { return };
                 (index, Err(anyhow!("a helper could not be started: {e}")))
             }
@@ -178,7 +178,7 @@ impl Fleet {
                 member.keeper = Some(ready.keeper);
                 member.tasks.push(ready.talk);
                 if member.over {
-                    // It was abandoned a moment ago; what ends the fleet ends it.
+                    // It was given up a moment ago; it ends with the fleet.
                     return;
                 }
                 member.tasks.push(tokio::spawn(listen(index, ready.reader, self.sink.clone(), member.clock.clone())));
@@ -189,8 +189,8 @@ impl Fleet {
         }
     }
 
-    /// Gives up the helpers that have not started; that is told with what they wait for.
-    pub(super) async fn abandon_those_that_start(&mut self) {
+    /// Gives up the helpers that have not started; reports what they wait for.
+    pub(super) async fn give_up_starting(&mut self) {
         for index in 0..self.members.len() {
             let Some(starting) = self.members[index].starting.take() else { continue };
             starting.task.abort();
@@ -230,7 +230,7 @@ impl Fleet {
         }
     }
 
-    /// Asks one helper for something; one that starts is asked when it has. A helper that has gone is noticed through
+    /// Sends a request to one helper; a starting one gets it once it has started. A lost helper is noticed through
     /// [`Fleet::next`], not here.
     pub async fn send(&self, index: usize, request: Request) {
         if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
@@ -245,11 +245,11 @@ impl Fleet {
         }
     }
 
-    /// What comes next, and from which helper; `None` when all streams have ended and that has been told. Cancel-safe.
+    /// What comes next, and from which helper; `None` when all streams have ended and that was reported. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         loop {
-            if let Some(told) = self.tell() {
-                return Some(told);
+            if let Some(event) = self.next_pending() {
+                return Some(event);
             }
             if self.is_over() {
                 return None;
@@ -259,23 +259,23 @@ impl Fleet {
                     self.arrive(arrived);
                     continue;
                 }
-                Some(told) = self.aftermaths.join_next() => match told {
-                    Ok(told) => told,
+                Some(joined) = self.aftermaths.join_next() => match joined {
+                    Ok(event) => event,
                     // It panicked, which has been printed; `close` counts its helper as one that did not end.
                     Err(_) => continue,
                 },
                 Some(Queued { helper, event, .. }) = self.events.recv() => (helper, event),
             };
-            if let Some(told) = self.take(index, event) {
-                return Some(told);
+            if let Some(taken) = self.take(index, event) {
+                return Some(taken);
             }
         }
     }
 
     /// What the fleet itself has to tell.
-    fn tell(&mut self) -> Option<(usize, Event)> {
-        if let Some(told) = self.pending.pop_front() {
-            return Some(told);
+    fn next_pending(&mut self) -> Option<(usize, Event)> {
+        if let Some(event) = self.pending.pop_front() {
+            return Some(event);
         }
         let others_work = self.members.iter().any(|m| m.joined);
         if !others_work && self.members.iter().any(|m| m.starting.is_some()) {
@@ -295,7 +295,7 @@ impl Fleet {
                 Some((index, Event::Said(message)))
             }
             Event::Lost(error) => match member.keeper.take() {
-                // Whoever asks for what comes next may stop asking at any moment, so nothing is waited for here.
+                // The caller may cancel at any moment, so nothing is awaited here.
                 Some(keeper) => {
                     self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
                     None

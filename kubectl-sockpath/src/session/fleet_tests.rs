@@ -104,7 +104,7 @@ async fn two_helpers_are_merged_and_ended_in_order() {
 }
 
 #[tokio::test]
-async fn a_stream_without_end_is_told_as_such() {
+async fn a_stream_without_end_is_reported_as_such() {
     let (mut fleet, [mut theirs], [noted]) = fleet_of(["a"]).await;
     theirs.write_all(b"{\"type\":\"warn").await.unwrap();
     drop(theirs);
@@ -115,9 +115,9 @@ async fn a_stream_without_end_is_told_as_such() {
     assert!(fleet.next().await.is_none());
 }
 
-/// Cleaning up takes as long as the API server does, and whoever waits for what comes next looks at other things meanwhile.
+/// Cleaning up takes as long as the API server does, and the caller polls other futures meanwhile.
 #[tokio::test]
-async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
+async fn a_loss_is_reported_though_it_is_awaited_in_pieces() {
     struct Slow;
     impl Keeper for Slow {
         fn end(self: Box<Self>, _: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
@@ -132,27 +132,27 @@ async fn a_loss_is_told_though_it_is_waited_for_in_pieces() {
         member.keeper = Some(Box::new(Slow));
     }
     drop(far);
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     loop {
         match timeout(Duration::from_millis(20), fleet.next()).await {
-            Ok(Some((index, Event::Lost(error)))) if error.to_string().contains("cannot be reached") => told.push(index),
+            Ok(Some((index, Event::Lost(error)))) if error.to_string().contains("cannot be reached") => events.push(index),
             Ok(Some(other)) => panic!("{other:?}"),
             Ok(None) => break,
-            Err(_) => assert!(!fleet.is_over(), "what has not been told is not over"),
+            Err(_) => assert!(!fleet.is_over(), "what was not reported is not over"),
         }
     }
-    told.sort_unstable();
-    assert_eq!(told, [0, 1]);
+    events.sort_unstable();
+    assert_eq!(events, [0, 1]);
 }
 
-/// The same at the end: there is no more patience, but what is known is told.
+/// The same at the end: the time is over, but what is known is reported.
 #[tokio::test]
-async fn a_loss_at_the_end_is_told_as_what_it_was() {
+async fn a_loss_at_the_end_is_reported_as_what_it_was() {
     let (mut fleet, [theirs], [noted]) = fleet_of(["a"]).await;
     drop(theirs);
-    let mut told = Vec::new();
-    fleet.finish(Duration::from_secs(1), |_, event| told.push(format!("{event:?}"))).await;
-    assert!(told.len() == 1 && told[0].contains("killed by signal 9"), "{told:?}");
+    let mut events = Vec::new();
+    fleet.finish(Duration::from_secs(1), |_, event| events.push(format!("{event:?}"))).await;
+    assert!(events.len() == 1 && events[0].contains("killed by signal 9"), "{events:?}");
     assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
 }
 
@@ -166,7 +166,7 @@ async fn versions_must_match() {
 }
 
 #[tokio::test]
-async fn another_release_that_speaks_our_protocol_is_told() {
+async fn another_release_with_our_protocol_is_reported() {
     let (transport, mut theirs, _) = pair("a");
     say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
     let mut ready = Ready::handshake(transport, Duration::from_secs(1), Mailbox::new().0).await.unwrap();
@@ -179,9 +179,9 @@ async fn another_release_that_speaks_our_protocol_is_told() {
     assert!(ready.built_for_tests(&["a".to_owned()]).unwrap().starts_with("the helper on a is built with test switches"));
 }
 
-/// We ended it, so how it ended is no cause.
+/// We ended it, so its exit status is not the cause.
 #[tokio::test]
-async fn a_helper_that_says_nothing_is_told_as_such() {
+async fn a_silent_helper_is_reported_as_such() {
     let (transport, _theirs, noted) = pair("a");
     let error = Ready::handshake(transport, Duration::from_millis(20), Mailbox::new().0).await.unwrap_err();
     let text = format!("{error:#}");
@@ -220,7 +220,7 @@ fn started_after(fleet: &mut Fleet, node: &'static str, delay: Duration) -> toki
     tokio::spawn(async move {
         let _ = begins.await;
         let (reader, mut writer) = split(theirs);
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         let mut line = serde_json::to_vec(&hello(PROTOCOL_VERSION)).unwrap();
         line.push(b'\n');
         writer.write_all(&line).await.unwrap();
@@ -229,7 +229,7 @@ fn started_after(fleet: &mut Fleet, node: &'static str, delay: Duration) -> toki
             let reason = match timeout(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), lines.next_line()).await {
                 Err(_) => EndReason::HeartbeatMissed,
                 Ok(Ok(Some(line))) => {
-                    heard.push(line.clone());
+                    received.push(line.clone());
                     if !line.contains("finish") {
                         // As real ones say that they are alive.
                         let mut alive = serde_json::to_vec(&Message::Heartbeat).unwrap();
@@ -244,7 +244,7 @@ fn started_after(fleet: &mut Fleet, node: &'static str, delay: Duration) -> toki
             let mut line = serde_json::to_vec(&Message::End(End { reason })).unwrap();
             line.push(b'\n');
             let _ = writer.write_all(&line).await;
-            return heard;
+            return received;
         }
     })
 }
@@ -269,7 +269,7 @@ async fn a_helper_that_is_ready_outlives_the_start_of_a_slow_one() {
     assert!(slow.await.unwrap().len() < 5);
 }
 
-/// Heartbeats go out even while nobody asks the fleet for what comes next.
+/// Heartbeats are sent even while the fleet is not polled.
 #[tokio::test(start_paused = true)]
 async fn a_helper_that_is_ready_lives_while_the_command_does_something_else() {
     let mut fleet = Fleet::default();
@@ -291,28 +291,28 @@ async fn answers_come_while_others_start_and_each_gets_its_time() {
     say(&mut theirs, &hello(PROTOCOL_VERSION)).await;
     expect(&mut fleet, "silent", std::future::ready(silent));
     let began = Instant::now();
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     fleet
         .ask_all(&Request::Status, Duration::from_secs(10), |index, event| match event {
-            Event::Ended(_) => told.push((index, began.elapsed().as_secs(), String::new())),
-            Event::Lost(e) => told.push((index, began.elapsed().as_secs(), e.on("node-x"))),
+            Event::Ended(_) => events.push((index, began.elapsed().as_secs(), String::new())),
+            Event::Lost(e) => events.push((index, began.elapsed().as_secs(), e.on("node-x"))),
             _ => {}
         })
         .await;
     // Which of two comes first at one moment is left open.
-    told.sort_by_key(|(index, second, _)| (*second, *index));
-    let told: Vec<(usize, u64, &str)> = told.iter().map(|(i, s, e)| (*i, *s, e.lines().next().unwrap_or_default())).collect();
-    assert_eq!(told[0], (1, 0, ""), "the quick one at once: {told:?}");
-    assert_eq!(told[1], (3, 0, "node node-x was skipped: the image cannot be pulled"), "{told:?}");
-    assert!(told[2].0 == 4 && told[2].1 == 10 && told[2].2.contains("did not end within 10 s"), "{told:?}");
-    assert_eq!(told[3], (0, 30, ""), "the slow one is asked when it is there: {told:?}");
-    assert!(told[4].0 == 2 && told[4].2.contains("was skipped") && told[4].2.contains("cannot be used"), "{told:?}");
+    events.sort_by_key(|(index, second, _)| (*second, *index));
+    let events: Vec<(usize, u64, &str)> = events.iter().map(|(i, s, e)| (*i, *s, e.lines().next().unwrap_or_default())).collect();
+    assert_eq!(events[0], (1, 0, ""), "the quick one at once: {events:?}");
+    assert_eq!(events[1], (3, 0, "node node-x was skipped: the image cannot be pulled"), "{events:?}");
+    assert!(events[2].0 == 4 && events[2].1 == 10 && events[2].2.contains("did not end within 10 s"), "{events:?}");
+    assert_eq!(events[3], (0, 30, ""), "the slow one gets the request once it has started: {events:?}");
+    assert!(events[4].0 == 2 && events[4].2.contains("was skipped") && events[4].2.contains("cannot be used"), "{events:?}");
     drop(theirs);
 }
 
-/// One cause for all is an error of the command; told node by node it would be said twice.
+/// One cause for all is an error of the command; reported node by node it would be printed twice.
 #[tokio::test(start_paused = true)]
-async fn when_none_can_be_started_every_cause_is_told_once() {
+async fn when_none_can_be_started_every_cause_is_reported_once() {
     let mut fleet = Fleet::default();
     for (node, why) in [("a", "no right"), ("b", "no right"), ("c", "no image")] {
         fleet.expect(vec![node.to_owned()], Box::new(|| None), |_| async move { Err(anyhow!(why)) });
@@ -321,16 +321,16 @@ async fn when_none_can_be_started_every_cause_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_not_started_by_the_end_is_told_with_its_phase() {
+async fn a_helper_that_did_not_start_is_reported_with_its_phase() {
     let mut fleet = Fleet::default();
     let quick = started_after(&mut fleet, "quick", Duration::ZERO);
     let _slow = started_after(&mut fleet, "slow", Duration::from_secs(1000));
     fleet.first().await.unwrap();
-    let (began, mut told) = (Instant::now(), Vec::new());
-    fleet.finish(Duration::from_secs(1), |i, e| told.push((i, format!("{e:?}")))).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for it: {:?}", began.elapsed());
-    assert!(told.iter().any(|(i, e)| *i == 1 && e.contains("did not start before the end (pulling the image)")), "{told:?}");
-    assert!(told.iter().any(|(i, e)| *i == 0 && e.contains("Ended(Finished)")), "{told:?}");
+    let (began, mut events) = (Instant::now(), Vec::new());
+    fleet.finish(Duration::from_secs(1), |i, e| events.push((i, format!("{e:?}")))).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "it is not awaited: {:?}", began.elapsed());
+    assert!(events.iter().any(|(i, e)| *i == 1 && e.contains("did not start before the end (pulling the image)")), "{events:?}");
+    assert!(events.iter().any(|(i, e)| *i == 0 && e.contains("Ended(Finished)")), "{events:?}");
     quick.await.unwrap();
 }
 
@@ -341,7 +341,7 @@ async fn a_helper_that_falls_silent_is_given_up_within_its_time() {
     let (mut fleet, [mut theirs], [noted]) = fleet_of(["a"]).await;
     say(&mut theirs, &Message::Warning { text: "w".to_owned() }).await;
     assert!(matches!(fleet.next().await, Some((0, Event::Said(_)))));
-    // Half a line is no sign of life.
+    // Half a line does not count as a message.
     theirs.write_all(b"{\"type\":").await.unwrap();
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
     assert!(error.to_string().starts_with("no message from it for 45 s: killed by signal 9"), "{error}");
@@ -372,7 +372,7 @@ async fn a_line_that_does_not_end_is_refused() {
     assert!(writer.await.unwrap() < 20 << 20, "it is not read to its end");
 }
 
-/// Writes until nobody reads; how much was.
+/// Writes until the other side is blocked; how much that was.
 async fn endless(mut to: DuplexStream) -> usize {
     let mut written = 0;
     while to.write_all(&[b'x'; 1 << 16]).await.is_ok() {

@@ -28,7 +28,7 @@ impl LastLines {
         Self { listener: tokio::spawn(keep(stderr, Arc::clone(&lines), passthrough)), lines }
     }
 
-    /// What was said last. The stream's end is waited for no longer than `patience`: others may hold it open.
+    /// The last lines. Waits for the stream's end at most `patience`: other processes may hold it open.
     pub async fn conclude(mut self, patience: Duration) -> String {
         let _ = timeout(patience, &mut self.listener).await;
         self.listener.abort();

@@ -33,7 +33,7 @@ pub struct Transport {
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     /// The helper's stdin.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Whoever has to clean up behind the helper.
+    /// What cleans up after the helper.
     pub keeper: Box<dyn Keeper>,
 }
 
@@ -60,7 +60,7 @@ pub enum Ending {
     Stay,
     /// It has not, or does not answer.
     Kill,
-    /// Its stream was over before it was used. What became of it may take some seconds to be known, and nobody waits for anything else.
+    /// Its stream was over before it was used. Its status may take some seconds to be known.
     Gone,
 }
 

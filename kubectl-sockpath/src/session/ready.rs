@@ -16,7 +16,7 @@ use super::{Ending, Keeper, SessionError, Transport};
 /// Requests that wait for a helper before who asks has to: those of commands that ask before it has started.
 const REQUESTS_AHEAD: usize = 64;
 
-/// The helper's end of the requests to it. What is asked of a helper that still starts waits in it.
+/// The helper's end of the requests to it. Requests to a starting helper wait in it.
 #[derive(Debug)]
 pub struct Mailbox {
     inbox: mpsc::Receiver<Request>,

@@ -92,13 +92,13 @@ impl Lines {
     }
 }
 
-/// An event on its way to the plugin, and the room it takes there.
+/// An event for the plugin, and the room it takes there.
 pub struct Queued {
     /// Index of the helper.
     pub helper: usize,
     /// What came from it.
     pub event: Event,
-    /// Given back when the event is taken.
+    /// Released when the event is taken.
     _room: OwnedSemaphorePermit,
 }
 
@@ -116,7 +116,7 @@ impl Sink {
         (Self { events, room: Arc::new(Semaphore::new(BYTES_AHEAD / ROOM_UNIT)) }, queue)
     }
 
-    /// Hands on an event whose line has this many bytes, when there is room for it; `false` when nobody listens any more.
+    /// Queues an event whose line has this many bytes, when there is room for it; `false` if the receiver is gone.
     async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
         let units = u32::try_from((bytes / ROOM_UNIT + 1).min(BYTES_AHEAD / ROOM_UNIT)).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units).await else { return false };
@@ -150,7 +150,7 @@ pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock) {
     }
 }
 
-/// Writes requests and, in between, heartbeats; ends when the helper's stdin is gone or nobody asks any more.
+/// Writes requests and, in between, heartbeats; ends when the helper's stdin or the sender of requests is gone.
 pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Request>, clock: Clock, beat: Duration) {
     let mut ticks = interval(beat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -180,7 +180,7 @@ pub(super) async fn find_pod(inventory: &impl Inventory, namespace: Option<&str>
     let typed = namespace;
     let namespace = namespace.unwrap_or(inventory.namespace());
     let dns = Dns::of(name);
-    // `web.shop.svc` could be a pod's name, but nobody calls one so.
+    // `web.shop.svc` could be a pod's name, but that is very unlikely.
     if !matches!(dns, Some(Dns::Host { .. } | Dns::Address(_)))
         && let Some(pod) = inventory.pod(namespace, name).await?
     {

@@ -27,14 +27,14 @@ pub enum Scenario {
     SameNode,
     /// Pods of two nodes.
     CrossNode,
-    /// The target is no pod.
+    /// The target is not a pod.
     External,
 }
 
 /// What a trace is to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// What helpers are asked; each gets those of `nodes` that it serves.
+    /// The request to helpers; each gets those of `nodes` that it serves.
     pub request: TraceRequest,
     /// How source and target lie to each other, as far as is known before a packet was seen.
     pub scenario: Scenario,

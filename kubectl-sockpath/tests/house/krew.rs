@@ -11,8 +11,11 @@ use serde_json::{Map, Value};
 use super::{read, root};
 
 /// Systems that krew knows (cmd/validate-krew-manifest).
-const KNOWN: [(&str, &[&str]); 3] =
-    [("linux", &["386", "amd64", "arm", "arm64", "ppc64le"]), ("darwin", &["386", "amd64", "arm64"]), ("windows", &["386", "amd64", "arm64"])];
+const KNOWN: [(&str, &[&str]); 3] = [
+    ("linux", &["386", "amd64", "arm", "arm64", "ppc64le"]),
+    ("darwin", &["386", "amd64", "arm64"]),
+    ("windows", &["386", "amd64", "arm64"]),
+];
 
 fn parsed(text: &str) -> Value {
     serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("{e}\n{text}"))

@@ -47,13 +47,14 @@ fn workflows_are_well_formed() {
                     assert!(version.is_some_and(|v| !v.is_empty() && v != "main" && v != "master"), "{at}: {uses} has no version");
                 }
                 (None, Some(run)) => {
-                    for target in run.split(['\n', ';', '&']).filter_map(|c| c.trim().strip_prefix("make ")).flat_map(str::split_whitespace) {
+                    for target in run.split(['\n', ';', '&']).filter_map(|c| c.trim().strip_prefix("make ")).flat_map(str::split_whitespace)
+                    {
                         assert!(target.contains('=') || targets.iter().any(|t| t == target), "{at}: no target {target} in the Makefile");
                     }
                     for script in run.split_whitespace().filter(|w| w.starts_with(".ci/") || w.starts_with("tests/")) {
                         assert!(root().join(script).exists(), "{at}: {script} does not exist");
                     }
-                    // Text of others (titles, branch names) is no part of a script: it comes by the environment.
+                    // Untrusted text (titles, branch names) reaches a script by its environment only.
                     assert!(!run.contains("${{ github.event") && !run.contains("${{ github.head_ref"), "{at}: text of others in a script");
                 }
                 _ => panic!("{at}: neither uses nor run, or both"),

@@ -1,4 +1,4 @@
-//! The live part of a trace: hooks are attached, packets are counted, probes are sent, and it is said what happens.
+//! The live part of a trace: hooks are attached, packets are counted, probes are sent, and progress is shown.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::session::Event;
 /// How long to wait for traffic before saying so.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// How long to listen after a probe that nobody asked to repeat: enough for the connection to close.
+/// How long to listen after a single probe: enough for the connection to close.
 const AFTER_PROBE: Duration = Duration::from_millis(300);
 
 /// How long to listen after a pod is gone: its node still has the last packets.
@@ -94,7 +94,7 @@ impl Session<'_> {
     }
 
     /// The second half of `--compare`: accelerates the two pods and listens again.
-    pub(super) async fn listen_to_the_short_way(&mut self) -> Stop {
+    pub(super) async fn listen_to_the_socket_path(&mut self) -> Stop {
         self.progress.clear();
         self.fleet.send_all(&Request::LookForBypass).await;
         let starting = Shortcut::start(self.backend, &self.capture.origin.plan.request, self.progress);
@@ -124,10 +124,10 @@ impl Session<'_> {
         let mut end = start + self.duration;
         let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some() && self.at_source().is_some();
         let mut quiet = Some(start + QUIET);
-        // Where only probes speak, nobody has to wait for silence a second time.
+        // With probes as the only traffic, there is no need to wait for silence a second time.
         let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probed >= probes_before;
         let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
-        // After a single probe nobody wants to wait for the whole duration.
+        // After a single probe there is no need to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
         let mut shown = Instant::now();
         self.announce();
@@ -140,7 +140,7 @@ impl Session<'_> {
             if answered && self.args.count.is_none() && self.args.duration.is_none() && after_probe.is_none() {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }
-            // With a count, one probe after the other, but not for ever where they do not get through.
+            // With a count, one probe after the other, but not without end if they are not answered.
             if let (true, Some(count)) = (answered, self.args.count) {
                 if self.answers_come() && (probes_sent as u64) < count {
                     probe_at.get_or_insert_with(|| Instant::now() + BETWEEN_PROBES);
@@ -193,7 +193,7 @@ impl Session<'_> {
         }
     }
 
-    /// What `--count` counts: in the second half of a comparison only what went the short way.
+    /// What `--count` counts: in the second half of a comparison only what took the socket path.
     fn delivered(&self) -> u64 {
         if self.shortcut.is_some() { self.capture.requests_bypassed } else { self.capture.requests_delivered }
     }
@@ -219,11 +219,11 @@ impl Session<'_> {
             (Some(n), d) => format!("until {n} requests or {}", human(d)),
             (None, d) => format!("for {}", human(d)),
         };
-        let (way, armed) = match &self.shortcut {
+        let (path, armed) = match &self.shortcut {
             Some(_) => (" on the socket path", String::new()),
             None => ("", format!(" (armed in {})", nanos(took))),
         };
-        let text = format!("watching {} to {}{way} {span}{armed}", plan.request.source.name, plan.target);
+        let text = format!("watching {} to {}{path} {span}{armed}", plan.request.source.name, plan.target);
         self.progress.announce(&text);
     }
 

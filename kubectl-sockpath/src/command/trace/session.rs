@@ -55,7 +55,7 @@ pub(super) enum Stop {
     Interrupted,
     /// No helper is left.
     Over,
-    /// Something of ours failed: stdout, the recording.
+    /// The plugin's own output failed: stdout, the recording.
     Failed(anyhow::Error),
 }
 
@@ -130,7 +130,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Traces to the end, whatever ends it: helpers, the recording and stdout are closed on every way out.
+    /// Traces to the end, whatever ends it: helpers, the recording and stdout are closed on every exit path.
     pub(super) async fn run(mut self, style: &Style) -> Result<Exit> {
         self.fleet.compare_clocks();
         let mut stop = match self.arm().await {
@@ -141,7 +141,7 @@ impl<'a> Session<'a> {
         if self.args.compare && matches!(stop, Stop::Enough) {
             let request = &self.capture.origin.plan.request;
             if request.targets.iter().any(|t| t.node == request.source.node) {
-                stop = self.listen_to_the_short_way().await;
+                stop = self.listen_to_the_socket_path().await;
             } else {
                 self.progress.note("nothing to compare: the socket path needs two pods on one node");
             }
@@ -172,7 +172,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Ends the helpers; with the packets that they still told when somebody streams them, and whether the recording has it all.
+    /// Ends the helpers; returns the packets that still arrived, if they are streamed, and whether the recording is complete.
     async fn end_helpers(&mut self, patience: Duration) -> (Vec<(usize, Box<Packet>)>, Result<()>) {
         let (capture, recorder, streams) = (&mut self.capture, &mut self.recorder, self.stream.is_some());
         let (mut late, mut recorded) = (Vec::new(), Ok(()));
@@ -332,7 +332,7 @@ fn watched_until_now(capture: &Capture, fleet: &Fleet, began: Option<Instant>, s
     format!("interrupted: {from} to {to} was watched on {nodes} for {watched}{seen}")
 }
 
-/// Ends of a helper's session that nobody here asked for.
+/// Ends of a helper's session that this plugin did not request.
 fn ended_from_outside(reason: EndReason) -> Option<&'static str> {
     match reason {
         EndReason::Signal => Some("received a signal to end (its pod was deleted, or its node is being drained)"),

@@ -3,7 +3,7 @@ use crate::exit::{Exit, of_error};
 use crate::inventory::{ContainerInfo, Kind, Port, ServiceInfo};
 use sockpath_protocol::request::{Frontend, Locate, Node, Service};
 
-/// Two nodes: `curl` (with a sidecar) and `web` on one, `far` on two, and in namespace `shop` `clerk` on one; Service `web` before `web` and `far`, `empty` before nobody.
+/// Two nodes: `curl` (with a sidecar) and `web` on one, `far` on two, and in namespace `shop` `clerk` on one; Service `web` before `web` and `far`, `empty` without endpoints.
 struct Small;
 
 fn info(name: &str, node: &str, last: u8) -> PodInfo {
@@ -206,7 +206,7 @@ async fn scenarios() {
 }
 
 #[tokio::test]
-async fn services_are_told_to_helpers() {
+async fn services_are_part_of_the_request() {
     let named = plan_of("curl", "svc/web").await.unwrap();
     assert_eq!(named.via_service.as_deref(), Some("default/web"));
     assert_eq!(named.request.targets.len(), 2);
@@ -319,7 +319,7 @@ async fn pods_to_accelerate() {
     assert_eq!(
         deployed.iter().map(|p| p.pod.name.as_str()).collect::<Vec<_>>(),
         ["web"],
-        "one of its pods does not run, which is no reason"
+        "one of its pods does not run, which does not matter"
     );
     for (namespace, words) in [("prod", "there is no namespace `prod`"), ("other", "-A for all")] {
         let error = select_pods(&Small, &[], &Scope { namespace: Some(namespace.to_owned()), selector: None }).await.unwrap_err();

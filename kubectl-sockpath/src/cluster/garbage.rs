@@ -1,4 +1,4 @@
-//! Deleting helper pods: our own on every way out, and leftovers of runs that could not.
+//! Deletes helper pods: those of this run on every exit path, and stale ones of earlier runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,12 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(250);
-/// A finished pod of somebody else is left this long, so that its own plugin can still ask what became of it.
+/// A finished pod of another run is kept this long, so that its plugin can still read its status.
 const FINISHED_FOR_SECONDS: i64 = 60;
 
 /// How a pod is to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub enum DeletionMode {
     /// Its process has ended: the object goes at once.
     Ended,
     /// Its process may still run: SIGTERM first, so that it can put the kernel back in order.
@@ -38,31 +38,31 @@ pub enum Manner {
 /// Pods that were created and not yet deleted. Whatever is left when the last handle goes is deleted then, from a thread of
 /// its own: the event loop may already be gone (a panic, a cancelled command).
 #[derive(Debug, Clone)]
-pub struct Debts(Arc<Inner>);
+pub struct PendingDeletions(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     api: Api,
     namespace: String,
-    pods: Mutex<BTreeMap<String, Manner>>,
+    pods: Mutex<BTreeMap<String, DeletionMode>>,
 }
 
-impl Debts {
+impl PendingDeletions {
     /// No pods yet.
     #[must_use]
     pub fn new(api: Api, namespace: &str) -> Self {
         Self(Arc::new(Inner { api, namespace: namespace.to_owned(), pods: Mutex::default() }))
     }
 
-    /// To be called before the pod is created: once the request is out, the pod may come to be whatever happens here. Nothing has
-    /// been asked of its process yet, so it may go at once: on a node that hangs it would stay for ever otherwise.
-    pub fn owe(&self, name: &str) {
-        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Manner::Ended);
+    /// To be called before the pod is created: once the request is sent, the pod may be created whatever happens here. Its process
+    /// has no request yet, so it is deleted without grace period: on a node that hangs it would otherwise never disappear.
+    pub fn add(&self, name: &str) {
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), DeletionMode::Ended);
     }
 
     /// Its process works for us from now on.
     pub fn in_use(&self, name: &str) {
-        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Manner::Running);
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), DeletionMode::Running);
     }
 
     /// The pod was never created.
@@ -70,17 +70,17 @@ impl Debts {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    /// Deletes all that are owed. A request to create one may still be on its way and overtake the first deletion, so pods
-    /// that were not there are asked for once more.
-    pub async fn settle_all(&self) {
-        let pods: Vec<(String, Manner)> =
-            self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, manner)| (name.clone(), *manner)).collect();
+    /// Deletes all. A request to create one may still be in flight and overtake the first deletion, so pods
+    /// that did not exist are deleted a second time.
+    pub async fn delete_all(&self) {
+        let pods: Vec<(String, DeletionMode)> =
+            self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, mode)| (name.clone(), *mode)).collect();
         if pods.is_empty() {
             return;
         }
         for pause in [Duration::ZERO, PAUSE] {
             sleep(pause).await;
-            let deletions = pods.iter().map(|(name, manner)| delete(&self.0.api, &self.0.namespace, name, *manner));
+            let deletions = pods.iter().map(|(name, mode)| delete(&self.0.api, &self.0.namespace, name, *mode));
             for ((name, _), outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
                 match outcome {
                     Ok(()) => self.forget(name),
@@ -93,9 +93,9 @@ impl Debts {
     /// Deletes one pod.
     ///
     /// # Errors
-    /// When it could not be deleted; it then stays owed.
-    pub async fn settle(&self, name: &str, manner: Manner) -> Result<(), Problem> {
-        delete(&self.0.api, &self.0.namespace, name, manner).await?;
+    /// When it could not be deleted; it then stays pending.
+    pub async fn delete(&self, name: &str, mode: DeletionMode) -> Result<(), Problem> {
+        delete(&self.0.api, &self.0.namespace, name, mode).await?;
         self.forget(name);
         Ok(())
     }
@@ -111,10 +111,10 @@ impl Drop for Inner {
         let worker = std::thread::spawn(move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             runtime.block_on(async {
-                // The client's connections belong to the event loop that is ending, so this one makes its own.
+                // The client's connections belong to the event loop that is ending, so this one opens its own.
                 let Ok(api) = api.reconnected() else { return };
-                for (name, manner) in pods {
-                    if let Err(p) = delete(&api, &namespace, &name, manner).await {
+                for (name, mode) in pods {
+                    if let Err(p) = delete(&api, &namespace, &name, mode).await {
                         output::say(&format!("warning: {p}\npod {namespace}/{name} remains; delete it with kubectl sockpath cleanup"));
                     }
                 }
@@ -128,11 +128,11 @@ impl Drop for Inner {
 ///
 /// # Errors
 /// When the API server refuses, or stays away for long.
-pub async fn delete(api: &Api, namespace: &str, name: &str, manner: Manner) -> Result<(), Problem> {
+pub async fn delete(api: &Api, namespace: &str, name: &str, mode: DeletionMode) -> Result<(), Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
-    let params = match manner {
-        Manner::Ended => DeleteParams::default().grace_period(0),
-        Manner::Running => DeleteParams::default(),
+    let params = match mode {
+        DeletionMode::Ended => DeleteParams::default().grace_period(0),
+        DeletionMode::Running => DeleteParams::default(),
     };
     let what = format!("delete the helper pod {namespace}/{name}");
     let deadline = Instant::now() + PATIENCE;
@@ -151,23 +151,23 @@ pub async fn delete(api: &Api, namespace: &str, name: &str, manner: Manner) -> R
     }
 }
 
-/// A helper pod that nobody uses any more.
+/// A helper pod that is no longer in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leftover {
+pub struct Stale {
     /// Its name.
     pub name: String,
     /// How to delete it.
-    pub manner: Manner,
-    /// Why it is a leftover.
+    pub mode: DeletionMode,
+    /// Why it is stale.
     pub why: &'static str,
 }
 
-/// Finds leftovers: helper pods that have ended, and those whose plugin ran on this machine and is gone. The session of
-/// somebody else that still runs is none.
+/// Finds stale helper pods: those that have ended, and those whose plugin ran on this machine and is gone. Running sessions
+/// of other users are not stale.
 ///
 /// # Errors
 /// When the pods cannot be listed.
-pub async fn leftovers(api: &Api, namespace: &str) -> Result<Vec<Leftover>, Problem> {
+pub async fn stale_pods(api: &Api, namespace: &str) -> Result<Vec<Stale>, Problem> {
     Ok(helper_pods(api, namespace).await?.iter().filter_map(|pod| judge(pod, Timestamp::now())).collect())
 }
 
@@ -181,7 +181,7 @@ async fn helper_pods(api: &Api, namespace: &str) -> Result<Vec<Pod>, Problem> {
     Ok(list.map(|l| l.items).unwrap_or_default())
 }
 
-/// Nodes on which helpers run that accelerate, whoever started them, with or without a plugin.
+/// Nodes on which helpers accelerate, of any user, with or without a plugin.
 ///
 /// # Errors
 /// When the pods cannot be listed.
@@ -195,16 +195,16 @@ pub async fn nodes_with_accelerators(api: &Api, namespace: &str) -> Result<BTree
     Ok(pods.iter().filter(|pod| accelerates(pod)).filter_map(node_of).map(str::to_owned).collect())
 }
 
-/// Removes helpers that were left running on these nodes and are no longer wanted; tells which.
+/// Removes detached helpers on these nodes that are no longer needed; returns their names.
 ///
 /// # Errors
 /// When pods cannot be listed or deleted.
-pub async fn remove_those_that_stayed(api: &Api, namespace: &str, nodes: &[String]) -> Result<Vec<String>, Problem> {
+pub async fn remove_detached(api: &Api, namespace: &str, nodes: &[String]) -> Result<Vec<String>, Problem> {
     let mut removed = Vec::new();
     for pod in helper_pods(api, namespace).await? {
         let here = node_of(&pod).is_some_and(|node| nodes.iter().any(|n| n == node));
         if let (true, Some(name)) = (here && stays(&pod), pod.metadata.name) {
-            delete(api, namespace, &name, Manner::Running).await?;
+            delete(api, namespace, &name, DeletionMode::Running).await?;
             removed.push(format!("pod {namespace}/{name}"));
         }
     }
@@ -219,19 +219,19 @@ fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
-/// Removes leftovers quietly, as each command does at its start; what cannot be removed is left to `cleanup` to complain about.
-pub async fn reap_leftovers(api: Api, namespace: String) -> Vec<String> {
+/// Removes stale pods quietly, as each command does at its start; `cleanup` reports those that cannot be removed.
+pub async fn collect(api: Api, namespace: String) -> Vec<String> {
     let mut removed = Vec::new();
-    for leftover in leftovers(&api, &namespace).await.unwrap_or_default() {
-        if delete(&api, &namespace, &leftover.name, leftover.manner).await.is_ok() {
-            removed.push(format!("pod {namespace}/{} ({})", leftover.name, leftover.why));
+    for stale in stale_pods(&api, &namespace).await.unwrap_or_default() {
+        if delete(&api, &namespace, &stale.name, stale.mode).await.is_ok() {
+            removed.push(format!("pod {namespace}/{} ({})", stale.name, stale.why));
         }
     }
     removed
 }
 
-/// Removes leftovers thoroughly: those that have ended just now, too. Returns what was removed, and what is kept because
-/// its plugin may still run, with whose it is.
+/// Removes stale pods thoroughly: also those that have just ended. Returns the removed pods, and those kept because
+/// their plugin may still run, with their user.
 ///
 /// # Errors
 /// When pods cannot be listed or deleted.
@@ -240,18 +240,18 @@ pub async fn clean(api: &Api, namespace: &str) -> Result<(Vec<String>, Vec<Strin
     for pod in helper_pods(api, namespace).await? {
         let Some(name) = pod.metadata.name.clone() else { continue };
         let ended = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
-        let leftover = judge(&pod, Timestamp::now())
-            .or_else(|| ended.then(|| Leftover { name: name.clone(), manner: Manner::Ended, why: "it has ended" }));
-        match leftover {
-            Some(leftover) => {
-                delete(api, namespace, &name, leftover.manner).await?;
-                removed.push(format!("pod {namespace}/{name} ({})", leftover.why));
+        let stale = judge(&pod, Timestamp::now())
+            .or_else(|| ended.then(|| Stale { name: name.clone(), mode: DeletionMode::Ended, why: "it has ended" }));
+        match stale {
+            Some(stale) => {
+                delete(api, namespace, &name, stale.mode).await?;
+                removed.push(format!("pod {namespace}/{name} ({})", stale.why));
             }
             None if pod.metadata.deletion_timestamp.is_some() => {
                 kept.push(format!("pod {namespace}/{name}: it is being deleted, and disappears when its process ends"));
             }
             None => {
-                let user = pod.metadata.annotations.as_ref().and_then(Owner::user_of).unwrap_or("somebody");
+                let user = pod.metadata.annotations.as_ref().and_then(Owner::user_of).unwrap_or("an unknown user");
                 kept.push(format!("pod {namespace}/{name}: in use by {user}"));
             }
         }
@@ -259,8 +259,8 @@ pub async fn clean(api: &Api, namespace: &str) -> Result<(Vec<String>, Vec<Strin
     Ok((removed, kept))
 }
 
-fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {
-    // Somebody is at it already.
+fn judge(pod: &Pod, now: Timestamp) -> Option<Stale> {
+    // It is being deleted already.
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -274,11 +274,11 @@ fn judge(pod: &Pod, now: Timestamp) -> Option<Leftover> {
             .flat_map(|s| s.container_statuses.iter().flatten())
             .filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
         let recently = ended.map(|t| now.as_second() - t.0.as_second()).any(|ago| ago < FINISHED_FOR_SECONDS);
-        return (orphaned || !recently).then_some(Leftover { name, manner: Manner::Ended, why: "it has ended" });
+        return (orphaned || !recently).then_some(Stale { name, mode: DeletionMode::Ended, why: "it has ended" });
     }
-    (orphaned && !stays(pod)).then_some(Leftover { name, manner: Manner::Running, why: "the plugin that started it is gone" })
+    (orphaned && !stays(pod)).then_some(Stale { name, mode: DeletionMode::Running, why: "the plugin that started it is gone" })
 }
 
 #[cfg(test)]
-#[path = "reap_tests.rs"]
+#[path = "garbage_tests.rs"]
 mod tests;

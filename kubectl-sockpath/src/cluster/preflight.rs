@@ -71,7 +71,7 @@ const RIGHTS: [Right; 12] = [
 ];
 
 /// Rows about the client, the server and our rights.
-pub async fn examine(api: &Api, helper_namespace: &str) -> Vec<(String, Check)> {
+pub async fn check(api: &Api, helper_namespace: &str) -> Vec<(String, Check)> {
     let mut rows = vec![("client".to_owned(), ok("plugin", format!("{} for {}", env!("CARGO_PKG_VERSION"), api.server())))];
     let server = match api.ask("read the version of the API server", api.client().apiserver_version()).await {
         Ok(info) => server_row(&info.git_version, &info.minor),
@@ -151,7 +151,7 @@ fn server_row(version: &str, minor: &str) -> Check {
     }
 }
 
-/// Whom the API server takes us for.
+/// The user name that the API server sees.
 async fn user(api: &Api) -> Result<Option<String>, Problem> {
     let reviews: kube::Api<SelfSubjectReview> = kube::Api::all(api.client());
     let review = api.ask("read the own user", reviews.create(&PostParams::default(), &SelfSubjectReview::default())).await?;
@@ -272,7 +272,7 @@ mod tests {
                 200,
                 json!({"metadata": {"name": "tools", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
             );
-        let rows = examine(&mock.api("shop"), "tools").await;
+        let rows = check(&mock.api("shop"), "tools").await;
         let bad: Vec<_> = rows.iter().filter(|(_, c)| c.state == CheckState::Failed).map(|(_, c)| c).collect();
         assert_eq!(bad.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["may create pods", "namespace"]);
         assert_eq!(bad[0].remedy.as_deref(), Some("kubectl create rolebinding -n tools sockpath-YOU --role=sockpath-user --user=YOU"));
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_that_is_not_there_is_told() {
+    async fn a_missing_namespace_is_reported() {
         let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound",
             "message": "namespaces \"tools\" not found", "details": {"kind": "namespaces", "name": "tools"}});
         let mock = Mock::default().on("GET /api/v1/namespaces/tools", 404, gone);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_without_our_policy_is_told() {
+    async fn a_namespace_without_our_policy_is_reported() {
         const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
         let spec = super::super::helper_pod::tests::spec(crate::backend::Mode::Trace);
         let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
@@ -306,11 +306,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_old_or_dead_server_is_told() {
+    async fn an_old_or_dead_server_is_reported() {
         assert_eq!(server_row("v1.29.3", "29").state, CheckState::Failed);
         assert_eq!(server_row("v1.30.1-gke.1", "30+").state, CheckState::Ok);
         let dead = Mock::default().on("GET /version", 503, json!("down"));
-        let rows = examine(&dead.api("shop"), "tools").await;
+        let rows = check(&dead.api("shop"), "tools").await;
         assert_eq!(rows.last().map(|(_, c)| (c.name.as_str(), c.state)), Some(("API server", CheckState::Failed)));
     }
 

@@ -28,7 +28,7 @@ fn elsewhere() -> BTreeMap<String, String> {
 const PODS: &str = "/api/v1/namespaces/sockpath/pods";
 
 #[tokio::test]
-async fn only_what_nobody_uses_is_a_leftover() {
+async fn only_unused_pods_are_stale() {
     let now = Timestamp::now().to_string();
     let running = json!({"phase": "Running"});
     let mock = Mock::default().list(
@@ -42,17 +42,20 @@ async fn only_what_nobody_uses_is_a_leftover() {
             pod("orphan-ended-now", gone(), ended(&now)),
         ]),
     );
-    let found = leftovers(&mock.api("default"), "sockpath").await.unwrap();
-    let shown: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.manner)).collect();
-    assert_eq!(shown, [("orphan", Manner::Running), ("foreign-ended-long-ago", Manner::Ended), ("orphan-ended-now", Manner::Ended)]);
+    let found = stale_pods(&mock.api("default"), "sockpath").await.unwrap();
+    let shown: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.mode)).collect();
+    assert_eq!(
+        shown,
+        [("orphan", DeletionMode::Running), ("foreign-ended-long-ago", DeletionMode::Ended), ("orphan-ended-now", DeletionMode::Ended)]
+    );
     assert!(mock.asked()[0].contains("labelSelector=app.kubernetes.io%2Fname%3Dsockpath-helper"), "{:?}", mock.asked());
 }
 
 #[tokio::test]
-async fn a_pod_that_is_gone_is_fine_and_a_refusal_is_told() {
-    assert!(delete(&Mock::default().api("x"), "sockpath", "p", Manner::Ended).await.is_ok());
+async fn a_deleted_pod_is_fine_and_a_refusal_is_an_error() {
+    assert!(delete(&Mock::default().api("x"), "sockpath", "p", DeletionMode::Ended).await.is_ok());
     let forbidden = Mock::default().forbid(&format!("DELETE {PODS}/p"));
-    assert_eq!(delete(&forbidden.api("x"), "sockpath", "p", Manner::Ended).await.unwrap_err().kind, Kind::Forbidden);
+    assert_eq!(delete(&forbidden.api("x"), "sockpath", "p", DeletionMode::Ended).await.unwrap_err().kind, Kind::Forbidden);
 }
 
 #[tokio::test]
@@ -62,24 +65,24 @@ async fn an_api_server_that_restarts_is_waited_for() {
         200,
         json!({"metadata": {"name": "p"}, "kind": "Pod"}),
     );
-    let debts = Debts::new(mock.api("x"), "sockpath");
-    debts.owe("p");
-    debts.settle("p", Manner::Running).await.unwrap();
+    let pending = PendingDeletions::new(mock.api("x"), "sockpath");
+    pending.add("p");
+    pending.delete("p", DeletionMode::Running).await.unwrap();
     assert_eq!(mock.asked().len(), 2);
-    drop(debts);
+    drop(pending);
     assert_eq!(mock.asked().len(), 2, "nothing is owed any more");
 }
 
 #[tokio::test]
 async fn what_is_owed_when_the_command_is_cancelled_is_deleted() {
     let mock = Mock::default().on(&format!("DELETE {PODS}/p"), 200, json!({"metadata": {"name": "p"}, "kind": "Pod"}));
-    let debts = Debts::new(mock.api("x"), "sockpath");
-    debts.owe("p");
-    debts.owe("never-created");
-    debts.forget("never-created");
-    drop(debts.clone());
+    let pending = PendingDeletions::new(mock.api("x"), "sockpath");
+    pending.add("p");
+    pending.add("never-created");
+    pending.forget("never-created");
+    drop(pending.clone());
     assert_eq!(mock.asked().len(), 0, "a handle is left");
-    drop(debts);
+    drop(pending);
     assert_eq!(mock.asked(), [format!("DELETE {PODS}/p?")]);
 }
 
