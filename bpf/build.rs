@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed=CLANG");
     let mut builder_args: Vec<&OsStr> = vec![OsStr::new("-I"), OsStr::new("include"), OsStr::new("-I"), OsStr::new("src")];
     builder_args.extend(["-Wall", "-Werror", "-Wno-unused-function", "-std=gnu11", "-mcpu=v3"].map(OsStr::new));
-    // Lines of BTF name their source; where it lay when it was built is nobody's business and would make each build another.
+    // Lines of BTF name their source; its absolute path would make each build different.
     let mut prefix = OsString::from("-ffile-prefix-map=");
     prefix.push(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     prefix.push("=bpf");

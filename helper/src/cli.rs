@@ -1,4 +1,4 @@
-//! Arguments of the helper, and how a program of ours runs and ends.
+//! Arguments of the helper, and how our programs run and end.
 
 use std::process::ExitCode;
 

@@ -20,7 +20,7 @@ use crate::{accel, accel::Observed, capability, seccomp};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
-/// Names of socket maps of ours, in bpf/src/accel.
+/// Names of sockpath's socket maps, in bpf/src/accel.
 const OURS: [&str; 2] = ["socks", "sockpath"];
 
 /// Capabilities by bit (include/uapi/linux/capability.h) and what is missing without each.
@@ -200,7 +200,7 @@ fn capabilities(status: &str) -> Vec<Check> {
         return vec![row("capabilities", CheckState::Ok, CAPABILITIES.map(|(_, name, _)| name).join(" "), None)];
     }
     let rows = missing.into_iter().map(|(bit, name, without)| {
-        // SYSLOG is asked for by trace only, and only names of functions depend on it.
+        // Only trace requests SYSLOG, and only names of functions depend on it.
         let state = if matches!(bit, 21 | 34) { CheckState::Degraded } else { CheckState::Failed };
         row(
             &format!("capability {name}"),
@@ -212,7 +212,7 @@ fn capabilities(status: &str) -> Vec<Check> {
     rows.collect()
 }
 
-/// Socket maps of others (Cilium, Istio ambient, OBI): their sockets are left alone, so the user should know of them.
+/// Socket maps of others (Cilium, Istio ambient, OBI): their sockets are excluded, so the user should know them.
 fn socket_maps() -> Check {
     let is_socket_map = |kind: &MapType| matches!(kind, MapType::Sockmap | MapType::Sockhash);
     let names: Vec<String> =
@@ -222,7 +222,7 @@ fn socket_maps() -> Check {
     others.sort();
     others.dedup();
     if others.is_empty() {
-        let found = if ours.is_empty() { "none".to_owned() } else { format!("{} of ours", ours.len()) };
+        let found = if ours.is_empty() { "none".to_owned() } else { format!("{} of sockpath", ours.len()) };
         return row("socket maps", CheckState::Ok, found, None);
     }
     let remedy = "sockets in other programs' maps are excluded; they use TCP, or what their owner decides";
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_capabilities_are_told_with_what_is_lost() {
+    fn missing_capabilities_are_reported_with_the_loss() {
         let all: u64 = CAPABILITIES.iter().map(|(bit, ..)| 1 << bit).sum();
         let rows = capabilities(&format!("Name:\tx\nCapEff:\t{all:016x}\n"));
         assert_eq!((rows.len(), rows[0].state), (1, CheckState::Ok));

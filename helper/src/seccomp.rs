@@ -1,4 +1,4 @@
-//! Whether the container's seccomp profile is in our way.
+//! Whether the container's seccomp profile refuses what we need.
 
 use std::fs;
 use std::io;

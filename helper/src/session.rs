@@ -1,7 +1,7 @@
 //! One session with the plugin: JSON lines in, JSON lines out.
 //!
 //! The same code serves PID 1 of the helper pod and `sockpath-lab` as a child process of the plugin. It ends on `finish`, when stdin closes,
-//! when heartbeats stay away, on SIGTERM or SIGINT, and always says `end` if anybody still listens.
+//! when heartbeats stay away, on SIGTERM or SIGINT, and always sends `end` if the plugin still reads.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -69,7 +69,7 @@ impl Session {
         }
     }
 
-    /// Next thing to react to. Cancel-safe. After `Stop` it yields `Stop` for ever.
+    /// Next thing to react to. Cancel-safe. After `Stop` it always yields `Stop`.
     pub async fn next(&mut self) -> Inbound {
         loop {
             if self.closed {
@@ -86,7 +86,7 @@ impl Session {
             let answer = match inbound {
                 Inbound::Request(Request::Hello) => hello().map(Message::Hello),
                 Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
-                // The plugin knows by this that the mode that is under way goes on, too.
+                // This shows the plugin that the running mode continues.
                 Inbound::Request(Request::Heartbeat) => Ok(Message::Heartbeat),
                 Inbound::Request(request) => match self.site.admit(&request) {
                     Ok(()) => return Inbound::Request(request),

@@ -1,4 +1,4 @@
-//! The helper's only way to stderr, which goes to the pod's log and to the plugin. What it writes is harmless to both: names and
+//! The helper's only exit to stderr, which goes to the pod's log and to the plugin. What it writes is harmless to both: names and
 //! notes of processes and rules come in as fields of a message.
 
 use std::io::Write;
@@ -14,7 +14,7 @@ pub fn error(what: &str) {
 pub fn say(message: &str) {
     let mut line = text::message(message);
     line.push('\n');
-    // Whoever read it may be gone; there is nobody left to tell.
+    // The reader may be gone; there is no place left for an error.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_way_to_stderr() {
+    fn there_is_one_exit_to_stderr() {
         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut files = Vec::new();
         sources(&src, &mut files);

@@ -146,6 +146,9 @@ pub enum Command {
     Version(Version),
     /// Print a completion script
     Completion(Completion),
+    /// Write manual pages, for packages
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// `trace`.
@@ -378,6 +381,17 @@ pub enum Shell {
     Zsh,
     /// fish
     Fish,
+    /// PowerShell
+    #[value(name = "powershell", alias = "pwsh")]
+    PowerShell,
+}
+
+/// `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Directory for the pages
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub dir: PathBuf,
 }
 
 /// `lab`: forwarded to `sockpath-lab`, which is privileged.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
 
+use crate::platform;
+
 /// Becomes true when the user pressed Ctrl-C, or the process received SIGTERM or SIGHUP. A second signal ends the process at once.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt {
@@ -20,28 +22,8 @@ impl Interrupt {
     /// When the process cannot watch for signals.
     pub fn watch() -> Result<Self> {
         let interrupt = Self::default();
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-                let mut stream = signal(kind).context("cannot watch for signals")?;
-                let interrupt = interrupt.clone();
-                tokio::spawn(async move {
-                    while stream.recv().await.is_some() {
-                        interrupt.raise();
-                    }
-                });
-            }
-        }
-        #[cfg(not(unix))]
-        {
-            let interrupt = interrupt.clone();
-            tokio::spawn(async move {
-                while tokio::signal::ctrl_c().await.context("cannot watch for Ctrl-C").is_ok() {
-                    interrupt.raise();
-                }
-            });
-        }
+        let raised = interrupt.clone();
+        platform::watch_interrupts(move || raised.raise()).context("cannot watch for signals")?;
         Ok(interrupt)
     }
 

@@ -2,8 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +11,7 @@ use sockpath_protocol::request::Node;
 
 use crate::cli::{Global, LabCommand, TableOutput};
 use crate::inventory::{ContainerInfo, Inventory, Kind, PodInfo, Port, Scope, ServiceInfo};
+use crate::platform;
 use crate::progress::Progress;
 use crate::session::{self, Fleet, Ready};
 
@@ -189,16 +189,6 @@ pub fn program() -> Result<PathBuf> {
     })
 }
 
-/// Whether this process runs as root; `true` if that is unknown.
-#[must_use]
-pub fn is_root() -> bool {
-    #[cfg(unix)]
-    if let Ok(own) = std::fs::metadata("/proc/self") {
-        return std::os::unix::fs::MetadataExt::uid(&own) == 0;
-    }
-    true
-}
-
 /// The program's arguments for a lab command.
 fn arguments(command: LabCommand) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
@@ -228,19 +218,8 @@ fn arguments(command: LabCommand) -> Vec<OsString> {
 /// # Errors
 /// When it cannot be run; otherwise this does not come back.
 pub fn forward(command: LabCommand) -> Result<std::convert::Infallible> {
-    become_program(&program()?, arguments(command))
-}
-
-#[cfg(unix)]
-fn become_program(program: &Path, args: Vec<OsString>) -> Result<std::convert::Infallible> {
-    use std::os::unix::process::CommandExt;
-    let error = Command::new(program).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", program.display()))
-}
-
-#[cfg(not(unix))]
-fn become_program(_program: &Path, _args: Vec<OsString>) -> Result<std::convert::Infallible> {
-    bail!("the lab needs Linux")
+    let program = program()?;
+    platform::become_program(&program, arguments(command)).with_context(|| format!("cannot run {}", program.display()))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod inventory;
 pub mod lab;
 pub mod output;
+pub mod platform;
 pub mod progress;
 pub mod recording;
 pub mod render;

@@ -1,5 +1,6 @@
 //! The plugin as a program: exit codes, streams, signals, and helpers that misbehave. The helper is a shell script here, so none of
 //! this needs root or a kernel feature.
+#![cfg(unix)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -259,7 +260,7 @@ fn completion_answers_kubectl() {
     symlink(PLUGIN, &link).expect("link");
     let out = run(Command::new(&link).env("SOCKPATH_LAB_PROGRAM", helper), &["trace", "--lab", ""]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\nnode/node-1\tnode\n:4\n");
-    for shell in ["bash", "zsh", "fish"] {
+    for shell in ["bash", "zsh", "fish", "powershell"] {
         let out = run(&mut Command::new(PLUGIN), &["completion", shell]);
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("__complete"), "{shell}");
     }

@@ -1,4 +1,5 @@
 //! What the plugin keeps while many nodes stream: the sessions and the capture of a trace, fed by twenty helpers as fast as they are read.
+#![cfg(unix)]
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

@@ -1,4 +1,5 @@
 //! What the plugin keeps of helpers, or a recording, that say as much as they may: bounded in bytes, not only in number.
+#![cfg(unix)]
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

@@ -1,5 +1,6 @@
 //! Nothing that comes from outside does anything to a terminal but print: by construction of the program (there is one way to stdout
 //! and stderr), and by trying it with text that would.
+#![cfg(unix)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_of_changes_are_told_apart() {
+    fn kinds_of_changes_are_distinguished() {
         let noted = |kind| {
             let mut changes = Changes::default();
             changes.note(kind, &[0; 32]);

@@ -114,7 +114,7 @@ pub fn remove(dir: &Path) -> Result<()> {
         kill(dir)?;
         wait_empty(dir, deadline)?;
         match remove_dirs(dir) {
-            // A process that was on its way in when the others were killed.
+            // A process that was just joining when the others were killed.
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {}
             r => return r.with_context(|| format!("cannot remove the cgroup {}", dir.display())),
         }

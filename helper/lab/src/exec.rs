@@ -42,7 +42,7 @@ pub fn exec(instance: &Instance, target: &str, container: Option<&str>, command:
     private_sys().context("cannot give the command a /sys of its own")?;
 
     let [program, args @ ..] = command else { bail!("no command given") };
-    // The signal dispositions that the Rust runtime changed are put back by `exec`.
+    // The signal dispositions that the Rust runtime changed are restored by `exec`.
     let error = Command::new(program).args(args).exec();
     eprintln!("error: {}: {error}", program.to_string_lossy());
     Ok(ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }))

@@ -42,7 +42,7 @@ enum Command {
         #[arg(long, value_enum, default_value = "none")]
         overlay: OverlayArg,
     },
-    /// Remove the lab and every leftover of it
+    /// Remove the lab completely
     Down,
     /// Show nodes, pods and Services
     Status {

@@ -1,4 +1,4 @@
-//! rtnetlink inside one namespace: links, addresses, routes and neighbours, each failure told with the object it is about.
+//! rtnetlink inside one namespace: links, addresses, routes and neighbours, each error with the object that it concerns.
 
 use std::fmt;
 use std::fs::File;

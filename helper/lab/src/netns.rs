@@ -28,7 +28,7 @@ pub enum Named {
     Stale,
     /// A namespace that carries the mark.
     Ours(Netns),
-    /// Somebody else's.
+    /// Not the lab's.
     Foreign,
 }
 

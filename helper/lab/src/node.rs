@@ -1,4 +1,4 @@
-//! Building the network of a node and its pods, the way kubelet, a bridge CNI plugin and flannel leave it.
+//! Builds the network of a node and its pods as kubelet, a bridge CNI plugin and flannel configure it.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ use super::plan::{self, Instance, NODES, Node, PODS, Pod};
 
 /// MTU of the underlay, in bytes.
 const UNDERLAY_MTU: u32 = 1500;
-/// The gateway of the underlay, which nobody has: nodes have a default route, or no Service address could be dialled from
+/// The gateway of the underlay, which no device has: nodes have a default route, or no Service address could be dialled from
 /// them, but it leads nowhere.
 const DEAD_END_V4: Ipv4Addr = Ipv4Addr::new(10, 199, 0, 254);
 /// The same, IPv6.

@@ -82,7 +82,7 @@ impl Instance {
     }
 
     /// What marks a network namespace as this instance's own: the alias of its loopback device. It is there before the
-    /// namespace has a name, so a namespace that has one of our names but no mark belongs to somebody else.
+    /// namespace has a name, so a namespace with one of our names but no mark does not belong to the lab.
     #[must_use]
     pub fn mark(&self) -> String {
         format!("sockpath-lab{}", self.suffix())

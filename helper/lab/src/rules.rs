@@ -149,7 +149,7 @@ fn render_filter(out: &mut String, family: Family, ports: &[Port]) -> std::fmt::
 "#,
     )?;
     if family == Family::V4 {
-        // kubelet's guard for route_localnet: nobody outside may reach what listens on 127/8.
+        // kubelet's guard for route_localnet: other hosts must not reach listeners on 127/8.
         out.write_str(concat!(
             "-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" ",
             "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
@@ -218,14 +218,14 @@ fn render_nat(out: &mut String, family: Family, ports: &[Port]) -> std::fmt::Res
     ))
 }
 
-/// The programs that load the rules; missing ones are told with the package that has them.
+/// The programs that load the rules; the error for missing ones names their package.
 #[derive(Debug)]
 pub struct Restore {
     v4: PathBuf,
     v6: PathBuf,
 }
 
-/// A load that is under way.
+/// A load in progress.
 #[derive(Debug)]
 pub struct Loading {
     program: &'static str,

@@ -32,7 +32,7 @@ pub struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Under way, or died on the way.
+    /// In progress, or interrupted.
     Building,
     /// Done.
     Up,
@@ -97,7 +97,7 @@ impl Locked {
                 }
                 Err((_, e)) => return Err(e).context("cannot lock the lab's state"),
             };
-            // The one who held it may have removed the directory; a lock on that one keeps nobody out.
+            // Its previous holder may have removed the directory; a lock on a removed file locks nothing.
             if fs::metadata(&dir).is_ok_and(|m| m.ino() == inode) {
                 return Ok(Self { dir, _lock: lock });
             }

@@ -102,7 +102,7 @@ fn table(status: &LabStatus) -> String {
     out
 }
 
-/// Writes to stdout; a reader that went away is no error.
+/// Writes to stdout; a closed pipe is not an error.
 fn print(text: &str) -> Result<ExitCode> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();

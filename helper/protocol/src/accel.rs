@@ -1,4 +1,4 @@
-//! Acceleration: what is asked, what is reported, and the one table of reasons why a pair is not accelerated.
+//! Acceleration: requests, reports, and the one table of reasons why a connection is not accelerated.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use crate::request::{Node, Pod};
 pub struct AccelerateRequest {
     /// The chosen pods.
     pub pods: Vec<Pod>,
-    /// The chosen pods of other nodes, for the reason that is told of connections with them.
+    /// The chosen pods of other nodes, for the reason shown for connections with them.
     #[serde(default)]
     pub elsewhere: Vec<PodElsewhere>,
     /// The nodes of these pods, whose network namespaces a dry run looks at.
@@ -34,7 +34,7 @@ pub struct AccelerateRequest {
     /// a process of its own.
     #[serde(default)]
     pub stay: bool,
-    /// Who asks, for a second user to be told.
+    /// The user, shown to a second user.
     pub owner: String,
     /// The path that connections are put on.
     #[serde(default)]
@@ -124,7 +124,7 @@ pub struct ResumeRequest {
     pub pods: Vec<PodName>,
 }
 
-/// Why somebody wants pairs to go by TCP.
+/// Why connections are to use TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PauseReason {
@@ -160,7 +160,7 @@ impl Carrier {
 /// All pairs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairsSnapshot {
-    /// The pairs, in the order they were met.
+    /// The connections, in the order in which they were tracked.
     pub pairs: Vec<Pair>,
     /// Sums over all pairs since the start, closed ones included.
     pub totals: Totals,
@@ -241,7 +241,7 @@ pub enum PairState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The other end is not enrolled (yet).
+    /// The other end is not in the sockmap (yet).
     NoPeer,
     /// How the reader reads is not known yet: its first reads go by TCP.
     Learning,
@@ -280,7 +280,7 @@ pub enum Reason {
     /// One task may sleep in a receive call on the socket while another sends: the kernel wakes the sleeper without data when the
     /// send buffer has room again, and its blocking call returns EAGAIN.
     TwoTasks,
-    /// The reader was seen asleep inside a receive call, and the request wants such readers left alone: a signal or a reset wakes
+    /// The reader was observed blocked inside a receive call, and the request excludes such readers: a signal or a reset wakes
     /// them with EAGAIN.
     BlockingReader,
     /// The reader uses MSG_WAITALL.
@@ -455,7 +455,7 @@ impl Reason {
 /// Answer to `status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AccelStatus {
-    /// Whether anything of ours is active or left on this node.
+    /// Whether an acceleration, or a part of one, exists on this node.
     pub active: bool,
     /// Who started it.
     pub owner: Option<String>,
@@ -478,7 +478,7 @@ pub struct AccelSummary {
     pub totals: Totals,
     /// How long it ran, in milliseconds.
     pub ran_ms: u64,
-    /// Sockets still enrolled after the drain deadline (harmless: they pass to TCP); 0 is the normal case.
+    /// Sockets still in the sockmap after the drain deadline (their messages go by TCP); 0 is the normal case.
     pub left_enrolled: u64,
     /// Whether it goes on without us (`--detach`).
     pub detached: bool,

@@ -30,7 +30,7 @@ pub fn for_cause(mechanism: Mechanism) -> &'static str {
 #[must_use]
 pub fn for_drop(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        // Nobody there.
+        // No receiver.
         "NO_SOCKET" => {
             "nothing listens on that port: check the container's port and that it listens on the pod's address, not on 127.0.0.1"
         }

@@ -1,4 +1,4 @@
-//! What packets of chosen pods pass on their way through the network, and bytes that go socket to socket do not.
+//! What packets of chosen pods pass on the network path, and redirected bytes bypass.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Bypassed {
     /// What it is.
     pub kind: BypassKind,
-    /// Its name, as whoever put it there named it, and what it does as far as the kernel tells.
+    /// Its name, as its owner named it, and what it does as far as the kernel shows.
     pub what: String,
     /// Where it is: a device, a chain, a control group, a namespace of Kubernetes.
     pub place: String,
@@ -37,7 +37,7 @@ pub enum BypassKind {
     XdpProgram,
     /// A BPF program of a control group that sees its packets or its TCP events.
     CgroupProgram,
-    /// A BPF program of a sockmap that is not ours: sockets it owns are left alone.
+    /// A BPF program of another program's sockmap: its sockets are excluded.
     SockmapProgram,
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_thing_of_several_pods_is_told_once() {
+    fn one_thing_of_several_pods_is_listed_once() {
         let one = |what: &str, pods: &[&str]| Bypassed {
             kind: BypassKind::Qdisc,
             what: what.into(),

@@ -1,5 +1,5 @@
-//! What either side takes from the other, at most. Both check what they read before they use it: a helper is asked by everybody who
-//! may attach to its pod, and a plugin reads recordings of anybody.
+//! Limits of what either side accepts from the other. Both check what they read before they use it: every user who may attach to
+//! a helper's pod can send it requests, and a plugin reads untrusted recordings.
 
 use std::fmt::Display;
 

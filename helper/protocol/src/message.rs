@@ -19,7 +19,7 @@ pub enum Message {
     Armed(Armed),
     /// A place that hops refer to by index; sent before the first hop that uses it.
     Place(Place),
-    /// A packet whose way has ended (delivered, dropped, left this node, or lost from sight).
+    /// A packet whose path has ended (delivered, dropped, left this node, or no longer observed).
     Packet(Box<Packet>),
     /// Something that is not a packet's hop: a reset, a retransmission, an overflowing backlog.
     Incident(Incident),
@@ -129,9 +129,9 @@ pub struct DeviceFilters {
     pub netns: u32,
     /// Name of the device.
     pub device: String,
-    /// On the way in.
+    /// Ingress.
     pub ingress: Vec<String>,
-    /// On the way out.
+    /// Egress.
     pub egress: Vec<String>,
 }
 
@@ -155,7 +155,7 @@ pub struct Counters {
     /// Time spent in our programs, by hook, in nanoseconds, and how often each ran. The kernel counts it at a price, so when
     /// the programs run often a fiftieth of the time is counted and the rest extrapolated.
     pub programs: BTreeMap<String, RunTime>,
-    /// Time in which the hooks that fire for everybody's packets were detached, in nanoseconds: the pair was silent while
+    /// Time in which the hooks that fire for every packet of the node were detached, in nanoseconds: the pair was silent while
     /// others were busy, or its own traffic was so hot that a part of each second is enough.
     #[serde(default)]
     pub rested_ns: u64,
@@ -233,7 +233,7 @@ pub enum EndReason {
     Finished,
     /// The plugin's side of the stream was closed.
     StdinClosed,
-    /// Nothing was heard from the plugin in time.
+    /// No message arrived from the plugin in time.
     HeartbeatMissed,
     /// A signal.
     Signal,

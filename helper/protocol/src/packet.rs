@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::request::Protocol;
 use crate::stage::StageId;
 
-/// A network namespace seen on the way, and a device in it.
+/// A network namespace on the path, and a device in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// Index that hops use; unique within one helper's session.
@@ -53,7 +53,7 @@ pub enum DeviceKind {
     Other,
 }
 
-/// Which way a packet goes in the conversation.
+/// The direction of a packet in the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -98,14 +98,14 @@ pub struct Flow {
     pub to: SocketAddr,
 }
 
-/// One packet's way as one helper saw it.
+/// The path of one packet as one helper observed it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Packet {
     /// Number of the packet in this helper's session, from 1 in the order of first sight.
     pub id: u64,
     /// Number of the conversation (both directions of one connection) in this session.
     pub conversation: u64,
-    /// Which way it goes.
+    /// Its direction.
     pub direction: Direction,
     /// Transport protocol.
     pub protocol: Protocol,
@@ -213,7 +213,7 @@ pub struct Rule {
     pub handle: Option<u64>,
     /// Its comment.
     pub comment: Option<String>,
-    /// The chains that lead there, from the hook's own on; empty when it lies in that one or the way is not known.
+    /// The chains that lead there, from the hook's own on; empty if it is in that one or the path is unknown.
     #[serde(default)]
     pub via: Vec<String>,
     /// It is the policy of its chain, not a rule.
@@ -352,7 +352,7 @@ pub enum Context {
     Softirq,
 }
 
-/// How a packet's way ended.
+/// How a packet's path ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "as", rename_all = "kebab-case")]
 pub enum Outcome {
@@ -362,7 +362,7 @@ pub enum Outcome {
     Left,
     /// The kernel dropped it.
     Dropped(Drop),
-    /// It was seen no more and nobody said why.
+    /// It was no longer observed, and no drop was reported.
     Vanished {
         /// The stage that should have come next.
         expected: StageId,
@@ -446,9 +446,9 @@ pub enum RewriteKind {
     Dnat,
     /// Source translated.
     Snat,
-    /// Source restored on the way back of a DNATed connection.
+    /// Source restored in replies of a DNATed connection.
     UnDnat,
-    /// Destination restored on the way back of an SNATed connection.
+    /// Destination restored in replies of an SNATed connection.
     UnSnat,
 }
 

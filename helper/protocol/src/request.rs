@@ -14,7 +14,7 @@ pub enum Request {
     Trace(Box<TraceRequest>),
     /// Send one probe from inside the source's network namespace (during a trace).
     Probe(ProbeRequest),
-    /// Bytes of the pair may go socket to socket from now on: show that way, too (during a trace). A helper finds out by itself
+    /// Bytes of the pod pair may take the socket path from now on: show that path, too (during a trace). A helper finds out by itself
     /// within a second where it sees the pins of an acceleration.
     LookForBypass,
     /// Let pods of this node exchange bytes socket to socket.
@@ -31,7 +31,7 @@ pub enum Request {
     Stop(StopRequest),
     /// Examine what this node offers.
     Doctor,
-    /// Remove every leftover of ours on this node.
+    /// Remove sockpath's remaining resources on this node.
     Cleanup,
     /// Say `hello` (again) now. An attached stream begins after the helper's first line was written, so the plugin asks.
     Hello,

@@ -1,4 +1,4 @@
-//! The stage table: one row for each stage of a packet's way, with the article's number, a plain name and the hooks
+//! The stage table: one row for each stage of a packet's path, with the article's number, a plain name and the hooks
 //! that can observe it in order of preference. Everything else (docs, JSON, picture) follows from it.
 //!
 //! Steps are those of Addo Zhang, "Tracing packets datapath in Kubernetes network" (2023): S1-S16 when an application
@@ -6,15 +6,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which part of the way a stage belongs to.
+/// The part of the path that a stage belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
-    /// In the sender's network namespace, on the way out.
+    /// In the sender's network namespace, outgoing.
     Send,
     /// In a node's namespace, between the pods.
     Transit,
-    /// In the receiver's network namespace, on the way in.
+    /// In the receiver's network namespace, incoming.
     Receive,
 }
 
@@ -25,7 +25,7 @@ pub struct Stage {
     pub id: StageId,
     /// The article's number; `None` for transit.
     pub step: Option<&'static str>,
-    /// Part of the way.
+    /// Part of the path.
     pub side: Side,
     /// A plain name of at most 26 characters.
     pub name: &'static str,
@@ -45,7 +45,7 @@ macro_rules! stages {
             $(#[doc = $what] #[serde(rename = $key)] $id,)*
         }
 
-        /// The table, in the order of the way.
+        /// The table, in the order of the path.
         pub const STAGES: &[Stage] = &[
             $(Stage { id: StageId::$id, step: $step, side: Side::$side, name: $name, what: $what, hooks: &[$($hook),*], waits: $waits },)*
         ];

@@ -1,6 +1,6 @@
 //! Text from outside made harmless for terminals, logs and pages: names, notes, error messages, process names.
 //!
-//! Whoever writes such text (an API server, a process that names itself, a recording) must not move the cursor, recolour, reorder
+//! The author of such text (an API server, a process that names itself, a recording) must not move the cursor, recolour, reorder
 //! or hide what is around it, begin a line of its own, or fill the screen. What could is replaced, not removed, so that it shows.
 
 use std::borrow::Cow;

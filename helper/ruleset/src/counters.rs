@@ -35,7 +35,7 @@ fn key(chain: &Chain, rule: Option<&Rule>) -> u64 {
 /// How often a rule or policy has counted packets since before the packet in question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hits {
-    /// It does not count, or nobody looked before.
+    /// It does not count, or was not read before.
     Unknown,
     /// Never: it did nothing to the packet.
     Never,

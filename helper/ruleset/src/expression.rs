@@ -32,7 +32,7 @@ pub enum Comparison {
     GreaterOrEqual,
 }
 
-/// What a packet or its connection is asked for.
+/// A property of a packet or its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fact {
     /// Length in bytes from the network header on.

@@ -98,7 +98,7 @@ pub(super) fn is_v2_dir(dir: &Path) -> bool {
     dir.join("cgroup.controllers").exists()
 }
 
-/// Looks for the pod under the kubelet's directories, the one nearest to the root first. Whoever may write cgroups inside a
+/// Looks for the pod under the kubelet's directories, the one nearest to the root first. A process that may write cgroups inside a
 /// container could make a directory that looks like a kubelet's; it would lie deeper than the real one, and pods' own directories are not entered.
 fn pod_dir(hierarchy: &Path, uid: &str) -> Result<Option<PathBuf>> {
     let mut level = vec![hierarchy.to_owned()];

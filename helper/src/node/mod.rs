@@ -208,14 +208,14 @@ fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<Foun
             dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
         );
     };
-    // A directory that the kubelet made and the runtime put nobody into says nothing of the pod's sockets.
+    // A directory that the kubelet created and into which the runtime put no process shows nothing about the pod's sockets.
     let cgroup = if hierarchies.is_v2(&dir) { Placement::Own(Cgroup::open(dir)?) } else { Placement::outside(hierarchies)? };
     let netns = pod_netns(&name, &processes, proc)?;
     Ok(FoundPod { netns, cgroup, processes })
 }
 
 /// The pod's namespace is the one its sandbox holds. A container may have made another for itself (`unshare`), so the
-/// sandbox's process is asked first, then the first process of each container.
+/// sandbox's process is tried first, then the first process of each container.
 fn pod_netns(name: &str, processes: &[Process], proc: &Path) -> Result<Netns> {
     let mut last = None;
     let sandbox = processes.iter().filter(|p| p.container.is_none());

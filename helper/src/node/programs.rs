@@ -44,7 +44,7 @@ impl Programs {
         Ok(found)
     }
 
-    /// Programs of sockmaps: whoever loaded them may own sockets of the pods.
+    /// Programs of sockmaps: their owner may own sockets of the pods.
     pub fn of_sockmaps(&self) -> Vec<String> {
         let word = |kind: ProgramType| match kind {
             ProgramType::SkMsg => Some("sk_msg"),
@@ -59,7 +59,7 @@ impl Programs {
 pub fn attached(target: i32, kind: u32, flags: u32) -> Result<Vec<u32>> {
     let mut ids = [0; MOST];
     let mut count = u32::try_from(MOST)?;
-    // SAFETY: `ids` has room for `count` ids, and neither outlives the call; no flags are asked for.
+    // SAFETY: `ids` has room for `count` ids, and neither outlives the call; no flags are set.
     let r = unsafe { sys::bpf_prog_query(target, kind, flags, std::ptr::null_mut(), ids.as_mut_ptr(), &raw mut count) };
     if r < 0 {
         return Err(std::io::Error::from_raw_os_error(-r).into());

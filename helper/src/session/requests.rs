@@ -122,7 +122,7 @@ mod tests {
             assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Request(Request::Heartbeat)))));
         }
         let silent_since = begun.elapsed();
-        // A line that comes byte by byte, and blank lines, are no sign of life of a plugin.
+        // A line that arrives byte by byte, and blank lines, do not count as messages of a plugin.
         theirs.write_all(b"{\"type\"").await.unwrap();
         assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Stop(EndReason::HeartbeatMissed)))));
         let waited = begun.elapsed() - silent_since;

@@ -39,7 +39,7 @@ async fn pods_whose_names_begin_alike_are_not_mixed_up() {
     assert_eq!(lookup.pod("prod", "web").await.unwrap().unwrap().pod.uid, "uid-web");
     assert_eq!(lookup.pod("prod", "web-1").await.unwrap().unwrap().pod.uid, "uid-web-1");
     assert_eq!(lookup.pod("prod", "we").await.unwrap(), None);
-    assert_eq!(mock.asked().iter().filter(|a| a.contains("/nodes/")).count(), 1, "a node is asked for once");
+    assert_eq!(mock.asked().iter().filter(|a| a.contains("/nodes/")).count(), 1, "a node is requested once");
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn without_the_right_to_read_nodes_the_pod_tells_the_nodes_address() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_read_pods_the_user_is_told() {
+async fn without_the_right_to_read_pods_the_error_names_it() {
     let mock = Mock::default().forbid(&format!("GET {PODS}/web"));
     let error = Lookup::new(mock.api("prod")).pod("prod", "web").await.unwrap_err();
     assert_eq!(error.downcast_ref::<Problem>().unwrap().kind, ProblemKind::Forbidden);

@@ -233,6 +233,7 @@ pub fn script(args: &cli::Completion) -> Result<Exit> {
         Shell::Bash => BASH,
         Shell::Zsh => ZSH,
         Shell::Fish => FISH,
+        Shell::PowerShell => POWERSHELL,
     }))?;
     Ok(Exit::Done)
 }
@@ -298,6 +299,23 @@ end
 complete -c kubectl-sockpath -f -a '(__kubectl_sockpath)'
 "#;
 
+// Windows PowerShell, and PowerShell before 7.3, drop empty arguments of programs unless they are quoted.
+const POWERSHELL: &str = r#"# PowerShell completion for kubectl-sockpath:  kubectl sockpath completion powershell | Out-String | Invoke-Expression
+# For `kubectl sockpath <TAB>` kubectl asks a program of this name on PATH: copy kubectl-sockpath.exe to kubectl_complete-sockpath.exe
+Register-ArgumentCompleter -Native -CommandName kubectl-sockpath -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+    $words = @($commandAst.CommandElements | Select-Object -Skip 1 | ForEach-Object { $_.ToString() })
+    if ($wordToComplete -eq '') {
+        $words += if ($PSVersionTable.PSVersion -lt [version]'7.3') { '""' } else { '' }
+    }
+    & kubectl-sockpath __complete @words 2>$null | Where-Object { $_ -notmatch '^:\d+$' } | ForEach-Object {
+        $value, $about = $_ -split "`t", 2
+        if (-not $about) { $about = $value }
+        [System.Management.Automation.CompletionResult]::new($value, $value, 'ParameterValue', $about)
+    }
+}
+"#;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,7 +337,7 @@ mod tests {
         assert!(choices(&[], "").contains(&"trace".to_owned()));
         assert_eq!(choices(&[], "acc"), ["accelerate"]);
         assert_eq!(choices(&["lab"], "e"), ["exec"]);
-        assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish"]);
+        assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish", "powershell"]);
         assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
         assert_eq!(choices(&["trace"], "--no"), ["--no-probe", "--no-rules"]);
         assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));

@@ -12,8 +12,8 @@ use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, TableOutput};
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
-use crate::lab;
 use crate::output::{self, Machine, Text};
+use crate::platform;
 use crate::progress::Progress;
 use crate::render::table::Table;
 use crate::session::{Event, Fleet, Kept};
@@ -69,7 +69,7 @@ pub async fn run(args: &cli::Doctor, global: &Global, progress: &Progress) -> Re
         }
     }
     progress.clear();
-    if global.lab && !lab::is_root() {
+    if global.lab && !platform::is_root() {
         for row in rows.iter_mut().filter(|r| r.check.remedy.is_some() && r.check.name.starts_with("capability")) {
             row.check.remedy = Some("the lab's helper needs root: try it with sudo".to_owned());
         }

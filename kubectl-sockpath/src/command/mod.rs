@@ -4,6 +4,7 @@ mod accelerate;
 mod cleanup;
 mod complete;
 mod doctor;
+mod man;
 mod status;
 mod trace;
 mod version;
@@ -19,6 +20,7 @@ use crate::cli::{Cli, ColorChoice, Command, Global};
 use crate::exit::{self, Exit};
 use crate::lab;
 use crate::output::{self, Text};
+use crate::platform;
 use crate::progress::Progress;
 use crate::terminal::Style;
 
@@ -59,7 +61,7 @@ pub fn main() -> ExitCode {
             let exit = exit::of_error(&e);
             if matches!(exit, Exit::Failed | Exit::Usage) {
                 output::say(&format!("error: {e:#}"));
-                if exit == Exit::Failed && lab && !lab::is_root() {
+                if exit == Exit::Failed && lab && !platform::is_root() {
                     output::say("the lab's helper needs root: try it with sudo");
                 }
             }
@@ -112,6 +114,7 @@ async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
         Command::Status(args) => status::status(&args, global, progress).await,
         Command::Stop(args) => status::stop(&args, global, progress).await,
         Command::Completion(args) => complete::script(&args),
+        Command::Man(args) => man::write(&args.dir),
         Command::Version(args) => version::run(&args),
         Command::Trace(args) => trace::run(&args, global, progress).await,
         Command::Doctor(args) => doctor::run(&args, global, progress).await,

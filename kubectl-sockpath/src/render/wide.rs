@@ -1,4 +1,4 @@
-//! `-o wide`: one typical packet each way, hop by hop, with everything that is known. Columns without borders and without
+//! `-o wide`: one typical packet in each direction, hop by hop, with everything that is known. Columns without borders and without
 //! wrapping, as kubectl's wide output, so that it can be cut and grepped.
 
 use sockpath_protocol::packet::{Context, HeaderOffsets};

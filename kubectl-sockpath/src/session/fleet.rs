@@ -1,4 +1,4 @@
-//! One or several helpers as one stream of events. Helpers join when they have started; nobody waits for the slowest.
+//! One or several helpers as one stream of events. Helpers join when they have started, without waiting for the slowest.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::PoisonError;

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::{Aftermath, Ending, Keeper, LastLines, Transport};
+use crate::platform;
 
 /// How long a helper that has said `end` may take to exit.
 const EXIT_PATIENCE: Duration = Duration::from_millis(500);
@@ -24,8 +25,7 @@ pub fn spawn(helper: &Path, args: &[&OsStr], nodes: Vec<String>, passthrough: bo
     let mut command = Command::new(helper);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     // Ctrl-C on the terminal is for the plugin, which ends the helper in order; killed outright, the helper notices by its stdin.
-    #[cfg(unix)]
-    command.process_group(0);
+    platform::isolate(&mut command);
     let mut child = command.spawn().with_context(|| format!("cannot start the helper {}", helper.display()))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
@@ -61,8 +61,7 @@ impl Keeper for Parent {
 }
 
 fn describe(status: ExitStatus) -> String {
-    #[cfg(unix)]
-    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+    if let Some(signal) = platform::signal_of(status) {
         return format!("killed by signal {signal}");
     }
     match status.code() {

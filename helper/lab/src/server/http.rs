@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http_is_told_from_data_by_its_first_bytes() {
+    fn http_is_recognised_by_its_first_bytes() {
         assert_eq!(opening(b"GET / HTTP/1.1\r\n"), Opening::Http);
         assert_eq!(opening(b"OPTIONS * HTTP/1.1"), Opening::Http);
         assert_eq!(opening(b"GET"), Opening::Undecided);

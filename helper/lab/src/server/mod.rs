@@ -61,7 +61,7 @@ impl Starting {
 }
 
 /// A session of its own, so that no terminal's end reaches it, and no inherited descriptors: one may be the lock or the pipe
-/// of whoever called `lab up`, who would wait for ever for its end.
+/// of the caller of `lab up`, who would otherwise never see its end.
 fn detach(open: &[RawFd]) -> io::Result<()> {
     nix::unistd::setsid()?;
     // SAFETY: the call changes flags of this process's own descriptors only.
@@ -148,7 +148,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Says that the server listens and lets go of whoever started it.
+/// Reports that the server listens and detaches from its starter.
 fn say_ready() -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(READY.as_bytes()).and_then(|()| out.flush()).context("cannot tell that the server is ready")?;

@@ -1,4 +1,4 @@
-//! Runs a packet through the chains of a hook. What is not known leaves both ways open, and the result lists every end that is possible.
+//! Runs a packet through the chains of a hook. What is unknown leaves both results possible, and the result lists every possible end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -53,7 +53,7 @@ fn join(a: Option<State>, b: Option<State>) -> Option<State> {
     }
 }
 
-/// What becomes of a packet where its way through the rules ends.
+/// The verdict for a packet at the end of its path through the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// Dropped; `answered` with a reset or an ICMP error.
@@ -261,7 +261,7 @@ impl<'a> Evaluator<'a> {
         if let [only] = chains {
             return self.base(*only, state, sure);
         }
-        // What each does to a packet that has not been in the others, to find which may have ended its way before it came to another.
+        // What each does to a packet that has not been in the others, to find which may have decided before it reached another.
         let (ends, contradictions) = (self.run.ends.len(), self.run.contradictions.len());
         let alone: Vec<(Option<State>, bool)> = chains
             .iter()

@@ -46,7 +46,7 @@ fn mark(flip: u32) -> Vec<Expression> {
     ]
 }
 
-/// Each chain jumps twice to the next one: 2^100 ways.
+/// Each chain jumps twice to the next one: 2^100 paths.
 #[test]
 fn chains_that_call_each_other_take_bounded_work() {
     let level = |i: u32, tests: &dyn Fn() -> Vec<Expression>| {
@@ -61,7 +61,7 @@ fn chains_that_call_each_other_take_bounded_work() {
     assert_eq!(run.ends.len(), 1);
     assert!(run.ends[0].path.rules().count() == 15 && run.passes.is_some());
 
-    // A mark that is another on each way.
+    // A mark that differs on each path.
     let marked = |i: u32| move || mark(1 << i);
     let rules = ruleset((0..16).map(|i| level(i, &marked(i))).collect());
     assert!(at_forward(&rules, &packet()).steps < 2_000_000);
@@ -82,7 +82,7 @@ fn too_much_work_leaves_the_result_incomplete() {
 }
 
 #[test]
-fn a_mark_set_on_one_of_two_ways_is_not_known_after_both() {
+fn a_mark_set_on_one_of_two_paths_is_unknown_after_both() {
     let rules = ruleset(vec![
         chain(
             "base",

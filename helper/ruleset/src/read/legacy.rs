@@ -75,7 +75,7 @@ type Take<'a> = &'a mut dyn FnMut(&Family, &str, &Info, &[u8]);
 /// When the kernel refuses: it takes CAP_NET_ADMIN in the namespace.
 pub fn summaries() -> Result<Vec<String>> {
     let mut found = Vec::new();
-    each(&mut |family, table, info, entries| found.extend(told(family, table, info, entries)))?;
+    each(&mut |family, table, info, entries| found.extend(describe(family, table, info, entries)))?;
     Ok(found)
 }
 
@@ -113,7 +113,7 @@ fn each(take: Take<'_>) -> Result<()> {
 }
 
 /// What a table has beyond its built-in chains that accept.
-fn told(family: &Family, table: &str, info: &Info, entries: &[u8]) -> Option<String> {
+fn describe(family: &Family, table: &str, info: &Info, entries: &[u8]) -> Option<String> {
     // Each built-in chain ends in its policy, the table in an error; a chain of a user's has two entries of its own.
     let own = info.valid_hooks.count_ones() + 1;
     let added = info.num_entries.saturating_sub(own);
@@ -155,7 +155,7 @@ fn read(family: &Family, table: &str) -> Result<(Info, Vec<u8>)> {
     Ok((info, entries.split_off(ENTRIES)))
 }
 
-/// getsockopt(2) with a buffer whose beginning says what is asked for. EAGAIN means that the table has changed in between, which is told
+/// getsockopt(2) with a buffer whose beginning names the request. EAGAIN means that the table has changed in between, which is told
 /// like any other failure.
 fn ask(socket: &impl std::os::fd::AsRawFd, family: &Family, option: libc::c_int, buffer: &mut [u8]) -> Result<()> {
     let mut length = libc::socklen_t::try_from(buffer.len())?;
@@ -188,11 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_an_empty_table_is_told() {
+    fn a_table_with_rules_is_reported() {
         const ACCEPTS: i32 = -2;
         let text = |policies, more| {
             let (info, entries) = table(policies, more);
-            told(&FAMILIES[0], "filter", &info, &entries)
+            describe(&FAMILIES[0], "filter", &info, &entries)
         };
         assert_eq!(text([ACCEPTS; 3], 0), None);
         assert_eq!(text([ACCEPTS; 3], 1).as_deref(), Some("1 entry in filter of iptables-legacy"));
@@ -200,6 +200,6 @@ mod tests {
         assert_eq!(text([DROPS; 3], 2).as_deref(), Some("2 entries and a policy that drops in filter of iptables-legacy"));
         // Cut short, nothing is read beyond the end.
         let (info, entries) = table([DROPS; 3], 0);
-        assert_eq!(told(&FAMILIES[0], "filter", &info, &entries[..10]), None);
+        assert_eq!(describe(&FAMILIES[0], "filter", &info, &entries[..10]), None);
     }
 }
