@@ -169,7 +169,7 @@ fn it_installs_from_the_archive_of_a_release() {
     let (archives, store, bin) = (dir.0.join("archives"), dir.0.join("store"), dir.0.join("bin"));
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let script = |name: &str| Command::new(root().join(".ci").join(name));
-    run(script("archive").args(["linux", arch]).arg(&archives).arg(env!("CARGO_BIN_EXE_kubectl-sockpath")));
+    run(script("archive").env("ARCHIVE_LEVEL", "1").args(["linux", arch]).arg(&archives).arg(env!("CARGO_BIN_EXE_kubectl-sockpath")));
     let out = run(script("krew-manifest").arg(&archives).arg("9.8.7-rc.1"));
     let omitted = String::from_utf8(out.stderr).unwrap();
     assert!(omitted.contains("omitted: kubectl-sockpath-windows-arm64.tar.gz"), "{omitted}");
