@@ -50,7 +50,7 @@ fn packet(id: u32) -> String {
     )
 }
 
-/// Ends when asked to, whatever else it is told.
+/// Ends on `finish`, and ignores all other requests.
 const UNTIL_FINISH: &str = r#"while read -r line; do case "$line" in *finish*) break;; esac; done"#;
 
 /// A plugin command whose helper runs this script as its session.
@@ -160,7 +160,7 @@ fn mistakes_have_their_codes() {
 }
 
 #[test]
-fn helpers_that_misbehave_are_told() {
+fn helpers_that_misbehave_are_reported() {
     let dir = Dir::new("misbehave");
     let one = packet(1);
     let cut_off = format!("echo '{HELLO}'\necho '{ARMED}'\necho '{PLACE}'\necho '{one}'\nkill -9 $$");

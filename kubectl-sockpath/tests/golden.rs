@@ -66,7 +66,7 @@ fn waterfall_on_other_terminals() {
 
 /// As a helper pod of a cluster records it, which may not read rules.
 #[test]
-fn rules_that_may_not_be_read_are_told_where_they_were_at_work() {
+fn unreadable_rules_are_reported_where_they_had_an_effect() {
     let unread = |name: &str, blind: bool| {
         let text = fs::read_to_string(dir("recordings").join(format!("{name}.jsonl"))).expect("a recording");
         let lines = text.lines().map(|line| {
@@ -86,8 +86,8 @@ fn rules_that_may_not_be_read_are_told_where_they_were_at_work() {
         let _ = fs::remove_file(path);
         report.findings.into_iter().find(|f| f.id == "rules-unread").map(|f| f.text)
     };
-    let told = "which rules of netfilter did this on node-1 is not known: reading them needs CAP_NET_ADMIN";
-    assert_eq!(unread("lab-same-node-service", true).as_deref(), Some(told));
+    let text = "which rules of netfilter did this on node-1 is not known: reading them needs CAP_NET_ADMIN";
+    assert_eq!(unread("lab-same-node-service", true).as_deref(), Some(text));
     assert_eq!(unread("lab-same-node-service", false), None, "they may be read, and it was none of them");
     assert_eq!(unread("lab-cross-node", true), None, "nothing was rewritten");
 }
@@ -139,7 +139,7 @@ fn capture_files_are_well_formed() {
                 1 => interfaces += 1,
                 6 => {
                     frames += 1;
-                    assert!(word(at + 8) < interfaces, "{name}: a frame of an interface nobody declared");
+                    assert!(word(at + 8) < interfaces, "{name}: a frame of an undeclared interface");
                     assert!(word(at + 20) <= word(at + 24), "{name}: more captured than there was");
                 }
                 _ => assert_eq!(at, 0, "{name}: a block of kind {kind:#x}"),
@@ -211,7 +211,7 @@ fn what_was_not_observed_has_no_time() {
 }
 
 #[test]
-fn the_article_is_complete_on_a_delivered_way() {
+fn the_article_is_complete_for_a_delivered_packet() {
     let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
     let mut steps: Vec<&str> = report.stages.iter().filter_map(|s| s.step).collect();
     let expected: Vec<String> = (1..=16).map(|n| format!("S{n}")).chain((1..=20).map(|n| format!("R{n}"))).collect();
@@ -257,7 +257,7 @@ fn few_hops() {
     let hops = entry["message"]["hops"].as_array().expect("hops").clone();
     for keep in [0, 1, 2] {
         entry["message"]["hops"] = hops[..keep].to_vec().into();
-        // Places are left out on purpose: a hop may refer to one that was never told.
+        // Places are omitted on purpose: a hop may refer to one that was never sent.
         let recording = format!("{}\n{entry}\n", text.lines().next().expect("head"));
         let report = report::report(&Arc::new(recording::read(recording.as_bytes(), "few").expect("capture")));
         for width in [40, 80, 200] {

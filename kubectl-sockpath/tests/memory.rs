@@ -21,9 +21,9 @@ const NODES: usize = 20;
 /// The goal of docs/benchmarks.md.
 const LIMIT_KIB: u64 = 80 << 10;
 
-struct Nobody;
+struct NoKeeper;
 
-impl Keeper for Nobody {
+impl Keeper for NoKeeper {
     fn end(self: Box<Self>, _: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
         Box::pin(async { Aftermath::default() })
     }
@@ -78,7 +78,7 @@ fn twenty_nodes_stay_within_the_limit() {
             let (reader, writer) = split(ours);
             let (reader, writer) = (Box::new(reader), Box::new(writer));
             theirs.write_all(&line(&Message::Hello(helper.hello.clone()))).await.unwrap();
-            let transport = Transport { nodes: helper.nodes.clone(), reader, writer, keeper: Box::new(Nobody) };
+            let transport = Transport { nodes: helper.nodes.clone(), reader, writer, keeper: Box::new(NoKeeper) };
             let start = |mailbox| Ready::handshake(transport, Duration::from_secs(1), mailbox);
             fleet.expect(helper.nodes.clone(), Box::new(|| None), start);
             let lines = lines.clone();

@@ -1,4 +1,4 @@
-//! Nothing that comes from outside does anything to a terminal but print: by construction of the program (there is one way to stdout
+//! Nothing that comes from outside does anything to a terminal but print: by construction of the program (there is one exit to stdout
 //! and stderr), and by trying it with text that would.
 #![cfg(unix)]
 
@@ -20,7 +20,7 @@ use sockpath_protocol::text::{columns, is_harmless};
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-sockpath");
 
-/// Each does harm in another way: erases the screen, sets the title, forges a line of ours, writes backwards, hides itself, covers
+/// Each attacks differently: erases the screen, sets the title, forges one of our lines, writes backwards, hides itself, covers
 /// what is beside it, is markup, is long.
 const HOSTILE: [&str; 12] = [
     "\x1b[2J\x1b[H\x1b[31m",
@@ -61,7 +61,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn there_is_one_way_out() {
+fn there_is_one_exit() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     // What may appear in these files (or folders) only.
     let only: [(&str, &[&str]); 12] = [
@@ -100,7 +100,7 @@ fn there_is_one_way_out() {
     assert!(found > 5, "the words are not found where they belong");
 }
 
-/// A recording in which every text that anybody but this program chose is hostile.
+/// A recording in which every text that this program did not choose is hostile.
 fn spoiled(name: &str, shift: usize) -> Vec<u8> {
     /// Texts that are words of the protocol, or have a form that decoding checks.
     const WORDS: [&str; 24] = [
@@ -192,7 +192,7 @@ fn uncoloured(text: &str) -> String {
     out
 }
 
-/// No line begins as a message of ours does.
+/// No line starts like one of our messages.
 fn assert_not_forged(what: &str, text: &str) {
     for line in text.lines() {
         assert!(!["error: forged", "warning: forged", "forged"].iter().any(|begin| line.starts_with(begin)), "{what}: {line}");
@@ -305,7 +305,7 @@ fn hostile_names_of_pairs_and_rules_are_rendered_harmlessly() {
     }
 }
 
-/// What is written where nobody is asked how: errors, warnings, usage, the helper's stderr.
+/// What is written without a format option: errors, warnings, usage, the helper's stderr.
 #[test]
 fn the_program_writes_nothing_harmful() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sinks-{}", std::process::id()));
@@ -379,7 +379,7 @@ fn the_program_writes_nothing_harmful() {
     let _ = fs::remove_dir_all(&dir);
 }
 
-/// By way of a file of another name: a program that another thread is just starting cannot be written.
+/// Through a file of another name: a program that another thread is just starting cannot be written.
 fn write_program(path: &Path, script: &str) {
     use std::os::unix::fs::PermissionsExt;
     let new = path.with_extension("new");

@@ -35,7 +35,7 @@ fn there_is_no_short_way_between_nodes() {
     let traced = trace(&lab, &["curl", "httpbin-remote", "--compare", "--probe", "--count", "1"]);
     assert_eq!(traced.code, 0, "{}", traced.dump());
     assert!(traced.stderr.contains("two pods on one node"), "{}", traced.stderr);
-    assert!(!traced.stderr.contains("socket to socket until"), "it waited for what cannot come: {}", traced.stderr);
+    assert!(!traced.stderr.contains("on the socket path until"), "it waited for what cannot come: {}", traced.stderr);
 }
 
 #[test]
