@@ -1,7 +1,7 @@
 /*
  * Two ends of connections that check every byte, for pods: poll(2), then recv, as event loops do.
  *
- *   talk server PORT                          echoes what it gets, after checking it; for ever
+ *   talk server PORT                          echoes what it gets, after checking it; without end
  *   talk client ADDRESS PORT CONNECTIONS      sends and checks until SIGTERM, then half-closes, reads to the end and
  *                                             prints "done N messages N bytes"; "wrong ..." and exit 1 otherwise
  *
@@ -155,7 +155,7 @@ static void talk(const char *address, int port, int connections)
 	int fd[MAX], one = 1;
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(port) };
 	uint8_t buffer[MESSAGE];
-	int64_t told = now_ms();
+	int64_t reported = now_ms();
 
 	inet_pton(AF_INET, address, &to.sin_addr);
 	for (int i = 0; i < connections; i++) {
@@ -176,8 +176,8 @@ static void talk(const char *address, int port, int connections)
 			bytes += size;
 		}
 		round++;
-		if (now_ms() - told >= 250) {
-			told = now_ms();
+		if (now_ms() - reported >= 250) {
+			reported = now_ms();
 			printf("ok %llu\n", (unsigned long long)messages);
 		}
 		/* Leaves the CPU to others. */
