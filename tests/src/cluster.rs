@@ -6,14 +6,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::restore::Before;
-use crate::{programs, skipped};
+use crate::{programs, skipped, state};
 
 /// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
 pub const NAMESPACE: &str = "sockpath-e2e";
@@ -397,12 +396,8 @@ impl Cluster {
     /// # Panics
     /// When it does not within `patience`.
     pub fn eventually(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
-        let began = Instant::now();
-        while !holds(self) {
-            assert!(began.elapsed() < patience, "{what}: not within {patience:?}");
-            // The API server has no event for "no object of that kind"; asking again is all there is.
-            thread::sleep(Duration::from_millis(100));
-        }
+        // The API server has no event for "no object of that kind"; asking again is all there is.
+        state::eventually(what, patience, || holds(self));
     }
 
     /// Asserts that no helper pod is left, soon.

@@ -13,6 +13,7 @@ pub mod restore;
 pub mod sbom;
 pub mod services;
 pub mod snapshot;
+pub mod state;
 pub mod talk;
 pub mod torture;
 pub mod trace;
@@ -31,14 +32,18 @@ pub fn root_or_skip(test: &str) -> bool {
 
 /// Says that a test or a part of one was skipped, and why.
 pub fn skipped(test: &str, why: &str) {
-    // Not eprintln!, which the test runner keeps to itself when a test passes. On a line of its own, which `tests/run-all` counts:
-    // the runner has just printed "test NAME ... ".
-    let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {why}");
+    line("skipped", test, why);
 }
 
 /// Says that a connection showed what TCP would not, in a way that is known and documented.
 pub fn deviation(test: &str, what: &str) {
-    let _ = writeln!(std::io::stderr(), "\ndeviation: {test}: {what}");
+    line("deviation", test, what);
+}
+
+/// Not eprintln!, which the test runner keeps to itself when a test passes. On a line of its own, which `tests/run-all` counts: the runner
+/// may just have printed "test NAME ... ". In one piece, as other tests and the runner write at the same time.
+fn line(kind: &str, test: &str, text: &str) {
+    let _ = std::io::stderr().write_all(format!("\n{kind}: {test}: {text}\n").as_bytes());
 }
 
 /// Whether a program is installed; says that the test is skipped when it is not.

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::Lab;
+use crate::state::look;
 
 /// A server of Debian's in a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,16 +136,17 @@ impl Service {
 
     fn await_listening(&mut self, lab: &Lab, pod: &str) -> Result<()> {
         let to = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), self.program.port());
-        let end = Instant::now() + Duration::from_secs(20);
         // Nothing tells when a foreign server listens, so connecting is tried.
-        while lab.inside(pod, || TcpStream::connect(to)).is_err() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{:?} ended at once ({status}): {}", self.program, self.log());
-            }
-            ensure!(Instant::now() < end, "{:?} does not listen: {}", self.program, self.log());
-            std::thread::sleep(Duration::from_millis(20));
+        let listens = look(Duration::from_secs(20), || match (lab.inside(pod, || TcpStream::connect(to)), self.child.try_wait()) {
+            (Ok(_), _) => Some(Ok(())),
+            (_, Ok(None)) => None,
+            (_, ended) => Some(Err(ended)),
+        });
+        match listens {
+            Some(Ok(())) => Ok(()),
+            Some(Err(ended)) => bail!("{:?} ended at once ({ended:?}): {}", self.program, self.log()),
+            None => bail!("{:?} does not listen: {}", self.program, self.log()),
         }
-        Ok(())
     }
 
     /// What it printed.
@@ -159,12 +161,7 @@ impl Drop for Service {
         let group = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
         // SIGQUIT ends PostgreSQL, nginx and redis with all their processes; what ignores it is killed.
         let _ = nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGQUIT);
-        for _ in 0..200 {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let _ = look(Duration::from_secs(2), || matches!(self.child.try_wait(), Ok(Some(_))).then_some(()));
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.dir);

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
+
+use crate::state::look;
 
 /// The kernel frees BPF objects, cgroups and namespaces some time after the last reference is gone, and tells nobody.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -73,15 +74,12 @@ impl Snapshot {
     /// Waits until nothing exists that did not exist in this snapshot; what is left after a while is returned.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            let now = Self::take(self.scope.clone());
-            let left: Vec<String> = now.objects.difference(&self.objects).cloned().collect();
-            if left.is_empty() || Instant::now() >= deadline {
-                return left;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        let mut left = Vec::new();
+        let _ = look(SETTLE, || {
+            left = Self::take(self.scope.clone()).objects.difference(&self.objects).cloned().collect();
+            left.is_empty().then_some(())
+        });
+        left
     }
 
     /// Fails the test when something is left.

@@ -39,6 +39,7 @@ fn the_kernel_is_tried_out_first() {
     for name in ["redirect", "order", "fionread", "fin"] {
         assert!(canaries.iter().any(|c| c.name == name && c.passed), "{canaries:#?}");
     }
+    assert!(pins(&scene).exists(), "nothing is pinned");
     session.hang_up().expect("end");
     assert!(!pins(&scene).exists(), "something is left behind");
 }

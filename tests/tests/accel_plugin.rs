@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libbpf_rs::libbpf_sys as sys;
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +15,7 @@ use sockpath_protocol::accel::{AccelStatus, PairState};
 use sockpath_tests::lab::{Lab, output, succeed};
 use sockpath_tests::planted::Planted;
 use sockpath_tests::root_or_skip;
+use sockpath_tests::state;
 use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
@@ -33,12 +34,9 @@ fn pins(lab: &Lab) -> PathBuf {
     Path::new("/sys/fs/bpf").join(format!("sockpath-{}", lab.instance()))
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+#[track_caller]
+fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    state::eventually(what, PATIENCE, holds);
 }
 
 /// The plugin while it runs.

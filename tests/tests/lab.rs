@@ -15,6 +15,7 @@ use sockpath_protocol::lab::Overlay;
 use sockpath_tests::lab::{Lab, output, succeed};
 use sockpath_tests::root_or_skip;
 use sockpath_tests::snapshot::{Scope, Snapshot};
+use sockpath_tests::state::eventually;
 
 fn snapshot(lab: &Lab) -> Snapshot {
     Snapshot::take(Scope { containing: lab.instance().to_owned(), bpf: false })
@@ -25,15 +26,13 @@ fn stderr(command: &mut Command) -> String {
 }
 
 #[test]
-fn up_is_quick_and_idempotent_and_down_leaves_nothing() {
-    if !root_or_skip("up_is_quick_and_idempotent_and_down_leaves_nothing") {
+fn up_is_idempotent_and_down_leaves_nothing() {
+    if !root_or_skip("up_is_idempotent_and_down_leaves_nothing") {
         return;
     }
     let lab = Lab::reserve();
     let before = snapshot(&lab);
-    let started = Instant::now();
     let up = succeed(lab.helper().args(["up"]));
-    assert!(started.elapsed() < Duration::from_secs(2), "up took {:?}", started.elapsed());
     assert!(up.stdout.is_empty(), "stdout is for data");
     assert_ne!(before, snapshot(&lab));
 
@@ -211,13 +210,10 @@ fn servers_end_when_their_lab_is_gone() {
     }
     let lab = Lab::up();
     let pids: Vec<u32> = lab.status().pods.iter().flat_map(|p| p.containers.iter().map(|c| c.pid)).collect();
-    fs::remove_dir_all(format!("/run/sockpath/lab-{}", lab.instance())).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
     let alive = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| !c.is_empty());
-    while pids.iter().any(alive) {
-        assert!(Instant::now() < deadline, "servers outlive their lab");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    assert!(pids.iter().all(alive), "there are no servers");
+    fs::remove_dir_all(format!("/run/sockpath/lab-{}", lab.instance())).unwrap();
+    eventually("servers end with their lab", Duration::from_secs(5), || !pids.iter().any(alive));
 }
 
 #[test]

@@ -159,11 +159,13 @@ fn nginx() {
     // Where FIONREAD cannot be trusted it is left alone.
     let carried = stage.under_acceleration(if fionread_counts(&stage.lab) { LOADS } else { 1 }, || {
         for url in [format!("http://{}:5080/small", stage.service), format!("http://{}:5080/large", stage.pod)] {
-            let text = stage.client(&format!("wrk -t 1 -c 16 -d 3 {url}"));
+            let text = stage.client(&format!("wrk -t 1 -c 16 -d 3 --timeout 30s {url}"));
             assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
         }
-        let text = stage.client(&format!("wrk -t 1 -c 8 -d 2 -H Connection:close http://{}:5080/small", stage.service));
-        assert!(!text.contains("connect [1-9]") && !text.contains("Non-2xx"), "{text}");
+        let text = stage.client(&format!("wrk -t 1 -c 8 -d 2 --timeout 30s -H Connection:close http://{}:5080/small", stage.service));
+        // With a connection for each request wrk may count an end as an error of reading.
+        let refused = text.split_once("Socket errors: connect ").map_or("0", |(_, rest)| rest.split(',').next().unwrap_or_default());
+        assert!(refused == "0" && !text.contains("Non-2xx"), "{text}");
         // Every byte of files sent by sendfile(2), several on one connection.
         for _ in 0..3 {
             let url = format!("http://{}:5080/large", stage.service);

@@ -15,6 +15,7 @@ use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
 
 use crate::lab::Lab;
+use crate::state::look;
 
 /// Makes a helper with test switches use the programs without the order gate.
 const WITHOUT_ORDER_GATE: &str = "SOCKPATH_TEST_NO_ORDER_GATE";
@@ -370,15 +371,14 @@ pub fn detached_helper(lab: &Lab) -> Result<i32> {
 /// Waits until the lease of what is accelerated on this node is over.
 ///
 /// # Errors
-/// When it is still renewed after a time that is longer than any lease of the kernel.
+/// When nothing is accelerated, or the lease is still renewed after a time that is longer than any lease of the kernel.
 pub fn await_lease_end(lab: &Lab) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    while status(lab)?.lease_left_ms > 0 {
-        if Instant::now() > end {
-            bail!("the lease goes on although nobody renews it");
-        }
-    }
-    Ok(())
+    let over = look(Duration::from_secs(20), || match status(lab) {
+        Ok(status) if !status.active => Some(Err(anyhow::anyhow!("nothing is accelerated, so no lease can end"))),
+        Ok(status) if status.lease_left_ms > 0 => None,
+        outcome => Some(outcome.map(|_| ())),
+    });
+    over.unwrap_or_else(|| bail!("the lease goes on although no process renews it"))
 }
 
 /// What is accelerated on this node.

@@ -126,7 +126,7 @@ pub fn run() -> Result<()> {
         let thread = threads.entry(request.thread).or_insert_with(|| {
             let (tx, rx) = channel::<Request>();
             let agent = agent.clone();
-            std::thread::spawn(move || {
+            let work = move || {
                 for request in rx {
                     let answer = agent.perform(request.socket, request.op).unwrap_or_else(|e| match (e.kind(), e.raw_os_error()) {
                         (io::ErrorKind::InvalidData, None) => Answer::Fault(e.to_string()),
@@ -135,12 +135,20 @@ pub fn run() -> Result<()> {
                     });
                     respond(&Response { id: request.id, answer });
                 }
-            });
+            };
+            // A thread that cannot be started drops the receiver: the test hears nothing and says so.
+            let _ = std::thread::Builder::new().name(thread_name(request.thread)).spawn(work);
             tx
         });
         let _ = thread.send(request);
     }
     Ok(())
+}
+
+/// Name of a numbered thread, by which a test finds it in /proc.
+#[must_use]
+pub fn thread_name(number: u32) -> String {
+    format!("call-{number}")
 }
 
 fn respond(response: &Response) {

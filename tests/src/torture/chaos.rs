@@ -68,13 +68,19 @@ pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool) ->
 fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &mut Deeds, over: &AtomicBool) -> Result<()> {
     let brief = matches!(way, Way::HelperDies | Way::LeaseRunsOut | Way::Detach);
     let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
+    // The first time it is on for all pods and for long, so that a short run shows something, too.
+    let first = deeds.ways.is_empty();
     // All pods, mostly; sometimes one end only, which has to be left alone.
-    let pods = if rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
+    let pods = if !first && rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
     let mut on =
         Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate, ..Choice::default() })?;
     let began = Instant::now();
     // Starting takes seconds on a busy machine; most of the time it shall be on.
-    let on_for = if rng.one_in(3) { rng.log_between(20, 2_000) } else { rng.between(2_000, 12_000) };
+    let on_for = match first {
+        true => rng.between(3_000, 6_000),
+        false if rng.one_in(3) => rng.log_between(20, 2_000),
+        false => rng.between(2_000, 12_000),
+    };
     doze(Duration::from_millis(on_for), over);
     deeds.on += began.elapsed();
     let summary = match way {
@@ -91,7 +97,7 @@ fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &
         }
         Way::LeaseRunsOut => {
             on.0.signal(Signal::SIGSTOP)?;
-            std::thread::sleep(lease + Duration::from_millis(200));
+            accelerator::await_lease_end(lab)?;
             on.0.signal(Signal::SIGCONT)?;
             on.finish()?
         }

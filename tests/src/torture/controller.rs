@@ -1,7 +1,6 @@
 //! Runs connections over a lab of its own while acceleration comes and goes, and adds up what all ends saw.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use anyhow::{Context, Result};
 use sockpath_protocol::lab::LabStatus;
 
 use super::chaos::{self, Deeds};
-use super::peers::{Peer, torture_program};
+use super::peers::{OwnProgram, Peer};
 use super::plan::{ASKING, DOOMED, Listener, TIGHT};
 use super::prng::Prng;
 use super::report::Totals;
@@ -123,8 +122,8 @@ impl Torture {
             server.ready()?;
             servers.push(server);
         }
-        let asking = AskingProgram::make()?;
-        let mut server = Peer::start_program(&asking.0, lab, "httpbin", &self.args("server", &["--port", &ASKING_PORT.to_string()]))?;
+        let asking = OwnProgram::of_torture()?;
+        let mut server = Peer::start_program(asking.path(), lab, "httpbin", &self.args("server", &["--port", &ASKING_PORT.to_string()]))?;
         server.ready()?;
         servers.insert(0, server);
         let mut clients = vec![self.asking_client(&asking, lab, status)?];
@@ -169,7 +168,7 @@ impl Torture {
     }
 
     /// One connection in ten is between programs that use FIONREAD.
-    fn asking_client(&self, asking: &AskingProgram, lab: &Lab, status: &LabStatus) -> Result<Peer> {
+    fn asking_client(&self, asking: &OwnProgram, lab: &Lab, status: &LabStatus) -> Result<Peer> {
         let to = pod_ip(status, "httpbin", false).context("httpbin has no IPv4 address")?;
         let (from, count) = (ASKING.to_string(), (self.connections / 10).to_string());
         let route = format!("asking4={to}:{ASKING_PORT}");
@@ -177,7 +176,7 @@ impl Torture {
         if let Some(limit) = self.limit {
             args.extend(["--limit-ms".to_owned(), limit.as_millis().to_string()]);
         }
-        Peer::start_program(&asking.0, lab, "curl", &args)
+        Peer::start_program(asking.path(), lab, "curl", &args)
     }
 
     /// One connection in twenty goes to the server whose memory is tight.
@@ -217,23 +216,6 @@ impl Torture {
             faults.extend(client.faults.iter().chain(&server.faults).map(|f| format!("{f:?}")));
         }
         Ok((connections, deaths, faults))
-    }
-}
-
-/// A copy of this program, removed when dropped.
-struct AskingProgram(PathBuf);
-
-impl AskingProgram {
-    fn make() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("torture-asking-{}", std::process::id()));
-        std::fs::copy(torture_program()?, &path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for AskingProgram {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The peer processes inside the pods, as the controller sees them.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ pub struct Peer {
 ///
 /// # Errors
 /// When /proc does not tell.
-pub fn torture_program() -> Result<std::path::PathBuf> {
+pub fn torture_program() -> Result<PathBuf> {
     let this = std::env::current_exe().context("cannot find this program")?;
     if this.file_name().is_some_and(|n| n == "torture") {
         return Ok(this);
@@ -37,6 +38,36 @@ pub fn torture_program() -> Result<std::path::PathBuf> {
     // An integration test runs from target/release/deps.
     let beside = this.parent().and_then(|p| p.parent()).map(|p| p.join("torture")).filter(|p| p.exists());
     beside.with_context(|| format!("no torture program beside {}: cargo build --release -p sockpath-tests --bins", this.display()))
+}
+
+/// A copy of [`torture_program`], removed when dropped: another program to whatever tells programs by their files.
+#[derive(Debug)]
+pub struct OwnProgram(PathBuf);
+
+impl OwnProgram {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the program is not found, or there is no room for another.
+    pub fn of_torture() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("torture-asking-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::copy(torture_program()?, &path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for OwnProgram {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Peer {

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::agent::{Answer, Op, Request, Response};
-use super::peers::torture_program;
+use super::agent::{Answer, Op, Request, Response, thread_name};
+use super::peers::{OwnProgram, torture_program};
 use super::reader::ReaderKind;
 use crate::lab::Lab;
+use crate::state::look;
 
 /// Longest wait for a call that is not meant to block. A plain run on a busy machine of two CPUs stays far below.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -35,8 +37,14 @@ struct Inner {
 #[derive(Debug)]
 pub struct Ticket {
     what: String,
+    pid: u32,
+    thread: u32,
     answer: Receiver<Answer>,
 }
+
+/// A thread that sleeps in a system call: how often it has gone to sleep so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asleep(u64);
 
 /// A socket of an agent.
 #[derive(Debug, Clone)]
@@ -56,7 +64,19 @@ impl Pod {
     /// When it does not start.
     #[must_use]
     pub fn new(lab: &Lab, pod: &str) -> Self {
-        let program = torture_program().unwrap_or_else(|e| panic!("{e:#}"));
+        Self::start(&torture_program().unwrap_or_else(|e| panic!("{e:#}")), lab, pod)
+    }
+
+    /// Starts an agent that is a program of its own.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn of_program(program: &OwnProgram, lab: &Lab, pod: &str) -> Self {
+        Self::start(program.path(), lab, pod)
+    }
+
+    fn start(program: &Path, lab: &Lab, pod: &str) -> Self {
         let mut command = lab.exec(pod, [program.as_os_str(), "agent".as_ref()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("cannot start an agent");
@@ -170,10 +190,30 @@ impl Ticket {
         self.answer.try_recv().ok()
     }
 
-    /// Whether the call is still under way after `time`.
-    #[must_use]
-    pub fn blocks_for(&self, time: Duration) -> bool {
-        matches!(self.answer.recv_timeout(time), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
+    /// Waits until the thread that makes the call sleeps in it.
+    ///
+    /// # Panics
+    /// When the call ends instead, or the thread is not asleep in time.
+    #[track_caller]
+    pub fn await_sleep(&self) -> Asleep {
+        self.sleep_after(None).unwrap_or_else(|answer| panic!("{} ends instead of waiting: {answer:?}", self.what))
+    }
+
+    /// Waits until the thread, which was asleep, has been woken and sleeps in the call again; the answer when the call ended instead.
+    ///
+    /// # Errors
+    /// That answer.
+    ///
+    /// # Panics
+    /// When neither happens in time.
+    #[track_caller]
+    pub fn sleep_after(&self, before: Option<Asleep>) -> Result<Asleep, Answer> {
+        let again = |now: &Asleep| before.is_none_or(|before| now.0 > before.0);
+        let found = look(DEADLINE, || match self.ready() {
+            Some(answer) => Some(Err(answer)),
+            None => asleep(self.pid, self.thread).filter(again).map(Ok),
+        });
+        found.unwrap_or_else(|| panic!("{} neither sleeps nor ends", self.what))
     }
 
     /// The bytes that were read.
@@ -203,6 +243,18 @@ impl Ticket {
     }
 }
 
+/// Whether a numbered thread of an agent sleeps in a system call of its own, and not while it waits for work (futex(2)).
+fn asleep(pid: u32, thread: u32) -> Option<Asleep> {
+    let is_it = |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == thread_name(thread));
+    let task = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().map(|t| t.path()).find(|t| is_it(t))?;
+    // "running", or the number of the call and its arguments.
+    let call = std::fs::read_to_string(task.join("syscall")).ok()?;
+    let number: libc::c_long = call.split(' ').next()?.parse().ok()?;
+    let status = std::fs::read_to_string(task.join("status")).ok()?;
+    let switches = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()?;
+    (number != libc::SYS_futex).then_some(Asleep(switches))
+}
+
 impl Remote {
     /// Starts a call on a thread of the agent.
     #[must_use]
@@ -218,7 +270,7 @@ impl Remote {
         if lock(&inner.stdin).write_all(&line).is_err() {
             lock(&inner.waiting).remove(&id);
         }
-        Ticket { what, answer }
+        Ticket { what, pid: self.pod.pid(), thread, answer }
     }
 
     /// Makes a call on thread 0 of the agent and waits for it.

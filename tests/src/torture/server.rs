@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,6 +15,7 @@ use super::prng::Prng;
 use super::report::{Report, tell};
 use super::tally::Tally;
 use super::watch::{Call, DEADLINE, Watch};
+use crate::state::look;
 
 /// What the server is told.
 #[derive(Debug, Clone, Copy)]
@@ -60,10 +61,7 @@ pub fn run(options: ServerOptions) -> Result<()> {
     }
     tell(&Report::Ready { pid: std::process::id() });
     io::stdin().read_to_end(&mut Vec::new()).context("cannot read stdin")?;
-    let end = Instant::now() + DEADLINE * 2;
-    while server.busy.load(Ordering::Acquire) > 0 && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let _ = look(DEADLINE * 2, || (server.busy.load(Ordering::Acquire) == 0).then_some(()));
     let left = server.busy.load(Ordering::Acquire);
     if left > 0 {
         server.tally.fault(None, Side::Server, "", format!("{left} connections did not end"));

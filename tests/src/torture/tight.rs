@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::state::look;
 
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup/memory";
@@ -43,18 +45,18 @@ impl TightMemory {
 
 impl Drop for TightMemory {
     fn drop(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
+        let removed = look(PATIENCE, || {
             // The server may outlive the group, which is removed only when nobody is in it. One that is about to end can neither be
             // moved nor waited for: it is no child of this process.
             for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
                 let _ = std::fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
             }
-            match std::fs::remove_dir(&self.0) {
-                Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                Err(e) => return eprintln!("warning: {} stays behind: {e}", self.0.display()),
-                Ok(()) => return,
-            }
+            std::fs::remove_dir(&self.0).map_or_else(|e| (e.kind() != ErrorKind::ResourceBusy).then_some(Err(e)), |()| Some(Ok(())))
+        });
+        match removed {
+            Some(Ok(())) => {}
+            Some(Err(e)) => eprintln!("warning: {} stays behind: {e}", self.0.display()),
+            None => eprintln!("warning: {} stays behind: it is in use", self.0.display()),
         }
     }
 }

@@ -95,7 +95,7 @@ fn h12_half_close() {
 fn h12_half_close_wakes_a_sleeping_reader() {
     both_ways("h12_half_close_wakes_a_sleeping_reader", |a, b| {
         let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
-        assert!(asleep.blocks_for(Duration::from_millis(100)));
+        asleep.await_sleep();
         a.done(Op::Shutdown { how: libc::SHUT_WR });
         assert_eq!(asleep.wait(), end_of_stream());
     });
@@ -130,7 +130,7 @@ fn h12_reset_after_unread_bytes() {
 fn h12_reset_wakes_a_sleeping_reader() {
     both_ways("h12_reset_wakes_a_sleeping_reader", |a, b| {
         let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
-        assert!(asleep.blocks_for(Duration::from_millis(100)));
+        asleep.await_sleep();
         a.done(Op::Linger { seconds: Some(0) });
         a.close();
         let told = asleep.wait();

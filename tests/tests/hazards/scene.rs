@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sockpath_protocol::accel::{Pair, PairState, Reason};
 use sockpath_tests::lab::Lab;
 use sockpath_tests::torture::accelerator::{Accelerator, Choice};
+use sockpath_tests::torture::peers::OwnProgram;
 pub use sockpath_tests::torture::pods::exchange;
 use sockpath_tests::torture::pods::{Pod, Remote};
 
@@ -18,6 +19,8 @@ pub struct Scene {
     pub curl: Pod,
     pub httpbin: Pod,
     pub lab: Lab,
+    /// The agents' program, when it is a copy.
+    _program: Option<OwnProgram>,
 }
 
 impl Scene {
@@ -27,7 +30,19 @@ impl Scene {
             return None;
         }
         let lab = Lab::up();
-        Some(Self { curl: Pod::new(&lab, "curl"), httpbin: Pod::new(&lab, "httpbin"), lab })
+        Some(Self { curl: Pod::new(&lab, "curl"), httpbin: Pod::new(&lab, "httpbin"), lab, _program: None })
+    }
+
+    /// The same with agents that use FIONREAD. They are a program of their own: one that does so is left alone, whatever connection it is, and
+    /// other tests run beside this one.
+    pub fn of_askers(test: &str) -> Option<Self> {
+        if !sockpath_tests::root_or_skip(test) {
+            return None;
+        }
+        let lab = Lab::up();
+        let program = OwnProgram::of_torture().expect("a copy of the program");
+        let pod = |name| Pod::of_program(&program, &lab, name);
+        Some(Self { curl: pod("curl"), httpbin: pod("httpbin"), lab, _program: Some(program) })
     }
 
     pub fn accelerate(&self) -> Accelerator {
@@ -91,8 +106,9 @@ pub fn assert_left_alone(on: &mut Accelerator, client: &Remote, reason: Reason) 
     assert!(row.state != PairState::Accelerated && row.reason == Some(reason), "{row:#?}");
 }
 
-/// Asserts that nothing of this connection went socket to socket; one that is not known at all is fine.
+/// Asserts that the helper tracks this connection and that nothing of it went socket to socket.
 pub fn assert_untouched(on: &mut Accelerator, client: &Remote) {
     let (_, row) = (pair(on, client), pair(on, client));
-    assert!(row.as_ref().is_none_or(|r| r.bypassed_messages == 0), "{row:#?}");
+    let row = row.unwrap_or_else(|| panic!("no row for the connection from {}: the test shows nothing", client.local()));
+    assert_eq!(row.bypassed_messages, 0, "{row:#?}");
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sockpath_protocol::accel::{Pair, PairState, Reason};
+use sockpath_tests::state::look;
 use sockpath_tests::torture::accelerator::{self, Choice};
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::Remote;
@@ -101,7 +102,8 @@ fn end_under_load(test: &str, end: impl Fn(&Scene, accelerator::Accelerator)) {
     // The reader is slower than the writer, so redirected bytes are always unread.
     let reading = server.start_on(1, Op::ReadContent { id: 7, from: 0, to: u64::MAX, kind: ReaderKind::Poll, pause_us: 2_000 });
     let writing = client.start_on(1, Op::SendContent { id: 7, from: 0, len: usize::try_from(TOTAL).expect("a small number") });
-    std::thread::sleep(Duration::from_millis(100));
+    // The writer is ahead by all that budget and buffers take.
+    writing.await_sleep();
     end(&scene, on);
     assert_eq!(writing.number(), i64::try_from(TOTAL).expect("a small number"));
     client.done(Op::Shutdown { how: libc::SHUT_WR });
@@ -131,16 +133,15 @@ fn h02_loss_at_the_end_sigterm() {
 fn h02_loss_at_the_end_helper_killed() {
     end_under_load("h02_loss_at_the_end_helper_killed", |scene, on| {
         on.0.kill().expect("kill");
-        std::thread::sleep(Duration::from_millis(300));
         accelerator::stop(&scene.lab).expect("stop");
     });
 }
 
 #[test]
 fn h02_loss_at_the_end_lease_runs_out() {
-    end_under_load("h02_loss_at_the_end_lease_runs_out", |_, mut on| {
+    end_under_load("h02_loss_at_the_end_lease_runs_out", |scene, mut on| {
         on.0.signal(Signal::SIGSTOP).expect("stop the helper");
-        std::thread::sleep(Duration::from_millis(1_500));
+        accelerator::await_lease_end(&scene.lab).expect("the lease ends");
         on.0.kill().expect("kill");
     });
 }
@@ -176,7 +177,7 @@ fn h03_no_backpressure() {
     assert!(queued < MOST, "{queued} bytes were queued at a reader that does not read");
     // The writer blocks as it would on TCP.
     let blocked = client.start_on(1, Op::Send { data: vec![0; 1 << 20], flags: 0 });
-    assert!(blocked.blocks_for(Duration::from_millis(300)), "a full socket took more");
+    blocked.await_sleep();
     let to = u64::try_from(queued).expect("a count");
     assert_eq!(server.number(Op::ReadContent { id: 9, from: 0, to, kind: ReaderKind::Poll, pause_us: 0 }), queued);
     on.finish().expect("end");
@@ -189,7 +190,7 @@ fn asleep_before(test: &str, kind: ReaderKind, choice: &Choice, carried: bool) {
     let (client, server) = scene.connect(6000);
     exchange(&client, &server, 3);
     let asleep = server.start_on(1, Op::Read { kind, len: 100 });
-    assert!(asleep.blocks_for(Duration::from_millis(200)), "there is nothing to read yet");
+    asleep.await_sleep();
     let mut on = scene.accelerate_with(choice);
     client.send(b"wake up");
     assert_eq!(asleep.bytes(), b"wake up");
@@ -249,7 +250,7 @@ fn found_at_once(client: &Remote, server: &Remote, message: &[u8]) {
 
 fn waited_for(client: &Remote, server: &Remote, message: &[u8]) {
     let asleep = server.start_on(1, Op::Recv { len: 100, flags: 0 });
-    assert!(asleep.blocks_for(Duration::from_millis(100)), "there is nothing to read yet");
+    asleep.await_sleep();
     client.send(message);
     assert_eq!(asleep.bytes(), message);
     server.send(b"!");
@@ -354,14 +355,8 @@ fn h04_several_readers_before_enrolment() {
         let message = format!("{i:03}");
         client.send(message.as_bytes());
         // Which of the three gets it is the kernel's choice.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let (thread, answer) = loop {
-            if let Some(found) = readers.iter().enumerate().find_map(|(n, r)| r.ready().map(|a| (n, a))) {
-                break found;
-            }
-            assert!(Instant::now() < deadline, "message {i} reaches none of three readers");
-            std::thread::sleep(Duration::from_micros(200));
-        };
+        let first = look(Duration::from_secs(5), || readers.iter().enumerate().find_map(|(n, r)| r.ready().map(|a| (n, a))));
+        let (thread, answer) = first.unwrap_or_else(|| panic!("message {i} reaches none of three readers"));
         assert_eq!(answer, Answer::Bytes(message.into_bytes()));
         readers[thread] = read(u32::try_from(thread + 1).expect("a small number"));
         server.send(b"!");

@@ -28,7 +28,7 @@ fn arrives((reading, writing): (Ticket, Ticket)) {
 }
 
 fn scene_with_small_messages(test: &str, choice: &Choice) -> Option<(Scene, Accelerator, Remote, Remote)> {
-    let scene = Scene::new(test)?;
+    let scene = Scene::of_askers(test)?;
     let mut on = scene.accelerate_with(choice);
     let (client, server) = scene.connect_accelerated(&mut on, 6000);
     exchange(&client, &server, 300);

@@ -10,6 +10,7 @@ use sockpath_protocol::packet::{Direction, Outcome, PacketKind};
 use sockpath_protocol::request::{Protocol, TraceRequest};
 use sockpath_tests::lab::Lab;
 use sockpath_tests::root_or_skip;
+use sockpath_tests::state::look;
 
 use super::session::{Said, Session, request, stages, traced};
 
@@ -56,6 +57,7 @@ fn nothing_is_left_behind_not_even_by_sigkill() {
         let mut session = Session::start(&lab, request(&lab, "curl", "httpbin"));
         session.probe(Protocol::Tcp, "10.42.1.3:8080");
         let held = held(session.child.id());
+        assert!(held.intersection(&existing()).count() > 0, "what it holds is not found: {held:?}");
         assert!(held.iter().any(|h| h.starts_with("prog_id")) && held.iter().any(|h| h.starts_with("link_id")), "{held:?}");
         match way {
             "finish" => drop(session.finish()),
@@ -70,15 +72,9 @@ fn nothing_is_left_behind_not_even_by_sigkill() {
             }
         }
         // The kernel frees BPF objects a grace period after the last reference.
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        loop {
-            let left: Vec<String> = held.intersection(&existing()).cloned().collect();
-            if left.is_empty() {
-                break;
-            }
-            assert!(std::time::Instant::now() < deadline, "left by {way}: {left:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let left = || held.intersection(&existing()).cloned().collect::<Vec<String>>();
+        let gone = look(Duration::from_secs(5), || left().is_empty().then_some(()));
+        assert!(gone.is_some(), "left by {way}: {:?}", left());
     }
     // The rules of the namespaces are as before: a new trace finds the same places free.
     traced(&lab, "curl", "httpbin", Protocol::Tcp, "10.42.1.3:8080").assert_sound();
