@@ -329,11 +329,8 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
     let mut running = Running::start(&mut accelerate(&cluster, &["-l", "set=e2e"]));
     running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
 
-    let began = Instant::now();
     policy(&cluster, "apply", PORT);
     running.expect_pair("client", "web", "NetworkPolicy changed");
-    eprintln!("policy applied to the pair on TCP, as shown: {:.2} s", began.elapsed().as_secs_f64());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
     assert_eq!((&status["active"], &status["note"]), (&true.into(), &Value::Null), "somebody watches: {status:#}");
     // A policy that is taken back leaves everything as it was at the start.

@@ -78,13 +78,9 @@ fn every_signal_ends_in_order_and_leaves_nothing() {
     let Some(cluster) = cluster_or_skip("every_signal_ends_in_order_and_leaves_nothing", Setup::RoutesNftables) else { return };
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let running = Running::start(&cluster);
-        let began = Instant::now();
         running.signal(signal);
         let (code, said) = running.end();
-        let took = began.elapsed();
-        eprintln!("{signal}: the plugin was gone after {:.2} s", took.as_secs_f64());
         assert_eq!(code, Some(130), "{signal}: {said}");
-        assert!(took < Duration::from_secs(3), "{signal}: the goal is 1.0 s on a quiet machine, this took {took:?}");
         cluster.assert_no_helpers();
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::ground::{Ground, Process};
 use super::measure::Effort;
 use super::peer::Run;
-use super::table::{Table, reached};
+use super::table::{Table, goal, reached};
 use crate::torture::accelerator::{Accelerator, Choice};
 
 const COUNT: usize = 10_000;
@@ -66,7 +66,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let mut on = match Accelerator::start_with(&ground.lab, &Choice { lease: Duration::from_secs(60), ..Choice::default() }) {
         Ok(on) => on,
         Err(e) => {
-            table.note(format!("Not accelerated: {e:#}"));
+            table.unmeasured(format!("Not accelerated: {e:#}"));
             return Ok(vec![table]);
         }
     };
@@ -80,9 +80,9 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
         accelerated = on.0.pairs.totals.accelerated;
     }
     let took = start.elapsed();
-    let goal = if took < Duration::from_secs(2) && accelerated >= COUNT as u64 { "< 2 s: yes" } else { "< 2 s: **no**" };
+    let soon = goal("< 2 s", took < Duration::from_secs(2) && accelerated >= COUNT as u64);
     let what = format!("{accelerated} of them accelerated (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
-    table.row(vec![what, format!("{:.2} s", took.as_secs_f64()), goal.to_owned()]);
+    table.row(vec![what, format!("{:.2} s", took.as_secs_f64()), soon]);
     let fast = turnaround(&mut client, EXCHANGES)?;
     let ratio = plain.p50_ns as f64 / fast.p50_ns.max(1) as f64;
     table.row(vec!["turnaround accelerated, all in turn".to_owned(), format!("{} ({ratio:.2} x plain)", us(&fast)), reached(ratio, 1.0)]);
@@ -90,9 +90,8 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let maps: u64 = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
     let rss = resident(on.0.pid())?;
     let each = (maps + rss) as f64 / COUNT as f64 / 1024.0;
-    let goal = if each < 4.0 { "< 4 KiB: yes" } else { "< 4 KiB: **no**" };
     let sizes = format!("{:.1} MiB of maps, {:.1} MiB of the helper", maps as f64 / f64::from(1 << 20), rss as f64 / f64::from(1 << 20));
-    table.row(vec![format!("our memory per connection ({sizes})"), format!("{each:.2} KiB"), goal.to_owned()]);
+    table.row(vec![format!("our memory per connection ({sizes})"), format!("{each:.2} KiB"), goal("< 4 KiB", each < 4.0)]);
     let start = Instant::now();
     on.finish()?;
     table.row(vec!["back to plain TCP".to_owned(), format!("{:.2} s", start.elapsed().as_secs_f64()), "-".to_owned()]);

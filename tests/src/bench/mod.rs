@@ -1,7 +1,9 @@
 //! Benchmarks: what acceleration gains and what tracing costs, as ratios of alternating runs.
 
 pub mod accel;
+pub mod cluster;
 pub mod ground;
+pub mod lab;
 pub mod many;
 pub mod measure;
 pub mod peer;

@@ -73,7 +73,7 @@ pub fn programs(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let seconds = effort.time.as_secs().max(1);
     for program in [Program::Redis, Program::Postgres, Program::Nginx] {
         if let Some(why) = program.missing() {
-            table.note(format!("{program:?} was not measured: {why}"));
+            table.unmeasured(format!("{program:?} was not measured: {why}"));
             continue;
         }
         let service = Service::start(&ground.lab, "httpbin", program)?;

@@ -14,7 +14,7 @@ use super::ground::{Cpus, Ground, Way};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
 use super::stats::Sample;
-use super::table::{Table, reached};
+use super::table::{Table, goal, reached};
 
 /// A trace by a helper whose lines are read and thrown away, as fast as a plugin could at best.
 struct Tracing {
@@ -226,8 +226,7 @@ fn times(ground: &Ground, effort: Effort) -> Result<Table> {
     }
     let mut most = |what: &str, ms: Vec<f64>| {
         let ms = Sample(ms);
-        let goal = if ms.median() <= 300.0 { "<= 300: yes" } else { "<= 300: **no**" };
-        table.row(vec![what.to_owned(), format!("{ms:.0} ms"), goal.to_owned()]);
+        table.row(vec![what.to_owned(), format!("{ms:.0} ms"), goal("<= 300", ms.median() <= 300.0)]);
     };
     most("command to armed (plugin and helper)", command);
     most("Ctrl-C to exit (plugin and helper)", interrupted);
@@ -242,8 +241,8 @@ fn times(ground: &Ground, effort: Effort) -> Result<Table> {
         let mib = tracing.peak_memory()? as f64 / f64::from(1 << 20);
         tracing.end()?;
         let how = if every { "every packet" } else { "default mode" };
-        let goal = if mib < 64.0 { "< 64 MiB: yes" } else { "< 64 MiB: **no**" };
-        table.row(vec![format!("helper's memory, {how}, at {rate:.0} packets/s"), format!("{mib:.1} MiB"), goal.to_owned()]);
+        let what = format!("helper's memory, {how}, at {rate:.0} packets/s");
+        table.row(vec![what, format!("{mib:.1} MiB"), goal("< 64 MiB", mib < 64.0)]);
     }
     Ok(table)
 }

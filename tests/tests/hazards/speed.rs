@@ -1,119 +1,88 @@
-//! Rows 16 and 17: never slower than TCP.
+//! Rows 16 and 17: what would be slower than TCP is left to TCP. How fast everything is, `make bench` says.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use sockpath_tests::bench::accel::accelerated;
-use sockpath_tests::bench::ground::{Cpus, Ground, Way};
-use sockpath_tests::bench::measure::Case;
-use sockpath_tests::bench::peer::Load;
-use sockpath_tests::bench::stats::Sample;
+use sockpath_protocol::accel::{Pair, PairState, Reason};
+use sockpath_tests::torture::agent::Op;
+use sockpath_tests::torture::pods::Remote;
+use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, await_accelerated};
+use crate::scene::{Scene, assert_untouched, await_accelerated, exchange, pair};
 
-/// How long and how often is measured: rounds of all cases plain, all accelerated, all plain again.
-#[derive(Clone, Copy)]
-struct Effort {
-    rounds: usize,
-    time: Duration,
+/// Bytes of a stream at a time.
+const PIECE: u64 = 16 << 20;
+
+/// A connection on which one side only writes.
+struct Stream<'a> {
+    ends: [&'a Remote; 2],
+    id: u64,
+    at: u64,
 }
 
-/// At first.
-const SHORT: Effort = Effort { rounds: 7, time: Duration::from_millis(250) };
-/// What falls short then is measured again, by itself: a short run is mostly the beginning of a connection.
-const LONG: Effort = Effort { rounds: 9, time: Duration::from_millis(1000) };
-
-/// Two plain runs of one round that differ by more than this say that the machine is busy with something else.
-const MOST_NOISE: f64 = 0.3;
-
-/// What was measured of one case.
-struct Measured {
-    case: Case,
-    /// Accelerated over plain, by round.
-    ratio: Sample,
-    /// By how much the two plain runs of a round differ.
-    noise: Sample,
-}
-
-impl std::fmt::Display for Measured {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { case, ratio, noise } = self;
-        write!(f, "{:?} of {} bytes, {:?} CPU: {ratio} of TCP; plain runs differ by {noise}", case.load, case.size, case.cpus)
+impl Stream<'_> {
+    fn go_on(&mut self) {
+        let (from, to) = (self.at, self.at + PIECE);
+        let [writer, reader] = self.ends;
+        let writing = writer.start_on(1, Op::SendContent { id: self.id, from, len: usize::try_from(PIECE).expect("a small number") });
+        let reading = reader.start_on(1, Op::ReadContent { id: self.id, from, to, kind: ReaderKind::Poll, pause_us: 0 });
+        let numbers = [PIECE, to].map(|n| i64::try_from(n).expect("a small number"));
+        assert_eq!([writing.number(), reading.number()], numbers);
+        self.at = to;
     }
 }
 
-impl Measured {
-    /// Whether the median over all rounds is below `least` by more than two plain runs of one round differ from each other (the
-    /// median of that over all rounds): a difference that this machine's plain TCP has to itself says nothing about
-    /// acceleration.
-    fn falls_short(&self, least: f64) -> bool {
-        self.ratio.median() < least - self.noise.median()
-    }
-
-    /// Whether a sign test says so too: eight of nine rounds are below, which chance does in one of fifty.
-    fn is_slower(&self, least: f64) -> bool {
-        let below = self.ratio.0.iter().filter(|r| **r < least).count();
-        self.falls_short(least) && below * 9 >= self.ratio.0.len() * 8
-    }
-}
-
-fn measure(ground: &Ground, cases: &[Case], effort: Effort) -> Vec<Measured> {
-    let run = |case: &Case| case.run(ground, Way::Direct, effort.time).expect("a run").rate;
-    let mut measured: Vec<Measured> =
-        cases.iter().map(|case| Measured { case: *case, ratio: Sample::default(), noise: Sample::default() }).collect();
-    for _ in 0..effort.rounds {
-        for cpus in [Cpus::One, Cpus::Two] {
-            let mut chosen: Vec<&mut Measured> = measured.iter_mut().filter(|m| m.case.cpus == cpus).collect();
-            if chosen.is_empty() {
-                continue;
-            }
-            let all = |chosen: &[&mut Measured]| chosen.iter().map(|m| run(&m.case)).collect::<Vec<f64>>();
-            let before = all(&chosen);
-            let fast = accelerated(ground, cpus, &[], |_| Ok(all(&chosen))).expect("an acceleration").expect("this helper accelerates");
-            let after = all(&chosen);
-            for (i, m) in chosen.iter_mut().enumerate() {
-                m.ratio.0.push(2.0 * fast[i] / (before[i] + after[i]));
-                m.noise.0.push((before[i] - after[i]).abs() / before[i].max(after[i]));
-            }
-        }
-    }
-    for m in &measured {
-        println!("{m}");
-    }
-    measured
-}
-
-/// Asserts that every case runs at `least` times the rate of plain TCP.
-fn assert_rates(test: &str, cases: &[Case], least: f64) {
-    if !sockpath_tests::root_or_skip(test) {
-        return;
-    }
-    let ground = Ground::with_program(env!("CARGO_BIN_EXE_bench").into()).expect("a lab with servers");
-    let short = measure(&ground, cases, SHORT);
-    let again: Vec<Case> = short.iter().filter(|m| m.falls_short(least) || m.noise.median() > MOST_NOISE).map(|m| m.case).collect();
-    let (noisy, clear): (Vec<_>, Vec<_>) = measure(&ground, &again, LONG).into_iter().partition(|m| m.noise.median() > MOST_NOISE);
-    for m in noisy {
-        sockpath_tests::skipped(test, &format!("too busy a machine for this case: {m}"));
-    }
-    let slow: Vec<String> = clear.iter().filter(|m| m.is_slower(least)).map(ToString::to_string).collect();
-    assert!(slow.is_empty(), "below {least}:\n{}", slow.join("\n"));
-}
-
-fn cases(load: Load, sizes: &[usize]) -> Vec<Case> {
-    [Cpus::One, Cpus::Two].into_iter().flat_map(|cpus| sizes.iter().map(move |&size| Case { load, size, cpus })).collect()
-}
-
+/// What moves much in one direction never enters the map; a pair that turns to that leaves it, and comes back when it converses again.
 #[test]
 fn h16_slower_than_tcp() {
-    let streams = cases(Load::Stream, &[256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 1 << 20]);
-    assert_rates("h16_slower_than_tcp", &streams, 1.0);
+    let Some(scene) = Scene::new("h16_slower_than_tcp") else { return };
+    let mut on = scene.accelerate();
+    let is_left = |p: &Pair| p.state != PairState::Accelerated && p.reason == Some(Reason::SlowerThanTcp);
+    let (client, server) = scene.connect(6000);
+    let mut stream = Stream { ends: [&client, &server], id: 16, at: 0 };
+    for _ in 0..3 {
+        stream.go_on();
+        assert_untouched(&mut on, &client);
+    }
+    assert!(pair(&mut on, &client).is_some_and(|p| is_left(&p)), "{:#?}", on.0.pairs);
+
+    // On the same terms a conversation is redirected.
+    let (client, server) = scene.connect_accelerated(&mut on, 6001);
+    let mut stream = Stream { ends: [&client, &server], id: 17, at: 0 };
+    let end = Instant::now() + Duration::from_secs(15);
+    while !pair(&mut on, &client).is_some_and(|p| is_left(&p)) {
+        assert!(Instant::now() < end, "a stream stays in the map: {:#?}", on.0.pairs);
+        stream.go_on();
+    }
+    let before = pair(&mut on, &client).map_or(0, |p| p.bypassed_messages);
+    await_accelerated(&mut on, &client, &server);
+    assert!(pair(&mut on, &client).is_some_and(|p| p.bypassed_messages > before), "{:#?}", on.0.pairs);
+    on.finish().expect("end");
 }
 
+/// Connections of one request and one answer are tracked, and nothing else is done for them.
 #[test]
 fn h17_connection_churn() {
-    assert_rates("h17_connection_churn", &cases(Load::Connect, &[64]), 0.97);
+    const AT_ONCE: u64 = 30;
+    let Some(scene) = Scene::new("h17_connection_churn") else { return };
+    let mut on = scene.accelerate();
+    let listener = scene.httpbin.listen(6000, &[]);
+    for round in 1..=3 {
+        let connections: Vec<_> = (0..AT_ONCE).map(|_| (scene.curl.connect(scene.httpbin_at(6000)), listener.accept())).collect();
+        connections.iter().for_each(|(client, server)| exchange(client, server, 1));
+        on.await_pairs(Duration::from_secs(10), |t| t.totals.open == AT_ONCE).expect("they are not tracked");
+        for (client, server) in connections {
+            client.close();
+            server.close();
+        }
+        let table = on.await_pairs(Duration::from_secs(10), |t| t.totals.closed == round * AT_ONCE).expect("their end is not noticed");
+        assert_eq!((table.totals.accelerated, table.totals.bypassed_messages), (0, 0), "{:#?}", table.totals);
+    }
+    // One that lasts is accelerated.
+    let _last = scene.connect_accelerated(&mut on, 6001);
+    on.finish().expect("end");
 }
 
 /// Where connections come too fast for each of them to be met, one that lasts is found all the same, while they come and afterwards.
