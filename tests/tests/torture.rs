@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime};
 use sockpath_tests::root_or_skip;
 use sockpath_tests::torture::controller::{Torture, Verdict};
 
+/// Connections of a run: enough for acceleration to come and go several times, under each of the plans and by each route.
+const CONNECTIONS: u64 = 2_500;
+
 /// `SOCKPATH_TEST_SEED`, or one that the clock chooses.
 fn seed() -> u64 {
     let chosen = std::env::var("SOCKPATH_TEST_SEED").ok().map(|s| s.parse().expect("SOCKPATH_TEST_SEED is no number"));
@@ -31,14 +34,14 @@ fn accelerated_connections_see_what_plain_ones_see() {
     if !root_or_skip(TEST) {
         return;
     }
-    let torture = Torture { seed: seed(), connections: 4_000, accelerate: false, without_order_gate: false, limit: None };
+    let torture = Torture { seed: seed(), connections: CONNECTIONS, accelerate: false, without_order_gate: false, limit: None };
     let plain = passing(TEST, torture);
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
     let share = accelerated.bypassed_share();
     let deeds = accelerated.deeds.expect("nobody switched acceleration");
-    // Seen: 80,000 to 200,000 messages, 7 to 26 % of all. The rest is cross-node, ineligible, or falls into the times when
+    // Seen: 20 to 50 messages for each connection, 7 to 26 % of all. The rest is cross-node, ineligible, or falls into the times when
     // acceleration is off or starting, which takes seconds on a machine as busy as this run makes it.
-    assert!(deeds.bypassed_messages > 20_000 && share > 0.02, "little was accelerated: {share:.3} of all writes, {deeds:?}");
+    assert!(deeds.bypassed_messages > 5 * CONNECTIONS && share > 0.02, "little was accelerated: {share:.3} of all writes, {deeds:?}");
     // Bytes and ends of every connection whose outcome its plan decides.
     assert_eq!((accelerated.clients.digest, accelerated.servers.digest), (plain.clients.digest, plain.servers.digest));
 }
@@ -49,8 +52,12 @@ fn the_torture_sees_a_missing_order_gate() {
     if !root_or_skip(TEST) {
         return;
     }
-    let limit = Some(Duration::from_secs(40));
-    let verdict = run(TEST, Torture { seed: seed(), connections: 6_000, accelerate: true, without_order_gate: true, limit });
-    assert!(!verdict.passed(), "programs without the order gate pass the torture: it would not see reordering");
-    assert!(verdict.faults.iter().any(|f| f.contains("wrong byte")), "it fails, but not for reordering: {verdict}");
+    // Most short runs see it; acceleration may not be on for long enough in one of them.
+    let first = seed();
+    let saw_reordering = (first..first + 4).any(|seed| {
+        let limit = Some(Duration::from_secs(10));
+        let verdict = run(TEST, Torture { seed, connections: 6_000, accelerate: true, without_order_gate: true, limit });
+        verdict.faults.iter().any(|f| f.contains("wrong byte"))
+    });
+    assert!(saw_reordering, "programs without the order gate pass the torture: it would not see reordering");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -48,39 +49,50 @@ pub struct Deeds {
     pub left_enrolled: u64,
 }
 
-/// Switches acceleration on and off at random until `over`, and leaves it off.
+/// Switches acceleration on and off at random until `over`, and leaves it off. Drops `on` when it is on for the first time, or when that fails.
 ///
 /// # Errors
 /// When the helper does not do as asked.
-pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool) -> Result<Deeds> {
+pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool, on: Sender<()>) -> Result<Deeds> {
+    let mut first = Some(on);
     let mut rng = Prng::new(seed, u64::MAX);
     let mut deeds = Deeds::default();
     let ways = [Way::Finish, Way::Finish, Way::Terminate, Way::Interrupt, Way::PluginDies, Way::HelperDies, Way::LeaseRunsOut, Way::Detach];
     while !over.load(Ordering::Acquire) {
         let way = rng.pick(&ways);
-        round(lab, way, without_order_gate, &mut rng, &mut deeds, over).with_context(|| format!("acceleration that ends by {way:?}"))?;
+        let round = round(lab, way, without_order_gate, &mut rng, &mut deeds, over, first.take());
+        round.with_context(|| format!("acceleration that ends by {way:?}"))?;
         *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
         doze(Duration::from_millis(rng.log_between(1, 300)), over);
     }
     Ok(deeds)
 }
 
-fn round(lab: &Lab, way: Way, without_order_gate: bool, rng: &mut Prng, deeds: &mut Deeds, over: &AtomicBool) -> Result<()> {
+/// `first` is there at the first time: then it is on for all pods and for long, so that a short run shows something, too.
+fn round(
+    lab: &Lab,
+    way: Way,
+    without_order_gate: bool,
+    rng: &mut Prng,
+    deeds: &mut Deeds,
+    over: &AtomicBool,
+    first: Option<Sender<()>>,
+) -> Result<()> {
     let brief = matches!(way, Way::HelperDies | Way::LeaseRunsOut | Way::Detach);
     let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
-    // The first time it is on for all pods and for long, so that a short run shows something, too.
-    let first = deeds.ways.is_empty();
     // All pods, mostly; sometimes one end only, which has to be left alone.
-    let pods = if !first && rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
+    let pods = if first.is_none() && rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
     let mut on =
         Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate, ..Choice::default() })?;
     let began = Instant::now();
     // Starting takes seconds on a busy machine; most of the time it shall be on.
     let on_for = match first {
-        true => rng.between(3_000, 6_000),
-        false if rng.one_in(3) => rng.log_between(20, 2_000),
-        false => rng.between(2_000, 12_000),
+        Some(_) => rng.between(3_000, 6_000),
+        None if rng.one_in(3) => rng.log_between(20, 2_000),
+        None => rng.between(2_000, 12_000),
     };
+    // Connections begin now.
+    drop(first);
     doze(Duration::from_millis(on_for), over);
     deeds.on += began.elapsed();
     let summary = match way {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -74,9 +75,16 @@ impl Torture {
         forward_service_ports(&lab, &status)?;
         let over = AtomicBool::new(false);
         let mut verdict = std::thread::scope(|scope| {
-            let chaos = self.accelerate.then(|| scope.spawn(|| chaos::run(&lab, self.seed, self.without_order_gate, &over)));
-            let doomed = scope.spawn(|| self.doomed(&lab, &status, &over));
-            let verdict = self.batches(&lab, &status);
+            let (lab, over) = (&lab, &over);
+            let chaos = self.accelerate.then(|| {
+                let (on, is_on) = channel();
+                let chaos = scope.spawn(move || chaos::run(lab, self.seed, self.without_order_gate, over, on));
+                // Under the load of the connections starting takes many seconds: the first acceleration is there before them.
+                let _ = is_on.recv();
+                chaos
+            });
+            let doomed = scope.spawn(|| self.doomed(lab, &status, over));
+            let verdict = self.batches(lab, &status);
             over.store(true, Ordering::Release);
             let mut verdict = verdict?;
             let (connections, deaths, faults) = joined(doomed.join())?;
