@@ -18,6 +18,9 @@ pub mod talk;
 pub mod torture;
 pub mod trace;
 
+#[cfg(test)]
+mod shape;
+
 use std::io::Write as _;
 
 /// Whether this test may run: it needs root. Says on stderr, past the test runner's capture, when it is skipped and why.
