@@ -13,11 +13,13 @@ STATIC := target/$(HOST)/release
 BUILD_STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST)
 PROGRAMS := SOCKPATH_HELPER=$(CURDIR)/$(STATIC)/sockpath-helper SOCKPATH_LAB_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab \
 	SOCKPATH_LAB_TEST_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab-test
-RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) cargo test --release --locked
+# All crates but the plugin, always: cargo chooses the features of what they depend on for those that are named, and builds anew for others.
+STATIC_CRATES := --workspace --exclude kubectl-sockpath
+RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) RUSTFLAGS="-C target-feature=+crt-static" cargo test --release --locked --target $(HOST) $(STATIC_CRATES)
 # place NAME...: puts static binaries into target/release, each at once, so that a running one stays what it is.
 place = @set -e; for name in $(1); do install -m 755 $(STATIC)/$$name $(BIN)/.$$name.new; mv $(BIN)/.$$name.new $(BIN)/$$name; done
 
-.PHONY: build test-programs demo test unit kernel-tests torture bench e2e kernels image reproducible lint words msrv deny deps clean help
+.PHONY: build test-programs test-tools demo test unit kernel-tests torture bench e2e kernels image reproducible lint words msrv deny deps clean help
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,37 +47,37 @@ test-programs: build ## Build target/release/sockpath-lab-test, the lab with tes
 	$(BUILD_STATIC) -p sockpath-lab --features test-switches --bin sockpath-lab-test
 	$(call place,sockpath-lab-test)
 
+test-tools: deps
+	$(BUILD_STATIC) $(STATIC_CRATES) --bins
+	$(call place,bench torture oci-image sbom)
+
 demo: build ## Bring up the lab and trace real packets in every scenario
 	tests/demo
 
-test: test-programs target/.deps-test ## Unit, golden, real-kernel and short torture tests
-	$(PROGRAMS) tests/run-all
+test: test-programs test-tools target/.deps-test ## Unit, golden, real-kernel and short torture tests
+	$(PROGRAMS) tests/run-all unit kernel
 
 unit: build ## Tests that need neither root nor a lab
-	$(RUN_TESTS) --workspace --exclude sockpath-tests
+	$(PROGRAMS) tests/run-all unit
 
 # A single one: make kernel-tests TEST=truth NAME=part_of_its_name
-kernel-tests: test-programs target/.deps-test ## Tests on this machine's kernel, in the lab (root); TEST=PROGRAM NAME=TEST for one
-	$(RUN_TESTS) -p sockpath-tests $(if $(TEST),--test $(TEST)) -- --test-threads=1 $(NAME)
+kernel-tests: test-programs test-tools target/.deps-test ## Tests on this machine's kernel, in the lab (root); TEST=PROGRAM NAME=TEST for one
+	$(if $(TEST),$(RUN_TESTS) --test $(TEST) -- --test-threads=1 $(NAME),$(PROGRAMS) tests/run-all kernel)
 
-torture: test-programs target/.deps-test ## 20,000 connections with acceleration switched on and off at random (root)
-	cargo build --release --locked -p sockpath-tests --bins
+torture: test-programs test-tools target/.deps-test ## 20,000 connections with acceleration switched on and off at random (root)
 	$(BIN)/torture --connections 20000
 
-bench: build target/.deps-test ## The tables of docs/benchmarks.md (root, quiet machine)
-	cargo build --release --locked -p sockpath-tests --bins
-	$(BIN)/bench
+bench: build test-tools target/.deps-test ## The tables of docs/benchmarks.md (root, quiet machine); STRICT=1 fails on a missed goal
+	$(BIN)/bench $(if $(STRICT),--strict)
 
-e2e: build ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
-	cargo build --release --locked -p sockpath-tests --bins
-	$(RUN_TESTS) -p sockpath-tests --no-fail-fast --test cluster --test cluster_faults --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults --test cluster_unwell -- --test-threads=1 --nocapture
+e2e: build test-tools ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
+	$(RUN_TESTS) --no-fail-fast --test cluster --test cluster_faults --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults --test cluster_unwell -- --test-threads=1 --nocapture
 
 kernels: test-programs ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels
 	tests/kernels/run $(STATIC)/sockpath-lab $(STATIC)/sockpath-lab-test $(BIN)/kubectl-sockpath
 
-image: build ## The helper's image as an OCI archive, without a daemon
-	cargo build --release --locked -p sockpath-tests --bin oci-image
+image: build test-tools ## The helper's image as an OCI archive, without a daemon
 	$(BIN)/oci-image $(STATIC)/sockpath-helper target/sockpath-helper.oci.tar
 
 reproducible: deps ## Build the image twice from two directories and compare the digests

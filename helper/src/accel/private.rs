@@ -53,7 +53,7 @@ pub fn on_this_kernel(name: &str, test: impl FnOnce(&Pins) -> Result<()> + Send)
     if nix::unistd::geteuid().is_root() {
         in_private_bpffs(test).unwrap();
     } else {
-        println!("skipped: {name}: loads BPF programs, which takes root");
+        crate::stderr::skipped(name, "it loads BPF programs, which takes root");
     }
 }
 

@@ -7,6 +7,7 @@ mod packets;
 mod record;
 mod rulesets;
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
@@ -60,17 +61,20 @@ fn cases() -> usize {
     std::env::var("SOCKPATH_RULE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000)
 }
 
+/// Reports a skipped test on stderr, past the test runner's capture and in one piece: `tests/run-all` counts these lines.
+fn skipped(name: &str, why: &str) {
+    let _ = std::io::stderr().write_all(format!("\nskipped: {name}: {why}\n").as_bytes());
+}
+
 /// Runs in a network namespace of its own, unless something for that is missing.
 fn in_namespace(name: &str, programs: &[&str], test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: {name}: needs root");
-        return;
+        return skipped(name, "it needs root, for a network namespace");
     }
     for program in programs {
         let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|s| s.success()) {
-            println!("skipped: {name}: {program} is not installed");
-            return;
+            return skipped(name, &format!("{program} is not installed"));
         }
     }
     let work = move || {
