@@ -139,41 +139,48 @@ fn echo(socket: &UdpSocket, times: usize) -> i32 {
 }
 
 /// UDP that both sides have sent is carried too, and its TTL is what routing would have made of it.
+fn datagrams(test: &str, family: Family) {
+    let Some(scene) = Scene::new(test) else { return };
+    let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
+    for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
+        let socket = scene.lab.inside("curl", || {
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let socket = UdpSocket::bind((any, 0)).expect("a socket");
+            socket.connect(to).expect("connect");
+            socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            match family {
+                Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true),
+                Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true),
+            }
+            .expect("an option");
+            socket
+        });
+        let by_stack = echo(&socket, 3);
+        let mut on = scene.accelerate();
+        let local = socket.local_addr().expect("an address");
+        let end = Instant::now() + Duration::from_secs(15);
+        loop {
+            let by_short = echo(&socket, 30);
+            let pairs = on.next_pairs().expect("a table").pairs;
+            let rows: Vec<_> = pairs.into_iter().filter(|p| p.client == local && p.dialled == to).collect();
+            if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 40) {
+                assert_eq!(by_short, by_stack, "TTL of answers from {to}");
+                break;
+            }
+            assert!(Instant::now() < end, "not on the short path to {to}: {rows:#?}");
+        }
+        on.finish().expect("end");
+    }
+}
+
 #[test]
 fn datagrams_and_their_ttl() {
-    let Some(scene) = Scene::new("datagrams_and_their_ttl") else { return };
-    for family in [Family::V4, Family::V6] {
-        let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
-        for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
-            let socket = scene.lab.inside("curl", || {
-                let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-                let socket = UdpSocket::bind((any, 0)).expect("a socket");
-                socket.connect(to).expect("connect");
-                socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-                match family {
-                    Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true),
-                    Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true),
-                }
-                .expect("an option");
-                socket
-            });
-            let by_stack = echo(&socket, 3);
-            let mut on = scene.accelerate();
-            let local = socket.local_addr().expect("an address");
-            let end = Instant::now() + Duration::from_secs(15);
-            loop {
-                let by_short = echo(&socket, 30);
-                let pairs = on.next_pairs().expect("a table").pairs;
-                let rows: Vec<_> = pairs.into_iter().filter(|p| p.client == local && p.dialled == to).collect();
-                if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 40) {
-                    assert_eq!(by_short, by_stack, "TTL of answers from {to}");
-                    break;
-                }
-                assert!(Instant::now() < end, "not on the short path to {to}: {rows:#?}");
-            }
-            on.finish().expect("end");
-        }
-    }
+    datagrams("datagrams_and_their_ttl", Family::V4);
+}
+
+#[test]
+fn datagrams_and_their_hop_limit() {
+    datagrams("datagrams_and_their_hop_limit", Family::V6);
 }
 
 /// With checksums that the sender computes and the receiver verifies, rewritten packets are still right.
