@@ -110,7 +110,7 @@ impl Planted {
 /// How many programs are attached by tcx to a device of this thread's network namespace, on the way in; none before Linux 6.6.
 ///
 /// # Panics
-/// When there is no such device, or the kernel does not say.
+/// When the device does not exist, or the kernel does not report it.
 #[must_use]
 pub fn tcx_ingress_programs(device: &str) -> usize {
     let (mut ids, mut flags) = ([0_u32; 64], 0);

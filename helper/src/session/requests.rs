@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// A line that comes byte by byte is no sign of life.
+    /// A line that arrives byte by byte does not count as a message.
     #[tokio::test]
     async fn a_plugin_that_completes_no_line_is_given_up() {
         let (mut theirs, mut inbound, mut clock) = reading_impatiently();

@@ -1,4 +1,4 @@
-//! The modules of a crate and who imports whom, read from its sources: files, `use` declarations and paths in code.
+//! The modules of a crate and imports between them, read from its sources: files, `use` declarations and paths in code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

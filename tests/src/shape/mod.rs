@@ -1,4 +1,4 @@
-//! The rules of docs/architecture.md, checked against the sources: who may import whom, and where circles of modules are left.
+//! The rules of docs/architecture.md, checked against the sources: permitted imports, and the circles of modules that remain.
 
 mod graph;
 
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use graph::Graph;
 
-/// What a crate may use of ours, and what of others it must not.
+/// Crates of this workspace that a crate may use, and external ones that it must not.
 struct Rule {
     /// Directory of the crate.
     dir: &'static str,
-    /// Crates of ours.
+    /// Crates of this workspace.
     ours: &'static [&'static str],
     /// Crates of others.
     never: &'static [&'static str],
@@ -107,7 +107,7 @@ fn circles_of_modules_become_fewer_only() {
     }
 }
 
-/// `cargo test` runs examples in documentation only where it is asked to; `tests/run-all` does not ask, as there are none.
+/// `cargo test` runs examples in documentation only on request; `tests/run-all` does not request it, as there are none.
 #[test]
 fn no_example_in_documentation_goes_untested() {
     fn examples(dir: &Path, found: &mut Vec<String>) {

@@ -48,7 +48,7 @@ impl OwnProgram {
     /// Makes one.
     ///
     /// # Errors
-    /// When the program is not found, or there is no room for another.
+    /// When the program is not found, or its copy does not fit.
     pub fn of_torture() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("torture-asking-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));

@@ -33,7 +33,7 @@ impl Scene {
         Some(Self { curl: Pod::new(&lab, "curl"), httpbin: Pod::new(&lab, "httpbin"), lab, _program: None })
     }
 
-    /// The same with agents that use FIONREAD. They are a program of their own: one that does so is left alone, whatever connection it is, and
+    /// The same with agents that use FIONREAD. they are a separate program: one that does so is excluded, whatever connection it is, and
     /// other tests run beside this one.
     pub fn of_askers(test: &str) -> Option<Self> {
         if !sockpath_tests::root_or_skip(test) {

@@ -85,7 +85,7 @@ fn h17_connection_churn() {
     on.finish().expect("end");
 }
 
-/// Where connections come too fast for each of them to be met, one that lasts is found all the same, while they come and afterwards.
+/// Where connections come too fast for each of them to be tracked, one that lasts is found all the same, while they come and afterwards.
 #[test]
 fn h17_those_that_last_are_found_in_a_storm() {
     /// Far more than come until a storm is noticed.
