@@ -42,7 +42,7 @@ impl Planted {
         Self(owned("load a program", fd))
     }
 
-    /// Hangs it into tc at a device of this thread's network namespace that has a clsact discipline, on the way out. It stays
+    /// Hangs it into tc at a device of this thread's network namespace that has a clsact discipline, at egress. It stays
     /// there.
     ///
     /// # Panics
@@ -66,7 +66,7 @@ impl Planted {
         assert!(outcome == 0, "cannot attach to XDP: {}", io::Error::from_raw_os_error(-outcome));
     }
 
-    /// Hangs it into tcx at a device of this thread's network namespace, on the way in (Linux 6.6 or later).
+    /// Hangs it into tcx at a device of this thread's network namespace, at ingress (Linux 6.6 or later).
     ///
     /// # Panics
     /// When the kernel refuses it.
@@ -107,7 +107,7 @@ impl Planted {
     }
 }
 
-/// How many programs are attached by tcx to a device of this thread's network namespace, on the way in; none before Linux 6.6.
+/// How many programs are attached by tcx to a device of this thread's network namespace, at ingress; none before Linux 6.6.
 ///
 /// # Panics
 /// When the device does not exist, or the kernel does not report it.
@@ -123,7 +123,7 @@ pub fn tcx_ingress_programs(device: &str) -> usize {
 
 fn owned(what: &str, fd: i32) -> OwnedFd {
     assert!(fd >= 0, "cannot {what}: {}", io::Error::from_raw_os_error(-fd));
-    // SAFETY: the kernel has just given this descriptor, and nobody else owns it.
+    // SAFETY: the kernel has just given this descriptor, and no other object owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
