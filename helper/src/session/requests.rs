@@ -8,7 +8,7 @@ use sockpath_protocol::text::field;
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Request};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Inbound, Refused};
 
@@ -27,14 +27,15 @@ pub async fn read_requests(stream: impl AsyncRead + Unpin, tx: mpsc::Sender<Resu
     read_within(Duration::from_millis(HEARTBEAT_TIMEOUT_MS), stream, tx).await;
 }
 
-/// The same, where a plugin that sends no line for `patience` has fallen silent.
+/// The same, where a plugin that sends no request for `patience` has fallen silent; blank lines are none.
 async fn read_within(patience: Duration, stream: impl AsyncRead + Unpin, tx: mpsc::Sender<Result<Inbound, Refused>>) {
     let mut lines = BufReader::new(stream);
     let mut line = Vec::new();
+    let mut given_up_at = Instant::now() + patience;
     loop {
         line.clear();
         line.shrink_to(LINE_KEPT);
-        let read = match timeout(patience, read_line(&mut lines, &mut line)).await {
+        let read = match timeout_at(given_up_at, read_line(&mut lines, &mut line)).await {
             Err(_) => Ok(Inbound::Stop(EndReason::HeartbeatMissed)),
             Ok(Read::End) => Ok(Inbound::Stop(EndReason::StdinClosed)),
             Ok(Read::TooLong) => Err(refused(&format!("it has more than {LONGEST_REQUEST} bytes: choose fewer pods at a time"))),
@@ -45,6 +46,7 @@ async fn read_within(patience: Duration, stream: impl AsyncRead + Unpin, tx: mps
         if tx.send(read).await.is_err() || last {
             return;
         }
+        given_up_at = Instant::now() + patience;
     }
 }
 
@@ -81,7 +83,7 @@ async fn read_line(lines: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u8
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
-    use tokio::time::{Instant, MissedTickBehavior, interval};
+    use tokio::time::{MissedTickBehavior, interval};
 
     use super::*;
 
@@ -139,15 +141,24 @@ mod tests {
         }
     }
 
-    /// A line that arrives byte by byte does not count as a message.
     #[tokio::test]
     async fn a_plugin_that_completes_no_line_is_given_up() {
+        assert_given_up(b" ").await;
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_sends_blank_lines_is_given_up() {
+        assert_given_up(b"\n").await;
+    }
+
+    /// What keeps sending these bytes does not count as a plugin.
+    async fn assert_given_up(bytes: &[u8]) {
         let (mut theirs, mut inbound, mut clock) = reading_impatiently();
         let begun = Instant::now();
         let stopped = loop {
             tokio::select! {
                 message = inbound.recv() => break message,
-                _ = clock.tick() => theirs.write_all(b" ").await.unwrap(),
+                _ = clock.tick() => theirs.write_all(bytes).await.unwrap(),
             }
             assert!(begun.elapsed() < 2000 * TICK, "it is not noticed");
         };
