@@ -42,6 +42,8 @@ enum accel_pass {
 	ACCEL_MEMORY,
 	ACCEL_UNCHOSEN,
 	ACCEL_OTHER_NODE,
+	ACCEL_UNPROVEN,
+	ACCEL_LIMITED,
 	ACCEL_PASSES,
 };
 
@@ -115,6 +117,8 @@ enum accel_flag {
 	ACCEL_ANSWERED = 256,
 	/* The program that reads it is known to use FIONREAD, by its name or because it did on another socket. */
 	ACCEL_PROGRAM_ASKS = 512,
+	/* The program that reads it is none of those whose sockets may go into the map (accel_control.selective). */
+	ACCEL_PROGRAM_UNPROVEN = 1024,
 };
 
 /* One socket. The index is its number in the sockmap too. */
@@ -277,6 +281,8 @@ struct accel_control {
 	__u32 detached;
 	/* The kernel's FIONREAD does not count TCP bytes of a socket in a sockmap (self-test fionread-tcp). */
 	__u32 fionread_lies;
+	/* Only sockets of some programs may go into the map, so that programs have to be known. */
+	__u32 selective;
 	/* Counts additions to the map of programs that use FIONREAD. */
 	__u32 programs;
 	/* Counts additions to the map of peculiar sockets. */
@@ -293,6 +299,8 @@ struct accel_control {
 	__u64 native_to[ACCEL_NATIVE];
 	/* Sums over sockets that are gone. */
 	__u64 closed_pairs;
+	/* Those of which the map has carried something; counted when the first end goes. */
+	__u64 closed_carried;
 	__u64 closed_messages;
 	__u64 closed_bytes;
 	__u64 closed_passes[ACCEL_PASSES];
@@ -551,6 +559,10 @@ struct trace_packet {
 #define SHORT_SLOTS 65536
 /* Flows that are counted before they become candidates. */
 #define SHORT_COUNTED 16384
+/* Devices that programs are attached to. */
+#define SHORT_DEVICES 4096
+/* Bytes of the name of who started it, with the NUL. */
+#define SHORT_OWNER 128
 
 /* Why a packet of a known flow takes the stack; index of short_slot.passes. */
 enum short_pass {
@@ -591,7 +603,27 @@ struct short_control {
 	__u64 deadline_ns;
 	/* Number of the current state of rules, routes and devices. */
 	__u32 epoch;
+	/* What follows is for other processes, which find it by its pin. Written by them: another session ends this short path. */
+	__u32 stopped;
+	/* The programs are detached. */
+	__u32 released;
+	/* It outlives the session that started it. */
+	__u32 detached;
+	/* Inode of the node's network namespace. */
+	__u32 netns;
 	__u32 unused;
+	/* For how long the deadline was put off at the last renewal. */
+	__u64 lease_ns;
+	/* When it began and, detached, when it ends. */
+	__u64 started_ns;
+	__u64 ends_ns;
+	/* Sums over connections that are over, and how many of them the short path carried packets of. */
+	__u64 closed_connections;
+	__u64 closed_carried;
+	__u64 closed_packets;
+	__u64 closed_bytes;
+	/* Who started it and, behind that, who ends it. */
+	char owner[SHORT_OWNER];
 };
 
 /* A direction of a connection: addresses and ports of its packets and the device they come in by. IPv4 uses the first word. */
@@ -640,12 +672,28 @@ struct short_slot {
 	__u32 asked;
 	/* A SYN, FIN or RST was seen, or connection tracking has no such entry: enum short_pass. */
 	__u32 ended;
-	__u32 unused;
+	/* Written by user space: it takes the stack for the time being, for a reason that is not the programs'. In the even slot. */
+	__u32 paused;
 	__u64 packets;
 	__u64 bytes;
 	/* When the last packet was redirected (CLOCK_MONOTONIC_COARSE, nanoseconds). */
 	__u64 last_ns;
+	/*
+	 * In the odd slot, the server's direction: when a packet of the client's was timed that no answer has come to yet, odd where it was
+	 * redirected; the medians of the times to the answers, by the stack and redirected, in nanoseconds.
+	 */
+	__u64 request_ns;
+	__u32 before_ns;
+	__u32 after_ns;
 	__u32 passes[SHORT_PASSES];
+};
+
+/* How a device's programs are attached, where they stay without their process. */
+enum short_attachment {
+	/* By filters of clsact. */
+	SHORT_FILTERS = 1,
+	/* The clsact queue discipline was made for them. */
+	SHORT_OWN_QDISC = 2,
 };
 
 enum short_event_kind {

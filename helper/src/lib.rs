@@ -3,6 +3,7 @@
 //! It has no Kubernetes credentials, never runs a shell, and takes only typed requests from the plugin.
 
 pub mod accel;
+pub mod accelerate;
 pub mod capability;
 pub mod cli;
 pub mod doctor;

@@ -8,14 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{Message, PROTOCOL_VERSION, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::accelerate::detached::Afterwards;
 use crate::site::Site;
-use crate::{accel, doctor, seccomp, short, stderr, switches, trace};
+use crate::{accelerate, doctor, seccomp, stderr, switches, trace};
 
 mod requests;
 
@@ -43,7 +43,7 @@ pub struct Session {
     /// Set once the plugin's side of stdout is gone; nothing is written after that.
     closed: bool,
     /// What this process goes on with after its last word.
-    afterwards: Option<AccelerateRequest>,
+    afterwards: Option<Afterwards>,
 }
 
 impl Session {
@@ -54,8 +54,8 @@ impl Session {
     }
 
     /// Has the process attend to this acceleration after the session.
-    pub fn stay(&mut self, request: AccelerateRequest) {
-        self.afterwards = Some(request);
+    pub fn stay(&mut self, afterwards: Afterwards) {
+        self.afterwards = Some(afterwards);
     }
 
     /// Waits until a signal asks the process to end; whether the plugin still listens no longer matters. Cancel-safe.
@@ -195,8 +195,8 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
         }
     };
     session.send(&Message::End(End { reason }))?;
-    if let Some(request) = session.afterwards.take() {
-        accel::detached::stay(&mut session, &request).await?;
+    if let Some(afterwards) = session.afterwards.take() {
+        accelerate::detached::stay(&mut session, afterwards).await?;
     }
     Ok(code)
 }
@@ -204,12 +204,11 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
 async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> {
     match request {
         Request::Trace(request) => trace::run(session, *request).await,
-        Request::Accelerate(request) if request.via == Via::Short => short::run(session, *request).await,
-        Request::Accelerate(request) => accel::run(session, *request).await,
-        Request::Status => accel::status(session),
-        Request::Stop(request) => accel::stop(session, &request).await,
+        Request::Accelerate(request) => accelerate::run(session, *request).await,
+        Request::Status => accelerate::status(session),
+        Request::Stop(request) => accelerate::stop(session, &request).await,
         Request::Doctor => doctor::run(session),
-        Request::Cleanup => accel::cleanup(session).await,
+        Request::Cleanup => accelerate::cleanup(session).await,
         Request::Probe(_) | Request::LookForBypass => Err(Coded::new("protocol", "a probe request outside a trace")),
         Request::Choose(_) | Request::Pause(_) | Request::Resume(_) => {
             Err(Coded::new("protocol", "`choose`, `pause` and `resume` belong to a running acceleration"))

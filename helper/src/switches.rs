@@ -29,3 +29,15 @@ pub fn functions() -> Option<String> {
     #[cfg(not(feature = "test-switches"))]
     None
 }
+
+/// Whether a mechanism of the kernel is to be taken for absent: `sockmap`, `short` (programs of the short path) or `tcx`, in a list with commas.
+#[must_use]
+pub fn is_absent(mechanism: &str) -> bool {
+    #[cfg(feature = "test-switches")]
+    return std::env::var("SOCKPATH_TEST_WITHOUT").is_ok_and(|list| list.split(',').any(|absent| absent == mechanism));
+    #[cfg(not(feature = "test-switches"))]
+    {
+        let _ = mechanism;
+        false
+    }
+}

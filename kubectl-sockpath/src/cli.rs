@@ -274,9 +274,12 @@ pub struct Accelerate {
     /// Also accelerate readers that block inside recv(); a reset or a signal then ends that call with EAGAIN
     #[arg(long)]
     pub blocking_readers: bool,
-    /// Path of accelerated connections: socket to socket on one node, or the short path from device to device, between nodes too
-    #[arg(long, value_enum, default_value = "socket")]
+    /// Path of accelerated connections: from device to device, from socket to socket on one node, or the further of both that is proven
+    #[arg(long, value_enum, default_value = "auto")]
     pub via: Via,
+    /// With --via auto, also redirect from socket to socket between programs with this file name (repeatable)
+    #[arg(long = "socket-program", value_name = "NAME", value_parser = program_name)]
+    pub socket_programs: Vec<String>,
     /// Observe for a few seconds and print what would be done; =client prints the helper pod
     #[arg(long, value_name = "client", num_args = 0..=1, require_equals = true, default_missing_value = "watch", value_parser = ["watch", "client", "none"])]
     pub dry_run: Option<String>,
@@ -288,10 +291,20 @@ pub struct Accelerate {
 /// Path of accelerated connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Via {
+    /// From device to device, and from socket to socket between programs that are proven for it
+    Auto,
     /// From device to device, past the node's bridge, netfilter and routing
     Short,
     /// From socket to socket
     Socket,
+}
+
+/// The name of a program's file.
+fn program_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.len() > 255 {
+        return Err("name the program's file without its directory, for instance redis-server".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Output of commands that print one object.

@@ -270,6 +270,7 @@ fn hostile_names_of_pairs_and_rules_are_rendered_harmlessly() {
             server: None,
             via_service: true,
             via: Default::default(),
+            by_path: Default::default(),
             state: if n.is_multiple_of(2) { PairState::Accelerated } else { PairState::LeftAlone },
             reason: (!n.is_multiple_of(2)).then_some(Reason::BlockingReader),
             live: true,

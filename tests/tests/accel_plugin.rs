@@ -143,7 +143,7 @@ fn killed(test: &str, helper_dies: bool, plugin_dies: bool, remove: &str) {
     std::thread::scope(|scope| {
         let _stop = StopAtEnd(&load.stop);
         scope.spawn(|| load.run());
-        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--lab", "-A"]));
+        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A"]));
         await_accelerated(&scene.lab);
         let helper = plugin.helper();
         if plugin_dies {
@@ -230,7 +230,7 @@ fn json_of_an_acceleration_in_the_foreground() {
     let out = std::thread::scope(|scope| {
         let _stop = StopAtEnd(&load.stop);
         scope.spawn(|| load.run());
-        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--lab", "-A", "-o", "json"]));
+        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "-o", "json"]));
         await_accelerated(&scene.lab);
         // The plugin has the table of a second later when it ends.
         let seen = bypassed(&scene.lab);
@@ -254,7 +254,7 @@ fn json_of_an_acceleration_that_is_detached() {
     let Some(scene) = Scene::new("json_of_an_acceleration_that_is_detached") else { return };
     let (client, server) = scene.connect(6000);
     let json = |args: &[&str]| document(&output(scene.lab.plugin().args(args).args(["--lab", "-o", "json"])));
-    let doc = json(&["accelerate", "-A", "--detach", "--for", "5m"]);
+    let doc = json(&["accelerate", "--via", "socket", "-A", "--detach", "--for", "5m"]);
     assert_is_the_document(&doc);
     assert_eq!((&doc["dry_run"], &doc["detached"]), (&false.into(), &true.into()));
     scene::exchange(&client, &server, 50);
@@ -304,7 +304,7 @@ fn a_dry_run_names_programs_that_would_be_bypassed() {
     lab.inside("node-1", || xdp.at_xdp(&veth));
     let attached = [lab.inside("curl", || tcx.at_tcx_ingress("eth0")), skb.at_cgroup_egress(Path::new(&cgroup)), msg.at_a_sockmap()];
 
-    let out = output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"]));
+    let out = output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"]));
     drop(attached);
     // Nobody is connected here, which is an end of its own.
     assert_eq!(out.status.code(), Some(3), "{}", String::from_utf8_lossy(&out.stderr));
@@ -338,8 +338,8 @@ fn a_dry_run_names_what_would_be_bypassed() {
     let (doc, table) = std::thread::scope(|scope| {
         let _stop = StopAtEnd(&load.stop);
         scope.spawn(|| load.run());
-        let doc = document(&output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"])));
-        (doc, output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run"]).env("COLUMNS", "200")))
+        let doc = document(&output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"])));
+        (doc, output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run"]).env("COLUMNS", "200")))
     });
     assert_is_the_document(&doc);
     let found = doc["bypassed"].as_array().unwrap_or_else(|| panic!("{doc:#}"));
@@ -356,7 +356,7 @@ fn a_dry_run_names_what_would_be_bypassed() {
     // A table that was only looked at is empty; one with a rule, or that drops by default, may do anything.
     let legacy = |line: &str| {
         drop(lab.run("node-1", format!("iptables-legacy -w {line}").split(' ')));
-        let doc = document(&output(lab.plugin().args(["accelerate", "--lab", "-A", "--dry-run", "-o", "json"])));
+        let doc = document(&output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"])));
         let told = doc["warnings"].as_array().expect("warnings").iter().filter_map(|w| Some(w.as_str()?.to_owned()));
         told.filter(|w| w.contains("iptables-legacy-save")).collect::<Vec<_>>()
     };

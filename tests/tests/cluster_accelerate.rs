@@ -20,7 +20,7 @@ fn scene(test: &str) -> Option<Held> {
 
 fn accelerate(cluster: &Cluster, args: &[&str]) -> Command {
     let mut command = cluster.plugin();
-    command.arg("accelerate").args(args);
+    command.args(["accelerate", "--via", "socket"]).args(args);
     command
 }
 
@@ -73,7 +73,7 @@ fn all_namespaces_for_a_while_as_json() {
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 2);
     // -A is about all namespaces, so the plugin's own -n is left out.
     let mut command = cluster.plugin_anywhere();
-    let out = output(command.args(["accelerate", "-A", "--for", "6s", "-o", "json"]));
+    let out = output(command.args(["accelerate", "--via", "socket", "-A", "--for", "6s", "-o", "json"]));
     assert!(out.status.success(), "{}", text(&out.stderr));
     let report = json(&out);
     assert!(report["totals"]["bypassed_messages"].as_u64().unwrap() > 0, "{report:#}");
@@ -137,7 +137,7 @@ fn a_user_with_our_roles_may_accelerate() {
     let_alice(&cluster);
     let near = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
-    let mut running = Running::start(cluster.plugin().args(["--as", "alice", "accelerate", "-l", "set=e2e"]));
+    let mut running = Running::start(cluster.plugin().args(["--as", "alice", "accelerate", "--via", "socket", "-l", "set=e2e"]));
     running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
     running.signal(Signal::SIGINT);
     let (status, said) = running.end();

@@ -27,7 +27,7 @@ impl<'a> Both<'a> {
     fn start(cluster: &'a Cluster) -> Self {
         let near = Talk::start(cluster, "client", &pod_ip(cluster, "web"), PORT, 3);
         let far = Talk::start(cluster, "client-1", &pod_ip(cluster, "web-1"), PORT, 3);
-        let mut running = Running::start(cluster.plugin().args(["accelerate", "-l", "set=e2e"]));
+        let mut running = Running::start(cluster.plugin().args(["accelerate", "--via", "socket", "-l", "set=e2e"]));
         running.expect_pairs(&[("client", "web"), ("client-1", "web-1")], "accelerated");
         Self { running, near, far }
     }
@@ -150,7 +150,7 @@ fn a_drained_node_puts_everything_back() {
 fn a_drained_node_ends_a_detached_acceleration() {
     let Some(cluster) = own_cluster_or_skip("a_drained_node_ends_a_detached_acceleration").map(prepare) else { return };
     let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 3);
-    let out = output(cluster.plugin().args(["accelerate", "client-1", "web-1", "--detach", "--for", "10m"]));
+    let out = output(cluster.plugin().args(["accelerate", "--via", "socket", "client-1", "web-1", "--detach", "--for", "10m"]));
     assert!(out.status.success(), "{}", text(&out.stderr));
     far.goes_on();
     let node = cluster.nodes()[1].clone();

@@ -57,7 +57,7 @@ fn a_runtime_that_hangs_on_one_node_delays_nobody_else() {
     let talk = talking(&cluster);
     let frozen = Frozen::new(&cluster, "containerd");
     let began = Instant::now();
-    let mut running = Running::start(cluster.plugin().args(["accelerate", "-l", "set=e2e", "--for", "60s"]));
+    let mut running = Running::start(cluster.plugin().args(["accelerate", "--via", "socket", "-l", "set=e2e", "--for", "60s"]));
     running.expect_pair("client", "web", "accelerated");
     assert!(began.elapsed() < Duration::from_secs(15), "n1 waited for n2: {:?}", began.elapsed());
     let line = running.expect("n2 is named", Duration::from_secs(40), |l| l.contains("on node n2 does not run after"));
@@ -137,7 +137,7 @@ fn a_user_with_our_roles_sees_and_stops_what_another_accelerates() {
     assert!(doctor.status.success(), "the namespace of the context is not one she needs: {}", text(&doctor.stdout));
 
     let talk = talking(&cluster);
-    let mut running = Running::start(cluster.plugin().args(["accelerate", "client", "web"]));
+    let mut running = Running::start(cluster.plugin().args(["accelerate", "--via", "socket", "client", "web"]));
     running.expect_pair("client", "web", "accelerated");
     let status = alice("status");
     assert!(status.status.success() && text(&status.stdout).contains(": accelerated by "), "{}", text(&status.stdout));

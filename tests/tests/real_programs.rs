@@ -5,10 +5,11 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sockpath_protocol::accel::Via;
 use sockpath_tests::lab::Lab;
 use sockpath_tests::polled::Polled;
 use sockpath_tests::services::{Program, Service};
-use sockpath_tests::torture::accelerator::Accelerator;
+use sockpath_tests::torture::accelerator::{Accelerator, Choice};
 use sockpath_tests::torture::content::{Content, Direction};
 use sockpath_tests::torture::controller::forward_service_ports;
 use sockpath_tests::torture::prng::Prng;
@@ -136,6 +137,28 @@ fn redis() {
             assert!(!text.to_lowercase().contains("error"), "{text}");
         }
     });
+}
+
+/// The default takes a pair of proven programs on to the socket path, and leaves nginx, which asks FIONREAD and sends files, on the short one.
+#[test]
+fn auto_knows_proven_programs() {
+    let choice = Choice { via: Via::Auto, ..Choice::default() };
+    for (program, proven) in [(Program::Redis, true), (Program::Nginx, false)] {
+        let Some(stage) = stage("auto_knows_proven_programs", program) else { return };
+        let on = Accelerator::start_with(&stage.lab, &choice).expect("acceleration does not start");
+        match program {
+            Program::Redis => {
+                stage.client(&format!("redis-benchmark -h {} -p 6379 -t set,get -c 4 -d 64 -n 40000 -e --csv", stage.service));
+            }
+            _ => {
+                let text = stage.client(&format!("wrk -t 1 -c 4 -d 3 http://{}:5080/small", stage.service));
+                assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
+            }
+        }
+        let by_path = on.finish().expect("acceleration does not end").totals.by_path;
+        assert!(by_path.short.units > 0, "{program:?}: {by_path:?}");
+        assert_eq!(by_path.socket.units > 0, proven, "{program:?}: {by_path:?}");
+    }
 }
 
 #[test]

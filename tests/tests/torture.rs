@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use sockpath_protocol::accel::Via;
 use sockpath_tests::root_or_skip;
 use sockpath_tests::torture::controller::{Torture, Verdict};
 
@@ -34,7 +35,7 @@ fn accelerated_connections_see_what_plain_ones_see() {
     if !root_or_skip(TEST) {
         return;
     }
-    let torture = Torture { seed: seed(), connections: CONNECTIONS, accelerate: false, without_order_gate: false, limit: None };
+    let torture = Torture { seed: seed(), connections: CONNECTIONS, accelerate: false, without_order_gate: false, via: Via::Socket, limit: None };
     let plain = passing(TEST, torture);
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
     let share = accelerated.bypassed_share();
@@ -56,7 +57,7 @@ fn the_torture_sees_a_missing_order_gate() {
     let first = seed();
     let saw_reordering = (first..first + 4).any(|seed| {
         let limit = Some(Duration::from_secs(10));
-        let verdict = run(TEST, Torture { seed, connections: 6_000, accelerate: true, without_order_gate: true, limit });
+        let verdict = run(TEST, Torture { seed, connections: 6_000, accelerate: true, without_order_gate: true, via: Via::Socket, limit });
         verdict.faults.iter().any(|f| f.contains("wrong byte"))
     });
     assert!(saw_reordering, "programs without the order gate pass the torture: it would not see reordering");

@@ -81,7 +81,7 @@ fn an_acceleration_of_others_is_noticed() {
         });
         opened.recv().unwrap();
         // A connection that is open is found in the pod's network namespace; this one is not of its cgroup.
-        let status = lab.plugin().args(["accelerate", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
+        let status = lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
         let traced = Trace::start(lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
         stop.store(true, Ordering::Relaxed);
         assert!(status.success());

@@ -105,6 +105,9 @@ static __always_inline void forget(struct accel_control *ctl, struct accel_end *
 		peer = get_end(e->peer);
 		if (!peer || peer->cookie != e->peer_cookie)
 			__sync_fetch_and_add(&ctl->closed_pairs, 1);
+		/* With its first end a pair is no longer reported. */
+		else if (e->messages || peer->messages)
+			__sync_fetch_and_add(&ctl->closed_carried, 1);
 		__sync_fetch_and_add(&ctl->closed_messages, e->messages);
 		__sync_fetch_and_add(&ctl->closed_bytes, e->bytes);
 		for (int i = 0; i < ACCEL_PASSES; i++)

@@ -11,7 +11,8 @@
 #define MSG_ERRQUEUE 0x2000
 
 #define ACCEL_FOR_GOOD \
-	(ACCEL_SAW_WAITALL | ACCEL_SAW_SPLICE | ACCEL_SAW_FIONREAD | ACCEL_SAW_ASLEEP | ACCEL_SAW_TWO_TASKS | ACCEL_SAW_OOB)
+	(ACCEL_SAW_WAITALL | ACCEL_SAW_SPLICE | ACCEL_SAW_FIONREAD | ACCEL_SAW_ASLEEP | ACCEL_SAW_TWO_TASKS | ACCEL_SAW_OOB | \
+	 ACCEL_PROGRAM_UNPROVEN)
 
 /* Observed reads of one whose calls may sleep, and that was never seen to wait, neither in them nor elsewhere. */
 #define UNDECIDED 1024
@@ -170,6 +171,9 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 		return 0;
 	if (!(ctl = get_control()))
 		return 0;
+	/* Nothing is observed of a socket before its program is known to be one that may go into the map. */
+	if (ctl->selective && !e->reader)
+		note_reader(ctl, e);
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
 	/* As long as a pair is in the map the count does not end. */

@@ -14,6 +14,7 @@ const volatile struct short_event event_layout = {};
 const volatile enum short_pass pass_layout = 0;
 const volatile enum short_action action_layout = 0;
 const volatile enum short_flag flag_layout = 0;
+const volatile enum short_attachment attachment_layout = 0;
 
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
@@ -33,6 +34,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct short_slot);
 } slots SEC(".maps");
+
+/* enum short_attachment by device: written by user space, for the process that cleans up after a helper that was killed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SHORT_DEVICES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} attached SEC(".maps");
 
 /* Packets of unknown flows of chosen pods. */
 struct {

@@ -8,6 +8,7 @@
 #include "short/maps.bpf.h"
 #include "short/packet.bpf.h"
 #include "short/rewrite.bpf.h"
+#include "short/turnaround.bpf.h"
 
 static __always_inline bool fits(const struct __sk_buff *skb, const struct packet *p, const struct short_plan *plan)
 {
@@ -77,6 +78,7 @@ static __always_inline int redirect(struct __sk_buff *skb, bool from_pod)
 	if (!mine)
 		return TC_NEXT;
 	pass = reason_to_pass(skb, &p, plan, mine, now_ns);
+	time_packet(skb, &p, mine, plan->slot, pass == SHORT_PASSES);
 	if (pass < SHORT_PASSES) {
 		__sync_fetch_and_add(&mine->passes[pass], 1);
 		return TC_NEXT;

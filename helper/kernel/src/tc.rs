@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys as sys;
-use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHookBuilder};
 
 /// Which packets of a device a program sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ pub enum Attached {
     /// The filter.
     Clsact {
         /// Index of its device.
-        device: i32,
+        device: u32,
         /// Which packets it sees.
         side: Side,
     },
@@ -42,7 +42,8 @@ pub enum Attached {
 const PRIORITY: u32 = 1;
 const HANDLE: u32 = 0x50;
 
-/// Attaches a program to a device of the network namespace of this thread.
+/// Attaches a program to a device of the network namespace of this thread. A filter needs the device's clsact queue discipline
+/// ([`make_clsact`]).
 ///
 /// # Errors
 /// When the kernel refuses; EINVAL for a tcx link before 6.6.
@@ -51,10 +52,61 @@ pub fn attach(program: BorrowedFd<'_>, device: u32, side: Side, mechanism: Mecha
     match mechanism {
         Mechanism::Tcx => tcx(program, index, side).map(Attached::Tcx),
         Mechanism::Clsact => {
-            clsact(program, index, side).map_err(|e| io::Error::other(e.to_string()))?;
-            Ok(Attached::Clsact { device: index, side })
+            let mut hook = TcHookBuilder::new(program).ifindex(index).replace(true).handle(HANDLE).priority(PRIORITY).hook(point(side));
+            hook.attach().map_err(|e| io::Error::other(e.to_string()))?;
+            Ok(Attached::Clsact { device, side })
         }
     }
+}
+
+/// Makes the clsact queue discipline of a device; false when it is there already.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_clsact(device: u32) -> io::Result<bool> {
+    let mut hook = both_sides(device);
+    // SAFETY: the struct lives until the call returns and carries its size.
+    match unsafe { sys::bpf_tc_hook_create(&raw mut hook) } {
+        r if r >= 0 => Ok(true),
+        r if r == -libc::EEXIST => Ok(false),
+        r => Err(io::Error::from_raw_os_error(-r)),
+    }
+}
+
+/// Removes the clsact queue discipline of a device with all filters that it has. It is well when there is none.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_clsact(device: u32) -> io::Result<()> {
+    let mut hook = both_sides(device);
+    // SAFETY: as above.
+    well_when_absent(unsafe { sys::bpf_tc_hook_destroy(&raw mut hook) })
+}
+
+/// Detaches the filter that [`attach`] makes. A device that is gone took it along.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn detach_filter(device: u32, side: Side) -> io::Result<()> {
+    let hook = sys::bpf_tc_hook { attach_point: point(side), ..both_sides(device) };
+    let opts_size = size_of::<sys::bpf_tc_opts>() as u64;
+    let opts = sys::bpf_tc_opts { sz: opts_size, handle: HANDLE, priority: PRIORITY, ..Default::default() };
+    // SAFETY: both structs live until the call returns and carry their sizes.
+    well_when_absent(unsafe { sys::bpf_tc_detach(&raw const hook, &raw const opts) })
+}
+
+fn both_sides(device: u32) -> sys::bpf_tc_hook {
+    sys::bpf_tc_hook {
+        sz: size_of::<sys::bpf_tc_hook>() as u64,
+        // A number that is too large is no device's.
+        ifindex: i32::try_from(device).unwrap_or(i32::MAX),
+        attach_point: TC_INGRESS | TC_EGRESS,
+        ..Default::default()
+    }
+}
+
+fn well_when_absent(r: i32) -> io::Result<()> {
+    if r >= 0 || [-libc::ENOENT, -libc::ENODEV, -libc::EINVAL].contains(&r) { Ok(()) } else { Err(io::Error::from_raw_os_error(-r)) }
 }
 
 fn tcx(program: BorrowedFd<'_>, device: i32, side: Side) -> io::Result<OwnedFd> {
@@ -69,12 +121,6 @@ fn tcx(program: BorrowedFd<'_>, device: i32, side: Side) -> io::Result<OwnedFd> 
     }
     // SAFETY: the kernel has just given this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn clsact(program: BorrowedFd<'_>, device: i32, side: Side) -> libbpf_rs::Result<TcHook> {
-    let mut hook = TcHookBuilder::new(program).ifindex(device).replace(true).handle(HANDLE).priority(PRIORITY).hook(point(side));
-    hook.create()?;
-    hook.attach()
 }
 
 fn point(side: Side) -> TcAttachPoint {
@@ -97,24 +143,17 @@ pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 impl Attached {
-    /// Detaches it. A filter's device is looked for in the network namespace of this thread; one that is gone took the filter along.
+    /// Detaches it; a filter's device is looked for in the network namespace of this thread.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn detach(self) -> io::Result<()> {
         match self {
-            Self::Tcx(link) => drop(link),
-            Self::Clsact { device, side } => {
-                let (hook_size, opts_size) = (size_of::<sys::bpf_tc_hook>() as u64, size_of::<sys::bpf_tc_opts>() as u64);
-                let hook = sys::bpf_tc_hook { sz: hook_size, ifindex: device, attach_point: point(side), ..Default::default() };
-                let opts = sys::bpf_tc_opts { sz: opts_size, handle: HANDLE, priority: PRIORITY, ..Default::default() };
-                // SAFETY: both structs live until the call returns and carry their sizes.
-                let r = unsafe { sys::bpf_tc_detach(&raw const hook, &raw const opts) };
-                if r < 0 && ![-libc::ENOENT, -libc::ENODEV, -libc::EINVAL].contains(&r) {
-                    return Err(io::Error::from_raw_os_error(-r));
-                }
+            Self::Tcx(link) => {
+                drop(link);
+                Ok(())
             }
+            Self::Clsact { device, side } => detach_filter(device, side),
         }
-        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use sockpath_helper::accel::detached;
+use sockpath_helper::accelerate::detached;
 use sockpath_helper::{cli, session, switches};
 use sockpath_protocol::lab::Overlay;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use sockpath_helper::accel::Abandoned;
+use sockpath_helper::accelerate::Abandoned;
 use sockpath_protocol::lab::Overlay;
 use tokio::signal::unix::{SignalKind, signal};
 

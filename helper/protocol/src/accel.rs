@@ -39,14 +39,19 @@ pub struct AccelerateRequest {
     /// The path that connections are put on.
     #[serde(default)]
     pub via: Via,
+    /// With [`Via::Auto`]: names of the files of programs that are proven for the socket path beyond those that the helper knows of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub socket_programs: Vec<String>,
 }
 
 /// The path that connections are put on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
-    /// The socket path: bytes go from socket to socket.
+    /// The short path, and from there the socket path where both programs are proven for it.
     #[default]
+    Auto,
+    /// The socket path: bytes go from socket to socket.
     Socket,
     /// The short path: packets go from device to device, past the node's bridge, netfilter, routing and connection tracking.
     Short,
@@ -157,6 +162,49 @@ impl Carrier {
     }
 }
 
+/// What one path has carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Connections of which it carried bytes, open and closed.
+    pub connections: u64,
+    /// Bytes: of the stream on the socket path, of packets without link layer headers on the short path.
+    pub bytes: u64,
+    /// Messages on the socket path, packets on the short path.
+    pub units: u64,
+}
+
+impl Carried {
+    /// That of one connection.
+    #[must_use]
+    pub fn of_one(bytes: u64, units: u64) -> Self {
+        Self { connections: u64::from(units > 0), bytes, units }
+    }
+}
+
+impl std::ops::AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.bytes += other.bytes;
+        self.units += other.units;
+    }
+}
+
+/// What each path has carried, beside the whole stack.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByPath {
+    /// From device to device.
+    pub short: Carried,
+    /// From socket to socket.
+    pub socket: Carried,
+}
+
+impl std::ops::AddAssign for ByPath {
+    fn add_assign(&mut self, other: Self) {
+        self.short += other.short;
+        self.socket += other.socket;
+    }
+}
+
 /// All pairs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairsSnapshot {
@@ -175,12 +223,34 @@ pub struct Totals {
     pub accelerated: u64,
     /// Pairs that have closed.
     pub closed: u64,
-    /// Bytes that went socket to socket.
+    /// Bytes that went by the short path or socket to socket.
     pub bypassed_bytes: u64,
-    /// Messages that went socket to socket.
+    /// Packets and messages that did.
     pub bypassed_messages: u64,
-    /// Messages that went by TCP, by reason.
+    /// Messages that went by TCP, and packets that took the stack, by reason.
     pub passes: BTreeMap<Reason, u64>,
+    /// What each path has carried.
+    #[serde(default)]
+    pub by_path: ByPath,
+}
+
+impl Totals {
+    /// Adds an open pair.
+    pub fn add(&mut self, pair: &Pair) {
+        self.open += 1;
+        self.accelerated += u64::from(pair.state == PairState::Accelerated);
+        self.bypassed_bytes += pair.bypassed_bytes;
+        self.bypassed_messages += pair.bypassed_messages;
+        self.add_passes(&pair.passes);
+        self.by_path += pair.by_path;
+    }
+
+    /// Adds counts of passes.
+    pub fn add_passes(&mut self, passes: &BTreeMap<Reason, u64>) {
+        for (reason, count) in passes {
+            *self.passes.entry(*reason).or_default() += count;
+        }
+    }
 }
 
 /// One connection between two pods.
@@ -203,16 +273,19 @@ pub struct Pair {
     pub via: Carrier,
     /// How it is.
     pub state: PairState,
-    /// Why it is not accelerated, when it is not.
+    /// Why no more is done for it: why it takes the stack, or why it is on the short path and not on the socket path.
     pub reason: Option<Reason>,
     /// Taken over while open.
     pub live: bool,
-    /// Bytes that went socket to socket.
+    /// Bytes that went by the short path or socket to socket.
     pub bypassed_bytes: u64,
-    /// Messages that went socket to socket.
+    /// Packets and messages that did.
     pub bypassed_messages: u64,
-    /// Messages that went by TCP, by reason.
+    /// Messages that went by TCP, and packets that took the stack, by reason.
     pub passes: BTreeMap<Reason, u64>,
+    /// What each path has carried.
+    #[serde(default)]
+    pub by_path: ByPath,
     /// Median turnaround (request written to answer read) before, in nanoseconds, when measured.
     pub turnaround_before_ns: Option<u64>,
     /// The same while accelerated.
@@ -297,6 +370,8 @@ pub enum Reason {
     Ambiguous,
     /// The kernel refused the socket.
     Refused,
+    /// A program at one of its ends is not proven for the socket path.
+    Unproven,
     /// Short path: the stack has not yet passed packets of both directions since the start or the last change of rules, routes or devices.
     AwaitingStack,
     /// Short path: a SYN, FIN or RST was seen.
@@ -370,6 +445,9 @@ impl Reason {
             Self::NetworkPolicy => "only packets can be filtered: run stop, then accelerate again to start with the current policies",
             Self::Ambiguous => "two connections have the same sequence numbers: sockpath retries",
             Self::Refused => "the kernel refused the socket: kubectl sockpath doctor checks the node",
+            Self::Unproven => {
+                "only programs that the test suite runs socket to socket go there by themselves: --socket-program NAME adds one"
+            }
             Self::QueueDiscipline => {
                 "a bandwidth limit must process every packet: remove the pod's bandwidth annotations to use the short path"
             }
@@ -429,6 +507,7 @@ impl Reason {
             Self::NetworkPolicy => "NetworkPolicy changed",
             Self::Ambiguous => "identity not unique",
             Self::Refused => "refused by the kernel",
+            Self::Unproven => "program not proven for sockets",
             Self::AwaitingStack => "waiting for packets through the stack",
             Self::Ending => "connection is ending",
             Self::NotTracked => "not assured by conntrack",

@@ -21,6 +21,9 @@ pub const LONGEST_STDERR_LINE: usize = 16 << 10;
 /// Pods of one node in a request: kubelets run 110 by default, and a few hundred at most.
 pub const MOST_PODS: usize = 4_096;
 
+/// Programs that a user may name.
+pub const MOST_PROGRAMS: usize = 256;
+
 /// Pods of other nodes in a request: Kubernetes is tested with 150,000 in a cluster, of which a line holds fewer.
 pub const MOST_PODS_ELSEWHERE: usize = 150_000;
 
@@ -135,6 +138,8 @@ fn accelerate(request: &AccelerateRequest) -> Result<(), TooMuch> {
     chosen(&request.pods)?;
     elsewhere(&request.elsewhere)?;
     nodes(&request.nodes)?;
+    at_most(request.socket_programs.len(), MOST_PROGRAMS, "programs", "the request")?;
+    request.socket_programs.iter().try_for_each(|program| name(program, "a program"))?;
     name(&request.owner, "the owner")
 }
 

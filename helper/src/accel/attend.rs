@@ -6,25 +6,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::time::ClockId;
 use sockpath_bpf::accel::types::accel_pass;
-use sockpath_protocol::Request;
-use sockpath_protocol::accel::{ChoosePods, PodName};
+use sockpath_protocol::accel::{ChoosePods, PauseRequest, PodName, ResumeRequest};
 use sockpath_protocol::message::EndReason;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::burst::Bursts;
 use super::chosen::Chosen;
-use super::connections;
-use super::instance::{Instance, RENEWAL};
+use super::connections::{self, Known};
+use super::instance::Instance;
 use super::observation::Observation;
 use super::programs::Programs;
+use super::proven::Proven;
 use super::relay;
-use super::report::Snapshot;
 use super::review::Review;
 use super::shared::field;
 use super::stop::rearm;
 use super::suspension::{self, Suspension};
-use crate::session::{Inbound, Session, clock_ns};
+use crate::session::clock_ns;
 
 /// Time between two snapshots.
 pub const SNAPSHOT: Duration = Duration::from_secs(1);
@@ -44,99 +43,47 @@ fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
 }
 
-/// Who is told, and who decides when it ends.
-pub enum Audience<'a> {
-    /// A plugin; the lease is renewed while it listens.
-    Session {
-        /// The session.
-        session: &'a mut Session,
-        /// The lease.
-        lease: Duration,
-    },
-    /// Nobody: it ends with the lease, when somebody stops it, or when the process that served the session is told to.
-    Nobody(Option<&'a mut Session>),
+/// Whom an acceleration serves: who gives commands, gets reports and decides when it ends.
+pub trait Client {
+    /// Time between two renewals of the lease.
+    fn renewal_interval(&self) -> Duration;
+
+    /// The next command. Cancel-safe.
+    async fn command(&mut self) -> Result<Command>;
+
+    /// Renews the lease, or finds that the acceleration is over: its time has passed, or another session is ending it.
+    fn renew(&mut self, instance: &Instance) -> Result<bool>;
+
+    /// Names of pods whose packets a limit or filter at their device has to see, as far as that matters; asked after each renewal.
+    fn limited(&mut self) -> Vec<String>;
+
+    /// Warns the user.
+    fn warn(&mut self, text: String) -> Result<()>;
+
+    /// Reports all pairs.
+    fn report(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()>;
 }
 
-impl Audience<'_> {
-    fn renewal_interval(&self) -> Duration {
-        match self {
-            Self::Session { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
-            Self::Nobody(_) => RENEWAL,
-        }
-    }
-
-    /// Waits until the plugin wants something. Cancel-safe.
-    async fn wish(&mut self) -> Result<Wish> {
-        let session = match self {
-            Self::Session { session, .. } => session,
-            Self::Nobody(Some(session)) => {
-                session.signalled().await;
-                return Ok(Wish::End(EndReason::Signal));
-            }
-            Self::Nobody(None) => return std::future::pending().await,
-        };
-        loop {
-            match session.next().await {
-                Inbound::Request(Request::Finish) => return Ok(Wish::End(EndReason::Finished)),
-                Inbound::Request(Request::Pause(request)) => {
-                    return Ok(Wish::Pause(request.pods, suspension::pass(request.reason)));
-                }
-                Inbound::Request(Request::Resume(request)) => return Ok(Wish::Resume(request.pods)),
-                Inbound::Request(Request::Choose(request)) => return Ok(Wish::Choose(request)),
-                Inbound::Request(_) => {
-                    session.warn("only `choose`, `pause`, `resume` and `finish` are understood while connections are accelerated")?;
-                }
-                Inbound::Stop(reason) => return Ok(Wish::End(reason)),
-            }
-        }
-    }
-
-    /// Renews the lease, or finds that it has ended or that somebody else is ending it.
-    fn is_over(&self, instance: &Instance) -> Result<bool> {
-        match self {
-            _ if instance.is_stopped() => Ok(true),
-            Self::Session { lease, .. } => instance.renew(*lease).map(|()| false),
-            Self::Nobody(_) => {
-                let left = instance.run_left()?;
-                instance.renew(left)?;
-                Ok(left.is_zero())
-            }
-        }
-    }
-
-    fn warn(&mut self, text: String) -> Result<()> {
-        match self {
-            Self::Session { session, .. } => session.warn(text),
-            Self::Nobody(_) => Ok(()),
-        }
-    }
-
-    fn tell(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()> {
-        match self {
-            Self::Session { session, .. } => tell(session, instance, chosen),
-            Self::Nobody(_) => {
-                connections::pair(instance);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// What the plugin wants while connections are accelerated.
-enum Wish {
+/// What a client wants while connections are accelerated.
+#[derive(Debug)]
+pub enum Command {
+    /// End for this reason.
     End(EndReason),
+    /// These pods are chosen from now on.
     Choose(ChoosePods),
-    Pause(Vec<PodName>, accel_pass),
-    Resume(Vec<PodName>),
+    /// Their pairs go by TCP.
+    Pause(PauseRequest),
+    /// No longer.
+    Resume(ResumeRequest),
 }
 
-/// Sends a snapshot of all pairs.
-pub fn tell(session: &mut Session, instance: &Instance, chosen: &Chosen) -> Result<()> {
+/// All known sockets for a report, with what has been found out about them since the last one.
+pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<Known>> {
     connections::note_peculiar(instance)?;
     connections::pair(instance);
     let mut all = connections::known(instance);
     connections::note_elsewhere(instance, &mut all, |ip| chosen.is_elsewhere(ip));
-    session.stream(&Snapshot { instance, all: &all, pods: chosen.names() })
+    Ok(all)
 }
 
 /// Time between two looks while pairs are in the map or may go there, and while none is: each wakes a CPU that others use.
@@ -245,37 +192,42 @@ impl Attendance<'_> {
         Instant::now() + interval.max(took * if found.moving { MOVING_SHARE } else { REVIEW_SHARE })
     }
 
-    /// Does what the plugin wants; what there is to warn of.
-    fn grant(&mut self, wish: Wish) -> Result<Vec<String>> {
-        match wish {
-            Wish::End(_) => {}
-            Wish::Choose(request) => {
+    /// Executes a command; what there is to warn of.
+    fn execute(&mut self, command: Command) -> Result<Vec<String>> {
+        match command {
+            Command::End(_) => {}
+            Command::Choose(request) => {
                 let change = self.chosen.change(self.instance, &request.pods, &request.elsewhere)?;
                 self.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
                 self.suspension.resume(&change.joined, accel_pass::ACCEL_UNCHOSEN);
                 return Ok(change.warnings);
             }
-            Wish::Pause(pods, why) => self.suspension.pause(self.chosen.netns_of(&pods), why),
-            Wish::Resume(pods) => self.suspension.resume(&self.chosen.netns_of(&pods), accel_pass::ACCEL_POLICY),
+            Command::Pause(r) => self.suspension.pause(self.chosen.netns_of(names(&r.pods)), suspension::pass(r.reason)),
+            Command::Resume(r) => self.suspension.resume(&self.chosen.netns_of(names(&r.pods)), accel_pass::ACCEL_POLICY),
         }
         Ok(Vec::new())
     }
 }
 
-/// Attends until the session has to end, or somebody else has ended the acceleration.
-pub async fn attend(instance: &Instance, chosen: &mut Chosen, mut audience: Audience<'_>) -> Result<EndReason> {
-    let outcome = serve(instance, chosen, &mut audience).await;
+fn names(pods: &[PodName]) -> impl Iterator<Item = String> {
+    pods.iter().map(PodName::to_string)
+}
+
+/// Attends until the client wants an end, or another session has ended the acceleration. `proven` are the programs whose pairs may go into
+/// the map where not all may.
+pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
+    let outcome = serve(instance, chosen, client, proven).await;
     if !instance.is_stopped() {
         return outcome;
     }
     // With the pins gone, any of their uses may have failed first.
-    let who = instance.stopped_by().unwrap_or_else(|| "somebody".to_owned());
-    audience.warn(format!("{who} has ended this acceleration with `stop` or `cleanup`"))?;
+    let who = instance.stopped_by().unwrap_or_else(|| "another session".to_owned());
+    client.warn(format!("{who} has ended this acceleration with `stop` or `cleanup`"))?;
     Ok(outcome.unwrap_or(EndReason::Done))
 }
 
 /// The loop: lease, doorbell, reviews and snapshots.
-async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience<'_>) -> Result<EndReason> {
+async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
     let bell = instance.doorbell(|| {})?;
     // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
     let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
@@ -288,31 +240,35 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
         suspension: Suspension::default(),
         observation: Observation::new(instance),
         bursts: Bursts::new(instance),
-        programs: Programs::default(),
+        programs: Programs::new(proven),
         bypassing: 0,
     };
     let mut telling = Telling::new();
-    let mut renewals = tokio::time::interval(audience.renewal_interval());
+    let mut renewals = tokio::time::interval(client.renewal_interval());
     let mut next_pass = Instant::now();
     let mut next_review = Instant::now() + REVIEW;
     let mut pending = true;
     loop {
         tokio::select! {
-            wish = audience.wish() => {
-                let wish = wish?;
-                if let Wish::End(reason) = wish {
+            command = client.command() => {
+                let command = command?;
+                if let Command::End(reason) = command {
                     return Ok(reason);
                 }
-                for text in attendance.grant(wish)? {
-                    audience.warn(text)?;
+                for text in attendance.execute(command)? {
+                    client.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
                 telling.consider(attendance.look_after()?);
                 next_review = Instant::now() + PASS_INTERVAL;
             }
-            _ = renewals.tick() => if audience.is_over(instance)? {
-                return Ok(EndReason::Done);
-            },
+            _ = renewals.tick() => {
+                if client.renew(instance)? {
+                    return Ok(EndReason::Done);
+                }
+                let limited = attendance.chosen.netns_of(client.limited());
+                attendance.suspension.limit(limited);
+            }
             ready = bell_fd.readable() => {
                 ready.context("cannot wait for the doorbell")?.clear_ready();
                 bell.consume()?;
@@ -334,7 +290,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, audience: &mut Audience
                 let chosen = &*attendance.chosen;
                 let ((), took) = timed(|| {
                     instance.look()?;
-                    audience.tell(instance, chosen)
+                    client.report(instance, chosen)
                 })?;
                 telling.done(took);
             }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_protocol::accel::{PodElsewhere, PodName};
+use sockpath_protocol::accel::PodElsewhere;
 use sockpath_protocol::request::Pod;
 
 use super::instance::Instance;
@@ -87,8 +87,8 @@ impl Chosen {
     }
 
     /// The network namespaces of those of these pods that are chosen.
-    pub fn netns_of(&self, pods: &[PodName]) -> Vec<u32> {
-        let wanted: HashSet<String> = pods.iter().map(PodName::to_string).collect();
+    pub fn netns_of(&self, pods: impl IntoIterator<Item = String>) -> Vec<u32> {
+        let wanted: HashSet<String> = pods.into_iter().collect();
         self.names.here.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
     }
 
@@ -151,6 +151,8 @@ impl Chosen {
 
 #[cfg(test)]
 mod tests {
+    use sockpath_protocol::accel::PodName;
+
     use super::*;
 
     #[test]

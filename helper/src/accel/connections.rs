@@ -11,7 +11,7 @@ use super::matching::{self, Identity};
 use super::shared::{Ends, field};
 
 /// What was seen at one end that keeps a pair out of the map, and the reason that is told; the gravest first.
-const PECULIARITIES: [(accel_flag, accel_pass); 7] = [
+const PECULIARITIES: [(accel_flag, accel_pass); 8] = [
     (accel_flag::ACCEL_SAW_WAITALL, accel_pass::ACCEL_WAITALL),
     (accel_flag::ACCEL_SAW_SPLICE, accel_pass::ACCEL_SPLICE),
     (accel_flag::ACCEL_SAW_ASLEEP, accel_pass::ACCEL_BLOCKING),
@@ -19,6 +19,7 @@ const PECULIARITIES: [(accel_flag, accel_pass); 7] = [
     (accel_flag::ACCEL_SAW_FIONREAD, accel_pass::ACCEL_FIONREAD),
     (accel_flag::ACCEL_PROGRAM_ASKS, accel_pass::ACCEL_FIONREAD),
     (accel_flag::ACCEL_SAW_TWO_TASKS, accel_pass::ACCEL_TWO_TASKS),
+    (accel_flag::ACCEL_PROGRAM_UNPROVEN, accel_pass::ACCEL_UNPROVEN),
 ];
 
 /// Bytes for each turn of a conversation above which TCP carries them at least as fast: a writer that is ahead of its reader
@@ -84,6 +85,11 @@ impl Known {
     /// Whether this was seen of it.
     pub fn has(&self, flag: accel_flag) -> bool {
         self.end.flags & flag.0 != 0
+    }
+
+    /// Whether its program is known and was judged.
+    pub fn is_judged(&self) -> bool {
+        self.end.reader != 0 && self.end.judged == self.end.reader
     }
 
     /// What was seen of it that keeps its pair out of the map.
@@ -215,11 +221,6 @@ pub fn is_undecided(all: &[Known], k: &Known) -> bool {
     peer_of(all, k).is_some_and(|peer| is_fresh(k) && is_fresh(peer) && !streams(k, peer))
 }
 
-/// Whether a pair may go into the map once its readers are known.
-pub fn is_candidate(a: &Known, b: &Known) -> bool {
-    is_fresh(a) && is_fresh(b) && converses(a, b)
-}
-
 /// Whether nothing keeps this end out of the map.
 fn is_fresh(k: &Known) -> bool {
     let end = &k.end;
@@ -261,6 +262,8 @@ pub struct Lesson {
     polls: u32,
     /// Whether programs that may ask FIONREAD stay out.
     judges_programs: bool,
+    /// Whether all programs but some stay out, so that nothing is observed of a pair before both of its programs are known.
+    selective: bool,
 }
 
 impl Lesson {
@@ -269,7 +272,14 @@ impl Lesson {
         let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
         let reads = read(field!(learn_reads))?;
         let polls = if read(field!(leave_blocking))? != 0 { read(field!(learn_polls))? } else { 0 };
-        Some(Self { number: read(field!(observing))?, reads, polls, judges_programs: read(field!(fionread_lies))? != 0 })
+        let selective = read(field!(selective))? != 0;
+        let judges_programs = selective || read(field!(fionread_lies))? != 0;
+        Some(Self { number: read(field!(observing))?, reads, polls, judges_programs, selective })
+    }
+
+    /// Whether this pair may go into the map once its readers are known, and may be observed for that.
+    pub fn is_candidate(&self, a: &Known, b: &Known) -> bool {
+        is_fresh(a) && is_fresh(b) && converses(a, b) && (!self.selective || a.is_judged() && b.is_judged())
     }
 
     /// The variant without the order gate learns nothing, and takes everything.
@@ -281,7 +291,7 @@ impl Lesson {
     /// too, where that matters.
     pub fn is_learned(&self, k: &Known) -> bool {
         let counts = k.end.lesson == self.number || k.end.state == accel_state::ACCEL_ENROLLED || self.takes_all();
-        let judged = !self.judges_programs || k.end.reader != 0 && k.end.judged == k.end.reader;
+        let judged = !self.judges_programs || k.is_judged();
         counts
             && (judged || self.takes_all())
             && k.end.learned >= self.reads

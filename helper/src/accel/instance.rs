@@ -226,6 +226,7 @@ impl Instance {
     /// Starts the sums over closed connections afresh.
     pub fn forget_totals(&self) {
         self.control.set(0, field!(closed_pairs), 0);
+        self.control.set(0, field!(closed_carried), 0);
         self.control.set(0, field!(closed_messages), 0);
         self.control.set(0, field!(closed_bytes), 0);
         self.control.set(0, field!(closed_passes), Default::default());

@@ -3,41 +3,36 @@
 //! The programs (`bpf/src/accel`) watch the sockets of the chosen pods and carry the bytes; this side pairs sockets, orders
 //! pairs into the sockmap and out of it, and renews the lease without which everything goes by TCP.
 
-mod abandon;
-mod attend;
+pub(crate) mod attend;
 mod burst;
-mod bypassed;
+pub(crate) mod bypassed;
 mod calibrate;
 mod calls;
-mod canary;
-mod chosen;
-mod connections;
+pub(crate) mod canary;
+pub(crate) mod chosen;
+pub(crate) mod connections;
 mod counting;
-pub mod detached;
-mod foreground;
 mod holders;
-mod instance;
+pub(crate) mod instance;
 mod kernel;
 mod links;
 mod matching;
-mod mechanism;
-mod meeting;
+pub(crate) mod mechanism;
+pub(crate) mod meeting;
 mod namespaces;
 mod observation;
 pub mod pins;
 mod private;
-mod programs;
+pub(crate) mod programs;
+pub(crate) mod proven;
 mod relay;
-mod report;
+pub(crate) mod report;
 mod review;
-mod shared;
-mod stop;
+pub(crate) mod shared;
+pub(crate) mod stop;
 mod suspension;
 mod trial;
 
-pub use abandon::Abandoned;
 pub use calls::Observed;
-pub use foreground::run;
 pub use mechanism::Mechanisms;
-pub use stop::{cleanup, status, stop};
 pub use trial::try_out;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
 use super::calls::{Attachment, TRACEPOINT_LINGER};
-use super::connections::{self, Known, Lesson, peer_of};
+use super::connections::{Known, Lesson, peer_of};
 use super::counting::Counting;
 use super::instance::Instance;
 
@@ -83,7 +83,7 @@ impl<'a> Observation<'a> {
         let Some(lesson) = Lesson::of(instance) else { return Ok(()) };
         let (mut calls, mut learning, mut sleepers) = (false, false, false);
         for k in all {
-            let candidate = peer_of(all, k).is_some_and(|peer| connections::is_candidate(k, peer));
+            let candidate = peer_of(all, k).is_some_and(|peer| lesson.is_candidate(k, peer));
             let enrolled = k.end.state == accel_state::ACCEL_ENROLLED;
             calls |= candidate || enrolled;
             let learns = candidate || (enrolled && !lesson.is_learned(k));
@@ -120,6 +120,7 @@ impl Drop for Observation<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::connections;
     use super::super::instance::{LEARN_READS, Start};
     use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
     use super::*;

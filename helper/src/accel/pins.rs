@@ -97,19 +97,30 @@ impl Pins {
         }
     }
 
-    /// Removes every pin; what nothing else holds is freed by the kernel. Returns how many there were.
+    /// Removes every pin and the directory; what nothing else holds is freed by the kernel. Returns how many there were.
     pub fn remove(&self) -> Result<usize> {
+        let removed = self.unpin(|_| true)?;
+        match fs::remove_dir(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", self.dir.display())),
+            _ => Ok(removed),
+        }
+    }
+
+    /// Removes the pins with these names and keeps the directory. Returns how many there were.
+    pub fn unpin(&self, is_meant: impl Fn(&str) -> bool) -> Result<usize> {
         let mut removed = 0;
         let entries = match fs::read_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
             r => r.with_context(|| format!("cannot list {}", self.dir.display()))?,
         };
         for entry in entries {
-            let path = entry.with_context(|| format!("cannot list {}", self.dir.display()))?.path();
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            let entry = entry.with_context(|| format!("cannot list {}", self.dir.display()))?;
+            if !is_meant(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
             removed += 1;
         }
-        fs::remove_dir(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
         Ok(removed)
     }
 }

@@ -1,7 +1,7 @@
 //! Programs that may ask FIONREAD about a socket. Where the kernel does not count TCP bytes of a socket in a sockmap (self-test
 //! `fionread-tcp`), such a program can take a readable socket for an empty one and wait for an edge that does not come. What a
 //! connection did so far says nothing: nginx asks only after a read that filled its buffer exactly, the first time perhaps after
-//! days. So the program decides.
+//! days. So the program decides. It also decides where only proven programs may use the socket path.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,6 +12,7 @@ use sockpath_bpf::accel::types::{accel_end, accel_flag};
 
 use super::connections::Known;
 use super::instance::Instance;
+use super::proven::Proven;
 use super::shared::field;
 
 /// How a program is recognised.
@@ -43,8 +44,9 @@ const ASKING: [(Mark, &str); 15] = [
 ];
 
 /// What was found out about programs, by the identity of their files.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Programs {
+    proven: Proven,
     known: HashMap<u64, bool>,
     /// `accel_control.programs` when it was looked at last.
     noted: u32,
@@ -54,12 +56,19 @@ pub struct Programs {
 const REMEMBERED: usize = 4096;
 
 impl Programs {
-    /// Judges the readers of `all` that were not judged yet, and marks the sockets whose program may ask.
+    /// Nothing is known yet; these are the programs whose sockets may go into the map where not all may.
+    pub fn new(proven: Proven) -> Self {
+        Self { proven, known: HashMap::new(), noted: 0 }
+    }
+
+    /// Judges the readers of `all` that were not judged yet, and marks the sockets whose program may ask, or is not proven.
     ///
     /// # Errors
     /// When the map of programs cannot be read.
     pub fn judge(&mut self, instance: &Instance, all: &mut [Known]) -> Result<()> {
-        if instance.control.read(0, field!(fionread_lies)) != Some(1) {
+        let lies = instance.control.read(0, field!(fionread_lies)) == Some(1);
+        let selective = instance.control.read(0, field!(selective)) == Some(1);
+        if !lies && !selective {
             return Ok(());
         }
         let noted = instance.control.read(0, field!(programs)).unwrap_or(0);
@@ -73,9 +82,12 @@ impl Programs {
                 continue;
             }
             let Some(end) = instance.ends.get(k.slot).filter(|end| end.cookie == k.end.cookie) else { continue };
-            if self.asks(&end) {
-                instance.ends.or(k.slot, field!(flags), accel_flag::ACCEL_PROGRAM_ASKS.0);
-                k.end.flags |= accel_flag::ACCEL_PROGRAM_ASKS.0;
+            let unproven = selective && !self.proven.has(&program_name(&end));
+            let flags = (if unproven { accel_flag::ACCEL_PROGRAM_UNPROVEN.0 } else { 0 })
+                | (if lies && !unproven && self.asks(&end) { accel_flag::ACCEL_PROGRAM_ASKS.0 } else { 0 });
+            if flags != 0 {
+                instance.ends.or(k.slot, field!(flags), flags);
+                k.end.flags |= flags;
             }
             instance.ends.set(k.slot, field!(judged), end.reader);
             k.end.judged = end.reader;
@@ -87,11 +99,17 @@ impl Programs {
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        *self.known.entry(end.program).or_insert_with(|| {
-            let name: Vec<u8> = end.program_name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
-            is_asking_file(&String::from_utf8_lossy(&name)) || maps_asking_library(Path::new("/proc"), end.reader_tgid)
-        })
+        *self
+            .known
+            .entry(end.program)
+            .or_insert_with(|| is_asking_file(&program_name(end)) || maps_asking_library(Path::new("/proc"), end.reader_tgid))
     }
+}
+
+/// The name of the file of the program that reads.
+fn program_name(end: &accel_end) -> String {
+    let name: Vec<u8> = end.program_name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&name).into_owned()
 }
 
 /// Whether a program with this file name is in the table.

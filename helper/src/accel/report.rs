@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
-use sockpath_protocol::accel::{Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
+use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
 use super::matching::Identity;
+use super::shared::field;
 
 /// Names of the chosen pods.
 #[derive(Debug, Default)]
@@ -49,6 +50,8 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::Memory),
     Some(Reason::PeerNotChosen),
     Some(Reason::OtherNode),
+    Some(Reason::Unproven),
+    Some(Reason::QueueDiscipline),
 ];
 
 /// How users are told of it.
@@ -65,6 +68,8 @@ pub struct Snapshot<'a> {
     pub all: &'a [Known],
     /// What the pods are called.
     pub pods: &'a PodNames,
+    /// On a dry run the path is shown that a pair would take.
+    pub dry: bool,
 }
 
 impl Snapshot<'_> {
@@ -79,14 +84,14 @@ impl Snapshot<'_> {
     /// As a value.
     pub fn collect(&self) -> PairsSnapshot {
         let mut totals = closed_totals(self.instance);
-        let pairs = self.pairs().inspect(|pair| add(&mut totals, pair)).collect();
+        let pairs = self.pairs().inspect(|pair| totals.add(pair)).collect();
         PairsSnapshot { pairs, totals }
     }
 
     /// The sums alone.
     pub fn totals(&self) -> Totals {
         let mut totals = closed_totals(self.instance);
-        self.pairs().for_each(|pair| add(&mut totals, &pair));
+        self.pairs().for_each(|pair| totals.add(&pair));
         totals
     }
 }
@@ -110,17 +115,7 @@ struct Sequence<'a> {
 
 impl Serialize for Sequence<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.snapshot.pairs().inspect(|pair| add(&mut self.totals.borrow_mut(), pair)))
-    }
-}
-
-fn add(totals: &mut Totals, pair: &Pair) {
-    totals.open += 1;
-    totals.accelerated += u64::from(pair.state == PairState::Accelerated);
-    totals.bypassed_bytes += pair.bypassed_bytes;
-    totals.bypassed_messages += pair.bypassed_messages;
-    for (reason, count) in &pair.passes {
-        *totals.passes.entry(*reason).or_default() += count;
+        serializer.collect_seq(self.snapshot.pairs().inspect(|pair| self.totals.borrow_mut().add(pair)))
     }
 }
 
@@ -139,6 +134,10 @@ fn closed_totals(instance: &Instance) -> Totals {
         bypassed_bytes: control.closed_bytes,
         bypassed_messages: control.closed_messages,
         passes,
+        by_path: ByPath {
+            socket: Carried { connections: control.closed_carried, bytes: control.closed_bytes, units: control.closed_messages },
+            ..ByPath::default()
+        },
     }
 }
 
@@ -164,7 +163,13 @@ impl Snapshot<'_> {
             Some(peer) => Some(Told::of(self.instance, peer)?),
             None => None,
         };
-        Some(pair(&known, peer.as_ref(), self.pods))
+        let mut pair = pair(&known, peer.as_ref(), self.pods);
+        let ends = || std::iter::once(&known).chain(&peer);
+        let selective = self.instance.control.read(0, field!(selective)) == Some(1);
+        if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.known.is_judged())) {
+            pair.via = Carrier::Socket;
+        }
+        Some(pair)
     }
 }
 
@@ -189,6 +194,7 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
         }
     }
     let (state, reason) = state(&ends.iter().map(|k| k.known).collect::<Vec<_>>());
+    let (bytes, messages) = (ends.iter().map(|k| k.end.bytes).sum(), ends.iter().map(|k| k.end.messages).sum());
     let sample = |f: fn(&accel_end) -> &[u32; 16]| median(ends.iter().flat_map(|k| f(&k.end)).copied().filter(|s| *s > 0));
     Pair {
         client_pod: pod(client),
@@ -201,9 +207,10 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
         state,
         reason,
         live: ends.iter().any(|k| k.known.has(accel_flag::ACCEL_LIVE)),
-        bypassed_bytes: ends.iter().map(|k| k.end.bytes).sum(),
-        bypassed_messages: ends.iter().map(|k| k.end.messages).sum(),
+        bypassed_bytes: bytes,
+        bypassed_messages: messages,
         passes,
+        by_path: ByPath { socket: Carried::of_one(bytes, messages), ..ByPath::default() },
         turnaround_before_ns: sample(|e| &e.before_ns),
         turnaround_after_ns: sample(|e| &e.after_ns),
     }

@@ -16,7 +16,7 @@ pub fn pass(reason: PauseReason) -> accel_pass {
 }
 
 /// Reasons that a request takes back.
-const PASSING: [accel_pass; 2] = [accel_pass::ACCEL_POLICY, accel_pass::ACCEL_UNCHOSEN];
+const PASSING: [accel_pass; 3] = [accel_pass::ACCEL_POLICY, accel_pass::ACCEL_UNCHOSEN, accel_pass::ACCEL_LIMITED];
 
 /// The paused pods, by the inode of their network namespace, and why.
 #[derive(Debug, Default)]
@@ -47,6 +47,15 @@ impl Suspension {
                 self.resumed = true;
             }
         }
+    }
+
+    /// Makes these the pods whose packets a limit or filter at their device has to see.
+    pub fn limit(&mut self, netns: Vec<u32>) {
+        let why = accel_pass::ACCEL_LIMITED;
+        let limited = self.paused.iter().filter(|(_, reasons)| reasons.contains(&why));
+        let over: Vec<u32> = limited.map(|(n, _)| *n).filter(|n| !netns.contains(n)).collect();
+        self.resume(&over, why);
+        self.pause(netns, why);
     }
 
     /// Orders the paused pairs out and keeps them out; lets those back that nobody keeps any more.

@@ -175,10 +175,11 @@ pub fn node_netns(site: &Site, node: &Node) -> Result<Netns> {
     }
 }
 
-/// A network namespace by its inode, found through any process in it that the helper can see.
+/// A network namespace by its inode, found through any process in it that the helper can see, or by a name in /run/netns.
 pub fn netns_by_inode(inode: u32) -> Option<Netns> {
     let processes = fs::read_dir("/proc").ok()?.flatten().filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
-    processes.map(|e| e.path().join("ns/net")).filter_map(|path| Netns::open(path).ok()).find(|netns| netns.inode == inode)
+    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|e| e.path());
+    processes.map(|e| e.path().join("ns/net")).chain(named).filter_map(|path| Netns::open(path).ok()).find(|netns| netns.inode == inode)
 }
 
 fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<FoundPod> {

@@ -27,12 +27,17 @@ pub struct Connection {
     pub asked: Instant,
     /// The time of the last redirected packet when it was asked.
     pub last_ns: u64,
+    /// Packets that were redirected while it had slots that it has given back.
+    pub packets: u64,
+    /// Their bytes, without link layer headers.
+    pub bytes: u64,
 }
 
 impl Connection {
     /// A connection that nothing was done about yet.
     pub fn new(entry: &Entry, state: State, live: bool) -> Self {
-        Self { original: entry.original, reply: entry.reply, id: entry.id, state, installed: None, live, asked: Instant::now(), last_ns: 0 }
+        let Entry { original, reply, id, .. } = *entry;
+        Self { original, reply, id, state, installed: None, live, asked: Instant::now(), last_ns: 0, packets: 0, bytes: 0 }
     }
 }
 

@@ -10,10 +10,12 @@ mod connections;
 mod devices;
 mod eligible;
 mod flow;
+mod nodes;
 mod path;
+pub mod pins;
 mod programs;
 mod report;
-mod run;
 mod timeouts;
+mod worker;
 
-pub use run::run;
+pub use worker::{Standing, Worker};

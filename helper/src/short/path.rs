@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::time::ClockId;
 use sockpath_kernel::change::{Changes, Watch};
 use sockpath_kernel::conntrack::{Conntrack, Destroyed, Entry, Tuple, Update};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
@@ -19,9 +20,10 @@ use super::connections::{Connection, Connections};
 use super::devices::{self, Pod};
 use super::eligible::{Leg, Target, Topology, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
-use super::programs::{Event, Programs, Slot};
+use super::programs::{Control, Event, Programs, Slot};
 use super::timeouts::Timeouts;
 use crate::node::Netns;
+use crate::session::clock_ns;
 use crate::trace::netns::inside;
 
 /// Longest time between two questions about one entry.
@@ -32,17 +34,6 @@ const LOOK_AROUND: Duration = Duration::from_secs(10);
 
 /// An entry is asked about, and refreshed, this many times before it would expire.
 const ASKS_BEFORE_EXPIRY: u32 = 4;
-
-/// Sums over connections that have ended.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Sums {
-    /// Connections.
-    pub connections: u64,
-    /// Bytes that were redirected, without link layer headers.
-    pub bytes: u64,
-    /// Packets that were redirected.
-    pub packets: u64,
-}
 
 /// The short path of one node.
 #[derive(Debug)]
@@ -69,16 +60,16 @@ pub struct Path {
     looked: Instant,
     /// Pods whose connections take the stack.
     paused: HashMap<String, Reason>,
-    /// Sums over connections that have ended.
-    pub over: Sums,
 }
 
 impl Path {
     /// Loads the programs, attaches them, and takes what connection tracking has now.
     /// On a dry run nothing is attached.
-    pub fn start(netns: Netns, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>, lease: Duration, dry: bool) -> Result<Self> {
+    pub fn start(netns: Netns, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>, dry: bool) -> Result<Self> {
         let programs = Programs::load()?;
-        programs.renew(lease)?;
+        let control = programs.control();
+        control.netns.store(netns.inode, Ordering::Relaxed);
+        control.started_ns.store(clock_ns(ClockId::CLOCK_MONOTONIC)?, Ordering::Relaxed);
         let ids = [&programs.from_pod, &programs.from_node, &programs.delivered].map(|p| tc::program_id(std::os::fd::AsFd::as_fd(p)));
         let ours = ids.into_iter().collect::<Result<Vec<_>, _>>().context("cannot identify the programs of the short path")?;
         let (conntrack, destroyed, routes, watch) = inside(&netns.file, || {
@@ -106,7 +97,6 @@ impl Path {
             dry,
             looked: Instant::now(),
             paused: HashMap::new(),
-            over: Sums::default(),
         };
         path.look_around()?;
         path.track_all(true)?;
@@ -120,9 +110,14 @@ impl Path {
         std::iter::once(events).chain(self.watch.fds()).chain(self.destroyed.iter().map(Destroyed::fd)).collect()
     }
 
-    /// Renews the lease.
-    pub fn renew(&self, lease: Duration) -> Result<()> {
-        self.programs.renew(lease)
+    /// The programs' variables.
+    pub fn control(&self) -> &Control {
+        self.programs.control()
+    }
+
+    /// The programs, whose maps can be pinned.
+    pub fn programs_mut(&mut self) -> &mut Programs {
+        &mut self.programs
     }
 
     /// Takes in what has happened.
@@ -195,11 +190,11 @@ impl Path {
     pub fn stop(&mut self) -> Result<()> {
         self.programs.end_lease();
         for tuple in self.connections.tuples() {
-            if let Some(mut connection) = self.connections.take(&tuple) {
-                self.uninstall(&mut connection);
-            }
+            self.drop_connection(&tuple);
         }
-        self.attachments.detach_all(&self.netns)
+        let detached = self.attachments.detach_all(&self.netns, &self.programs);
+        self.control().released.store(1, Ordering::Release);
+        detached
     }
 
     /// The names of the pods at the two ends of a connection, client and server.
@@ -208,6 +203,13 @@ impl Path {
             let here = self.pods.iter().find(|p| p.ips.contains(&ip)).map(|p| p.name.as_str());
             here.or_else(|| self.elsewhere.get(&ip).map(String::as_str))
         })
+    }
+
+    /// Chosen pods whose packets a limit or filter at their device has to see.
+    pub fn limited(&self) -> impl Iterator<Item = &str> {
+        let refusal = |ip: &IpAddr| self.topology.ports.get(ip).and_then(|port| port.refusal);
+        let is_limited = move |pod: &&Pod| pod.ips.iter().filter_map(refusal).any(is_for_every_packet);
+        self.pods.iter().filter(is_limited).map(|pod| pod.name.as_str())
     }
 
     /// Why a connection has to take the stack for the time being, if so.
@@ -247,7 +249,7 @@ impl Path {
             return Ok(());
         }
         let fit: HashSet<u32> = self.topology.ports.values().filter(|p| p.refusal.is_none()).map(|p| p.device).collect();
-        self.attachments.keep_pods(&self.netns, &fit)?;
+        self.attachments.keep_pods(&self.netns, &self.programs, &fit)?;
         for device in fit {
             if self.attachments.attach(&self.netns, &self.programs, device, Role::Pod).is_err() {
                 let ports = self.topology.ports.values_mut().filter(|p| p.device == device);
@@ -269,7 +271,7 @@ impl Path {
         }
         self.begin_epoch();
         for index in &changes.gone {
-            self.attachments.detach(&self.netns, *index)?;
+            self.attachments.detach(&self.netns, &self.programs, *index)?;
         }
         if changes.tc || changes.lost || device_changed {
             self.look_around()?;
@@ -352,10 +354,15 @@ impl Path {
     }
 
     fn drop_connection(&mut self, tuple: &Tuple) {
-        if let Some(mut connection) = self.connections.take(tuple) {
-            self.uninstall(&mut connection);
-            self.over.connections += 1;
+        if let Some(connection) = self.connections.take(tuple) {
+            self.close(connection);
         }
+    }
+
+    /// A connection is over.
+    fn close(&mut self, mut connection: Connection) {
+        self.uninstall(&mut connection);
+        self.control().add_closed(connection.packets, connection.bytes);
     }
 
     fn plan(&mut self, entry: &Entry) -> Result<[Leg; 2], Reason> {
@@ -400,8 +407,8 @@ impl Path {
         for (number, leg) in (slot..).zip(&legs) {
             self.programs.remove(leg);
             if let Some(state) = self.programs.slot(number) {
-                self.over.bytes += state.bytes.load(Ordering::Relaxed);
-                self.over.packets += state.packets.load(Ordering::Relaxed);
+                connection.bytes += state.bytes.load(Ordering::Relaxed);
+                connection.packets += state.packets.load(Ordering::Relaxed);
             }
         }
         self.connections.free_slot(slot);
@@ -420,6 +427,7 @@ impl Path {
         let mut planned = None;
         loop {
             let snapshot = self.snapshot(&connection, tracking);
+            self.note_pause(&connection, snapshot.paused);
             let (state, actions) = decide(connection.state, &snapshot);
             let settled = state == connection.state;
             connection.state = state;
@@ -438,12 +446,18 @@ impl Path {
             }
         }
         if connection.state == State::Removed {
-            self.uninstall(&mut connection);
-            self.over.connections += 1;
+            self.close(connection);
         } else {
             self.connections.put(connection);
         }
         Ok(())
+    }
+
+    /// For processes that look at the slots.
+    fn note_pause(&self, connection: &Connection, paused: bool) {
+        if let Some([slot, _]) = self.slots(connection) {
+            slot.paused.store(paused.into(), Ordering::Relaxed);
+        }
     }
 
     fn snapshot(&self, connection: &Connection, tracking: Tracking) -> Snapshot {
@@ -523,6 +537,11 @@ fn programs_can_ask() -> bool {
 
 fn memmem(text: &[u8], what: &[u8]) -> bool {
     text.windows(what.len()).any(|w| w == what)
+}
+
+/// Whether every packet has to be seen, whatever its connection is: the socket path may not bypass that by itself either.
+fn is_for_every_packet(reason: Reason) -> bool {
+    matches!(reason, Reason::QueueDiscipline | Reason::TcFilter)
 }
 
 /// UDP has no windows.

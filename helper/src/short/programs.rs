@@ -3,7 +3,7 @@
 use std::mem::{MaybeUninit, offset_of};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use sockpath_protocol::accel::Reason;
 
 use super::eligible::{Leg, Target};
 use crate::session::clock_ns;
+use crate::switches;
 
 /// Why packets of a known flow take the stack, in the order of `enum short_pass`.
 pub const PASSES: [Reason; short_pass::SHORT_PASSES.0 as usize] =
@@ -36,10 +37,13 @@ pub struct Slot {
     pub delivered: AtomicU32,
     pub asked: AtomicU32,
     pub ended: AtomicU32,
-    unused: AtomicU32,
+    pub paused: AtomicU32,
     pub packets: AtomicU64,
     pub bytes: AtomicU64,
     pub last_ns: AtomicU64,
+    request_ns: AtomicU64,
+    pub before_ns: AtomicU32,
+    pub after_ns: AtomicU32,
     pub passes: [AtomicU32; PASSES.len()],
 }
 
@@ -49,30 +53,48 @@ unsafe impl Shared for Slot {}
 const _: () = {
     assert!(size_of::<Slot>() == size_of::<short_slot>());
     assert!(offset_of!(Slot, ended) == offset_of!(short_slot, ended));
+    assert!(offset_of!(Slot, paused) == offset_of!(short_slot, paused));
     assert!(offset_of!(Slot, packets) == offset_of!(short_slot, packets));
     assert!(offset_of!(Slot, last_ns) == offset_of!(short_slot, last_ns));
+    assert!(offset_of!(Slot, before_ns) == offset_of!(short_slot, before_ns));
     assert!(offset_of!(Slot, passes) == offset_of!(short_slot, passes));
 };
 
 impl Slot {
     /// Makes it as new.
     pub fn clear(&self) {
-        for word in [&self.armed, &self.seen, &self.delivered, &self.asked, &self.ended].into_iter().chain(&self.passes) {
+        let words = [&self.armed, &self.seen, &self.delivered, &self.asked, &self.ended, &self.paused, &self.before_ns, &self.after_ns];
+        for word in words.into_iter().chain(&self.passes) {
             word.store(0, Ordering::Relaxed);
         }
-        for count in [&self.packets, &self.bytes, &self.last_ns] {
+        for count in [&self.packets, &self.bytes, &self.last_ns, &self.request_ns] {
             count.store(0, Ordering::Relaxed);
         }
     }
 }
 
-/// The programs' variables.
+/// Bytes of the name of who started it, with the NUL.
+const OWNER: usize = size_of::<short_control>() - offset_of!(short_control, owner);
+
+/// The programs' variables: `struct short_control`.
 #[derive(Debug)]
 #[repr(C)]
-struct Control {
-    deadline_ns: AtomicU64,
-    epoch: AtomicU32,
+pub struct Control {
+    pub deadline_ns: AtomicU64,
+    pub epoch: AtomicU32,
+    pub stopped: AtomicU32,
+    pub released: AtomicU32,
+    pub detached: AtomicU32,
+    pub netns: AtomicU32,
     unused: AtomicU32,
+    pub lease_ns: AtomicU64,
+    pub started_ns: AtomicU64,
+    pub ends_ns: AtomicU64,
+    pub closed_connections: AtomicU64,
+    pub closed_carried: AtomicU64,
+    pub closed_packets: AtomicU64,
+    pub closed_bytes: AtomicU64,
+    owner: [AtomicI8; OWNER],
 }
 
 // SAFETY: atomics only.
@@ -82,7 +104,47 @@ const _: () = {
     assert!(size_of::<Control>() == size_of::<bss>());
     assert!(offset_of!(Control, deadline_ns) == offset_of!(short_control, deadline_ns));
     assert!(offset_of!(Control, epoch) == offset_of!(short_control, epoch));
+    assert!(offset_of!(Control, netns) == offset_of!(short_control, netns));
+    assert!(offset_of!(Control, lease_ns) == offset_of!(short_control, lease_ns));
+    assert!(offset_of!(Control, closed_connections) == offset_of!(short_control, closed_connections));
+    assert!(offset_of!(Control, closed_bytes) == offset_of!(short_control, closed_bytes));
+    assert!(offset_of!(Control, owner) == offset_of!(short_control, owner));
 };
+
+impl Control {
+    /// Lets packets be redirected for that long from now.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let lease = nanos(lease);
+        self.lease_ns.store(lease, Ordering::Relaxed);
+        self.deadline_ns.store(clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(lease), Ordering::Release);
+        Ok(())
+    }
+
+    /// Who started it and, behind that, who ends it.
+    pub fn owner(&self) -> String {
+        let bytes: Vec<u8> = self.owner.iter().map(|b| b.load(Ordering::Relaxed).cast_unsigned()).take_while(|b| *b != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Notes who that is; what is too long is cut.
+    pub fn set_owner(&self, owner: &str) {
+        let bytes = owner.bytes().take(OWNER - 1).chain(std::iter::repeat(0));
+        self.owner.iter().zip(bytes).for_each(|(to, from)| to.store(from.cast_signed(), Ordering::Relaxed));
+    }
+
+    /// Adds a connection that is over to the sums.
+    pub fn add_closed(&self, packets: u64, bytes: u64) {
+        self.closed_connections.fetch_add(1, Ordering::Relaxed);
+        self.closed_carried.fetch_add(u64::from(packets > 0), Ordering::Relaxed);
+        self.closed_packets.fetch_add(packets, Ordering::Relaxed);
+        self.closed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A time as the programs count it.
+pub fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4)
+}
 
 /// What a program reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +166,9 @@ pub struct Programs {
     /// What the stack sends out.
     pub delivered: OwnedFd,
     flows: MapHandle,
+    attached: MapHandle,
+    /// The maps behind `slots` and `control`, to be pinned.
+    shared: [MapHandle; 2],
     slots: Mapped<Slot>,
     control: Mapped<Control>,
     ring: RingBuffer<'static>,
@@ -122,6 +187,9 @@ impl Programs {
     /// Loads them.
     pub fn load() -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
+        if switches::is_absent("short") {
+            anyhow::bail!("a test switch takes the short path away");
+        }
         let open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
         let skel = open.load().context("the kernel refused the programs of the short path")?;
         let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
@@ -144,6 +212,11 @@ impl Programs {
             from_node: owned(skel.progs.short_from_node.as_fd())?,
             delivered: owned(skel.progs.short_delivered.as_fd())?,
             flows: MapHandle::try_from(&skel.maps.flows).context("cannot keep the map of flows")?,
+            attached: MapHandle::try_from(&skel.maps.attached).context("cannot keep the map of devices")?,
+            shared: [
+                MapHandle::try_from(&skel.maps.slots).context("cannot keep the slots")?,
+                MapHandle::try_from(&skel.maps.bss).context("cannot keep the programs' variables")?,
+            ],
             slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).context("cannot map the slots")?,
             control: Mapped::new(variables.as_fd(), variables.value_size(), 1).context("cannot map the programs' variables")?,
             ring,
@@ -154,7 +227,8 @@ impl Programs {
         Ok(programs)
     }
 
-    fn control(&self) -> &Control {
+    /// The programs' variables.
+    pub fn control(&self) -> &Control {
         self.control.get(0).expect("the programs' variables are one value")
     }
 
@@ -189,12 +263,21 @@ impl Programs {
         self.control().epoch.store(epoch.max(1), Ordering::Release);
     }
 
-    /// Lets packets be redirected for that long from now.
-    pub fn renew(&self, lease: Duration) -> Result<()> {
-        let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX / 4);
-        self.control().deadline_ns.store(now.saturating_add(lease), Ordering::Release);
-        Ok(())
+    /// What another process finds by its pin: variables, slots, flows and devices.
+    pub fn pinnable(&mut self) -> [&mut MapHandle; 4] {
+        let [slots, control] = &mut self.shared;
+        [control, slots, &mut self.flows, &mut self.attached]
+    }
+
+    /// Notes how programs stay attached to a device without their process (`enum short_attachment`).
+    pub fn note_attachment(&self, device: u32, attachment: u32) -> Result<()> {
+        self.attached.update(&device.to_ne_bytes(), &attachment.to_ne_bytes(), MapFlags::ANY).context("cannot note a device")
+    }
+
+    /// Notes that none are.
+    pub fn forget_attachment(&self, device: u32) {
+        // It may be gone.
+        let _ = self.attached.delete(&device.to_ne_bytes());
     }
 
     /// Ends every redirect.

@@ -1,46 +1,44 @@
 //! What is reported about the connections of the short path.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use sockpath_protocol::accel::{Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
+use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::Connection;
 use super::flow::State;
 use super::path::Path;
-use super::programs::PASSES;
+use super::programs::{Control, PASSES, Slot};
 
 /// All connections of these nodes, and the sums.
 pub fn snapshot<'a>(paths: impl Iterator<Item = &'a Path>) -> PairsSnapshot {
     let mut snapshot = PairsSnapshot::default();
     for path in paths {
         snapshot.pairs.extend(path.connections().map(|c| pair(path, c)));
-        snapshot.totals.closed += path.over.connections;
-        snapshot.totals.bypassed_bytes += path.over.bytes;
-        snapshot.totals.bypassed_messages += path.over.packets;
+        add_closed(&mut snapshot.totals, path.control());
     }
-    snapshot.pairs.sort_by_key(|p| (p.client, p.dialled));
-    add_up(&mut snapshot.totals, &snapshot.pairs);
+    finish(&mut snapshot);
     snapshot
 }
 
-fn add_up(totals: &mut Totals, pairs: &[Pair]) {
-    for pair in pairs {
-        totals.open += 1;
-        totals.accelerated += u64::from(pair.state == PairState::Accelerated);
-        totals.bypassed_bytes += pair.bypassed_bytes;
-        totals.bypassed_messages += pair.bypassed_messages;
-        for (reason, count) in &pair.passes {
-            *totals.passes.entry(*reason).or_default() += count;
-        }
-    }
+/// Adds the connections of a node that are over.
+pub fn add_closed(totals: &mut Totals, control: &Control) {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let (bytes, packets) = (read(&control.closed_bytes), read(&control.closed_packets));
+    totals.closed += read(&control.closed_connections);
+    totals.bypassed_bytes += bytes;
+    totals.bypassed_messages += packets;
+    totals.by_path.short += Carried { connections: read(&control.closed_carried), bytes, units: packets };
 }
 
-fn pair(path: &Path, connection: &Connection) -> Pair {
-    let [client_pod, server_pod] = path.pod_names(connection).map(|n| n.map(str::to_owned));
-    let (state, reason) = state(path, connection);
-    let slots = path.slots(connection);
-    let sum = |count: fn(&super::programs::Slot) -> u64| slots.map_or(0, |s| s.into_iter().map(count).sum());
+/// Sorts the pairs and adds them up.
+pub fn finish(snapshot: &mut PairsSnapshot) {
+    snapshot.pairs.sort_by_key(|p| (p.client, p.dialled));
+    snapshot.pairs.iter().for_each(|p| snapshot.totals.add(p));
+}
+
+/// Why packets of these directions took the stack.
+pub fn passes(slots: Option<[&Slot; 2]>) -> BTreeMap<Reason, u64> {
     let mut passes: BTreeMap<Reason, u64> = BTreeMap::new();
     for slot in slots.into_iter().flatten() {
         for (reason, count) in PASSES.iter().zip(&slot.passes) {
@@ -50,6 +48,27 @@ fn pair(path: &Path, connection: &Connection) -> Pair {
             }
         }
     }
+    passes
+}
+
+/// A median that the programs keep in the slot of the server's direction.
+pub fn turnaround(slots: Option<[&Slot; 2]>, median: fn(&Slot) -> &AtomicU32) -> Option<u64> {
+    let [_, of_server] = slots?;
+    Some(u64::from(median(of_server).load(Ordering::Relaxed))).filter(|ns| *ns != 0)
+}
+
+/// Bytes and packets of these directions.
+pub fn carried(slots: Option<[&Slot; 2]>) -> (u64, u64) {
+    let sum = |count: fn(&Slot) -> u64| slots.map_or(0, |s| s.into_iter().map(count).sum());
+    (sum(|s| s.bytes.load(Ordering::Relaxed)), sum(|s| s.packets.load(Ordering::Relaxed)))
+}
+
+fn pair(path: &Path, connection: &Connection) -> Pair {
+    let [client_pod, server_pod] = path.pod_names(connection).map(|n| n.map(str::to_owned));
+    let (state, reason) = state(path, connection);
+    let slots = path.slots(connection);
+    let (bytes, packets) = carried(slots);
+    let (bytes, packets) = (connection.bytes + bytes, connection.packets + packets);
     Pair {
         client_pod,
         server_pod,
@@ -66,11 +85,12 @@ fn pair(path: &Path, connection: &Connection) -> Pair {
         state,
         reason,
         live: connection.live,
-        bypassed_bytes: sum(|s| s.bytes.load(Ordering::Relaxed)),
-        bypassed_messages: sum(|s| s.packets.load(Ordering::Relaxed)),
-        passes,
-        turnaround_before_ns: None,
-        turnaround_after_ns: None,
+        bypassed_bytes: bytes,
+        bypassed_messages: packets,
+        passes: passes(slots),
+        by_path: ByPath { short: Carried::of_one(bytes, packets), ..ByPath::default() },
+        turnaround_before_ns: turnaround(slots, |s| &s.before_ns),
+        turnaround_after_ns: turnaround(slots, |s| &s.after_ns),
     }
 }
 

@@ -28,6 +28,24 @@ pub fn table(bypassed: &[Bypassed], style: &Style) -> Text {
     out
 }
 
+/// What is bypassed in a line: how many of each kind.
+#[must_use]
+pub fn brief(bypassed: &[Bypassed]) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for one in bypassed {
+        match counts.iter_mut().find(|(kind, _)| *kind == one.kind.text()) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((one.kind.text(), 1)),
+        }
+    }
+    if counts.is_empty() {
+        return "bypassed: the network path; no policy, rule, limit, program or mirror was found on it".to_owned();
+    }
+    let counts: Vec<String> =
+        counts.into_iter().map(|(kind, n)| if n == 1 { format!("1 {kind}") } else { format!("{n} x {kind}") }).collect();
+    format!("bypassed: {} (accelerate --dry-run lists them)", counts.join(", "))
+}
+
 fn pods(one: &Bypassed) -> String {
     match one.pods.len() {
         0 => "any".to_owned(),
@@ -67,6 +85,12 @@ mod tests {
              \u{20}queue discipline  tbf 8001:, 1 Mbit/s        veth1 on node-1             shop/a\n"
         );
         assert!(table(&[], &Style::plain(140)).contains("no policy, rule, limit"));
+        let two = [some(), some()].concat();
+        assert_eq!(
+            brief(&two[1..]),
+            "bypassed: 2 x netfilter rule, 2 x queue discipline, 1 NetworkPolicy (accelerate --dry-run lists them)"
+        );
+        assert!(brief(&[]).contains("no policy, rule, limit"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
-use sockpath_protocol::accel::{AccelSummary, Pair, PairState, PairsSnapshot, Reason, Totals};
+use sockpath_protocol::accel::{AccelSummary, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::columns;
 use super::line::Line;
@@ -70,9 +70,8 @@ pub fn totals<'a>(all: impl IntoIterator<Item = &'a Totals>) -> Totals {
         sum.closed += t.closed;
         sum.bypassed_bytes += t.bypassed_bytes;
         sum.bypassed_messages += t.bypassed_messages;
-        for (reason, n) in &t.passes {
-            *sum.passes.entry(*reason).or_default() += n;
-        }
+        sum.add_passes(&t.passes);
+        sum.by_path += t.by_path;
     }
     sum
 }
@@ -163,13 +162,16 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> Text {
 pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     let t = totals(nodes.iter().map(|n| &n.snapshot.totals));
     let mut out = Text::default();
-    let text = format!(
-        "{} of {} connections accelerated, {} in {} messages redirected",
-        t.accelerated,
-        t.open,
-        bytes(t.bypassed_bytes),
-        t.bypassed_messages
-    );
+    let via = |carrier: Carrier| {
+        nodes.iter().flat_map(|n| &n.snapshot.pairs).filter(|p| p.state == PairState::Accelerated && p.via == carrier).count()
+    };
+    let by = match (via(Carrier::Socket), via(Carrier::Short)) {
+        (0, 0) => String::new(),
+        (sockets, 0) => format!(" ({sockets} socket to socket)"),
+        (0, devices) => format!(" ({devices} device to device)"),
+        (sockets, devices) => format!(" ({sockets} socket to socket, {devices} device to device)"),
+    };
+    let text = format!("{} of {} connections accelerated{by}, {} redirected", t.accelerated, t.open, bytes(t.bypassed_bytes));
     Line::new(style).paint(Paint::Heading, &text).end(&mut out);
     let others = others(nodes);
     if !others.is_empty() {
@@ -196,7 +198,7 @@ fn others(nodes: &[NodePairs]) -> String {
 /// What changed since the last snapshot, one line per pair: for output that cannot be redrawn.
 #[derive(Debug, Default)]
 pub struct Changes {
-    known: HashMap<(String, SocketAddr, SocketAddr), (PairState, Option<Reason>)>,
+    known: HashMap<(String, SocketAddr, SocketAddr), (PairState, Carrier, Option<Reason>)>,
 }
 
 impl Changes {
@@ -207,17 +209,32 @@ impl Changes {
         for node in nodes {
             for pair in &node.snapshot.pairs {
                 let key = (node.node.clone(), pair.client, pair.dialled);
-                let state = (pair.state, pair.reason);
+                let state = (pair.state, pair.via, pair.reason);
                 if self.known.get(&key) != Some(&state) {
+                    let via = if pair.state == PairState::Accelerated { format!(" ({})", pair.via.text()) } else { String::new() };
                     let why = why(pair);
                     let why = if why.is_empty() { why } else { format!(": {why}") };
-                    out.line(&format!("{} -> {}  {}{why}", client(pair), server(pair), state_word(pair.state)));
+                    out.line(&format!("{} -> {}  {}{via}{why}", client(pair), server(pair), state_word(pair.state)));
                 }
                 now.insert(key, state);
             }
         }
         self.known = now;
         out
+    }
+}
+
+/// What went by which path: `12 connections: 3 socket to socket (1.00 MiB in 90 messages), 9 device to device (8.00 MiB in 2000 packets)`.
+fn carried(t: &Totals) -> String {
+    let connections = t.open + t.closed;
+    let of = |what: &Carried, how: &str, units: &str| {
+        (what.units > 0).then(|| format!("{} {how} ({} in {} {units})", what.connections, bytes(what.bytes), what.units))
+    };
+    let paths = [of(&t.by_path.socket, "socket to socket", "messages"), of(&t.by_path.short, "device to device", "packets")];
+    let paths: Vec<String> = paths.into_iter().flatten().collect();
+    match paths.is_empty() {
+        true => format!("{connections} connections: none took another path than the network stack"),
+        false => format!("{connections} connections: {}", paths.join(", ")),
     }
 }
 
@@ -231,15 +248,14 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
     let end = if detached { "goes on without this command" } else { "all connections are on the normal path" };
     let ran = if ran.as_secs() > 0 { Duration::from_secs(ran.as_secs()) } else { ran };
     Line::new(style).paint(Paint::Heading, &format!("after {}: {end}", human(ran))).end(&mut out);
-    let connections = t.open + t.closed;
-    Line::new(style)
-        .text(&format!("{connections} connections observed; {} in {} messages redirected", bytes(t.bypassed_bytes), t.bypassed_messages))
-        .end(&mut out);
+    for line in crate::terminal::wrap(&carried(&t), style.width) {
+        Line::new(style).text(&line).end(&mut out);
+    }
     let mut passes: Vec<(&Reason, &u64)> = t.passes.iter().filter(|(_, n)| **n > 0).collect();
     passes.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     if !passes.is_empty() {
         let list: Vec<String> = passes.iter().take(6).map(|(reason, n)| format!("{n} {}", reason.text())).collect();
-        for line in crate::terminal::wrap(&format!("by TCP: {}", list.join(", ")), style.width) {
+        for line in crate::terminal::wrap(&format!("not bypassed: {}", list.join(", ")), style.width) {
             Line::new(style).text(&line).end(&mut out);
         }
     }
@@ -255,7 +271,7 @@ pub fn summary(summaries: &[AccelSummary], style: &Style) -> Text {
 
 #[cfg(test)]
 mod tests {
-    use sockpath_protocol::accel::Carrier;
+    use sockpath_protocol::accel::ByPath;
 
     use super::*;
 
@@ -284,6 +300,7 @@ mod tests {
             bypassed_bytes: u64::from(port) * 1000,
             bypassed_messages: u64::from(port),
             passes: [(Reason::Order, 3), (Reason::Learning, 9)].into(),
+            by_path: ByPath::default(),
             turnaround_before_ns: Some(23_000),
             turnaround_after_ns: (state == PairState::Accelerated).then_some(11_000),
         }
@@ -301,7 +318,7 @@ mod tests {
     fn the_table_shows_what_moves_most_first() {
         let text = table(&nodes(), &Style::plain(160), 10);
         let mut lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "1 of 3 connections accelerated, 39.1 MiB in 41000 messages redirected");
+        assert_eq!(lines[0], "1 of 3 connections accelerated (1 socket to socket), 39.1 MiB redirected");
         assert_eq!(lines.remove(1), "1 excluded: other node");
         assert!(lines[1].contains("CLIENT") && !lines[1].contains("NODE"), "{text}");
         assert!(
@@ -365,8 +382,8 @@ mod tests {
         let mut nodes = nodes();
         assert_eq!(changes.lines(&nodes).lines().count(), 3);
         assert_eq!(changes.lines(&nodes), "");
-        nodes[0].snapshot.pairs[2].state = PairState::Accelerated;
-        assert_eq!(changes.lines(&nodes), "default/curl:41001 -> default/httpbin:8080  accelerated\n");
+        (nodes[0].snapshot.pairs[2].state, nodes[0].snapshot.pairs[2].via) = (PairState::Accelerated, Carrier::Socket);
+        assert_eq!(changes.lines(&nodes), "default/curl:41001 -> default/httpbin:8080  accelerated (socket)\n");
         nodes[0].snapshot.pairs.clear();
         assert_eq!(changes.lines(&nodes), "");
     }
@@ -379,14 +396,24 @@ mod tests {
             bypassed_bytes: 1 << 20,
             bypassed_messages: 7,
             passes: [(Reason::Order, 3)].into(),
+            by_path: ByPath { socket: Carried { connections: 2, bytes: 1 << 20, units: 7 }, ..ByPath::default() },
             ..Totals::default()
         };
         let one = AccelSummary { totals, ran_ms: 61_000, left_enrolled: 0, detached: false, stopped_by: None };
         let text = summary(&[one.clone(), one.clone()], &Style::plain(100));
         assert_eq!(
             text,
-            "after 1m1s: all connections are on the normal path\n6 connections observed; 2.00 MiB in 14 messages redirected\nby TCP: 6 TCP bytes still unread\n"
+            "after 1m1s: all connections are on the normal path\n6 connections: 4 socket to socket (2.00 MiB in 14 messages)\nnot bypassed: 6 TCP bytes still unread\n"
         );
+        let mut both = one.clone();
+        both.totals.by_path.short = Carried { connections: 3, bytes: 1 << 10, units: 9 };
+        let text = summary(&[both], &Style::plain(120));
+        assert!(
+            text.contains("3 connections: 2 socket to socket (1.00 MiB in 7 messages), 3 device to device (1.00 KiB in 9 packets)"),
+            "{text}"
+        );
+        let text = summary(&[AccelSummary { totals: Totals { open: 2, ..Totals::default() }, ..one.clone() }], &Style::plain(100));
+        assert!(text.contains("2 connections: none took another path"), "{text}");
         let text = summary(&[AccelSummary { left_enrolled: 2, detached: true, ..one }], &Style::plain(100));
         assert!(text.contains("goes on without this command") && text.contains("2 sockets still have"), "{text}");
     }

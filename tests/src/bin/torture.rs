@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use sockpath_protocol::accel::Via;
 use sockpath_tests::snapshot::{Scope, Snapshot};
 use sockpath_tests::torture::agent;
 use sockpath_tests::torture::client::{self, ClientOptions, Route};
@@ -30,9 +31,21 @@ struct Args {
     /// Use the copy of the programs without the order gate, which has to fail
     #[arg(long, conflicts_with = "plain")]
     without_order_gate: bool,
+    /// The path of accelerated connections: socket, short or auto
+    #[arg(long, default_value = "socket", value_parser = via)]
+    via: Via,
     /// Make no new connections after so many seconds
     #[arg(long)]
     limit: Option<u64>,
+}
+
+fn via(text: &str) -> Result<Via, String> {
+    match text {
+        "socket" => Ok(Via::Socket),
+        "short" => Ok(Via::Short),
+        "auto" => Ok(Via::Auto),
+        _ => Err("socket, short or auto".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,12 +122,16 @@ fn controller(args: &Args) -> Result<ExitCode> {
         Some(seed) => seed,
         None => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs(),
     };
-    let how = if args.plain { " --plain" } else { "" };
+    let how = match (args.plain, args.via) {
+        (true, _) => " --plain",
+        (false, Via::Socket) => "",
+        (false, Via::Short) => " --via short",
+        (false, Via::Auto) => " --via auto",
+    };
     println!("to repeat: torture --connections {} --seed {seed}{how}", args.connections);
     let limit = args.limit.map(Duration::from_secs);
-    let verdict =
-        Torture { seed, connections: args.connections, accelerate: !args.plain, without_order_gate: args.without_order_gate, limit }
-            .run()?;
+    let (connections, accelerate, without_order_gate, via) = (args.connections, !args.plain, args.without_order_gate, args.via);
+    let verdict = Torture { seed, connections, accelerate, without_order_gate, via, limit }.run()?;
     println!("{verdict}");
     Ok(if verdict.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -20,6 +20,9 @@ use crate::state::look;
 /// Makes a helper with test switches use the programs without the order gate.
 const WITHOUT_ORDER_GATE: &str = "SOCKPATH_TEST_NO_ORDER_GATE";
 
+/// Makes a helper with test switches take mechanisms of the kernel for absent.
+const WITHOUT: &str = "SOCKPATH_TEST_WITHOUT";
+
 /// Longest wait for the helper to become ready or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -68,6 +71,16 @@ impl Session {
     pub fn start_without_order_gate(lab: &Lab) -> Result<Self> {
         let mut command = lab.helper_with_test_switches();
         command.env(WITHOUT_ORDER_GATE, "1");
+        Self::start_command(command)
+    }
+
+    /// The same where the kernel's mechanisms of this list with commas are taken for absent.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn start_without(lab: &Lab, mechanisms: &str) -> Result<Self> {
+        let mut command = lab.helper_with_test_switches();
+        command.env(WITHOUT, mechanisms);
         Self::start_command(command)
     }
 
@@ -214,8 +227,12 @@ pub struct Choice {
     pub without_order_gate: bool,
     /// Carry readers, too, that sleep in their receive call.
     pub blocking_readers: bool,
-    /// The path. On the short path all pods of both nodes are chosen where none is named.
+    /// The path. Except on the socket path all pods of both nodes are chosen where none is named.
     pub via: Via,
+    /// Programs that are proven for the socket path beyond those that the helper knows of.
+    pub socket_programs: Vec<String>,
+    /// Mechanisms of the kernel that a helper with test switches takes for absent, in a list with commas.
+    pub without: String,
 }
 
 impl Default for Choice {
@@ -227,6 +244,8 @@ impl Default for Choice {
             without_order_gate: false,
             blocking_readers: false,
             via: Via::Socket,
+            socket_programs: Vec::new(),
+            without: String::new(),
         }
     }
 }
@@ -240,7 +259,7 @@ impl Choice {
     pub fn request(&self, lab: &Lab) -> AccelerateRequest {
         let status = lab.status();
         let chosen = |name: &str| self.pods.is_empty() || self.pods.iter().any(|p| p == name);
-        let on_nodes = |node: &str| self.via == Via::Short || node == "node-1";
+        let on_nodes = |node: &str| self.via != Via::Socket || node == "node-1";
         let pods: Vec<Pod> = status.pods.iter().filter(|p| on_nodes(&p.node) && chosen(&p.name)).map(Pod::from).collect();
         let nodes: Vec<Node> = status.nodes.iter().map(Node::from).collect();
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
@@ -249,7 +268,7 @@ impl Choice {
         let leave_alone = !self.blocking_readers;
         let request = serde_json::json!({
             "pods": pods, "lease_ms": lease_ms, "detach": self.detach, "owner": owner, "leave_blocking_readers": leave_alone,
-            "via": self.via, "nodes": nodes,
+            "via": self.via, "nodes": nodes, "socket_programs": self.socket_programs,
         });
         serde_json::from_value(request).unwrap_or_else(|e| panic!("the protocol has changed: {e}"))
     }
@@ -281,7 +300,11 @@ impl Accelerator {
     }
 
     fn begin(lab: &Lab, choice: &Choice, mut see: impl FnMut(&Canary)) -> Result<Self> {
-        let mut session = if choice.without_order_gate { Session::start_without_order_gate(lab)? } else { Session::start(lab)? };
+        let mut session = match choice {
+            Choice { without_order_gate: true, .. } => Session::start_without_order_gate(lab)?,
+            Choice { without, .. } if !without.is_empty() => Session::start_without(lab, without)?,
+            _ => Session::start(lab)?,
+        };
         session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
         session.expect("the sign that it is armed", |m| {
             if let Message::Canary(canary) = m {

@@ -37,9 +37,9 @@ enum Way {
 pub struct Deeds {
     /// How often acceleration was on, by the way it ended.
     pub ways: BTreeMap<String, u64>,
-    /// Bytes that went socket to socket, as far as the helper lived to tell.
+    /// Bytes that went by the short path or socket to socket, as far as the helper lived to tell.
     pub bypassed_bytes: u64,
-    /// Messages that went socket to socket.
+    /// Packets and messages that did.
     pub bypassed_messages: u64,
     /// Messages on sockets in the map that went by TCP, by reason.
     pub passes: BTreeMap<Reason, u64>,
@@ -53,14 +53,14 @@ pub struct Deeds {
 ///
 /// # Errors
 /// When the helper does not do as asked.
-pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool, on: Sender<()>) -> Result<Deeds> {
+pub fn run(lab: &Lab, seed: u64, choice: &Choice, over: &AtomicBool, on: Sender<()>) -> Result<Deeds> {
     let mut first = Some(on);
     let mut rng = Prng::new(seed, u64::MAX);
     let mut deeds = Deeds::default();
     let ways = [Way::Finish, Way::Finish, Way::Terminate, Way::Interrupt, Way::PluginDies, Way::HelperDies, Way::LeaseRunsOut, Way::Detach];
     while !over.load(Ordering::Acquire) {
         let way = rng.pick(&ways);
-        let round = round(lab, way, without_order_gate, &mut rng, &mut deeds, over, first.take());
+        let round = round(lab, way, choice, &mut rng, &mut deeds, over, first.take());
         round.with_context(|| format!("acceleration that ends by {way:?}"))?;
         *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
         doze(Duration::from_millis(rng.log_between(1, 300)), over);
@@ -72,7 +72,7 @@ pub fn run(lab: &Lab, seed: u64, without_order_gate: bool, over: &AtomicBool, on
 fn round(
     lab: &Lab,
     way: Way,
-    without_order_gate: bool,
+    choice: &Choice,
     rng: &mut Prng,
     deeds: &mut Deeds,
     over: &AtomicBool,
@@ -82,8 +82,7 @@ fn round(
     let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
     // All pods, mostly; sometimes one end only, which has to be left alone.
     let pods = if first.is_none() && rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
-    let mut on =
-        Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, without_order_gate, ..Choice::default() })?;
+    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, ..choice.clone() })?;
     let began = Instant::now();
     // Starting takes seconds on a busy machine; most of the time it shall be on.
     let on_for = match first {

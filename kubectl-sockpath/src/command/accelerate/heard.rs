@@ -26,9 +26,7 @@ struct Document<'a> {
     left_enrolled: u64,
     nodes: &'a [NodePairs],
     canaries: &'a [Canary],
-    /// Of a dry run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bypassed: Option<Vec<Bypassed>>,
+    bypassed: Vec<Bypassed>,
     warnings: &'a [String],
     lost: &'a [String],
 }
@@ -55,8 +53,10 @@ pub struct Heard {
     pub warnings: Kept<String>,
     /// Helpers that went away, in words.
     pub lost: Vec<String>,
-    /// What would be bypassed, as each helper and the API server know it.
+    /// What is bypassed, or would be, as each helper and the API server know it.
     pub bypassed: Kept<Bypassed>,
+    /// Helpers that have told what is bypassed on their nodes.
+    pub told_bypassed: BTreeSet<usize>,
     /// What a helper failed at.
     pub error: Option<String>,
     /// Nodes where another session ended the acceleration, and whose.
@@ -74,6 +74,7 @@ impl Default for Heard {
             warnings: Kept::of(WARNINGS_KEPT),
             lost: Vec::new(),
             bypassed: Kept::of(BYPASSED_KEPT),
+            told_bypassed: BTreeSet::new(),
             error: None,
             stopped: Vec::new(),
             summaries: Vec::new(),
@@ -120,7 +121,10 @@ impl Heard {
                 join_halves(&mut self.nodes);
                 self.started.insert(helper);
             }
-            Message::Bypassed { found } => self.bypassed.extend(found),
+            Message::Bypassed { found } => {
+                self.bypassed.extend(found);
+                self.told_bypassed.insert(helper);
+            }
             // Each helper ends once.
             Message::Summary(summary) if self.summaries.len() < self.nodes.len() => {
                 if let Some(by) = &summary.stopped_by {
@@ -168,7 +172,7 @@ impl Heard {
                 output::print(&pairs::summary(&self.summaries, &form.style))?;
             }
         }
-        for canary in self.canaries.iter().filter(|c| !c.passed) {
+        for canary in self.canaries.iter().filter(|c| !c.passed && form.sockets) {
             output::say(&format!("warning: this kernel fails the check `{}`: {}", canary.name, canary.detail));
         }
         if let Some(error) = self.error {
@@ -202,7 +206,7 @@ impl Heard {
             left_enrolled: self.summaries.iter().map(|s| s.left_enrolled).sum(),
             nodes: &self.nodes,
             canaries: &self.canaries,
-            bypassed: form.dry_run.then(|| gather(self.bypassed.iter().cloned())),
+            bypassed: gather(self.bypassed.iter().cloned()),
             warnings: &self.warnings,
             lost: &self.lost,
         }
@@ -249,6 +253,8 @@ pub struct Form {
     pub detached: bool,
     /// The user pressed Ctrl-C.
     pub interrupted: bool,
+    /// The socket path was asked for: what the kernel fails there matters.
+    pub sockets: bool,
     /// How text looks.
     pub style: Style,
 }
@@ -271,6 +277,7 @@ mod tests {
             dry_run: false,
             detached: false,
             interrupted: false,
+            sockets: true,
             style: Style::of_stdout(crate::cli::ColorChoice::Never),
         };
         let end = heard.conclude(&form).unwrap_err().to_string();
@@ -287,6 +294,7 @@ mod tests {
             server: server.map(|s| s.parse().unwrap()),
             via_service: false,
             via: Default::default(),
+            by_path: Default::default(),
             state: PairState::LeftAlone,
             reason: Some(reason),
             live: false,

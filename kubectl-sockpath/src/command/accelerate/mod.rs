@@ -74,6 +74,9 @@ fn check(args: &cli::Accelerate, dry_run: bool) -> Result<()> {
     if args.all_namespaces && !args.pods.is_empty() {
         return Err(UsageError::new("name pods or take all namespaces (-A), not both: NS/NAME names a pod of another namespace"));
     }
+    if args.via != cli::Via::Auto && !args.socket_programs.is_empty() {
+        return Err(UsageError::new("--socket-program goes with --via auto: the other paths do not ask which programs are proven"));
+    }
     if dry_run && args.detach {
         return Err(UsageError::new("--dry-run watches and returns, there is nothing to detach"));
     }
@@ -109,7 +112,8 @@ pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
         stay: false,
         owner: owner(),
         leave_blocking_readers: true,
-        via: Via::default(),
+        via: Via::Socket,
+        socket_programs: Vec::new(),
     }
 }
 

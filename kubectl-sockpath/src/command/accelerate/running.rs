@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
+use sockpath_protocol::bypass::gather;
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -21,6 +22,7 @@ use crate::interrupt::Interrupt;
 use crate::inventory::{PodInfo, Scope};
 use crate::output::{self, Screen};
 use crate::progress::Progress;
+use crate::render::bypassed;
 use crate::render::pairs::{self, Changes, NodePairs};
 use crate::session::{Event, Fleet, Member};
 use crate::terminal::Style;
@@ -118,6 +120,8 @@ pub struct Session<'a> {
     /// Nodes that have chosen pods for the first time, while they are looked up.
     locating: Task<'a, (Vec<String>, Result<Vec<Node>>)>,
     dry_run: bool,
+    /// The user knows what is bypassed.
+    bypassed_told: bool,
     style: Style,
     /// The live table.
     screen: Screen,
@@ -151,6 +155,7 @@ impl<'a> Session<'a> {
             choosing: None,
             locating: None,
             dry_run,
+            bypassed_told: false,
             style,
             screen: Screen::default(),
             changes: Changes::default(),
@@ -162,13 +167,11 @@ impl<'a> Session<'a> {
     pub async fn run(mut self) -> Result<Exit> {
         self.progress.phase("", if self.dry_run { "watching connections" } else { "pairing connections" });
         self.make_room();
-        if self.dry_run {
-            let (bypassed, warning) = self.backend.bypassed(&self.pods).await;
-            self.heard.bypassed.extend(bypassed);
-            if let Some(text) = warning {
-                self.heard.warnings.push(text.clone());
-                self.warn(&text)?;
-            }
+        let (bypassed, warning) = self.backend.bypassed(&self.pods).await;
+        self.heard.bypassed.extend(bypassed);
+        if let Some(text) = warning {
+            self.heard.warnings.push(text.clone());
+            self.warn(&text)?;
         }
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
             self.progress.note(&format!("note: {UNWATCHED}"));
@@ -188,7 +191,8 @@ impl<'a> Session<'a> {
         let json = self.args.output == Some(ObjectOutput::Json);
         let why = self.why_it_ended(end);
         let wide = self.args.output == Some(ObjectOutput::Wide);
-        let form = Form { json, wide, dry_run: self.dry_run, detached: self.args.detach, interrupted, style: self.style };
+        let sockets = self.args.via == cli::Via::Socket;
+        let form = Form { json, wide, dry_run: self.dry_run, detached: self.args.detach, interrupted, sockets, style: self.style };
         let exit = self.heard.conclude(&form)?;
         if let Some(text) = why {
             self.progress.note(&text);
@@ -236,7 +240,9 @@ impl<'a> Session<'a> {
             stay: matches!(self.backend, Backend::Cluster(_)),
             owner: owner(),
             leave_blocking_readers: !self.args.blocking_readers,
+            socket_programs: self.args.socket_programs.clone(),
             via: match self.args.via {
+                cli::Via::Auto => Via::Auto,
                 cli::Via::Socket => Via::Socket,
                 cli::Via::Short => Via::Short,
             },
@@ -316,11 +322,23 @@ impl<'a> Session<'a> {
         if self.heard.over.contains(&helper) {
             self.given_up.insert(name);
         }
+        self.tell_bypassed()?;
         if snapshot && matches!(self.args.output, None | Some(ObjectOutput::Wide)) && !self.args.detach && !self.dry_run {
             self.progress.clear();
             self.draw()?;
         }
         Ok(())
+    }
+
+    /// Says once in a line what accelerated connections bypass, when every helper that has begun has told its part. A dry run lists it.
+    fn tell_bypassed(&mut self) -> Result<()> {
+        let has_told = |helper: &usize| self.heard.told_bypassed.contains(helper) || self.heard.over.contains(helper);
+        if self.dry_run || self.bypassed_told || self.heard_at.is_empty() || !self.heard_at.keys().all(has_told) {
+            return Ok(());
+        }
+        self.bypassed_told = true;
+        let text = bypassed::brief(&gather(self.heard.bypassed.iter().cloned()));
+        self.note(&text)
     }
 
     fn warn(&mut self, text: &str) -> Result<()> {

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::instance::Instance;
-use super::pins::Pins;
-use super::stop::dismantle;
+use super::existing::Existing;
+use crate::accel::pins::Pins;
 use crate::site::Site;
 
 /// How long queues may take to drain while the pods live; some never read.
@@ -37,7 +36,8 @@ impl Abandoned {
             return Ok(Some(Self(pins)));
         }
         let attached = pins.attached_cgroups()?;
-        Ok(has_one_of(root, &attached)?.then_some(Self(pins)))
+        let is_of_it = has_one_of(root, &attached)? || Existing::open(&pins)?.is_in_other_namespaces()?;
+        Ok(is_of_it.then_some(Self(pins)))
     }
 
     /// Puts connections back on their normal path as far as their readers let it. The pods may be killed then.
@@ -45,9 +45,7 @@ impl Abandoned {
     /// # Errors
     /// When the kernel refuses.
     pub async fn drain(&self) -> Result<()> {
-        if let Some(instance) = Instance::open(&self.0)? {
-            dismantle(&instance, &[], DRAIN).await?;
-        }
+        Existing::open(&self.0)?.stop("", DRAIN).await?;
         Ok(())
     }
 
@@ -56,11 +54,9 @@ impl Abandoned {
     /// # Errors
     /// When sockets are still enrolled: somebody outside of the pods holds them.
     pub async fn remove(self) -> Result<usize> {
-        if let Some(instance) = Instance::open(&self.0)? {
-            let left = dismantle(&instance, &[], GONE).await?.left_enrolled;
-            if left > 0 {
-                bail!("{left} sockets of the lab's pods are still open and hold unread bytes; the pins in {} stay", self.0.dir().display());
-            }
+        let left = Existing::open(&self.0)?.stop("", GONE).await?.left_enrolled;
+        if left > 0 {
+            bail!("{left} sockets of the lab's pods are still open and hold unread bytes; the pins in {} stay", self.0.dir().display());
         }
         self.0.remove()
     }

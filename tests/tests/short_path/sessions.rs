@@ -1,0 +1,175 @@
+//! The short path as other sessions see it: status, stop, cleanup, a second user, and a helper that was killed.
+
+use std::time::{Duration, Instant};
+
+use sockpath_protocol::accel::{AccelStatus, Carrier, Pair, PairState, StopRequest, Via};
+use sockpath_protocol::{Message, Request};
+use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
+use sockpath_tests::torture::pods::Remote;
+
+use crate::scene::{Scene, await_short, exchange};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn short() -> Choice {
+    Choice { via: Via::Short, ..Choice::default() }
+}
+
+fn status(scene: &Scene) -> AccelStatus {
+    accelerator::status(&scene.lab).expect("a status")
+}
+
+fn row(status: &AccelStatus, client: &Remote) -> Option<Pair> {
+    let local = client.local();
+    status.pairs.pairs.iter().find(|p| p.client.port() == local.port()).cloned()
+}
+
+/// Exchanges messages until another session sees this of the connection.
+fn await_status(scene: &Scene, client: &Remote, server: &Remote, fine: impl Fn(&AccelStatus, &Pair) -> bool) -> AccelStatus {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        exchange(client, server, 20);
+        let status = status(scene);
+        if row(&status, client).is_some_and(|row| fine(&status, &row)) {
+            return status;
+        }
+        assert!(Instant::now() < end, "{status:#?}");
+    }
+}
+
+/// What tc shows of programs at the node's end of curl's device.
+fn at_device(scene: &Scene) -> String {
+    let device = scene.lab.host_veth("curl", "node-1");
+    let show = |words: &[&str]| scene.lab.run("node-1", [&["tc"][..], words, &["dev", &device]].concat());
+    let filters = |side: &str| scene.lab.run("node-1", ["tc", "filter", "show", "dev", &device, side]);
+    [show(&["qdisc", "show"]), filters("ingress"), filters("egress")].concat()
+}
+
+#[test]
+fn detached_it_goes_on_until_another_session_stops_it() {
+    let Some(scene) = Scene::new("detached_it_goes_on_until_another_session_stops_it") else { return };
+    let choice = Choice { detach: true, lease: Duration::from_secs(600), ..short() };
+    let on = Accelerator::start_with(&scene.lab, &choice).expect("start");
+    assert!(on.finish().expect("end").detached);
+    let (client, server) = scene.connect(6000);
+    let carried = |_: &AccelStatus, row: &Pair| row.state == PairState::Accelerated && row.bypassed_messages >= 20;
+    let seen = await_status(&scene, &client, &server, carried);
+    assert!(seen.active && seen.detached && !seen.helper_gone, "{seen:#?}");
+    assert!(seen.owner.as_deref().is_some_and(|o| o.starts_with("torture-")), "{seen:#?}");
+    assert!((500_000..=600_000).contains(&seen.lease_left_ms), "{seen:#?}");
+    assert_eq!(row(&seen, &client).map(|p| p.via), Some(Carrier::Short));
+    // What somebody uses is not cleaned up.
+    assert_eq!(accelerator::cleanup(&scene.lab).expect("cleanup"), [String::new(); 0]);
+    assert!(status(&scene).active);
+
+    let summary = accelerator::stop(&scene.lab).expect("stop").expect("a summary");
+    assert!(summary.totals.by_path.short.connections >= 1 && summary.totals.by_path.short.units >= 20, "{summary:#?}");
+    assert!(!status(&scene).active);
+    exchange(&client, &server, 20);
+    let left = at_device(&scene);
+    assert!(!left.contains("short_"), "{left}");
+    client.close();
+    assert!(server.recv(1).is_empty());
+}
+
+#[test]
+fn a_run_in_the_foreground_learns_who_has_stopped_it() {
+    let Some(scene) = Scene::new("a_run_in_the_foreground_learns_who_has_stopped_it") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let mut other = Session::start(&scene.lab).expect("a session");
+    other.say(&Request::Stop(StopRequest { drain_ms: 10_000, by: "the test".into() })).expect("say");
+    other.expect("what was removed", |m| matches!(m, Message::Removed { .. }).then_some(())).expect("stop");
+    let summary = on.0.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None }).expect("a summary");
+    assert_eq!(summary.stopped_by.as_deref(), Some("the test"));
+    assert!(summary.totals.bypassed_messages >= 20, "{summary:#?}");
+    exchange(&client, &server, 20);
+    assert!(!status(&scene).active);
+}
+
+#[test]
+fn a_second_user_is_refused() {
+    let Some(scene) = Scene::new("a_second_user_is_refused") else { return };
+    let mut on = scene.accelerate();
+    for via in [Via::Short, Via::Socket, Via::Auto] {
+        let refused = Accelerator::start_with(&scene.lab, &Choice { via, ..Choice::default() }).expect_err("two users");
+        assert_eq!(refused.downcast_ref::<HelperError>().map(|e| e.code.as_str()), Some("held"), "{refused:#}");
+    }
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    on.finish().expect("end");
+    // And the other way round.
+    let on = Accelerator::start(&scene.lab).expect("the socket path");
+    let refused = Accelerator::start_with(&scene.lab, &short()).expect_err("two users");
+    assert_eq!(refused.downcast_ref::<HelperError>().map(|e| e.code.as_str()), Some("held"), "{refused:#}");
+    on.finish().expect("end");
+    exchange(&client, &server, 5);
+}
+
+#[test]
+fn a_helper_that_was_killed_is_reported_and_removed() {
+    let Some(scene) = Scene::new("a_helper_that_was_killed_is_reported_and_removed") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    on.0.kill().expect("kill");
+    let carried = row(&status(&scene), &client).expect("a row").bypassed_messages;
+    let gone = await_status(&scene, &client, &server, |s, _| s.helper_gone);
+    let last = row(&gone, &client).expect("a row");
+    // Without its process nothing is attached: what was exchanged since took the stack.
+    assert_eq!((last.via, last.bypassed_messages), (Carrier::Stack, carried), "{last:#?}");
+    assert!(gone.active && gone.owner.is_some(), "{gone:#?}");
+    assert!(!accelerator::cleanup(&scene.lab).expect("cleanup").is_empty());
+    assert!(!status(&scene).active);
+    // The node is free again.
+    let mut on = scene.accelerate();
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+/// As on kernels before 6.6: filters of clsact.
+#[test]
+fn filters_and_their_queue_discipline_are_removed() {
+    let Some(scene) = Scene::new("filters_and_their_queue_discipline_are_removed") else { return };
+    let choice = Choice { without: "tcx".into(), ..short() };
+    let (client, server) = scene.connect(6000);
+    let mut on = Accelerator::start_with(&scene.lab, &choice).expect("start");
+    await_short(&mut on, &client, &server);
+    let there = at_device(&scene);
+    assert!(there.contains("clsact") && there.contains("short_from_pod") && there.contains("short_delivered"), "{there}");
+    on.finish().expect("end");
+    let left = at_device(&scene);
+    assert!(!left.contains("clsact") && !left.contains("short_"), "{left}");
+    exchange(&client, &server, 5);
+
+    // A helper that is killed leaves them: they pass everything once the lease is over, and `stop` removes them.
+    let mut on = Accelerator::start_with(&scene.lab, &choice).expect("start");
+    await_short(&mut on, &client, &server);
+    on.0.kill().expect("kill");
+    let gone = await_status(&scene, &client, &server, |s, _| s.lease_left_ms == 0);
+    let carried = row(&gone, &client).expect("a row").bypassed_messages;
+    exchange(&client, &server, 20);
+    assert_eq!(row(&status(&scene), &client).expect("a row").bypassed_messages, carried);
+    assert!(at_device(&scene).contains("short_from_pod"));
+    accelerator::stop(&scene.lab).expect("stop");
+    let left = at_device(&scene);
+    assert!(!left.contains("clsact") && !left.contains("short_"), "{left}");
+
+    // A queue discipline that was there before stays.
+    let device = scene.lab.host_veth("curl", "node-1");
+    scene.lab.run("node-1", ["tc", "qdisc", "add", "dev", &device, "clsact"]);
+    let mut on = Accelerator::start_with(&scene.lab, &choice).expect("start");
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+    let left = at_device(&scene);
+    assert!(left.contains("clsact") && !left.contains("short_"), "{left}");
+}
+
+#[test]
+fn lab_down_removes_its_pins() {
+    let Some(scene) = Scene::new("lab_down_removes_its_pins") else { return };
+    let choice = Choice { detach: true, lease: Duration::from_secs(600), ..short() };
+    Accelerator::start_with(&scene.lab, &choice).expect("start").finish().expect("end");
+    let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/sockpath-{}", scene.lab.instance()));
+    assert!(pins.exists());
+    let down = scene.lab.down();
+    assert!(down.status.success() && !pins.exists(), "{down:?}");
+}
