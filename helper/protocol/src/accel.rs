@@ -406,6 +406,8 @@ pub enum Reason {
     Ipsec,
     /// Short path: no route to the other node by a device with Ethernet headers.
     NoRoute,
+    /// Short path: a netfilter rule limits, counts, logs or copies its packets.
+    PacketRule,
     /// Short path: the packet is larger than the next link's MTU.
     PacketTooLarge,
     /// Short path: the packet's TTL or hop limit is used up.
@@ -469,6 +471,7 @@ impl Reason {
             Self::NoRoute => {
                 "the other node is reached by a tunnel or device without Ethernet headers, which the short path does not build"
             }
+            Self::PacketRule => "the rule has to see every packet: accelerate --dry-run lists such rules with their table and chain",
             Self::PacketTooLarge => "it exceeds the next link's MTU, and only the stack answers with the right size: lower the pods' MTU",
             Self::TtlExceeded => {
                 "only the stack answers for a packet whose TTL is used up: a routing loop, or a program that sets a low TTL"
@@ -525,6 +528,7 @@ impl Reason {
             Self::HostNetwork => "node or hostNetwork end",
             Self::Ipsec => "IPsec on the node",
             Self::NoRoute => "no Ethernet route",
+            Self::PacketRule => "netfilter rule for each packet",
             Self::PacketTooLarge => "larger than the MTU",
             Self::TtlExceeded => "TTL expired",
         }

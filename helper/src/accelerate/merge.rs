@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use sockpath_protocol::accel::{Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
-/// The two ends of a connection, in either order: of one that was open before the start the sockets do not tell who is the client.
+/// The two ends of a connection, in either order: of one that was open before the start the sockets do not show which is the client.
 type Ends = [SocketAddr; 2];
 
 fn ends(a: SocketAddr, b: SocketAddr) -> Ends {
@@ -63,7 +63,7 @@ pub fn add(totals: &mut Totals, other: &Totals) {
     totals.by_path += other.by_path;
 }
 
-/// The row of a connection that both know. The packets tell where it leads, the sockets what is redirected between them.
+/// The row of a connection that both know. The row of the short path has the right ends, that of the socket path what goes between them.
 fn both(mut pair: Pair, socket: &Pair) -> Pair {
     pair.client_pod = pair.client_pod.or_else(|| pod_of(socket, pair.client));
     pair.server_pod = pair.server_pod.or_else(|| pod_of(socket, pair.server.unwrap_or(pair.dialled)));
@@ -76,15 +76,20 @@ fn both(mut pair: Pair, socket: &Pair) -> Pair {
     pair.by_path += socket.by_path;
     pair.turnaround_before_ns = socket.turnaround_before_ns.or(pair.turnaround_before_ns);
     pair.turnaround_after_ns = socket.turnaround_after_ns.or(pair.turnaround_after_ns);
-    // What a limit at the device has to see does not go by sockets either.
-    let is_limited = matches!(pair.reason, Some(Reason::QueueDiscipline | Reason::TcFilter));
+    // What a limit at the device or a rule has to see does not go by sockets either.
+    let is_limited = pair.reason.is_some_and(sees_every_packet);
     if socket.via == Carrier::Socket && !(is_limited && socket.by_path.socket.units == 0) {
         (pair.via, pair.state, pair.reason) = (Carrier::Socket, socket.state, socket.reason);
     } else if pair.via == Carrier::Short {
-        // Why it goes no further.
-        pair.reason = socket.reason;
+        // Why it goes no further; that something had to see its packets is over.
+        pair.reason = socket.reason.filter(|reason| !sees_every_packet(*reason));
     }
     pair
+}
+
+/// Whether this is something at the device, or a rule, that has to see every packet.
+fn sees_every_packet(reason: Reason) -> bool {
+    matches!(reason, Reason::QueueDiscipline | Reason::TcFilter | Reason::PacketRule)
 }
 
 /// The pod at the end with this address.
@@ -168,7 +173,7 @@ mod tests {
         let socket = pair(CLIENT, SERVICE, Some(SERVER), Carrier::Stack, PairState::LeftAlone, Some(Reason::Unproven));
         let row = merged(socket.clone(), short(PairState::Accelerated, None));
         assert_eq!((row.via, row.state, row.reason), (Carrier::Short, PairState::Accelerated, Some(Reason::Unproven)));
-        // One on the stack says why it is not on the short path.
+        // One on the stack has the reason why it is not on the short path.
         let row = merged(socket, short(PairState::LeftAlone, Some(Reason::MtuDiffers)));
         assert_eq!((row.via, row.state, row.reason), (Carrier::Stack, PairState::LeftAlone, Some(Reason::MtuDiffers)));
     }

@@ -15,6 +15,7 @@ mod path;
 pub mod pins;
 mod programs;
 mod report;
+mod rules;
 mod timeouts;
 mod worker;
 

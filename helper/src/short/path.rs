@@ -21,6 +21,7 @@ use super::devices::{self, Pod};
 use super::eligible::{Leg, Target, Topology, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
 use super::programs::{Control, Event, Programs, Slot};
+use super::rules::PacketRules;
 use super::timeouts::Timeouts;
 use crate::node::Netns;
 use crate::session::clock_ns;
@@ -53,6 +54,7 @@ pub struct Path {
     known_routes: HashMap<(IpAddr, IpAddr, u32), Option<Route>>,
     watch: Watch,
     timeouts: Timeouts,
+    rules: PacketRules,
     connections: Connections,
     /// Nothing is attached and no connection is touched: only what would be done is found out.
     dry: bool,
@@ -93,12 +95,15 @@ impl Path {
             known_routes: HashMap::new(),
             watch,
             timeouts,
+            rules: PacketRules::default(),
             connections: Connections::default(),
             dry,
             looked: Instant::now(),
             paused: HashMap::new(),
         };
         path.look_around()?;
+        path.rules.changed();
+        path.rules.refresh(&path.netns)?;
         path.track_all(true)?;
         Ok(path)
     }
@@ -155,6 +160,9 @@ impl Path {
                 self.plan_again()?;
             }
         }
+        if self.rules.refresh(&self.netns)? {
+            self.plan_again()?;
+        }
         if self.dry {
             self.track_all(true)?;
         }
@@ -205,11 +213,12 @@ impl Path {
         })
     }
 
-    /// Chosen pods whose packets a limit or filter at their device has to see.
+    /// Chosen pods whose packets a limit or filter at their device, or a rule, has to see.
     pub fn limited(&self) -> impl Iterator<Item = &str> {
         let refusal = |ip: &IpAddr| self.topology.ports.get(ip).and_then(|port| port.refusal);
         let is_limited = move |pod: &&Pod| pod.ips.iter().filter_map(refusal).any(is_for_every_packet);
-        self.pods.iter().filter(is_limited).map(|pod| pod.name.as_str())
+        let of_connections = self.connections().filter(|c| c.state == State::Refused(Reason::PacketRule)).flat_map(|c| self.pod_names(c));
+        self.pods.iter().filter(is_limited).map(|pod| pod.name.as_str()).chain(of_connections.flatten())
     }
 
     /// Why a connection has to take the stack for the time being, if so.
@@ -270,6 +279,9 @@ impl Path {
             return Ok(());
         }
         self.begin_epoch();
+        if changes.rules || changes.lost {
+            self.rules.changed();
+        }
         for index in &changes.gone {
             self.attachments.detach(&self.netns, &self.programs, *index)?;
         }
@@ -371,6 +383,9 @@ impl Path {
             let ask = || route::forwarding(routes, source, destination, device).ok();
             known_routes.entry((source, destination, device)).or_insert_with(ask).clone()
         })?;
+        if self.rules.concern(entry) {
+            return Err(Reason::PacketRule);
+        }
         for leg in &planned {
             if let Target::Hop { device, .. } = leg.target
                 && !self.dry

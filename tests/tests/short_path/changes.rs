@@ -40,6 +40,34 @@ fn a_new_rule_takes_effect() {
     on.finish().expect("end");
 }
 
+/// Rules that limit, count or log packets have to see each of them: the connections that they are about are refused, others are not.
+#[test]
+fn rules_that_need_every_packet_are_respected() {
+    let Some(scene) = Scene::new("rules_that_need_every_packet_are_respected") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let (other_client, other_server) = scene.connect_short(&mut on, 6001);
+    let iptables = |verb: &[&str], rule: &str| {
+        let words = ["-p", "tcp", "--dport", "6000"].into_iter().chain(rule.split(' '));
+        scene.lab.run("node-1", ["iptables", "-w", "5"].into_iter().chain(verb.iter().copied()).chain(words));
+    };
+    for rule in [
+        "-m limit --limit 10000/s -j ACCEPT",
+        "-m connbytes --connbytes 100000 --connbytes-dir both --connbytes-mode bytes -j DROP",
+        "-j LOG",
+    ] {
+        iptables(&["-I", "FORWARD", "1"], rule);
+        await_refused(&mut on, &client, &server, Reason::PacketRule);
+        await_short(&mut on, &other_client, &other_server);
+        iptables(&["-D", "FORWARD"], rule);
+        await_short(&mut on, &client, &server);
+    }
+    // Of packets in mid-connection this one sees none.
+    iptables(&["-I", "FORWARD", "1"], "-m conntrack --ctstate NEW -j LOG");
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
 #[test]
 fn a_policy_pauses_and_resumes() {
     let Some(scene) = Scene::new("a_policy_pauses_and_resumes") else { return };

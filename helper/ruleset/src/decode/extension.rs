@@ -32,11 +32,12 @@ impl Fields<'_> {
 
 /// What an extension does that a sender, a receiver or others notice.
 pub fn effect(name: &str) -> Option<&'static str> {
-    const EFFECTS: [(&str, &str); 11] = [
+    const EFFECTS: [(&str, &str); 12] = [
         ("limit", "limit"),
         ("hashlimit", "hashlimit"),
         ("connlimit", "connlimit"),
         ("quota", "quota"),
+        ("connbytes", "connbytes"),
         ("DROP", "drop"),
         ("REJECT", "reject"),
         ("LOG", "log"),
