@@ -680,13 +680,18 @@ struct short_slot {
 	__u64 last_ns;
 	/*
 	 * In the odd slot, the server's direction: when a packet of the client's was timed that no answer has come to yet, odd where it was
-	 * redirected; the medians of the times to the answers, by the stack and redirected, in nanoseconds.
+	 * redirected; the medians of the times to the answers, by the stack and redirected, in nanoseconds (SHORT_MEDIAN), with the number of
+	 * samples, up to SHORT_SAMPLES, in the bits above.
 	 */
 	__u64 request_ns;
 	__u32 before_ns;
 	__u32 after_ns;
 	__u32 passes[SHORT_PASSES];
 };
+
+/* short_slot.before_ns and after_ns */
+#define SHORT_MEDIAN 0x3fffffff
+#define SHORT_SAMPLES 3
 
 /* How a device's programs are attached, where they stay without their process. */
 enum short_attachment {

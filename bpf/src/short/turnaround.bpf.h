@@ -7,21 +7,29 @@
 #include "short/packet.bpf.h"
 
 /* Of redirected requests, one in so many is timed, a power of two. */
-#define TIMED 32
-/* Longer ones are the server's pauses. */
+#define TIMED 8
+/* Longer ones are the server's pauses. It fits into SHORT_MEDIAN. */
 #define LONGEST_NS 1000000000ull
 
-/* Moves an estimate of the median towards a sample by a sixteenth: as many samples lie above it as below in the end. */
-static __always_inline void add_sample(__u32 *median, __u32 sample)
+/*
+ * Moves an estimate of the median towards a sample by a sixteenth: in the end as many samples lie above it as below. One that is far too
+ * high, as the first may be, goes down faster.
+ */
+static __always_inline void add_sample(__u32 *estimate, __u32 sample)
 {
-	__u32 now = *median, step = (now >> 4) + 1;
+	__u32 count = *estimate / (SHORT_MEDIAN + 1), median = *estimate & SHORT_MEDIAN, step = (median >> 4) + 1;
 
-	if (!now)
-		*median = sample;
-	else if (sample > now)
-		*median = now + step;
-	else if (sample < now)
-		*median = now - step;
+	if (!count)
+		median = sample;
+	else if (sample < median / 2)
+		median -= median / 4;
+	else if (sample > median)
+		median += step;
+	else if (sample < median)
+		median -= step;
+	if (count < SHORT_SAMPLES)
+		count++;
+	*estimate = count * (SHORT_MEDIAN + 1) | (median & SHORT_MEDIAN);
 }
 
 /* A packet of a known flow has come in; it is redirected or takes the stack. The client's direction has the even slot. */
@@ -44,7 +52,7 @@ static __always_inline void time_packet(const struct __sk_buff *skb, const struc
 	if (!mine->request_ns)
 		return;
 	took = bpf_ktime_get_ns() - mine->request_ns;
-	/* One that went over from one path to the other says nothing of either. */
+	/* One that went over from one path to the other is a sample of neither. */
 	if ((mine->request_ns & 1) == redirected && took < LONGEST_NS)
 		add_sample(redirected ? &mine->after_ns : &mine->before_ns, took);
 	mine->request_ns = 0;

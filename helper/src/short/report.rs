@@ -51,10 +51,15 @@ pub fn passes(slots: Option<[&Slot; 2]>) -> BTreeMap<Reason, u64> {
     passes
 }
 
-/// A median that the programs keep in the slot of the server's direction.
+/// `SHORT_MEDIAN` and `SHORT_SAMPLES` of the wire.
+const MEDIAN: u32 = 0x3fff_ffff;
+const SAMPLES: u32 = 3;
+
+/// A median that the programs keep in the slot of the server's direction, once it is made of some samples.
 pub fn turnaround(slots: Option<[&Slot; 2]>, median: fn(&Slot) -> &AtomicU32) -> Option<u64> {
     let [_, of_server] = slots?;
-    Some(u64::from(median(of_server).load(Ordering::Relaxed))).filter(|ns| *ns != 0)
+    let estimate = median(of_server).load(Ordering::Relaxed);
+    (estimate / (MEDIAN + 1) >= SAMPLES).then_some((estimate & MEDIAN).into())
 }
 
 /// Bytes and packets of these directions.
