@@ -48,7 +48,7 @@ fn connections_of_one_node_and_between_nodes_take_the_short_path() {
     running.signal(Signal::SIGINT);
     let (status, said) = running.end();
     assert!(status.success() && said.contains("device to device"), "{said}");
-    assert!(said.contains("bypassed: "), "what is bypassed was not said: {said}");
+    assert!(said.contains("bypassed: "), "what is bypassed is not shown: {said}");
     for talk in [near, far, through] {
         talk.goes_on();
         assert!(talk.end() > 0);

@@ -1,4 +1,4 @@
-//! Whom an acceleration serves: the plugin of a session, or nobody once it was detached. What the client wants, both paths do.
+//! The client of an acceleration: the plugin of a session, or none once it was detached. Both paths follow its commands.
 
 use std::time::{Duration, Instant};
 
@@ -156,7 +156,7 @@ impl Client for Driver<'_> {
         match self.forward(&command) {
             Ok(warnings) if self.alone => warnings.into_iter().try_for_each(|text| self.warn(text))?,
             Ok(_) => {}
-            // It is found out, and said, at the next renewal.
+            // The next renewal finds out why.
             Err(e) => self.warn(format!("the short path does not follow: {e:#}"))?,
         }
         Ok(command)

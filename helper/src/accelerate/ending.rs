@@ -31,7 +31,7 @@ pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndRea
     Ok(EndReason::Done)
 }
 
-/// Removes every leftover of ours on this node. What somebody uses is none.
+/// Removes every leftover of ours on this node. What is in use is none.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of(session.site());
     if pins.exist() {
@@ -44,7 +44,7 @@ pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     Ok(EndReason::Done)
 }
 
-/// Drains, removes, unpins, and says what was done. The session that accelerates learns who it was.
+/// Drains, removes, unpins, and reports it. The session that accelerates learns who has done so.
 async fn end(session: &mut Session, pins: &Pins, existing: &Existing, drain: Duration, by: &str) -> Result<()> {
     if !existing.is_empty() {
         let summary = existing.stop(by, drain).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, Via};
 
@@ -62,7 +62,12 @@ impl Engines {
                     session.warn(format!("the socket path cannot be used on this node, connections get the short path only: {e:#}"))?;
                 }
                 Err(e) => {
-                    return Err(failed.map_or(e, |short| anyhow!("neither the short path can be used ({short:#}) nor the socket path")));
+                    return Err(match failed {
+                        Some(short) => {
+                            e.context(format!("neither the short path can be used on this node ({short:#}) nor the socket path"))
+                        }
+                        None => e,
+                    });
                 }
             }
         }

@@ -43,7 +43,7 @@ impl Existing {
         self.instance.as_ref().map(Instance::owner).or_else(of_short).unwrap_or_default()
     }
 
-    /// Whether nobody renews the lease of any part any more.
+    /// Whether no process renews the lease of any part any more.
     pub fn is_helper_gone(&self) -> Result<bool> {
         let socket = self.instance.as_ref().map_or(Ok(true), Instance::is_helper_gone)?;
         self.short.iter().map(Pinned::is_helper_gone).try_fold(socket, |all, gone| Ok(all && gone?))
@@ -71,7 +71,7 @@ impl Existing {
         self.short.iter().map(Pinned::deadline_ns).fold(socket, u64::max)
     }
 
-    /// Who accelerates on this node: a lease that was left to run out by itself is nobody's.
+    /// Who accelerates on this node, if the lease is renewed.
     pub async fn user(&self) -> Result<Option<String>> {
         let (before, until) = (self.deadline_ns(), Instant::now() + RENEWED_WITHIN);
         let is_stopped = || self.instance.as_ref().is_none_or(Instance::is_stopped) && self.short.iter().all(Pinned::is_released);

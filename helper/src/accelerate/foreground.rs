@@ -32,7 +32,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
     let mut chosen = find_pods(session, &request)?;
     let pins = Pins::of(session.site());
     claim(session, &pins).await?;
-    tell_bypassed(session, &chosen, &request)?;
+    report_bypassed(session, &chosen, &request)?;
     let engines = Engines::start(session, &pins, &request, &chosen)?;
     if request.dry_run_ms.is_some() {
         let reason = watch(session, &engines, &chosen, &request).await;
@@ -69,7 +69,7 @@ async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> R
         return reason;
     }
     if is_stopped {
-        // The other session drains and removes; two at once would get in each other's way.
+        // The other session drains and removes; two at once would interfere.
         let until = Instant::now() + DRAIN;
         while pins.exist() && Instant::now() < until {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -148,7 +148,7 @@ async fn claim(session: &mut Session, pins: &Pins) -> Result<()> {
 }
 
 /// Reports what connections on these paths bypass, before any program of ours is there.
-fn tell_bypassed(session: &mut Session, chosen: &Chosen, request: &AccelerateRequest) -> Result<()> {
+fn report_bypassed(session: &mut Session, chosen: &Chosen, request: &AccelerateRequest) -> Result<()> {
     let bypassed::Findings { mut bypassed, unknown } = bypassed::find(chosen, request);
     if request.via == Via::Short {
         // It begins behind the pods' own devices, and connections of devices with limits, filters or programs are refused.

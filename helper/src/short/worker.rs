@@ -178,7 +178,7 @@ impl Loop {
             // Filters that stay pass everything, and `stop` removes them.
             let _ = self.short.stop();
         }
-        // Whoever asks is told why.
+        // Later commands get the reason.
         if let Some(why) = failed {
             while let Ok(command) = self.inbox.recv() {
                 self.refuse(command, &why);
@@ -186,7 +186,7 @@ impl Loop {
         }
     }
 
-    /// Serves until nobody can give commands any more.
+    /// Serves until no command can come any more.
     fn serve(&mut self) -> Result<()> {
         self.renew()?;
         let mut next = Instant::now() + REVIEW;
@@ -223,7 +223,7 @@ impl Loop {
         if self.short.stopped().is_none() { self.short.renew(hold.min(LEASE)) } else { Ok(()) }
     }
 
-    /// Who has given a command and does not wait for the answer needs none.
+    /// An answer that is not waited for is dropped.
     fn execute(&mut self, command: Command) {
         let short = &mut self.short;
         match command {

@@ -3,7 +3,7 @@
 use sockpath_protocol::accel::Pair;
 use sockpath_protocol::text::{columns as width_of, field_within};
 
-use super::pairs::{bytes, client, server, state_word, turnaround, why};
+use super::pairs::{bytes, client, server, shown_state, turnaround, why};
 use super::shorten;
 use super::table::LONGEST_CELL;
 use crate::terminal::Style;
@@ -104,7 +104,7 @@ impl Cells {
             Column::Client => client(pair),
             Column::Server => server(pair),
             Column::Via => pair.via.text().to_owned(),
-            Column::State => state_word(pair.state).to_owned(),
+            Column::State => shown_state(pair).to_owned(),
             Column::Bypassed => bytes(pair.bypassed_bytes),
             Column::Messages => pair.bypassed_messages.to_string(),
             Column::Turnaround => turnaround(pair),

@@ -36,6 +36,17 @@ pub fn state_word(state: PairState) -> &'static str {
     }
 }
 
+/// The state of a pair; on a dry run, that it would be accelerated.
+#[must_use]
+pub fn shown_state(pair: &Pair) -> &'static str {
+    if would_be(pair) { "would be accelerated" } else { state_word(pair.state) }
+}
+
+/// Whether this is what a dry run says of one that would be accelerated: it has a path that does not carry it.
+fn would_be(pair: &Pair) -> bool {
+    pair.state == PairState::Waiting && pair.via != Carrier::Stack
+}
+
 /// Bytes in at most four digits and a binary unit.
 #[must_use]
 pub fn bytes(n: u64) -> String {
@@ -162,16 +173,18 @@ pub fn table(nodes: &[NodePairs], style: &Style, rows: usize) -> Text {
 pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     let t = totals(nodes.iter().map(|n| &n.snapshot.totals));
     let mut out = Text::default();
-    let via = |carrier: Carrier| {
-        nodes.iter().flat_map(|n| &n.snapshot.pairs).filter(|p| p.state == PairState::Accelerated && p.via == carrier).count()
+    let pairs = || nodes.iter().flat_map(|n| &n.snapshot.pairs);
+    let of = |is_meant: fn(&Pair) -> bool| {
+        let via = |carrier: Carrier| pairs().filter(|p| is_meant(p) && p.via == carrier).count();
+        (via(Carrier::Socket), via(Carrier::Short))
     };
-    let by = match (via(Carrier::Socket), via(Carrier::Short)) {
-        (0, 0) => String::new(),
-        (sockets, 0) => format!(" ({sockets} socket to socket)"),
-        (0, devices) => format!(" ({devices} device to device)"),
-        (sockets, devices) => format!(" ({sockets} socket to socket, {devices} device to device)"),
+    let text = match of(would_be) {
+        (0, 0) => {
+            let by = by_path(of(|p| p.state == PairState::Accelerated));
+            format!("{} of {} connections accelerated{by}, {} redirected", t.accelerated, t.open, bytes(t.bypassed_bytes))
+        }
+        would => format!("{} of {} connections would be accelerated{}", would.0 + would.1, t.open, by_path(would)),
     };
-    let text = format!("{} of {} connections accelerated{by}, {} redirected", t.accelerated, t.open, bytes(t.bypassed_bytes));
     Line::new(style).paint(Paint::Heading, &text).end(&mut out);
     let others = others(nodes);
     if !others.is_empty() {
@@ -182,11 +195,21 @@ pub fn headline(nodes: &[NodePairs], style: &Style) -> Text {
     out
 }
 
+/// How many take which path, in brackets.
+fn by_path(count: (usize, usize)) -> String {
+    match count {
+        (0, 0) => String::new(),
+        (sockets, 0) => format!(" ({sockets} socket to socket)"),
+        (0, devices) => format!(" ({devices} device to device)"),
+        (sockets, devices) => format!(" ({sockets} socket to socket, {devices} device to device)"),
+    }
+}
+
 /// The others in words: `2 paused: NetworkPolicy changed, 1 excluded: other node`.
 fn others(nodes: &[NodePairs]) -> String {
     let mut groups: BTreeMap<(&'static str, &'static str), usize> = BTreeMap::new();
     for pair in nodes.iter().flat_map(|n| &n.snapshot.pairs) {
-        if let (Some(reason), false) = (pair.reason, pair.state == PairState::Accelerated) {
+        if let (Some(reason), false) = (pair.reason, pair.state == PairState::Accelerated || would_be(pair)) {
             *groups.entry((state_word(pair.state), reason.text())).or_default() += 1;
         }
     }
@@ -374,6 +397,20 @@ mod tests {
             table(&nodes, &Style::plain(1000), 10).contains("production/checkout-frontend-6d4cf56db6-a7x2z:41000"),
             "full where there is room"
         );
+    }
+
+    #[test]
+    fn a_dry_run_says_what_would_take_which_path() {
+        let mut nodes = nodes();
+        let pairs = &mut nodes[0].snapshot.pairs;
+        for (pair, via) in pairs.iter_mut().zip([Carrier::Stack, Carrier::Short, Carrier::Socket]) {
+            (pair.state, pair.via) = (if via == Carrier::Stack { PairState::LeftAlone } else { PairState::Waiting }, via);
+        }
+        pairs[1].reason = Some(Reason::Unproven);
+        let text = table(&nodes, &Style::plain(200), 10);
+        let head = "2 of 3 connections would be accelerated (1 socket to socket, 1 device to device)\n1 excluded: other node\n";
+        assert!(text.starts_with(head), "{text}");
+        assert_eq!(text.matches("would be accelerated").count(), 3, "{text}");
     }
 
     #[test]

@@ -107,7 +107,7 @@ fn exchange_by(client: &Remote, server: &Remote, kind: ReaderKind, times: usize)
     }
 }
 
-/// What the socket path cannot do for proven programs either stays on the short path, and says why.
+/// What the socket path cannot do for proven programs either stays on the short path, with the reason.
 #[test]
 fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
     let Some(scene) = Scene::new("auto_keeps_what_sockets_cannot_do_on_the_short_path") else { return };

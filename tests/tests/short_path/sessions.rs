@@ -58,7 +58,7 @@ fn detached_it_goes_on_until_another_session_stops_it() {
     assert!(seen.owner.as_deref().is_some_and(|o| o.starts_with("torture-")), "{seen:#?}");
     assert!((500_000..=600_000).contains(&seen.lease_left_ms), "{seen:#?}");
     assert_eq!(row(&seen, &client).map(|p| p.via), Some(Carrier::Short));
-    // What somebody uses is not cleaned up.
+    // What is in use is not cleaned up.
     assert_eq!(accelerator::cleanup(&scene.lab).expect("cleanup"), [String::new(); 0]);
     assert!(status(&scene).active);
 
@@ -97,7 +97,7 @@ fn a_second_user_is_refused() {
     }
     let (client, server) = scene.connect_short(&mut on, 6000);
     on.finish().expect("end");
-    // And the other way round.
+    // The reverse.
     let on = Accelerator::start(&scene.lab).expect("the socket path");
     let refused = Accelerator::start_with(&scene.lab, &short()).expect_err("two users");
     assert_eq!(refused.downcast_ref::<HelperError>().map(|e| e.code.as_str()), Some("held"), "{refused:#}");

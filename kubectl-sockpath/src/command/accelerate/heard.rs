@@ -55,8 +55,8 @@ pub struct Heard {
     pub lost: Vec<String>,
     /// What is bypassed, or would be, as each helper and the API server know it.
     pub bypassed: Kept<Bypassed>,
-    /// Helpers that have told what is bypassed on their nodes.
-    pub told_bypassed: BTreeSet<usize>,
+    /// Helpers that have reported what is bypassed on their nodes.
+    pub reported_bypassed: BTreeSet<usize>,
     /// What a helper failed at.
     pub error: Option<String>,
     /// Nodes where another session ended the acceleration, and whose.
@@ -74,7 +74,7 @@ impl Default for Heard {
             warnings: Kept::of(WARNINGS_KEPT),
             lost: Vec::new(),
             bypassed: Kept::of(BYPASSED_KEPT),
-            told_bypassed: BTreeSet::new(),
+            reported_bypassed: BTreeSet::new(),
             error: None,
             stopped: Vec::new(),
             summaries: Vec::new(),
@@ -123,7 +123,7 @@ impl Heard {
             }
             Message::Bypassed { found } => {
                 self.bypassed.extend(found);
-                self.told_bypassed.insert(helper);
+                self.reported_bypassed.insert(helper);
             }
             // Each helper ends once.
             Message::Summary(summary) if self.summaries.len() < self.nodes.len() => {

@@ -120,8 +120,8 @@ pub struct Session<'a> {
     /// Nodes that have chosen pods for the first time, while they are looked up.
     locating: Task<'a, (Vec<String>, Result<Vec<Node>>)>,
     dry_run: bool,
-    /// The user knows what is bypassed.
-    bypassed_told: bool,
+    /// What is bypassed was shown.
+    bypassed_reported: bool,
     style: Style,
     /// The live table.
     screen: Screen,
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             choosing: None,
             locating: None,
             dry_run,
-            bypassed_told: false,
+            bypassed_reported: false,
             style,
             screen: Screen::default(),
             changes: Changes::default(),
@@ -322,7 +322,7 @@ impl<'a> Session<'a> {
         if self.heard.over.contains(&helper) {
             self.given_up.insert(name);
         }
-        self.tell_bypassed()?;
+        self.report_bypassed()?;
         if snapshot && matches!(self.args.output, None | Some(ObjectOutput::Wide)) && !self.args.detach && !self.dry_run {
             self.progress.clear();
             self.draw()?;
@@ -330,13 +330,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Says once in a line what accelerated connections bypass, when every helper that has begun has told its part. A dry run lists it.
-    fn tell_bypassed(&mut self) -> Result<()> {
-        let has_told = |helper: &usize| self.heard.told_bypassed.contains(helper) || self.heard.over.contains(helper);
-        if self.dry_run || self.bypassed_told || self.heard_at.is_empty() || !self.heard_at.keys().all(has_told) {
+    /// Shows once, in a line, what accelerated connections bypass, when every helper that has begun has reported its part. A dry run lists it.
+    fn report_bypassed(&mut self) -> Result<()> {
+        let has_reported = |helper: &usize| self.heard.reported_bypassed.contains(helper) || self.heard.over.contains(helper);
+        if self.dry_run || self.bypassed_reported || self.heard_at.is_empty() || !self.heard_at.keys().all(has_reported) {
             return Ok(());
         }
-        self.bypassed_told = true;
+        self.bypassed_reported = true;
         let text = bypassed::brief(&gather(self.heard.bypassed.iter().cloned()));
         self.note(&text)
     }
