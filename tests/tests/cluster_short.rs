@@ -12,7 +12,7 @@ use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
 /// How long a connection may take to get to a path, or a policy to be noticed.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-fn scene(test: &str) -> Option<Held> {
+fn cluster_or_none(test: &str) -> Option<Held> {
     let cluster = cluster_or_skip(test, Setup::RoutesNftables)?;
     install(&cluster, &["client", "client-1", "web", "web-1"]);
     serve(&cluster, "web");
@@ -33,7 +33,7 @@ fn json(out: &std::process::Output) -> Value {
 /// On one node, between nodes, and through a Service: the default puts all on the short path, whatever the programs are.
 #[test]
 fn connections_of_one_node_and_between_nodes_take_the_short_path() {
-    let Some(cluster) = scene("connections_of_one_node_and_between_nodes_take_the_short_path") else { return };
+    let Some(cluster) = cluster_or_none("connections_of_one_node_and_between_nodes_take_the_short_path") else { return };
     let near = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 2);
     let far = Talk::start(&cluster, "client", &pod_ip(&cluster, "web-1"), PORT, 2);
     let service = run(cluster.kubectl().args(["-n", NAMESPACE, "get", "service", "talk", "-o", "jsonpath={.spec.clusterIP}"]));
@@ -59,7 +59,7 @@ fn connections_of_one_node_and_between_nodes_take_the_short_path() {
 /// Through a node port the pod's node translates: the connection goes on whole, whichever part of it is redirected.
 #[test]
 fn connections_through_a_node_port_go_on() {
-    let Some(cluster) = scene("connections_through_a_node_port_go_on") else { return };
+    let Some(cluster) = cluster_or_none("connections_through_a_node_port_go_on") else { return };
     let port = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "talk-port", "namespace": NAMESPACE},
         "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 90, "targetPort": PORT}]}});
     let file = std::env::temp_dir().join(format!("sockpath-node-port-{}.json", std::process::id()));
@@ -88,7 +88,7 @@ fn connections_through_a_node_port_go_on() {
 
 #[test]
 fn a_network_policy_that_changes_puts_its_pods_back_on_the_stack() {
-    let Some(cluster) = scene("a_network_policy_that_changes_puts_its_pods_back_on_the_stack") else { return };
+    let Some(cluster) = cluster_or_none("a_network_policy_that_changes_puts_its_pods_back_on_the_stack") else { return };
     let _ = output(cluster.kubectl().args(["-n", NAMESPACE, "delete", "networkpolicy", "e2e-short", "--ignore-not-found"]));
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let mut running = Running::start(&mut accelerate(&cluster, &["--via", "short"]));
@@ -112,7 +112,7 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_the_stack() {
 
 #[test]
 fn detached_it_goes_on_and_is_stopped() {
-    let Some(cluster) = scene("detached_it_goes_on_and_is_stopped") else { return };
+    let Some(cluster) = cluster_or_none("detached_it_goes_on_and_is_stopped") else { return };
     let near = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let far = Talk::start(&cluster, "client", &pod_ip(&cluster, "web-1"), PORT, 1);
     let out = output(&mut accelerate(&cluster, &["--detach", "--for", "10m"]));

@@ -35,7 +35,8 @@ fn accelerated_connections_see_what_plain_ones_see() {
     if !root_or_skip(TEST) {
         return;
     }
-    let torture = Torture { seed: seed(), connections: CONNECTIONS, accelerate: false, without_order_gate: false, via: Via::Socket, limit: None };
+    let torture =
+        Torture { seed: seed(), connections: CONNECTIONS, accelerate: false, without_order_gate: false, via: Via::Socket, limit: None };
     let plain = passing(TEST, torture);
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
     let share = accelerated.bypassed_share();

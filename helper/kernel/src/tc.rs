@@ -98,7 +98,7 @@ pub fn detach_filter(device: u32, side: Side) -> io::Result<()> {
 fn both_sides(device: u32) -> sys::bpf_tc_hook {
     sys::bpf_tc_hook {
         sz: size_of::<sys::bpf_tc_hook>() as u64,
-        // A number that is too large is no device's.
+        // A number that is too large names no device.
         ifindex: i32::try_from(device).unwrap_or(i32::MAX),
         attach_point: TC_INGRESS | TC_EGRESS,
         ..Default::default()

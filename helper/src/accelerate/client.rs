@@ -17,7 +17,7 @@ use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
 
 /// Who gives commands and gets reports.
-pub enum Audience<'a> {
+pub enum Client<'a> {
     /// A plugin; the lease is renewed while it listens.
     Plugin {
         /// The session.
@@ -25,7 +25,7 @@ pub enum Audience<'a> {
         /// The lease.
         lease: Duration,
     },
-    /// Nobody: it ends with its time, when another session stops it, or when the process that served the session gets a signal.
+    /// No plugin: it ends with its time, when another session stops it, or when the process that served the session gets a signal.
     Nobody {
         /// The session that it was.
         session: Option<&'a mut Session>,
@@ -36,7 +36,7 @@ pub enum Audience<'a> {
 
 /// The client of both paths.
 pub struct Driver<'a> {
-    audience: Audience<'a>,
+    client: Client<'a>,
     short: Option<&'a Worker>,
     /// There is no socket path, which would warn of the same.
     alone: bool,
@@ -46,8 +46,8 @@ pub struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// One that drives the short path, too, where there is one.
-    pub fn new(audience: Audience<'a>, short: Option<&'a Worker>) -> Self {
-        Self { audience, short, alone: false, stopped: None }
+    pub fn new(client: Client<'a>, short: Option<&'a Worker>) -> Self {
+        Self { client, short, alone: false, stopped: None }
     }
 
     /// Serves the short path alone until the client wants an end, or another session has ended it.
@@ -72,16 +72,16 @@ impl<'a> Driver<'a> {
     }
 
     fn is_time_over(&self) -> bool {
-        matches!(&self.audience, Audience::Nobody { until, .. } if Instant::now() >= *until)
+        matches!(&self.client, Client::Nobody { until, .. } if Instant::now() >= *until)
     }
 
     /// Renews the lease of the short path; true when another session has ended it. One that has failed is done without where the socket
     /// path goes on.
     fn renew_short(&mut self, goes_on: bool) -> Result<bool> {
         let Some(worker) = self.short else { return Ok(false) };
-        let hold = match &self.audience {
-            Audience::Plugin { lease, .. } => *lease,
-            Audience::Nobody { until, .. } => until.saturating_duration_since(Instant::now()),
+        let hold = match &self.client {
+            Client::Plugin { lease, .. } => *lease,
+            Client::Nobody { until, .. } => until.saturating_duration_since(Instant::now()),
         };
         match worker.renew(hold) {
             Ok(Standing::Running) => Ok(false),
@@ -100,7 +100,7 @@ impl<'a> Driver<'a> {
     }
 
     fn report_short(&mut self) -> Result<()> {
-        let (Audience::Plugin { session, .. }, Some(worker)) = (&mut self.audience, self.short) else { return Ok(()) };
+        let (Client::Plugin { session, .. }, Some(worker)) = (&mut self.client, self.short) else { return Ok(()) };
         session.send(&Message::Pairs(worker.snapshot()?))
     }
 
@@ -116,7 +116,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-impl Audience<'_> {
+impl Client<'_> {
     /// The next command. Cancel-safe.
     async fn command(&mut self) -> Result<Command> {
         let session = match self {
@@ -145,14 +145,14 @@ impl Audience<'_> {
 
 impl Client for Driver<'_> {
     fn renewal_interval(&self) -> Duration {
-        match &self.audience {
-            Audience::Plugin { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
-            Audience::Nobody { .. } => RENEWAL,
+        match &self.client {
+            Client::Plugin { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
+            Client::Nobody { .. } => RENEWAL,
         }
     }
 
     async fn command(&mut self) -> Result<Command> {
-        let command = self.audience.command().await?;
+        let command = self.client.command().await?;
         match self.forward(&command) {
             Ok(warnings) if self.alone => warnings.into_iter().try_for_each(|text| self.warn(text))?,
             Ok(_) => {}
@@ -166,9 +166,9 @@ impl Client for Driver<'_> {
         if instance.is_stopped() {
             return Ok(true);
         }
-        let over = match &self.audience {
-            Audience::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
-            Audience::Nobody { .. } => {
+        let over = match &self.client {
+            Client::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
+            Client::Nobody { .. } => {
                 let left = instance.run_left()?;
                 instance.renew(left)?;
                 left.is_zero()
@@ -182,14 +182,14 @@ impl Client for Driver<'_> {
     }
 
     fn warn(&mut self, text: String) -> Result<()> {
-        match &mut self.audience {
-            Audience::Plugin { session, .. } => session.warn(text),
-            Audience::Nobody { .. } => Ok(()),
+        match &mut self.client {
+            Client::Plugin { session, .. } => session.warn(text),
+            Client::Nobody { .. } => Ok(()),
         }
     }
 
     fn report(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()> {
-        let Audience::Plugin { session, .. } = &mut self.audience else {
+        let Client::Plugin { session, .. } = &mut self.client else {
             connections::pair(instance);
             return Ok(());
         };

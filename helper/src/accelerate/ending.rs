@@ -31,7 +31,7 @@ pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndRea
     Ok(EndReason::Done)
 }
 
-/// Removes every leftover of ours on this node. What is in use is none.
+/// Removes everything of sockpath that remains on this node and is not in use.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of(session.site());
     if pins.exist() {

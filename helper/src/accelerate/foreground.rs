@@ -8,7 +8,7 @@ use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
-use super::client::{Audience, Driver};
+use super::client::{Client, Driver};
 use super::detached;
 use super::engines::Engines;
 use super::existing::Existing;
@@ -40,8 +40,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         pins.remove()?;
         return reason;
     }
-    let audience = Audience::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
-    let mut driver = Driver::new(audience, engines.short.as_ref());
+    let client = Client::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
+    let mut driver = Driver::new(client, engines.short.as_ref());
     let reason = match &engines.socket {
         Some(instance) => attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await,
         None => driver.attend_short().await,
@@ -147,7 +147,7 @@ async fn claim(session: &mut Session, pins: &Pins) -> Result<()> {
     }
 }
 
-/// Reports what connections on these paths bypass, before any program of ours is there.
+/// Reports what connections on these paths bypass, before any program is attached.
 fn report_bypassed(session: &mut Session, chosen: &Chosen, request: &AccelerateRequest) -> Result<()> {
     let bypassed::Findings { mut bypassed, unknown } = bypassed::find(chosen, request);
     if request.via == Via::Short {

@@ -3,7 +3,6 @@
 //! The short path (`short`) and the socket path (`accel`) know nothing of each other. What owns both is here: one claim of the node, one
 //! lease, one table of connections, one end.
 
-mod abandon;
 mod client;
 pub mod detached;
 mod ending;
@@ -11,7 +10,8 @@ mod engines;
 mod existing;
 mod foreground;
 mod merge;
+mod released;
 
-pub use abandon::Abandoned;
 pub use ending::{cleanup, status, stop};
 pub use foreground::run;
+pub use released::Released;

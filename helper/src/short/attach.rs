@@ -25,7 +25,7 @@ pub enum Role {
     Uplink,
 }
 
-/// A device with programs of ours.
+/// A device with programs of sockpath.
 #[derive(Debug)]
 struct Device {
     role: Role,

@@ -27,7 +27,7 @@ pub struct Connection {
     pub asked: Instant,
     /// The time of the last redirected packet when it was asked.
     pub last_ns: u64,
-    /// Packets that were redirected while it had slots that it has given back.
+    /// Packets that were redirected while it had slots that it has released.
     pub packets: u64,
     /// Their bytes, without link layer headers.
     pub bytes: u64,
@@ -46,7 +46,7 @@ impl Connection {
 pub struct Connections {
     by_tuple: HashMap<Tuple, Connection>,
     by_slot: HashMap<u32, Tuple>,
-    /// Slots that were given back, the one that has rested longest first: a program may still be at work on a packet of its old user.
+    /// Released slots, the one that has rested longest first: a program may still be at work on a packet of its old user.
     free: VecDeque<u32>,
     fresh: u32,
 }
@@ -82,7 +82,7 @@ impl Connections {
         self.by_tuple.get(tuple)
     }
 
-    /// Takes it out, to be put back.
+    /// Removes it, to be inserted again.
     pub fn take(&mut self, tuple: &Tuple) -> Option<Connection> {
         self.by_tuple.remove(tuple)
     }

@@ -66,7 +66,7 @@ pub fn discover(node: &Netns, pods: &[Pod], elsewhere: impl Iterator<Item = IpAd
         }
         topology.elsewhere.retain(|ip| !pod.ips.contains(ip));
     }
-    // What comes in by a device to other nodes passes only what is attached on its way in.
+    // What comes in by a device to other nodes passes only programs at its ingress.
     topology.refused_devices = refused.2;
     Ok(topology)
 }
@@ -87,7 +87,7 @@ fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap
     Port { device: outer.index, mtu: own.mtu.min(outer.mtu), bridge, refusal }
 }
 
-/// What is attached to devices of a namespace that redirected packets would miss: anything, XDP only, and on the way in only.
+/// What is attached to devices of a namespace that redirected packets would miss: anything, XDP only, and at ingress only.
 type Refusals = (HashMap<u32, Reason>, HashMap<u32, Reason>, HashMap<u32, Reason>);
 
 fn refusals<'a>(netns: &Netns, links: impl Iterator<Item = &'a Link>, programs: &Programs, ours: &[u32]) -> Result<Refusals> {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_programs_are_told_by_their_ids() {
+    fn our_own_programs_are_recognised_by_their_ids() {
         assert!(is_ours("ingress tcx program short_from_pod (id 12)", &[12]));
         assert!(is_ours("ingress program id 12", &[12]));
         assert!(!is_ours("ingress tcx program cil_from_pod (id 112)", &[12]));

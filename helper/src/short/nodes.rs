@@ -181,7 +181,7 @@ fn find(site: &Site, pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>
     for pod in pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if pod.host_network {
-            warnings.push(format!("pod {name} uses the node's network namespace and is left alone"));
+            warnings.push(format!("pod {name} uses the node's network namespace and is excluded"));
             continue;
         }
         match node::find(site, pod) {
@@ -189,7 +189,7 @@ fn find(site: &Site, pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>
                 let ips = pod.ips.iter().map(IpAddr::to_canonical).collect();
                 found.entry(pod.node.clone()).or_default().push(Pod { name, ips, netns: there.netns });
             }
-            Err(e) => warnings.push(format!("pod {name} is left alone: {e:#}")),
+            Err(e) => warnings.push(format!("pod {name} is excluded: {e:#}")),
         }
     }
     (found, warnings)

@@ -54,7 +54,7 @@ pub fn pin(pins: &Pins, node: usize, programs: &mut Programs) -> Result<()> {
     Ok(())
 }
 
-/// Whether a pin of this name is one of ours.
+/// Whether a pin of this name belongs to the short path.
 #[must_use]
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)

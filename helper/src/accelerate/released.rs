@@ -19,9 +19,9 @@ const GONE: Duration = Duration::from_secs(5);
 
 /// An acceleration of pods that are about to be removed.
 #[derive(Debug)]
-pub struct Abandoned(Pins);
+pub struct Released(Pins);
 
-impl Abandoned {
+impl Released {
     /// The acceleration of this instance, if it is one of pods whose cgroups lie below `root`. An instance without a name shares
     /// its pins with the node itself, where they may be those of other pods.
     ///
@@ -52,7 +52,7 @@ impl Abandoned {
     /// Removes what is left once the pods are gone; the number of pins.
     ///
     /// # Errors
-    /// When sockets are still enrolled: somebody outside of the pods holds them.
+    /// When sockets are still in the map: a process outside the pods holds them.
     pub async fn remove(self) -> Result<usize> {
         let left = Existing::open(&self.0)?.stop("", GONE).await?.left_enrolled;
         if left > 0 {
