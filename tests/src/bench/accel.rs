@@ -20,7 +20,16 @@ pub fn accelerated<T>(ground: &Ground, cpus: Cpus, pods: &[&str], f: impl FnOnce
     accelerated_with(ground, cpus, &choice, f)
 }
 
-fn accelerated_with<T>(ground: &Ground, cpus: Cpus, choice: &Choice, f: impl FnOnce(&mut Accelerator) -> Result<T>) -> Result<Option<T>> {
+/// The same with this choice.
+///
+/// # Errors
+/// What `f` says, or the end of the acceleration.
+pub(super) fn accelerated_with<T>(
+    ground: &Ground,
+    cpus: Cpus,
+    choice: &Choice,
+    f: impl FnOnce(&mut Accelerator) -> Result<T>,
+) -> Result<Option<T>> {
     let mut on = match Accelerator::start_with(&ground.lab, choice) {
         Ok(on) => on,
         Err(e) => {
@@ -63,7 +72,7 @@ impl Line {
 }
 
 /// `64 B`, `16 KiB`, `1 MiB`.
-fn size_name(size: usize) -> String {
+pub(super) fn size_name(size: usize) -> String {
     match size {
         s if s >= 1 << 20 => format!("{} MiB", s >> 20),
         s if s >= 1 << 10 => format!("{} KiB", s >> 10),

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use sockpath_protocol::lab::LabStatus;
+use sockpath_protocol::lab::{LabStatus, Overlay};
 
 use super::peer::{Load, Place, Run};
 use crate::lab::Lab;
@@ -126,12 +126,23 @@ impl Ground {
         Self::with_program(std::env::current_exe().context("cannot find this program")?)
     }
 
+    /// The same in a lab with that overlay between its nodes.
+    ///
+    /// # Errors
+    /// When a server does not start.
+    pub fn with_overlay(overlay: Overlay) -> Result<Self> {
+        Self::in_lab(Lab::up_with(overlay), std::env::current_exe().context("cannot find this program")?)
+    }
+
     /// The same with the benchmark's program at `program`.
     ///
     /// # Errors
     /// When a server does not start.
     pub fn with_program(program: PathBuf) -> Result<Self> {
-        let lab = Lab::up();
+        Self::in_lab(Lab::up(), program)
+    }
+
+    fn in_lab(lab: Lab, program: PathBuf) -> Result<Self> {
         let status = lab.status();
         forward_service_ports(&lab, &status)?;
         let mut ground = Self { lab, status, program, servers: Vec::new() };

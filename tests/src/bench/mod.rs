@@ -8,6 +8,7 @@ pub mod many;
 pub mod measure;
 pub mod peer;
 pub mod programs;
+pub mod short;
 pub mod stats;
 pub mod suite;
 pub mod table;

@@ -8,7 +8,7 @@ use super::accel;
 use super::ground::Ground;
 use super::measure::Effort;
 use super::table::Table;
-use super::{cluster, lab, many, programs, trace};
+use super::{cluster, lab, many, programs, short as short_path, trace};
 
 /// Runs what `only` names (everything when it is empty), prints the tables, and returns the goals that were missed, in words.
 ///
@@ -18,8 +18,9 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
     type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
-    let sections: [(&str, Section, Effort); 10] = [
+    let sections: [(&str, Section, Effort); 11] = [
         ("rr", accel::request_response, Effort { repeats, time: short }),
+        ("short", short_path::short, Effort { repeats, time: long }),
         ("sleeping", accel::sleeping_readers, Effort { repeats, time: short }),
         ("streams", accel::streams, Effort { repeats, time: long }),
         ("connections", accel::connections, Effort { repeats, time: long }),

@@ -1,0 +1,131 @@
+//! What the short path gains, beside the whole stack: on one node, through a Service, and between nodes by routes and by VXLAN.
+
+use anyhow::Result;
+use sockpath_protocol::accel::Via;
+use sockpath_protocol::lab::Overlay;
+
+use super::accel::{accelerated_with, size_name};
+use super::ground::{Cpus, Ground, Way};
+use super::measure::{Case, Column, Effort};
+use super::peer::Load;
+use super::stats::Sample;
+use super::table::{Table, reached};
+use crate::torture::accelerator::Choice;
+
+const KIB: usize = 1 << 10;
+
+/// A row: what is run, and the least ratio to the stack.
+struct Row {
+    case: Case,
+    way: Way,
+    least: f64,
+    stack: Column,
+    short: Column,
+}
+
+impl Row {
+    fn new(way: Way, load: Load, size: usize, cpus: Cpus, least: f64) -> Self {
+        Self { case: Case { load, size, cpus }, way, least, stack: Column::default(), short: Column::default() }
+    }
+
+    fn cells(&self, place: &str) -> Vec<String> {
+        let (stack, short) = (self.stack.rates(), self.short.rates());
+        let gain = short.over(&stack);
+        let load = match self.case.load {
+            Load::RequestResponse => "request-response",
+            Load::Blocking => "request-response, readers block in recv",
+            Load::Stream => "stream",
+            Load::Connect => "connect-request-close",
+        };
+        let cpus = if self.case.cpus == Cpus::One { "one CPU" } else { "two CPUs" };
+        let service = if self.way == Way::Service { ", through the Service" } else { "" };
+        let rate = |s: &Sample| match self.case.load {
+            Load::Stream => format!("{} Gbit/s", Sample(s.0.iter().map(|r| r * 8.0 / 1e9).collect())),
+            _ => format!("{s:.0} /s"),
+        };
+        let cpu = |c: &Column| format!("{:.1}", c.cpu_us());
+        vec![
+            format!("{place}{service}: {load} {}, {cpus}", size_name(self.case.size)),
+            rate(&stack),
+            rate(&short),
+            gain.to_string(),
+            reached(gain.median(), self.least),
+            cpu(&self.stack),
+            cpu(&self.short),
+        ]
+    }
+}
+
+/// The rows of one node: issue text and docs/benchmarks.md have the same numbers.
+fn on_one_node() -> Vec<Row> {
+    use Cpus::{One, Two};
+    use Load::{Blocking, Connect, RequestResponse, Stream};
+    use Way::{Direct, Service};
+    let mut rows = vec![
+        Row::new(Direct, RequestResponse, 64, One, 1.25),
+        Row::new(Direct, RequestResponse, KIB, One, 1.25),
+        Row::new(Direct, RequestResponse, 16 * KIB, One, 1.35),
+        Row::new(Service, RequestResponse, 64, One, 1.25),
+        Row::new(Direct, Blocking, 64, One, 1.25),
+        Row::new(Direct, RequestResponse, 64, Two, 1.1),
+        Row::new(Direct, RequestResponse, 16 * KIB, Two, 1.1),
+        Row::new(Direct, Connect, 64, One, 0.98),
+    ];
+    for (cpus, least) in [(One, 1.05), (Two, 0.98)] {
+        rows.extend([4 * KIB, 16 * KIB, 64 * KIB, KIB * KIB].map(|size| Row::new(Direct, Stream, size, cpus, least)));
+    }
+    rows
+}
+
+/// The rows between two nodes: request-response of 64 B and 16 KiB, streams of 4 KiB and 64 KiB.
+fn between_nodes(least: [f64; 4]) -> Vec<Row> {
+    use Load::{RequestResponse, Stream};
+    let [small, large, short_writes, long_writes] = least;
+    let row = |load, size, least| Row::new(Way::Remote, load, size, Cpus::One, least);
+    vec![
+        row(RequestResponse, 64, small),
+        row(RequestResponse, 16 * KIB, large),
+        row(Stream, 4 * KIB, short_writes),
+        row(Stream, 64 * KIB, long_writes),
+    ]
+}
+
+/// In each round every row of one kind of CPUs by the stack, then by the short path.
+fn measure(ground: &Ground, rows: &mut [Row], effort: Effort) -> Result<()> {
+    for cpus in [Cpus::One, Cpus::Two] {
+        let mut rows: Vec<&mut Row> = rows.iter_mut().filter(|r| r.case.cpus == cpus).collect();
+        for _ in 0..if rows.is_empty() { 0 } else { effort.repeats } {
+            for row in &mut rows {
+                row.stack.0.push(row.case.run(ground, row.way, effort.time)?);
+            }
+            let choice = Choice { via: Via::Short, ..Choice::default() };
+            accelerated_with(ground, cpus, &choice, |_| {
+                for row in &mut rows {
+                    row.short.0.push(row.case.run(ground, row.way, effort.time)?);
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The short path.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let head = ["what", "stack", "short path", "ratio", "goal", "client CPU us, stack", "short path"];
+    let mut table = Table::new("The short path", &head);
+    let mut rows = on_one_node();
+    measure(ground, &mut rows, effort)?;
+    rows.iter().for_each(|r| table.row(r.cells("same node")));
+    let mut rows = between_nodes([1.45, 1.6, 1.0, 1.15]);
+    measure(ground, &mut rows, effort)?;
+    rows.iter().for_each(|r| table.row(r.cells("two nodes, routes")));
+    let tunnelled = Ground::with_overlay(Overlay::Vxlan)?;
+    let mut rows = between_nodes([1.35, 1.35, 1.1, 1.1]);
+    measure(&tunnelled, &mut rows, effort)?;
+    rows.iter().for_each(|r| table.row(r.cells("two nodes, VXLAN")));
+    Ok(vec![table])
+}
