@@ -48,7 +48,7 @@ fn much_of_everything_stays_within_the_limit() {
         hear(Message::Place(Place { index: number, node: long(), pod: Some(long()), netns: 1, device: None }));
         hear(Message::Warning { text: long() });
         hear(Message::Incident(Incident { at_ns: 1, what: IncidentKind::State, flow: None, place: None, detail: Some(long()) }));
-        hear(Message::Probed(Probed { protocol: Protocol::Tcp, to: long(), answered: false, took_ns: 1, error: Some(long()) }));
+        hear(Message::Probed(Probed { protocol: Protocol::Tcp, to: long(), answered: false, took_ns: 1, error: Some(long()), why: None }));
     }
     assert_eq!((capture.probed, capture.packets.len() as u64 + capture.not_kept), (200_000, 500));
     assert!(capture.packets.len() < PACKETS_KEPT / 10, "{} packets", capture.packets.len());

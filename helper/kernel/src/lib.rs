@@ -4,9 +4,11 @@
 //! A [`netlink::Socket`] belongs to the network namespace of the thread that opened it; everything that takes one works there.
 
 pub mod address;
+pub mod bridge;
 pub mod change;
 pub mod conntrack;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
 pub mod route;
 pub mod shared;

@@ -20,6 +20,10 @@ const RTA_VIA: u16 = 18;
 const RTA_ENCAP: u16 = 22;
 const RTAX_MTU: u16 = 2;
 const RTN_UNICAST: u8 = 1;
+const RTN_BLACKHOLE: u8 = 6;
+const RTN_UNREACHABLE: u8 = 7;
+const RTN_PROHIBIT: u8 = 8;
+const RTA_TABLE: u16 = 15;
 
 /// An answer of the routing table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +66,102 @@ pub fn source(socket: &mut Socket, destination: IpAddr) -> io::Result<IpAddr> {
     source.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
 }
 
+/// Asks for the route of what the socket's namespace itself sends to a destination.
+///
+/// # Errors
+/// When there is none (ENETUNREACH), when it refuses packets (EINVAL for a blackhole, EHOSTUNREACH, EACCES), or the kernel refuses.
+pub fn output(socket: &mut Socket, destination: IpAddr) -> io::Result<Route> {
+    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    let mut header = [0u8; RTMSG];
+    (header[0], header[1]) = (family(destination), bits);
+    let body = Body::new(&header).with(RTA_DST, &octets(destination));
+    let answers = socket.request(RTM_GETROUTE, 0, body.bytes())?;
+    let route = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| read(&m.body));
+    route.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
+}
+
+/// A route that refuses packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusing {
+    /// How.
+    pub how: Refusal,
+    /// Its destination.
+    pub prefix: IpAddr,
+    /// Length of the prefix.
+    pub length: u8,
+    /// Its table; 254 is `main`.
+    pub table: u32,
+}
+
+/// How a route refuses packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Without a word.
+    Blackhole,
+    /// With ICMP "host unreachable".
+    Unreachable,
+    /// With ICMP "administratively prohibited".
+    Prohibit,
+}
+
+impl Refusal {
+    /// The word of iproute2.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Blackhole => "blackhole",
+            Self::Unreachable => "unreachable",
+            Self::Prohibit => "prohibit",
+        }
+    }
+
+    /// The errno that senders and lookups get.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::Blackhole => libc::EINVAL,
+            Self::Unreachable => libc::EHOSTUNREACH,
+            Self::Prohibit => libc::EACCES,
+        }
+    }
+}
+
+/// The routes of any table that refuse packets to this destination, the most specific first.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn refusing(socket: &mut Socket, destination: IpAddr) -> io::Result<Vec<Refusing>> {
+    let mut header = [0u8; RTMSG];
+    header[0] = family(destination);
+    let mut found = Vec::new();
+    socket.dump(RTM_GETROUTE, RTM_NEWROUTE, Body::new(&header).bytes(), |body| found.extend(read_refusing(body)))?;
+    found.retain(|r| contains(r.prefix, r.length, destination));
+    found.sort_by_key(|r| std::cmp::Reverse(r.length));
+    Ok(found)
+}
+
+fn read_refusing(body: &[u8]) -> Option<Refusing> {
+    let how = match *body.get(7)? {
+        RTN_BLACKHOLE => Refusal::Blackhole,
+        RTN_UNREACHABLE => Refusal::Unreachable,
+        RTN_PROHIBIT => Refusal::Prohibit,
+        _ => return None,
+    };
+    let attributes = Attributes::behind(body, RTMSG);
+    let any: IpAddr = if i32::from(*body.first()?) == libc::AF_INET { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let table = attributes.word(RTA_TABLE).unwrap_or_else(|| body.get(4).copied().unwrap_or(0).into());
+    Some(Refusing { how, prefix: attributes.address(RTA_DST).unwrap_or(any), length: *body.get(1)?, table })
+}
+
+fn contains(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
+    let (prefix, address) = (octets(prefix), octets(address));
+    prefix.len() == address.len()
+        && (0..usize::from(length)).all(|bit| {
+            let of = |bytes: &[u8]| bytes.get(bit / 8).map(|b| b >> (7 - bit % 8) & 1);
+            of(&prefix) == of(&address)
+        })
+}
+
 fn read(body: &[u8]) -> Option<Route> {
     let attributes = Attributes::behind(body, RTMSG);
     // RTA_VIA is a family of 16 bits and an address of it.
@@ -78,6 +178,19 @@ fn read(body: &[u8]) -> Option<Route> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_that_refuse_are_read_and_compared() {
+        let mut header = [0u8; RTMSG];
+        (header[0], header[1], header[4], header[7]) = (2, 24, 254, RTN_BLACKHOLE);
+        let body = Body::new(&header).with(RTA_DST, &[10, 42, 2, 0]).with(RTA_TABLE, &300u32.to_ne_bytes());
+        let read = read_refusing(body.bytes()).expect("a route");
+        assert_eq!(read, Refusing { how: Refusal::Blackhole, prefix: [10, 42, 2, 0].into(), length: 24, table: 300 });
+        assert!(contains(read.prefix, 24, [10, 42, 2, 9].into()) && !contains(read.prefix, 24, [10, 42, 3, 9].into()));
+        assert!(contains([0, 0, 0, 0].into(), 0, [10, 42, 3, 9].into()) && !contains([0, 0, 0, 0].into(), 0, [0u16; 8].into()));
+        header[7] = RTN_UNICAST;
+        assert_eq!(read_refusing(&header), None);
+    }
 
     #[test]
     fn gateway_device_and_mtu_are_read() {

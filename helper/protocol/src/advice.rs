@@ -1,30 +1,7 @@
 //! One line of advice for each drop reason. Reasons are those of `enum skb_drop_reason` (include/net/dropreason-core.h, up to Linux
 //! 6.18) without the prefix.
 
-use crate::packet::Mechanism;
-
-/// What to do when this dropped packets.
-#[must_use]
-pub fn for_cause(mechanism: Mechanism) -> &'static str {
-    match mechanism {
-        Mechanism::Rule | Mechanism::Rules => {
-            "a netfilter rule dropped it: look at NetworkPolicies that select the pod, then at `nft -a list ruleset` (`iptables-legacy-save` for \
-             iptables-legacy) on that node"
-        }
-        Mechanism::Policy => {
-            "no rule accepted it, and the chain's policy drops: add a rule that accepts the pods' traffic, or set the policy to accept; Docker and \
-             firewalls set that of FORWARD to drop"
-        }
-        Mechanism::Confirmation => {
-            "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules may use: a wider --to-ports, more addresses, or \
-             --random-fully"
-        }
-        Mechanism::TableFull => {
-            "raise net.netfilter.nf_conntrack_max there, or find the connections that fill the table: `conntrack -C`, `conntrack -L`"
-        }
-        Mechanism::Unknown => "something at a netfilter hook dropped it: see `nft list hooks` on that node",
-    }
-}
+use crate::packet::{Direction, PacketKind};
 
 /// What a drop reason means and what to do, in one line; `None` for a reason that has no row (newer kernels, subsystems).
 #[must_use]
@@ -142,6 +119,15 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "NOT_SPECIFIED" => "the kernel gives no reason here: stage and function show the location, a newer kernel may give the reason",
         _ => return None,
     })
+}
+
+/// Whether every connection has such drops: what was dropped had arrived before, or nobody waits for it any more.
+#[must_use]
+pub fn is_harmless(reason: &str, kind: PacketKind, direction: Direction) -> bool {
+    let ends = matches!(kind, PacketKind::Fin | PacketKind::Rst | PacketKind::EchoReply | PacketKind::SynAck)
+        || (kind, direction) == (PacketKind::Ack, Direction::Reply);
+    let closed = matches!(reason, "NO_SOCKET" | "QUEUE_PURGE" | "SOCKET_CLOSE" | "TCP_RESET");
+    closed && ends || matches!(reason, "TCP_OLD_DATA" | "TCP_OFOMERGE" | "TCP_OLD_ACK" | "TCP_TOO_OLD_ACK" | "TCP_OLD_SEQUENCE")
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod advice;
 pub mod bypass;
 pub mod lab;
 pub mod limits;
+pub mod mechanism;
 pub mod message;
 pub mod packet;
 pub mod request;

@@ -222,7 +222,10 @@ impl Message {
             Self::Probed(probed) => {
                 cut(&mut probed.to);
                 cut_some(&mut probed.error);
-                Ok(())
+                probed.why.iter_mut().try_for_each(|why| {
+                    cut(&mut why.detail);
+                    why.cause.check()
+                })
             }
             Self::Pairs(snapshot) => snapshot.check(),
             Self::Bypassed { found } => {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::accel::{AccelStatus, AccelSummary, Canary, PairsSnapshot};
 use crate::bypass::Bypassed;
-use crate::packet::{Incident, Packet, Place};
+use crate::packet::{Cause, Incident, Packet, Place};
 use crate::request::Protocol;
 
 /// One line from the helper to the plugin.
@@ -118,6 +118,9 @@ pub struct Armed {
     pub filters: Vec<DeviceFilters>,
     /// Time from request to armed, in nanoseconds.
     pub took_ns: u64,
+    /// When it was armed, `CLOCK_MONOTONIC` of the node in nanoseconds; 0 when it is not known (recordings of before).
+    #[serde(default)]
+    pub at_ns: u64,
 }
 
 /// The filters and programs at tc and tcx of one device, in words and in the order they are listed.
@@ -189,6 +192,18 @@ pub struct Probed {
     pub took_ns: u64,
     /// The failure in words, when there was one.
     pub error: Option<String>,
+    /// What in the source's namespace did it, when that could be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<Box<Why>>,
+}
+
+/// What made a call of the source fail before there was a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// In words.
+    pub detail: String,
+    /// What did it, and how sure that is.
+    pub cause: Cause,
 }
 
 /// One row of `doctor`.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::mechanism::Mechanism;
 use crate::request::Protocol;
 use crate::stage::StageId;
 
@@ -85,6 +86,8 @@ pub enum PacketKind {
     EchoReply,
     /// ICMP error about a packet of the conversation.
     IcmpError,
+    /// ICMP redirect: a router's hint about a better route.
+    IcmpRedirect,
     /// Bytes that went socket to socket, without a packet.
     Bypass,
 }
@@ -308,24 +311,6 @@ pub struct Cause {
     pub candidates: Vec<Rule>,
 }
 
-/// What drops or changes packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mechanism {
-    /// A rule of nftables or iptables.
-    Rule,
-    /// The policy of a chain.
-    Policy,
-    /// Rules, but which of them is not known.
-    Rules,
-    /// Conntrack refused to enter the connection: another one has the same addresses and ports after translation.
-    Confirmation,
-    /// Conntrack refused to track the packet: its table is full.
-    TableFull,
-    /// Netfilter, but neither rules nor conntrack as far as they can be read.
-    Unknown,
-}
-
 /// Where an skb's headers lie, in bytes from `skb->head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeaderOffsets {
@@ -421,6 +406,14 @@ pub enum IncidentKind {
     BacklogOverflow,
     /// A socket's receive queue was full.
     ReceiveQueueFull,
+    /// SYNs were answered with cookies.
+    SynCookies,
+    /// The queue of half-open connections was full.
+    SynQueueFull,
+    /// A receive window was closed: the reader is too slow.
+    ZeroWindow,
+    /// A pod used up its CPU limit.
+    CpuThrottled,
     /// A neighbour had to be asked for, or could not be had.
     Neighbour,
     /// The connection changed state.

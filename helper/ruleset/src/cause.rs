@@ -2,11 +2,15 @@
 
 use std::net::IpAddr;
 
-use crate::bits::Word;
+use crate::bits::{Truth, Word};
 use crate::counters::{Baseline, Compared, Counters, Hits};
-use crate::evaluate::{End, Fate, Question, Run, run};
-use crate::model::{Engine, Hook, Ruleset};
+use crate::evaluate::{End, Fate, Question, Run, passes, run};
+use crate::model::{Chain, Engine, Expression, Hook, Rule, Ruleset, Verdict};
 use crate::packet::Packet;
+
+/// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
+const NETDEV: u8 = 5;
+const BRIDGE: u8 = 7;
 
 /// How sure it is that this did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +102,40 @@ impl Ruleset {
         self.judge(&ends, &run, counters, drop.engine.is_some())
     }
 
+    /// What dropped a packet at a hook of the families bridge and netdev. Whether a chain is jumped to is left to the counters.
+    #[must_use]
+    pub fn cause_outside_ip(&self, packet: &Packet, before: Option<&Baseline>) -> Cause {
+        let counters = Compared::with(before);
+        let mut cause = Cause { incomplete: !self.gaps.is_empty(), ..Cause::default() };
+        let mut counted = Vec::new();
+        for chain in self.chains.iter().filter(|c| matches!(c.table.family, NETDEV | BRIDGE)) {
+            let rules = chain.rules.iter().filter(|r| drops(r) && passes(self, r, packet) != Truth::No).map(Some);
+            let policy = chain.base.filter(|b| b.drops).map(|_| None);
+            for rule in rules.chain(policy) {
+                let hits = counters.hits(chain, rule);
+                if hits == Hits::Never {
+                    continue;
+                }
+                let candidate = outside(chain, rule, counters);
+                if matches!(hits, Hits::Times(_)) {
+                    counted.push(candidate.clone());
+                }
+                cause.candidates.push(candidate);
+            }
+        }
+        // One rule that counts it, or the only one that can have.
+        let only = match (counted.as_slice(), cause.candidates.as_slice()) {
+            ([one], _) => Some((one.clone(), Certainty::Counted)),
+            ([], [one]) if !cause.incomplete => Some((one.clone(), Certainty::Inferred)),
+            _ => None,
+        };
+        if only.is_some() {
+            cause.candidates.clear();
+        }
+        cause.named = only;
+        cause
+    }
+
     /// The rule that translated a packet.
     #[must_use]
     pub fn cause_of_translation(&self, sought: &Sought<'_>) -> Cause {
@@ -165,6 +203,25 @@ impl Ruleset {
             counters: counters.readings(chain, rule),
             must: end.sure == crate::bits::Truth::Yes,
         }
+    }
+}
+
+/// Whether a rule drops what it matches.
+fn drops(rule: &Rule) -> bool {
+    rule.expressions.iter().any(|e| matches!(e, Expression::Verdict(Verdict::Drop)))
+}
+
+fn outside(chain: &Chain, rule: Option<&Rule>, counters: Compared<'_>) -> Candidate {
+    Candidate {
+        engine: chain.table.engine,
+        table: chain.table.title(),
+        chain: chain.name.to_string(),
+        via: Vec::new(),
+        handle: rule.map(|r| r.handle),
+        comment: rule.and_then(|r| r.comment.as_deref()).map(str::to_owned),
+        element: None,
+        counters: counters.readings(chain, rule),
+        must: false,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::time::ClockId;
 use sockpath_protocol::message::{Armed, Counters, EndReason, NETFILTER_RULES, Probed};
+use sockpath_protocol::packet::IncidentKind;
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use sockpath_protocol::text::field;
 use sockpath_protocol::{Message, Request};
@@ -18,19 +19,20 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::accel::pins::Pins;
 use crate::session::{Inbound, Session, clock_ns};
 use assemble::Assembler;
-use backlog::Backlogs;
 use cost::Meter;
+use counters::{Rise, Watch};
 use hooks::Offer;
 use names::Names;
 use pace::{Look, Mode, Pace};
 use programs::Programs;
 use rules::Rules;
 use scene::Scene;
+use throttle::Throttles;
 
 pub mod assemble;
 mod attachment;
-mod backlog;
 mod cost;
+mod counters;
 pub mod devices;
 pub mod event;
 pub mod functions;
@@ -43,7 +45,9 @@ mod probe;
 mod programs;
 pub mod rules;
 mod scene;
+pub mod settings;
 pub mod tc;
+mod throttle;
 
 /// Packets reported a second when the request does not say.
 const DEFAULT_PACKETS_PER_SECOND: u32 = 200;
@@ -76,7 +80,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     let names = Names::new(offer.drop_reasons.clone()).with_release(&release);
     // Reading begins here, so that counters are those of before the first packet.
     let unread = if request.no_rules { Some("--no-rules leaves them out") } else { rules::unreadable() };
-    let rules = if unread.is_some() { Rules::default() } else { Rules::of(&scene)? };
+    let rules = Rules::of(&scene, unread.is_none())?;
     let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, names).with_rules(rules);
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
@@ -90,13 +94,14 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         }
         result => result?,
     };
-    let backlogs = Backlogs::watch(&scene);
+    let counters = Watch::begin(&scene);
     let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
     let pace = Pace::new(rate, offer.has_netfilter() && scene.uplinks.is_empty(), now);
     let mut trace = Trace {
         meter: Meter::start(programs.fds()),
         programs,
-        backlogs,
+        counters,
+        throttles: scene.throttles(),
         armed: Instant::now(),
         pace,
         mode: Mode::Watching,
@@ -111,10 +116,11 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         unavailable: trace.programs.hooks.unavailable.clone().into_iter().chain(rules).collect(),
         filters: tc::of_pods(&scene),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        at_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
     trace.observe(session, &mut assembler)?;
-    trace.look_at_backlogs(&mut assembler)?;
+    trace.look_at_counters(&mut assembler)?;
     assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
     let mut last = assembler.take_last(RULES_PATIENCE);
     last.push(Message::Counters(trace.counters(&assembler)?));
@@ -126,7 +132,8 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
 struct Trace<'a> {
     programs: Programs<'a>,
     meter: Meter,
-    backlogs: Backlogs,
+    counters: Watch,
+    throttles: Throttles,
     armed: Instant,
     pace: Pace,
     mode: Mode,
@@ -187,7 +194,7 @@ impl Trace<'_> {
                 _ = sweep.tick() => self.programs.sweep(|id| assembler.is_done_with(id)),
                 _ = meter.tick() => self.meter.look(),
                 _ = count.tick() => {
-                    self.look_at_backlogs(assembler)?;
+                    self.look_at_counters(assembler)?;
                     if accelerations.exist() {
                         self.look_for_bypass(scene)?;
                     }
@@ -254,10 +261,14 @@ impl Trace<'_> {
         Ok(())
     }
 
-    fn look_at_backlogs(&mut self, assembler: &mut Assembler) -> Result<()> {
+    fn look_at_counters(&mut self, assembler: &mut Assembler) -> Result<()> {
         let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        for (netns, refused) in self.backlogs.overflowed() {
-            assembler.backlog_overflowed(now, netns, refused);
+        for Rise { netns, what, detail } in self.counters.rises() {
+            assembler.counted(now, netns, what, detail);
+        }
+        for (netns, periods, waited_us) in self.throttles.rises() {
+            let detail = format!("throttled in {periods} periods, {} ms in all", waited_us / 1000);
+            assembler.counted(now, netns, IncidentKind::CpuThrottled, detail);
         }
         Ok(())
     }
@@ -285,8 +296,14 @@ impl Trace<'_> {
 
 /// A probe blocks, so it has a thread of its own; one that outlives the trace ends with the process.
 fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>) {
-    let failed =
-        |error: String| Probed { protocol: request.protocol, to: request.to.to_string(), answered: false, took_ns: 0, error: Some(error) };
+    let failed = |error: String| Probed {
+        protocol: request.protocol,
+        to: request.to.to_string(),
+        answered: false,
+        took_ns: 0,
+        error: Some(error),
+        why: None,
+    };
     let Some(Ok(source)) = scene.source.as_ref().map(std::fs::File::try_clone) else {
         let _ = done.try_send(failed("the source is not on this node".to_owned()));
         return;

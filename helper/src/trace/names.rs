@@ -67,6 +67,9 @@ impl Names {
             ("NOT_SPECIFIED", "ip_error" | "ip6_pkt_drop" | "ip6_pkt_discard" | "ip6_pkt_discard_out") => {
                 Some((Some("IP_INNOROUTES"), "there is no route, or it is a blackhole, unreachable or prohibited"))
             }
+            ("NOT_SPECIFIED", "netif_receive_generic_xdp" | "do_xdp_generic" | "bpf_prog_run_generic_xdp" | "veth_xdp_rcv_skb") => {
+                Some((Some("XDP"), "by a program at XDP"))
+            }
             _ => None,
         }
     }

@@ -88,6 +88,16 @@ impl Places {
         self.devices.get(&(netns, ifindex))
     }
 
+    /// Ports of bridges in a namespace whose other ends are in namespaces of the trace.
+    #[must_use]
+    pub fn ports_to_pods(&self, netns: u32) -> Vec<u32> {
+        let leads = |d: &Device| d.kind == DeviceKind::Veth && d.bridge.is_some() && d.peer.is_some();
+        let mut ports: Vec<u32> =
+            self.devices.iter().filter(|((of, _), e)| *of == netns && leads(&e.device)).map(|((_, index), _)| *index).collect();
+        ports.sort_unstable();
+        ports
+    }
+
     /// The number of a place.
     pub fn number(&mut self, netns: u32, ifindex: u32) -> u32 {
         if let Some(n) = self.index.get(&(netns, ifindex)) {

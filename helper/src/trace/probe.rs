@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use sockpath_protocol::message::Probed;
+use sockpath_protocol::message::{Probed, Why};
 use sockpath_protocol::request::{ProbeRequest, Protocol};
 
 use super::netns::inside;
+use super::settings;
 
 /// What a datagram of a probe says.
 const GREETING: &[u8] = b"sockpath probe\n";
@@ -29,19 +30,37 @@ const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
     let start = Instant::now();
     let timeout = Duration::from_millis(request.timeout_ms.clamp(1, 60_000));
-    let result = inside(netns, || match request.protocol {
-        Protocol::Tcp if request.http && request.requests > 1 => conversation(request.to, timeout, request.requests),
-        Protocol::Tcp => tcp(request.to, timeout, request.http),
-        Protocol::Udp => udp(request.to, timeout),
-        Protocol::Icmp => icmp(request.to.ip(), timeout),
+    let result = inside(netns, || {
+        let result = match request.protocol {
+            Protocol::Tcp if request.http && request.requests > 1 => conversation(request.to, timeout, request.requests),
+            Protocol::Tcp => tcp(request.to, timeout, request.http),
+            Protocol::Udp => udp(request.to, timeout),
+            Protocol::Icmp => icmp(request.to.ip(), timeout),
+        };
+        let why = result.as_ref().err().and_then(errno).and_then(|errno| settings::of_call(request.to.ip(), errno));
+        Ok((result, why))
     });
+    let took_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let (result, why) = result.unwrap_or_else(|e| (Err(e), None));
     Probed {
         protocol: request.protocol,
         to: if request.protocol == Protocol::Icmp { request.to.ip().to_string() } else { request.to.to_string() },
         answered: result.is_ok(),
-        took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        took_ns,
         error: result.err().map(|e| words(&e)),
+        why: why.map(|finding| {
+            let (detail, cause) = finding.cause();
+            Box::new(Why { detail, cause })
+        }),
     }
+}
+
+/// The errno of a call that failed.
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|e| {
+        let io = e.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        io.or_else(|| e.downcast_ref::<Errno>().map(|e| *e as i32))
+    })
 }
 
 /// Why a probe failed, without the numbers of errors.

@@ -6,14 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
-use sockpath_kernel::route;
+use sockpath_kernel::{address, route};
 use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Link, Links};
 use super::netns::inside;
 use super::places::{Equipment, Places, ReadDevices, Territory};
-use crate::node::{self, Netns};
+use super::throttle::Throttles;
+use crate::node::{self, FoundPod, Netns, Process};
 use crate::session::Coded;
 use crate::site::Site;
 
@@ -42,6 +43,8 @@ pub struct Scene {
     /// Devices at which packets of the pair come in from elsewhere: namespace and index.
     pub uplinks: Vec<(u32, u32)>,
     links: Links,
+    /// Processes of the pods, by namespace.
+    processes: Vec<(u32, Vec<Process>)>,
 }
 
 impl Scene {
@@ -55,6 +58,7 @@ impl Scene {
             targets: Vec::new(),
             uplinks: Vec::new(),
             links: Links::new(),
+            processes: Vec::new(),
         };
         for node in &request.nodes {
             let netns = node::node_netns(site, node).with_context(|| format!("node {}", node.name))?;
@@ -68,6 +72,7 @@ impl Scene {
         for pod in request.targets.iter().filter(|p| here(p)) {
             scene.add_pod(site, pod, false)?;
         }
+        scene.mark_own_addresses(request);
         if scene.netns.iter().all(|(_, t)| !t.source && !t.target) {
             return Err(Coded::new("not-here", "neither the source nor a target of this trace is on this node"));
         }
@@ -84,9 +89,23 @@ impl Scene {
         Ok(scene)
     }
 
+    /// A node that has the target's address is the target: packets end at a socket there, as those to a hostNetwork pod do.
+    fn mark_own_addresses(&mut self, request: &TraceRequest) {
+        let mut sought = request.addresses.clone();
+        if request.targets.is_empty() {
+            sought.extend(request.services.iter().flat_map(|s| s.backends.iter().map(|b| b.ip())));
+        }
+        for (netns, territory) in self.netns.iter_mut().filter(|(n, _)| self.nodes.contains(&n.inode)) {
+            // A node that cannot be asked is passed, as any other.
+            let own = inside(&netns.file, || Ok(address::list(&mut Socket::open(NETLINK_ROUTE)?)?)).unwrap_or_default();
+            territory.target |= own.iter().any(|(_, ip)| sought.contains(ip));
+        }
+    }
+
     fn add_pod(&mut self, site: &Site, pod: &Pod, source: bool) -> Result<File> {
         let name = format!("{}/{}", pod.namespace, pod.name);
-        let netns = node::find(site, pod).with_context(|| format!("pod {name}"))?.netns;
+        let FoundPod { netns, processes, .. } = node::find(site, pod).with_context(|| format!("pod {name}"))?;
+        self.processes.push((netns.inode, processes));
         let file = netns.file.try_clone().context("cannot keep a namespace open")?;
         let pod_name = (!pod.host_network).then_some(name);
         self.add(netns, &pod.node, pod_name, source, !source);
@@ -153,6 +172,16 @@ impl Scene {
     #[must_use]
     pub fn links_of(&self, netns: u32) -> &[Link] {
         self.links.get(&netns).map_or(&[], Vec::as_slice)
+    }
+
+    /// The CPU limits of the pods.
+    #[must_use]
+    pub fn throttles(&self) -> Throttles {
+        let mut throttles = Throttles::default();
+        for (netns, processes) in &self.processes {
+            throttles.watch(*netns, processes);
+        }
+        throttles
     }
 
     /// The two ends, for the assembler.

@@ -90,6 +90,7 @@ fn place_words(report: &Report) -> String {
         Scenario::InPod => format!("inside one pod on {}", node(&report.source)),
         Scenario::SameNode => format!("same node ({})", node(&report.source)),
         Scenario::CrossNode => format!("cross-node ({} to {})", node(&report.source), node(&report.target)),
+        Scenario::External if report.target.node.is_some() => format!("from {} to {} itself", node(&report.source), node(&report.target)),
         Scenario::External if report.via_service.is_some() => format!("from {}", node(&report.source)),
         Scenario::External => format!("from {} to an external address", node(&report.source)),
     }

@@ -3,6 +3,7 @@
 use sockpath_protocol::packet::RewriteKind;
 
 use super::page::Page;
+use super::waterfall::grouped;
 use crate::duration::nanos;
 use crate::report::Report;
 use crate::report::document::{Finding, Severity};
@@ -70,14 +71,25 @@ fn findings(page: &mut Page, findings: &[Finding]) {
         return;
     }
     page.markup("<ul>\n");
-    for finding in findings {
+    for (finding, follow) in grouped(findings) {
         page.markup(if finding.severity == Severity::Critical { "<li class=\"critical\">" } else { "<li>" }).text(&finding.text);
         if let Some(next) = &finding.next {
             page.markup("<br><span class=\"dim\">").text(next).markup("</span>");
         }
+        if !follow.is_empty() {
+            page.markup("<details class=\"dim\"><summary>").text(&consequences(follow.len())).markup("</summary><ul>");
+            for consequence in follow {
+                page.markup("<li>").text(&consequence.text).markup("</li>");
+            }
+            page.markup("</ul></details>");
+        }
         page.markup("</li>\n");
     }
     page.markup("</ul>\n");
+}
+
+fn consequences(count: usize) -> String {
+    format!("{count} consequence{}", if count == 1 { "" } else { "s" })
 }
 
 fn stages(page: &mut Page, title: &str, stages: &[StageRow], rewrites: &[&RewriteRow]) {

@@ -341,27 +341,52 @@ pub fn findings(report: &Report, style: &Style) -> Text {
             && f.direction == Some(Direction::Request)
     };
     let mut shown_once = false;
-    let findings: Vec<&Finding> = report.findings.iter().filter(|f| !shown(f) || std::mem::replace(&mut shown_once, true)).collect();
-    if findings.is_empty() {
+    let findings = grouped(&report.findings);
+    let hidden: Vec<bool> = findings.iter().map(|(f, _)| shown(f) && !std::mem::replace(&mut shown_once, true)).collect();
+    if findings.iter().zip(&hidden).all(|((_, follow), hidden)| *hidden && follow.is_empty()) {
         return out;
     }
     out.end_line();
-    for finding in findings {
-        let (mark, paint) = match finding.severity {
-            Severity::Critical => ("!", Paint::Bad),
-            Severity::Warning => ("*", Paint::Warn),
-            Severity::Info => ("-", Paint::Dim),
-        };
-        for (i, line) in wrap(&finding.text, style.width.saturating_sub(2)).iter().enumerate() {
-            let head = Line::new(style).paint(paint, if i == 0 { mark } else { "" }).to(2);
-            if finding.severity == Severity::Critical { head.paint(paint, line) } else { head.text(line) }.end(&mut out);
+    for ((finding, follow), hidden) in findings.iter().zip(hidden) {
+        if !hidden {
+            draw_finding(finding, style, &mut out);
         }
-        if let Some(next) = &finding.next {
-            let arrow = if style.unicode { "→ " } else { "> " };
-            for (i, line) in wrap(next, style.width.saturating_sub(4)).iter().enumerate() {
-                Line::new(style).to(2).paint(Paint::Dim, if i == 0 { arrow } else { "" }).to(4).paint(Paint::Dim, line).end(&mut out);
-            }
-        }
+        consequences(follow, style, &mut out);
     }
     out
+}
+
+fn draw_finding(finding: &Finding, style: &Style, out: &mut Text) {
+    let (mark, paint) = match finding.severity {
+        Severity::Critical => ("!", Paint::Bad),
+        Severity::Warning => ("*", Paint::Warn),
+        Severity::Info => ("-", Paint::Dim),
+    };
+    for (i, line) in wrap(&finding.text, style.width.saturating_sub(2)).iter().enumerate() {
+        let head = Line::new(style).paint(paint, if i == 0 { mark } else { "" }).to(2);
+        if finding.severity == Severity::Critical { head.paint(paint, line) } else { head.text(line) }.end(out);
+    }
+    if let Some(next) = &finding.next {
+        let arrow = if style.unicode { "→ " } else { "> " };
+        for (i, line) in wrap(next, style.width.saturating_sub(4)).iter().enumerate() {
+            Line::new(style).to(2).paint(Paint::Dim, if i == 0 { arrow } else { "" }).to(4).paint(Paint::Dim, line).end(out);
+        }
+    }
+}
+
+/// What follows from a finding: one paragraph below it.
+fn consequences(follow: &[&Finding], style: &Style, out: &mut Text) {
+    if follow.is_empty() {
+        return;
+    }
+    let text = follow.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("; ");
+    for (i, line) in wrap(&format!("hence: {text}"), style.width.saturating_sub(4)).iter().enumerate() {
+        Line::new(style).to(2).paint(Paint::Dim, if i == 0 { "+" } else { "" }).to(4).paint(Paint::Dim, line).end(out);
+    }
+}
+
+/// Findings with what follows from each; a consequence whose cause is not listed stands alone.
+pub(super) fn grouped(findings: &[Finding]) -> Vec<(&Finding, Vec<&Finding>)> {
+    let causes = findings.iter().enumerate().filter(|(_, f)| f.root.is_none());
+    causes.map(|(at, cause)| (cause, findings.iter().filter(|f| f.root == Some(at)).collect())).collect()
 }

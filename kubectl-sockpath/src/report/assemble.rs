@@ -9,13 +9,14 @@ use sockpath_protocol::request::{Pod, Service};
 
 use super::absent::Watch;
 use super::capture::Capture;
+use super::causes;
 use super::document::{
     ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts,
     VanishedRow,
 };
 use super::findings;
-use super::hint::{Hint, UNTRANSLATED};
 use super::journey::{Class, Journey};
+use super::kind::Id;
 use super::leg::{Leg, leg};
 use super::netfilter;
 use super::overhead::overhead;
@@ -87,9 +88,7 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         overhead,
         packets: Packets::default(),
     };
-    report.findings = findings::findings(capture, journeys, &report, untranslated).iter().map(Hint::finding).collect();
-    report.findings.sort_by_key(|f| f.severity);
-    report.findings.dedup();
+    report.findings = causes::ordered(&findings::findings(capture, journeys, &report, untranslated));
     report
 }
 
@@ -149,6 +148,9 @@ fn target(capture: &Capture, journeys: &[Journey<'_>]) -> Party {
     let mut party = party(&pods, typed, port);
     if pods.is_empty() {
         party.ips.clone_from(&plan.request.addresses);
+        // An address of a node that is watched.
+        let arrived = requests(journeys).find(|j| *j.outcome() == Outcome::Delivered).and_then(|j| j.steps.last());
+        party.node = arrived.filter(|step| step.spot.pod.is_none()).map(|step| step.spot.node.clone()).or(party.node);
     }
     party
 }
@@ -236,15 +238,16 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
             certainty: drop.cause.as_ref().map(|c| c.certainty),
             evidence: drop.cause.as_ref().map(|c| c.evidence.clone()).unwrap_or_default(),
             candidates: drop.cause.as_ref().map(|c| c.candidates.clone()).unwrap_or_default(),
-            advice: drop.cause.as_ref().map(|c| advice::for_cause(c.mechanism)).or_else(|| advice::for_drop(&drop.reason)),
+            advice: drop.cause.as_ref().map(|c| c.mechanism.row().advice).or_else(|| advice::for_drop(&drop.reason)),
             because: consequence(journey, untranslated),
             count: 1,
             flow: journey.first().flow,
             kind: packet.kind,
         };
         let same = |r: &&mut DropRow| {
-            (&r.reason, r.direction, r.stage, &r.node, &r.pod, &r.device, &r.detail, r.because)
-                == (&row.reason, row.direction, row.stage, &row.node, &row.pod, &row.device, &row.detail, row.because)
+            let redirect = |r: &DropRow| r.kind == PacketKind::IcmpRedirect;
+            (&r.reason, r.direction, r.stage, &r.node, &r.pod, &r.device, &r.detail, r.because, redirect(r))
+                == (&row.reason, row.direction, row.stage, &row.node, &row.pod, &row.device, &row.detail, row.because, redirect(&row))
         };
         match rows.iter_mut().find(same) {
             Some(known) => known.count += 1,
@@ -258,8 +261,8 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
 /// Replies that were not translated back are dropped or reset where they arrive, and errors of a router about them are no cause of their own.
 fn consequence(journey: &Journey<'_>, untranslated: &[Untranslated]) -> Option<&'static str> {
     let first = journey.first();
-    let error = first.kind == PacketKind::IcmpError && !untranslated.is_empty();
-    (error || untranslated::follows(untranslated, journey.last_flow())).then_some(UNTRANSLATED)
+    let error = matches!(first.kind, PacketKind::IcmpError | PacketKind::IcmpRedirect) && !untranslated.is_empty();
+    (error || untranslated::follows(untranslated, journey.last_flow())).then_some(Id::Untranslated.kind().id)
 }
 
 fn vanished(journeys: &[Journey<'_>]) -> Vec<VanishedRow> {
@@ -273,9 +276,10 @@ fn vanished(journeys: &[Journey<'_>]) -> Vec<VanishedRow> {
             node: (!last.spot.node.is_empty()).then(|| last.spot.node.clone()),
             pod: last.spot.pod.clone(),
             device: last.spot.device.clone(),
+            flow: journey.first().flow,
             count: 1,
         };
-        let same = |r: &&mut VanishedRow| VanishedRow { count: 1, ..(**r).clone() } == row;
+        let same = |r: &&mut VanishedRow| VanishedRow { count: 1, flow: row.flow, ..(**r).clone() } == row;
         match rows.iter_mut().find(same) {
             Some(known) => known.count += 1,
             None => rows.push(row),
@@ -313,6 +317,9 @@ fn probes(capture: &Capture) -> Vec<ProbeRow> {
         answered: p.answered,
         took_ns: p.took_ns,
         error: p.error.clone(),
+        mechanism: p.why.as_ref().map(|w| w.cause.mechanism),
+        detail: p.why.as_ref().map(|w| w.detail.clone()),
+        evidence: p.why.as_ref().map(|w| w.cause.evidence.clone()).unwrap_or_default(),
     };
     capture.probes.iter().map(row).collect()
 }

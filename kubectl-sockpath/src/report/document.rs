@@ -65,7 +65,7 @@ pub struct Report {
     pub incidents: Vec<IncidentRow>,
     /// What became of probes.
     pub probes: Vec<ProbeRow>,
-    /// What the reader should know and do, most urgent first.
+    /// What the reader should know and do: causes, most urgent first, each with what follows from it.
     pub findings: Vec<Finding>,
     /// How the clocks of several nodes lie to each other; empty on one node.
     pub clocks: Vec<ClockRow>,
@@ -230,6 +230,8 @@ pub struct VanishedRow {
     pub pod: Option<String>,
     /// Device there.
     pub device: Option<String>,
+    /// Addresses of the first one, as it was sent.
+    pub flow: Flow,
     /// How many packets.
     pub count: usize,
 }
@@ -264,6 +266,15 @@ pub struct ProbeRow {
     pub took_ns: u64,
     /// The failure.
     pub error: Option<String>,
+    /// What in the source's namespace did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<Mechanism>,
+    /// The same in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What speaks for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
 }
 
 /// Something the reader should know.
@@ -279,6 +290,9 @@ pub struct Finding {
     pub text: String,
     /// What to do or run next.
     pub next: Option<String>,
+    /// What did it, of drops and of calls that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<Mechanism>,
     /// How sure it is, where that was judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certainty: Option<Certainty>,
@@ -288,6 +302,9 @@ pub struct Finding {
     /// Id of the finding that it follows from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<&'static str>,
+    /// Place in `findings[]` of the cause at the end of these links, which stands before it; absent for a cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<usize>,
 }
 
 /// How bad a finding is.

@@ -2,16 +2,20 @@
 
 use std::net::IpAddr;
 
+use sockpath_protocol::advice;
 use sockpath_protocol::message::{EndReason, NETFILTER_RULES};
-use sockpath_protocol::packet::{Hop, IncidentKind, Outcome, RewriteKind};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::packet::{Flow, Hop, IncidentKind, RewriteKind};
+use sockpath_protocol::request::{Pod, Protocol, TraceRequest};
 use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;
 use super::document::{DropRow, Party, Report};
+use super::halves;
 use super::hint::{Hint, NeighbourLookup, place};
 use super::journey::Journey;
-use super::rewrites::{RewriteRow, strangers};
+use super::repeats::{Repeats, repeats};
+use super::rewrites::{RewriteRow, mesh, strangers};
+use super::still_open;
 use super::untranslated::{self, Untranslated};
 
 /// Share of the typical time above which a single cause is worth a finding.
@@ -23,10 +27,11 @@ const LONG_QUEUE_NS: u64 = 100_000;
 /// Everything there is to say about this report, in no particular order.
 pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Report, untranslated: Vec<Untranslated>) -> Vec<Hint> {
     let mut hints = helpers(capture);
-    let incidents = incidents(report, &untranslated);
+    let incidents = incidents(report, &untranslated, repeats(journeys));
     hints.extend(untranslated.into_iter().map(|u| Hint::Untranslated(Box::new(u))));
     hints.extend(reachability(capture, journeys, report));
     hints.extend(incidents);
+    hints.extend(still_open::still_open(journeys));
     hints.extend(neighbours(report));
     hints.extend(timing(capture, report));
     hints.extend(cuts(capture, journeys));
@@ -79,13 +84,20 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     if let Some(name) = &capture.origin.plan.via_service {
         let named = request.services.iter().find(|s| format!("{}/{}", s.namespace, s.name) == *name);
         if named.is_some_and(|s| s.backends.is_empty()) {
-            hints.push(Hint::NoEndpoints { service: name.clone() });
+            let frontends = named.iter().flat_map(|s| s.frontends.iter().map(|f| f.addr)).collect();
+            hints.push(Hint::NoEndpoints { service: name.clone(), frontends });
         }
     }
     let mut expected: Vec<IpAddr> = request.addresses.clone();
     expected.extend(request.targets.iter().flat_map(|t| t.ips.iter().copied()));
     expected.extend(request.services.iter().flat_map(|s| s.backends.iter().map(|b| b.ip())));
-    hints.extend(strangers(&report.rewrites, &expected).into_iter().map(|row| Hint::UnexpectedDnat(Box::new(row))));
+    hints.extend(sidecars(&report.rewrites, &expected, request));
+    hints.extend(strangers(&report.rewrites, &expected).into_iter().filter_map(|row| {
+        if mesh(&row, &request.source.ips).is_some() {
+            return None;
+        }
+        Some(if is_stale(&row, report) { Hint::StaleEntry(Box::new(row)) } else { Hint::UnexpectedDnat(Box::new(row)) })
+    }));
     // What follows from another finding is in the document only.
     for d in report.drops.iter().filter(|d| d.because.is_none()) {
         hints.push(Hint::Dropped {
@@ -94,51 +106,101 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
             place: format!("{} in `{}`", place(d.node.as_deref(), d.pod.as_deref(), d.device.as_deref()), d.stage.stage().name),
             direction: d.direction,
             advice: d.advice,
+            mechanism: d.mechanism,
             detail: d.detail.clone(),
             certainty: d.certainty,
             evidence: d.evidence.clone(),
+            flow: d.flow,
+            kind: d.kind,
+            harmless: advice::is_harmless(&d.reason, d.kind, d.direction),
         });
     }
     for v in &report.vanished {
         let place = place(v.node.as_deref(), v.pod.as_deref(), v.device.as_deref());
-        hints.push(Hint::Vanished { count: v.count, last: v.last_seen, expected: v.expected, place, direction: v.direction });
+        hints.push(Hint::Vanished {
+            count: v.count,
+            last: v.last_seen,
+            expected: v.expected,
+            place,
+            direction: v.direction,
+            flows: vec![v.flow],
+        });
     }
     if report.seen.requests > 0 && report.seen.replies == 0 && report.drops.is_empty() && report.vanished.is_empty() {
-        hints.push(Hint::NoReply { requests: report.seen.requests });
+        let datagrams = report.request.as_ref().is_some_and(|r| r.protocol == Protocol::Udp);
+        hints.push(Hint::NoReply { requests: report.seen.requests, datagrams });
     }
-    // Where a node was not watched, that a packet did not appear there says nothing.
-    let several = capture.watched() > 1 && capture.watched() == capture.origin.helpers.len();
-    let left: Vec<&Journey<'_>> = journeys.iter().filter(|j| several && *j.outcome() == Outcome::Left).collect();
-    if let Some(step) = left.first().and_then(|j| j.steps.last()) {
-        hints.push(Hint::HalfMissing { count: left.len(), node: step.spot.node.clone() });
-    }
+    hints.extend(halves::missing(capture, journeys));
     for probe in &report.probes {
         if let Some(error) = &probe.error {
-            hints.push(Hint::ProbeFailed { to: probe.to.clone(), error: error.clone() });
+            let (mechanism, detail, evidence) = (probe.mechanism, probe.detail.clone(), probe.evidence.clone());
+            hints.push(Hint::ProbeFailed { to: probe.to.clone(), error: error.clone(), mechanism, detail, evidence });
         }
     }
     hints
 }
 
-fn incidents(report: &Report, untranslated: &[Untranslated]) -> Vec<Hint> {
+/// Redirects to the proxy of a service mesh in the pod.
+fn sidecars(rows: &[RewriteRow], expected: &[IpAddr], request: &TraceRequest) -> Vec<Hint> {
+    let own: Vec<IpAddr> = request.source.ips.iter().chain(expected).copied().collect();
+    let redirect = |row: &RewriteRow| {
+        let name = mesh(row, &own).filter(|_| row.kind == RewriteKind::Dnat)?;
+        Some(Hint::Sidecar { name, from: row.from, to: row.to, place: place(Some(&row.node), row.pod.as_deref(), None) })
+    };
+    rows.iter().filter_map(redirect).collect()
+}
+
+/// Datagrams keep their translation as long as they come, also when no rule names it any more.
+fn is_stale(row: &RewriteRow, report: &Report) -> bool {
+    let readable = report.nodes.iter().any(|n| n.name == row.node && !n.unavailable.contains_key(NETFILTER_RULES));
+    row.protocol == Protocol::Udp && row.by.is_none() && readable
+}
+
+/// Incidents of one kind at one place.
+struct Sum {
+    what: IncidentKind,
+    place: String,
+    /// Whether they answer replies that were not translated back.
+    follows: bool,
+    count: usize,
+    flows: Vec<Flow>,
+    details: Vec<String>,
+}
+
+fn incidents(report: &Report, untranslated: &[Untranslated], repeats: Repeats) -> Vec<Hint> {
     let mut hints = Vec::new();
     // The details of incidents are in the document; here only how often and where.
-    let mut sums: Vec<(IncidentKind, String, bool, usize)> = Vec::new();
+    let mut sums: Vec<Sum> = Vec::new();
     for row in &report.incidents {
         let place = place(row.node.as_deref(), row.pod.as_deref(), None);
         let follows = row.flow.is_some_and(|flow| untranslated::follows(untranslated, flow));
-        match sums.iter_mut().find(|(what, at, because, _)| (*what, *because) == (row.what, follows) && *at == place) {
-            Some((_, _, _, count)) => *count += row.count,
-            None => sums.push((row.what, place, follows, row.count)),
+        match sums.iter_mut().find(|s| (s.what, s.follows) == (row.what, follows) && s.place == place) {
+            Some(sum) => {
+                sum.count += row.count;
+                sum.flows.extend(row.flow);
+                sum.details.extend(row.detail.clone());
+            }
+            None => sums.push(Sum {
+                what: row.what,
+                place,
+                follows,
+                count: row.count,
+                flows: row.flow.into_iter().collect(),
+                details: row.detail.iter().cloned().collect(),
+            }),
         }
     }
-    for (what, place, follows, count) in sums {
+    for Sum { what, place, count, flows, details, .. } in sums {
         hints.push(match what {
-            IncidentKind::ResetSent => Hint::Resets { count, sent: true, place, follows },
-            IncidentKind::ResetReceived => Hint::Resets { count, sent: false, place, follows },
-            IncidentKind::Retransmit | IncidentKind::RetransmitSynAck => Hint::Retransmissions { count, place },
+            IncidentKind::ResetSent => Hint::Resets { count, sent: true, place, flows },
+            IncidentKind::ResetReceived => Hint::Resets { count, sent: false, place, flows },
+            IncidentKind::Retransmit | IncidentKind::RetransmitSynAck => Hint::Retransmissions { count, place, flows, repeats },
             IncidentKind::BacklogOverflow => Hint::BacklogOverflow { count, place },
             IncidentKind::ReceiveQueueFull => Hint::ReceiveQueueFull { count, place },
+            IncidentKind::SynCookies => Hint::SynCookies { place },
+            IncidentKind::SynQueueFull => Hint::SynQueueFull { place },
+            IncidentKind::ZeroWindow => Hint::ZeroWindow { place },
+            IncidentKind::CpuThrottled => Hint::CpuThrottled { place, details },
             IncidentKind::Neighbour | IncidentKind::State => continue,
         });
     }
@@ -195,10 +257,7 @@ fn timing(capture: &Capture, report: &Report) -> Vec<Hint> {
     };
     let own_pods = |p: &Party| p.namespace.is_some() && !on_host(p);
     let same_node = report.scenario == crate::target::Scenario::SameNode;
-    let tcp = report
-        .request
-        .as_ref()
-        .is_some_and(|r| r.protocol == sockpath_protocol::request::Protocol::Tcp && r.complete && r.packets_of == "data");
+    let tcp = report.request.as_ref().is_some_and(|r| r.protocol == Protocol::Tcp && r.complete && r.packets_of == "data");
     if same_node
         && tcp
         && report.stack_traversals > 1

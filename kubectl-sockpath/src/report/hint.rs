@@ -1,16 +1,17 @@
 //! The kinds of findings: what each says, how bad it is, and what to do next.
 
-use sockpath_protocol::packet::{Certainty, Direction};
+use std::net::SocketAddr;
+
+use sockpath_protocol::packet::{Certainty, Direction, Flow, Mechanism, PacketKind};
 use sockpath_protocol::stage::StageId;
 
 use super::document::{Finding, Severity};
+use super::kind::Id;
+use super::repeats::Repeats;
 use super::rewrites::RewriteRow;
 use super::untranslated::{Untranslated, Why};
 use crate::duration::nanos;
 use crate::session::SessionError;
-
-/// Id of the finding that replies were not translated back.
-pub(super) const UNTRANSLATED: &str = "untranslated-reply";
 
 /// Neighbours that had to be asked for at one place.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,9 +42,13 @@ pub(super) enum Hint {
     /// The stream of a helper was cut off.
     HelperLost { nodes: String, text: String },
     /// A Service without ready pods was named.
-    NoEndpoints { service: String },
+    NoEndpoints { service: String, frontends: Vec<SocketAddr> },
     /// Packets were sent on to an address nobody named.
     UnexpectedDnat(Box<RewriteRow>),
+    /// Datagrams were sent on to an address that no rule names: conntrack remembers it.
+    StaleEntry(Box<RewriteRow>),
+    /// A rule in the pod sends connections to the proxy of a service mesh.
+    Sidecar { name: &'static str, from: SocketAddr, to: SocketAddr, place: String },
     /// Packets were dropped.
     Dropped {
         count: usize,
@@ -51,26 +56,42 @@ pub(super) enum Hint {
         place: String,
         direction: Direction,
         advice: Option<&'static str>,
+        mechanism: Option<Mechanism>,
         detail: Option<String>,
         certainty: Option<Certainty>,
         evidence: Vec<String>,
+        /// Addresses of the first packet, as it was sent.
+        flow: Flow,
+        kind: PacketKind,
+        /// Every connection has such drops: what was dropped had arrived, or nobody waits for it.
+        harmless: bool,
     },
     /// Packets were seen no more.
-    Vanished { count: usize, last: StageId, expected: StageId, place: String, direction: Direction },
+    Vanished { count: usize, last: StageId, expected: StageId, place: String, direction: Direction, flows: Vec<Flow> },
     /// Replies were not translated back.
     Untranslated(Box<Untranslated>),
     /// Nothing came back.
-    NoReply { requests: u64 },
+    NoReply { requests: u64, datagrams: bool },
     /// Packets left a node and did not appear on the next.
     HalfMissing { count: usize, node: String },
-    /// A probe failed.
-    ProbeFailed { to: String, error: String },
+    /// A probe failed: how, and what in the source did it.
+    ProbeFailed { to: String, error: String, mechanism: Option<Mechanism>, detail: Option<String>, evidence: Vec<String> },
     /// A listener refuses connections because its backlog is full.
     BacklogOverflow { count: usize, place: String },
+    /// SYNs were answered with cookies.
+    SynCookies { place: String },
+    /// The queue of half-open connections was full.
+    SynQueueFull { place: String },
+    /// A receive window was closed.
+    ZeroWindow { place: String },
+    /// A pod used up its CPU limit.
+    CpuThrottled { place: String, details: Vec<String> },
+    /// The other side holds a connection that the client has forgotten.
+    StillOpen { count: usize, place: String, flows: Vec<Flow> },
     /// Connections were reset.
-    Resets { count: usize, sent: bool, place: String, follows: bool },
+    Resets { count: usize, sent: bool, place: String, flows: Vec<Flow> },
     /// Segments were sent again.
-    Retransmissions { count: usize, place: String },
+    Retransmissions { count: usize, place: String, flows: Vec<Flow>, repeats: Repeats },
     /// A receive queue was full.
     ReceiveQueueFull { count: usize, place: String },
     /// Most of the time is spent waiting for the reader.
@@ -102,207 +123,52 @@ pub(super) enum Hint {
 }
 
 impl Hint {
-    /// As the report lists it.
+    /// Its row of the table.
+    pub(super) fn id(&self) -> Id {
+        match self {
+            Self::HelperFailed { .. } => Id::HelperFailed,
+            Self::PodChanged { .. } => Id::PodChanged,
+            Self::NodeMissing { .. } => Id::NodeMissing,
+            Self::HelperLost { .. } => Id::HelperLost,
+            Self::NoEndpoints { .. } => Id::NoEndpoints,
+            Self::UnexpectedDnat(_) => Id::UnexpectedDnat,
+            Self::StaleEntry(_) => Id::StaleEntry,
+            Self::Sidecar { .. } => Id::Sidecar,
+            Self::Dropped { .. } => Id::Dropped,
+            Self::Vanished { .. } => Id::Vanished,
+            Self::Untranslated(_) => Id::Untranslated,
+            Self::NoReply { .. } => Id::NoReply,
+            Self::HalfMissing { .. } => Id::HalfMissing,
+            Self::ProbeFailed { .. } => Id::ProbeFailed,
+            Self::BacklogOverflow { .. } => Id::Backlog,
+            Self::SynCookies { .. } => Id::SynCookies,
+            Self::SynQueueFull { .. } => Id::SynQueueFull,
+            Self::ZeroWindow { .. } => Id::ZeroWindow,
+            Self::CpuThrottled { .. } => Id::CpuThrottled,
+            Self::StillOpen { .. } => Id::StillOpen,
+            Self::Resets { .. } => Id::Reset,
+            Self::Retransmissions { .. } => Id::Retransmission,
+            Self::ReceiveQueueFull { .. } => Id::ReceiveQueueFull,
+            Self::ReaderSlow { .. } => Id::ReaderWait,
+            Self::Queueing { .. } => Id::Queueing,
+            Self::NeighbourLookups(_) => Id::Neighbour,
+            Self::Segmented { .. } => Id::Segmented,
+            Self::Fragmented { .. } => Id::Fragmented,
+            Self::SeveralRoutes { .. } => Id::SeveralRoutes,
+            Self::Sampled { .. } => Id::Sampled,
+            Self::NotKept { .. } => Id::NotKept,
+            Self::LostEvents { .. } => Id::LostEvents,
+            Self::Untracked { .. } => Id::Untracked,
+            Self::UnnamedRules { .. } => Id::UnnamedRules,
+            Self::CouldAccelerate { .. } => Id::CouldAccelerate,
+            Self::Warned { .. } => Id::Warned,
+        }
+    }
+
+    /// As the report lists it, as a cause of its own.
     #[must_use]
     pub(super) fn finding(&self) -> Finding {
-        use Severity::{Critical, Info, Warning};
-        let go = |s: &str| Some(s.to_owned());
-        let (id, severity, text, next) = match self {
-            Self::HelperFailed { nodes, text, code } => {
-                ("helper-failed", Critical, format!("the helper on {nodes} failed: {text} ({code})"), go("kubectl sockpath doctor"))
-            }
-            Self::PodChanged { text } => ("pod-changed", Critical, text.clone(), None),
-            Self::NodeMissing { nodes, text } => (
-                "node-missing",
-                Critical,
-                SessionError::Absent { detail: text.clone() }.on(nodes),
-                go("what happened on that node is not in this report: --wait-nodes waits longer, kubectl sockpath doctor examines it"),
-            ),
-            Self::HelperLost { nodes, text } => {
-                ("helper-lost", Critical, format!("the helper on {nodes}: {text}"), go("kubectl sockpath cleanup"))
-            }
-            Self::NoEndpoints { service } => {
-                let name = service.split('/').next_back().unwrap_or(service);
-                let next = format!(
-                    "kubectl get endpointslices -l kubernetes.io/service-name={name}: compare the Service's selector with the pods' labels and readiness"
-                );
-                (
-                    "no-endpoints",
-                    Critical,
-                    format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it"),
-                    Some(next),
-                )
-            }
-            Self::UnexpectedDnat(row) => {
-                let rule = row.rule.as_ref().map_or_else(String::new, |r| format!(" by {r}"));
-                let text = format!(
-                    "packets to {} were sent on to {}{rule}, which is not the target that was named ({} {})",
-                    row.from,
-                    row.to,
-                    row.stage.stage().name,
-                    place(Some(&row.node), row.pod.as_deref(), None)
-                );
-                (
-                    "unexpected-dnat",
-                    Critical,
-                    text,
-                    go("look for a rule with that address: `nft list ruleset` (or `iptables-save -t nat`) on that node"),
-                )
-            }
-            Self::Dropped { count, reason, place, direction, advice, detail, .. } => {
-                let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
-                let text = format!("{} dropped with {reason} {place}{detail}", packets(*count, *direction));
-                ("dropped", Critical, text, advice.map(str::to_owned))
-            }
-            Self::Vanished { count, last, expected, place, direction } => {
-                let text = format!(
-                    "{} last seen at `{}` {place}, expected next at `{}`",
-                    packets(*count, *direction),
-                    last.stage().name,
-                    expected.stage().name
-                );
-                (
-                    "vanished",
-                    Critical,
-                    text,
-                    go("a program at tc, XDP or in the driver may have taken them: `bpftool net` and `tc -s qdisc` there"),
-                )
-            }
-            Self::Untranslated(u) => (UNTRANSLATED, Critical, untranslated_text(u), go(untranslated_next(u.why))),
-            Self::NoReply { requests } => (
-                "no-reply",
-                Critical,
-                format!(
-                    "{} went out, nothing came back",
-                    counted(usize::try_from(*requests).unwrap_or(usize::MAX), "request packet", false)
-                ),
-                go("trace the way back: swap SOURCE and TARGET"),
-            ),
-            Self::HalfMissing { count, node } => {
-                let text = format!("{} left {node} and did not appear on the other node", counted(*count, "packet", false));
-                (
-                    "half-missing",
-                    Warning,
-                    text,
-                    go(
-                        "they were lost between the nodes, or that node's helper saw too little: see the warnings and `kubectl sockpath doctor`",
-                    ),
-                )
-            }
-            Self::ProbeFailed { to, error } => ("probe-failed", Warning, format!("the probe to {to} failed: {error}"), None),
-            Self::BacklogOverflow { count, place } => (
-                "backlog-overflow",
-                Critical,
-                format!("a listener {place} had no room for {}: its backlog was full", counted(*count, "connection", false)),
-                go("accept faster, or raise the listen() backlog and net.core.somaxconn"),
-            ),
-            Self::Resets { count, sent, place, follows } => {
-                let verb = if *sent { "sent" } else { "received" };
-                (
-                    "reset",
-                    Warning,
-                    format!("{} {verb} {place}", counted(*count, "reset", true)),
-                    go(match follows {
-                        true => "it answers a packet that was not translated back: see above",
-                        false => "no listener on that port, or the application closed with unread data",
-                    }),
-                )
-            }
-            Self::Retransmissions { count, place } => (
-                "retransmission",
-                Warning,
-                format!("{} sent again {place}", counted(*count, "segment", true)),
-                go("look for drops above, or a receiver that acknowledges late"),
-            ),
-            Self::ReceiveQueueFull { count, place } => (
-                "receive-queue-full",
-                Warning,
-                format!("a receive queue {place} was full {}", times(*count)),
-                go("the reader is too slow, or its socket buffer (SO_RCVBUF) too small"),
-            ),
-            Self::ReaderSlow { share, p50_ns } => (
-                "reader-wait",
-                Info,
-                format!("{:.0} % of the time ({}) the data waits for the reader to get a CPU and read it", share * 100.0, nanos(*p50_ns)),
-                go("not the network: look at the target's CPU limit and load"),
-            ),
-            Self::Queueing { device, place, p50_ns } => (
-                "queueing",
-                Warning,
-                format!("packets wait {} in the queue discipline of {device} {place}", nanos(*p50_ns)),
-                Some(format!("`tc -s qdisc show dev {device}` there; a bandwidth limit of the pod looks like this")),
-            ),
-            Self::NeighbourLookups(lookups) => {
-                let text = lookups.iter().map(NeighbourLookup::words).collect::<Vec<_>>().join(", ");
-                (
-                    "neighbour",
-                    Info,
-                    format!("MAC addresses had to be asked for {text}"),
-                    go("there was no entry, or it had expired: `ip neigh show` there"),
-                )
-            }
-            Self::Segmented { count, place, from, to } => (
-                "segmented",
-                Info,
-                format!("{} cut on the way {place} (from {from} to {to} bytes)", counted(*count, "packet", true)),
-                go("normal where segmentation is left to the device (GSO); between tunnels compare MTUs"),
-            ),
-            Self::Fragmented { count, place } => (
-                "fragmented",
-                Warning,
-                format!("{} larger than the MTU and had to be cut into fragments {place}", counted(*count, "packet", true)),
-                go("compare the MTU of pod, bridge and tunnel devices with what the application sends"),
-            ),
-            Self::SeveralRoutes { others, of, through } => (
-                "several-routes",
-                Info,
-                format!("{others} of {of} packets went another way: {through}"),
-                go("the picture shows the way most packets took; -o json lists all"),
-            ),
-            Self::Sampled { recorded, matched } => (
-                "sampled",
-                Info,
-                format!("traffic was hot: {recorded} of {matched} packets were recorded, whole packets each"),
-                go("--every-packet records all"),
-            ),
-            Self::NotKept { kept, came } => {
-                ("not-kept", Info, format!("{came} packets came, the figures are made of {kept} of them drawn at random"), None)
-            }
-            Self::LostEvents { count } => (
-                "lost-events",
-                Warning,
-                format!(
-                    "{} no room in the ring buffer: some packets miss hops",
-                    if *count == 1 { "1 event found".to_owned() } else { format!("{count} events found") }
-                ),
-                go("without --every-packet the helper samples and keeps up"),
-            ),
-            Self::Untracked { count } => (
-                "untracked",
-                Warning,
-                format!(
-                    "{} could not be tracked: too many at once",
-                    counted(usize::try_from(*count).unwrap_or(usize::MAX), "packet", false)
-                ),
-                None,
-            ),
-            Self::UnnamedRules { nodes, why } => (
-                "rules-unread",
-                Info,
-                format!("which rules of netfilter did this on {nodes} is not known: {why}"),
-                go("trace without --no-rules asks for that right (docs/cluster.md)"),
-            ),
-            Self::CouldAccelerate { traversals, pods } => (
-                "could-accelerate",
-                Info,
-                format!("both pods share a node, yet each packet runs through {traversals} network stacks"),
-                Some(format!("kubectl sockpath accelerate {pods}")),
-            ),
-            Self::Warned { text, count } => {
-                let times = if *count > 1 { format!(" ({count} times)") } else { String::new() };
-                ("warning", Warning, format!("{text}{times}"), None)
-            }
-        };
+        let kind = self.id().kind();
         let direction = match self {
             Self::Dropped { direction, .. } | Self::Vanished { direction, .. } => Some(*direction),
             Self::Untranslated(_) => Some(Direction::Reply),
@@ -310,13 +176,165 @@ impl Hint {
         };
         let (certainty, evidence) = match self {
             Self::Dropped { certainty, evidence, .. } => (*certainty, evidence.clone()),
+            Self::ProbeFailed { mechanism: Some(_), evidence, .. } => (Some(Certainty::Inferred), evidence.clone()),
             Self::Untranslated(u) => {
                 (Some(if u.why == Why::Unknown { Certainty::Observed } else { Certainty::Inferred }), u.evidence.clone())
             }
             _ => (None, Vec::new()),
         };
-        let because = matches!(self, Self::Resets { follows: true, .. }).then_some(UNTRANSLATED);
-        Finding { id, severity, direction, text, next, certainty, evidence, because }
+        Finding {
+            id: kind.id,
+            // A call that fails for a reason of its own is no consequence of what packets did.
+            severity: if matches!(self, Self::ProbeFailed { mechanism: Some(_), .. }) { Severity::Critical } else { kind.severity },
+            direction,
+            text: self.text(),
+            next: self.next(),
+            mechanism: self.mechanism(),
+            certainty,
+            evidence,
+            because: None,
+            root: None,
+        }
+    }
+
+    /// What did it.
+    fn mechanism(&self) -> Option<Mechanism> {
+        match self {
+            Self::Dropped { mechanism, .. } | Self::ProbeFailed { mechanism, .. } => *mechanism,
+            // It still waits for the answer.
+            Self::Vanished { last: StageId::NeighbourOut | StageId::NodeNeighbour, .. } => Some(Mechanism::NeighbourSilent),
+            _ => None,
+        }
+    }
+
+    /// What to do: what its row says, unless this finding knows better.
+    fn next(&self) -> Option<String> {
+        let kind = self.id().kind();
+        match self {
+            Self::Dropped { advice, .. } => advice.map(str::to_owned),
+            Self::ProbeFailed { .. } | Self::Vanished { .. } if self.mechanism().is_some() => {
+                self.mechanism().map(|m| m.row().advice.to_owned())
+            }
+            Self::Untranslated(u) => Some(untranslated_next(u.why).to_owned()),
+            Self::NoEndpoints { service, .. } => kind.next_with(&[("service", service.split('/').next_back().unwrap_or(service))]),
+            Self::StaleEntry(row) => kind.next_with(&[("address", &row.from.ip().to_string()), ("port", &row.from.port().to_string())]),
+            Self::Queueing { device, .. } => kind.next_with(&[("device", device)]),
+            Self::CouldAccelerate { pods, .. } => kind.next_with(&[("pods", pods)]),
+            _ => kind.next_with(&[]),
+        }
+    }
+
+    /// What it is, in words.
+    fn text(&self) -> String {
+        match self {
+            Self::Vanished { count, last, expected, place, direction, .. } => format!(
+                "{} last seen at `{}` {place}, expected next at `{}`",
+                packets(*count, *direction),
+                last.stage().name,
+                expected.stage().name
+            ),
+            Self::Dropped { count, reason, place, direction, detail, .. } => {
+                let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
+                format!("{} dropped with {reason} {place}{detail}", packets(*count, *direction))
+            }
+            Self::Untranslated(u) => untranslated_text(u),
+            Self::UnexpectedDnat(row) => {
+                let rule = row.rule.as_ref().map_or_else(String::new, |r| format!(" by {r}"));
+                let (stage, place) = (row.stage.stage().name, place(Some(&row.node), row.pod.as_deref(), None));
+                let (from, to) = (row.from, row.to);
+                format!("packets to {from} were sent on to {to}{rule}, which is not the target that was named ({stage} {place})")
+            }
+            Self::StaleEntry(row) => {
+                let (from, to, place) = (row.from, row.to, place(Some(&row.node), row.pod.as_deref(), None));
+                format!(
+                    "datagrams to {from} were sent on to {to} {place}, which no rule there names: a connection tracking entry from before"
+                )
+            }
+            Self::Sidecar { name, from, to, place } => {
+                format!("connections to {from} go to {name}'s proxy at {to} {place}: it connects to the target itself")
+            }
+            Self::NoEndpoints { service, .. } => {
+                format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it")
+            }
+            Self::NoReply { requests, .. } => format!("{} went out, nothing came back", large(*requests, "request packet")),
+            Self::HalfMissing { count, node } => {
+                format!("{} left {node} and did not appear on the other node", counted(*count, "packet", false))
+            }
+            Self::ReaderSlow { share, p50_ns } => {
+                format!("{:.0} % of the time ({}) the data waits for the reader to get a CPU and read it", share * 100.0, nanos(*p50_ns))
+            }
+            Self::Queueing { device, place, p50_ns } => {
+                format!("packets wait {} in the queue discipline of {device} {place}", nanos(*p50_ns))
+            }
+            Self::NeighbourLookups(lookups) => {
+                let text = lookups.iter().map(NeighbourLookup::words).collect::<Vec<_>>().join(", ");
+                format!("MAC addresses had to be asked for {text}")
+            }
+            Self::Segmented { count, place, from, to } => {
+                format!("{} cut on the way {place} (from {from} to {to} bytes)", counted(*count, "packet", true))
+            }
+            Self::Fragmented { count, place } => {
+                format!("{} larger than the MTU and had to be cut into fragments {place}", counted(*count, "packet", true))
+            }
+            Self::SeveralRoutes { others, of, through } => format!("{others} of {of} packets went another way: {through}"),
+            Self::CouldAccelerate { traversals, .. } => {
+                format!("both pods share a node, yet each packet runs through {traversals} network stacks")
+            }
+            Self::ProbeFailed { to, error, detail, .. } => {
+                let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
+                format!("the probe to {to} failed: {error}{detail}")
+            }
+            of_sockets => of_sockets.text_about_sockets(),
+        }
+    }
+
+    /// The same of findings about sockets and who uses them.
+    fn text_about_sockets(&self) -> String {
+        match self {
+            Self::BacklogOverflow { count, place } => {
+                format!("a listener {place} had no room for {}: its backlog was full", counted(*count, "connection", false))
+            }
+            Self::SynCookies { place } => format!("SYNs were answered with cookies {place}: the queue of half-open connections was full"),
+            Self::SynQueueFull { place } => format!("SYNs were dropped {place}: the queue of half-open connections was full"),
+            Self::ZeroWindow { place } => format!("the reader {place} is too slow: TCP closed its receive window, and the writer waits"),
+            Self::CpuThrottled { place, details } => format!("CPU limit reached {place}: {}", details.join("; ")),
+            Self::StillOpen { count, place, .. } => format!(
+                "{} reached a connection that is still open {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later",
+                counted(*count, "SYN", false)
+            ),
+            Self::Resets { count, sent, place, .. } => {
+                format!("{} {} {place}", counted(*count, "reset", true), if *sent { "sent" } else { "received" })
+            }
+            Self::Retransmissions { count, place, repeats, .. } => {
+                let why = match (repeats.arrived, repeats.lost) {
+                    (0, _) => "",
+                    (_, 0) => ": the first copies had arrived, so acknowledgements were late or lost",
+                    _ => ": some of the first copies had arrived, others were lost",
+                };
+                format!("{} sent again {place}{why}", counted(*count, "segment", true))
+            }
+            Self::ReceiveQueueFull { count, place } => format!("a receive queue {place} was full {}", times(*count)),
+            of_the_trace => of_the_trace.text_about_the_trace(),
+        }
+    }
+
+    /// The same of findings that are about the trace rather than about packets.
+    fn text_about_the_trace(&self) -> String {
+        match self {
+            Self::HelperFailed { nodes, text, code } => format!("the helper on {nodes} failed: {text} ({code})"),
+            Self::NodeMissing { nodes, text } => SessionError::Absent { detail: text.clone() }.on(nodes),
+            Self::HelperLost { nodes, text } => format!("the helper on {nodes}: {text}"),
+            Self::Sampled { recorded, matched } => {
+                format!("traffic was hot: {recorded} of {matched} packets were recorded, whole packets each")
+            }
+            Self::NotKept { kept, came } => format!("{came} packets came, the figures are made of {kept} of them drawn at random"),
+            Self::LostEvents { count } => format!("{} found no room in the ring buffer: some packets miss hops", large(*count, "event")),
+            Self::Untracked { count } => format!("{} could not be tracked: too many at once", large(*count, "packet")),
+            Self::UnnamedRules { nodes, why } => format!("which rules of netfilter did this on {nodes} is not known: {why}"),
+            Self::Warned { text, count } if *count > 1 => format!("{text} ({count} times)"),
+            Self::PodChanged { text } | Self::Warned { text, .. } => text.clone(),
+            _ => self.id().kind().title.to_owned(),
+        }
     }
 }
 
@@ -348,6 +366,11 @@ fn untranslated_next(why: Why) -> &'static str {
 fn counted(count: usize, one: &str, verb: bool) -> String {
     let (s, be) = if count == 1 { ("", " was") } else { ("s", " were") };
     format!("{count} {one}{s}{}", if verb { be } else { "" })
+}
+
+/// As [`counted`], of a count that may be larger than memory.
+fn large(count: u64, one: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), one, false)
 }
 
 fn times(count: usize) -> String {

@@ -105,7 +105,7 @@ impl<'a> Journey<'a> {
             PacketKind::Bypass => Class::Bypass,
             PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => Class::Data,
             PacketKind::Syn | PacketKind::SynAck => Class::Opening,
-            PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError => Class::Other,
+            PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError | PacketKind::IcmpRedirect => Class::Other,
         }
     }
 }

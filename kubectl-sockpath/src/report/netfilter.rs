@@ -21,6 +21,7 @@ pub(super) fn detail(drop: &Drop) -> Option<String> {
         }
         Mechanism::TableFull => "not by a rule: conntrack's table is full".to_owned(),
         Mechanism::Unknown => "by no rule that can be read".to_owned(),
+        mechanism => mechanism.row().title.to_lowercase(),
     })
 }
 

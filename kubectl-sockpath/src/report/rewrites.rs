@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use sockpath_protocol::packet::{Direction, Flow, RewriteKind, Rule};
+use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
 use super::journey::{Journey, is_netfilter};
@@ -15,6 +16,8 @@ pub struct RewriteRow {
     pub kind: RewriteKind,
     /// Direction of the packets.
     pub direction: Direction,
+    /// Protocol of the packets.
+    pub protocol: Protocol,
     /// Address before.
     pub from: SocketAddr,
     /// Address after.
@@ -66,7 +69,7 @@ fn same(a: &RewriteRow, b: &RewriteRow) -> bool {
         RewriteKind::Snat | RewriteKind::UnSnat => x.ip() == y.ip(),
     };
     a.kind == b.kind
-        && a.direction == b.direction
+        && (a.direction, a.protocol) == (b.direction, b.protocol)
         && alike(a.from, b.from)
         && alike(a.to, b.to)
         && a.stage == b.stage
@@ -91,6 +94,7 @@ fn of_journey(journey: &Journey<'_>) -> Vec<RewriteRow> {
                 rows.push(RewriteRow {
                     kind,
                     direction,
+                    protocol: journey.first().protocol,
                     from,
                     to,
                     stage: cause.stage,
@@ -132,6 +136,16 @@ fn changes(direction: Direction, before: Flow, after: Flow) -> impl Iterator<Ite
 /// Addresses that requests were sent on to although nobody named them.
 pub(super) fn strangers(rows: &[RewriteRow], expected: &[IpAddr]) -> Vec<RewriteRow> {
     rows.iter().filter(|r| r.kind == RewriteKind::Dnat && !expected.contains(&r.to.ip())).cloned().collect()
+}
+
+/// The service mesh whose proxy in the pod takes connections at this port, where that is known by convention.
+pub(super) fn mesh(row: &RewriteRow, own: &[IpAddr]) -> Option<&'static str> {
+    row.pod.as_ref().filter(|_| row.to.ip().is_loopback() || own.contains(&row.to.ip()))?;
+    match row.to.port() {
+        15_001 | 15_006 | 15_008 => Some("Istio"),
+        4_140 | 4_143 => Some("Linkerd"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ pub(super) fn follows(untranslated: &[Untranslated], flow: Flow) -> bool {
 
 fn is_reply(journey: &Journey<'_>) -> bool {
     let first = journey.first();
-    let carries = !matches!(first.kind, PacketKind::IcmpError | PacketKind::Bypass);
+    let carries = !matches!(first.kind, PacketKind::IcmpError | PacketKind::IcmpRedirect | PacketKind::Bypass);
     journey.direction() == Direction::Reply && first.protocol != Protocol::Icmp && carries
 }
 
@@ -107,6 +107,10 @@ fn translations<'a>(journeys: &[Journey<'a>]) -> HashMap<(usize, u64), Translate
             let reference = journey.hops.iter().position(|h| h.part == part && Some(h.hop) == at);
             let step = journey.steps.iter().find(|s| reference.is_some_and(|r| (s.first_hop..s.first_hop + s.hops).contains(&r)));
             let Some(step) = step else { continue };
+            // What a pod redirects to itself (a sidecar) never leaves it, and no hook on the way back shows the address before.
+            if step.spot.pod.is_some() && journey.direction() == Direction::Request && after.to.ip().is_loopback() {
+                continue;
+            }
             let new = || Translated { dialled: packet.flow.to, endpoint: after.to, node: step.spot.node.clone(), requests: Vec::new() };
             found.entry((*helper, packet.conversation)).or_insert_with(new).requests.push(packet);
         }

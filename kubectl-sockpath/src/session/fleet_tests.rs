@@ -385,7 +385,7 @@ async fn endless(mut to: DuplexStream) -> usize {
 async fn a_message_of_too_many_parts_is_refused_with_what_it_was() {
     let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
     let hooks = (0..2000).map(|i| i.to_string()).collect();
-    let armed = sockpath_protocol::message::Armed { hooks, unavailable: Default::default(), filters: Vec::new(), took_ns: 1 };
+    let armed = sockpath_protocol::message::Armed { hooks, unavailable: Default::default(), filters: Vec::new(), took_ns: 1, at_ns: 1 };
     say(&mut theirs, &Message::Armed(armed)).await;
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
     assert!(error.to_string().contains("the trace has 2000 hooks, at most 1024 are taken"), "{error}");

@@ -37,6 +37,12 @@ impl Pair {
             .map(|s| format!("{}/{}", s.namespace, s.name))
     }
 
+    /// Whether this is an address of one of the two ends.
+    #[must_use]
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.sources.contains(&ip) || self.targets.contains(&ip)
+    }
+
     /// Which way the first packet of a conversation goes that was seen.
     fn direction(&self, flow: Flow, protocol: Protocol, kind: u8) -> Direction {
         let out = self.sources.contains(&flow.from.ip()) && self.targets.contains(&flow.to.ip());

@@ -16,6 +16,9 @@ use crate::trace::event::{Hook, Sight, rules_of};
 use crate::trace::places::Places;
 use crate::trace::rules::{Question, TranslationQuestion, What};
 
+/// A question for a neighbour is repeated every second, and three times.
+const ASKED_AGE: u64 = 4_000_000_000;
+
 /// What a namespace is to a packet of this direction, after it has or has not been received there.
 fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
     let Some(t) = places.territory(sight.netns) else { return Role::Node };
@@ -45,14 +48,28 @@ pub struct Answer {
 
 /// Turns the sights of a packet into hops, in the order of time. With them come questions about the rules that translated it, each with
 /// the position of its hop.
-pub fn hops(open: &mut Open, places: &mut Places, pair: &Pair, answers: &VecDeque<Answer>) -> (Vec<Hop>, Vec<(usize, Question)>) {
+pub fn hops(
+    open: &mut Open,
+    places: &mut Places,
+    pair: &Pair,
+    answers: &VecDeque<Answer>,
+    asked: &VecDeque<Answer>,
+) -> (Vec<Hop>, Vec<(usize, Question)>) {
     let mut sights = mem::take(&mut open.sights);
     sights.sort_by_key(|s| s.at);
     let waited = |i: usize| {
         let (here, next) = (&sights[i], sights.get(i + 1));
         let until = next.map_or(u64::MAX, |n| n.at);
         let answered = |a: &Answer| a.netns == here.netns && a.ifindex == here.ifindex && here.at < a.at && a.at < until;
-        asks_neighbour(here.hook) && (answers.iter().any(answered) || next.is_none() && open.unresolved)
+        // Asked for it or for one before it, and not answered since.
+        let silent = |a: &Answer| {
+            let same = |b: &Answer| (a.netns, a.ifindex) == (b.netns, b.ifindex);
+            (a.netns, a.ifindex) == (here.netns, here.ifindex)
+                && a.at.abs_diff(here.at) < ASKED_AGE
+                && !answers.iter().any(|b| same(b) && b.at > a.at)
+        };
+        let unresolved = || open.unresolved || asked.iter().any(silent);
+        asks_neighbour(here.hook) && (answers.iter().any(answered) || next.is_none() && unresolved())
     };
     let placed: Vec<Placed<'_>> = sights
         .iter()

@@ -74,6 +74,8 @@ pub struct Assembler {
     on_cpu: HashMap<u16, LastOnCpu>,
     /// Neighbours that answered lately.
     answers: VecDeque<Answer>,
+    /// Neighbours that were asked lately.
+    asked: VecDeque<Answer>,
     has_netfilter: bool,
     datagrams: bool,
     ready: Vec<Message>,
@@ -100,6 +102,7 @@ impl Assembler {
             routes: VecDeque::new(),
             on_cpu: HashMap::new(),
             answers: VecDeque::new(),
+            asked: VecDeque::new(),
             has_netfilter: true,
             datagrams: false,
             ready: Vec::new(),
@@ -173,37 +176,37 @@ impl Assembler {
 
     /// Reports the packets whose way is over at `now` (`CLOCK_MONOTONIC`, nanoseconds).
     pub fn settle(&mut self, now: u64) {
-        let over: Vec<(u32, Verdict)> =
-            self.open.iter().filter_map(|(id, open)| Some((*id, verdict(open, &mut self.places, now, false)?))).collect();
+        let over: Vec<(u32, Verdict)> = self
+            .open
+            .iter()
+            .filter_map(|(id, open)| Some((*id, verdict(open, &mut self.places, self.conversations.pair(), now, false)?)))
+            .collect();
         for (id, verdict) in over {
             self.report(id, verdict);
         }
         while self.sights > MAX_SIGHTS {
             let Some((id, open)) = self.open.first_key_value() else { break };
-            let (id, verdict) = (*id, verdict(open, &mut self.places, now, true).unwrap_or(Verdict::Vanished));
+            let (id, verdict) = (*id, verdict(open, &mut self.places, self.conversations.pair(), now, true).unwrap_or(Verdict::Vanished));
             self.report(id, verdict);
         }
     }
 
     /// Reports every packet as it is: the trace ends.
     pub fn finish(&mut self, now: u64) {
-        let open: Vec<(u32, Verdict)> =
-            self.open.iter().map(|(id, open)| (*id, verdict(open, &mut self.places, now, true).unwrap_or(Verdict::Vanished))).collect();
+        let open: Vec<(u32, Verdict)> = self
+            .open
+            .iter()
+            .map(|(id, open)| (*id, verdict(open, &mut self.places, self.conversations.pair(), now, true).unwrap_or(Verdict::Vanished)))
+            .collect();
         for (id, verdict) in open {
             self.report(id, verdict);
         }
     }
 
-    /// Listeners in this namespace refused so many connections. The counter knows no addresses.
-    pub fn backlog_overflowed(&mut self, now: u64, netns: u32, refused: u64) {
+    /// Something in this namespace that a counter shows, which knows no addresses.
+    pub fn counted(&mut self, now: u64, netns: u32, what: IncidentKind, detail: String) {
         let place = self.places.number(netns, 0);
-        self.ready.push(Message::Incident(Incident {
-            at_ns: now,
-            what: IncidentKind::BacklogOverflow,
-            flow: None,
-            place: Some(place),
-            detail: Some(format!("listeners refused {refused} connections")),
-        }));
+        self.ready.push(Message::Incident(Incident { at_ns: now, what, flow: None, place: Some(place), detail: Some(detail) }));
     }
 
     /// What the plugin has to hear: new places first, then what refers to them.

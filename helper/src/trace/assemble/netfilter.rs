@@ -8,7 +8,7 @@ use sockpath_ruleset::{Engine, Hook as At};
 use super::open::Open;
 use crate::trace::event::{Facts, Sight, rules_of};
 use crate::trace::places::Places;
-use crate::trace::rules::{DropQuestion, PacketFacts, Question, What};
+use crate::trace::rules::{DropQuestion, ElsewhereQuestion, PacketFacts, Question, What};
 
 /// A netfilter hook by the name that events have for it.
 pub fn hook_named(name: &str) -> Option<At> {
@@ -59,15 +59,28 @@ fn state(facts: &Facts) -> ConnectionState {
     }
 }
 
+/// About a drop between the hooks of IP: rules of the families bridge and netdev have hooks of their own.
+fn elsewhere(open: &Open, drop: &Sight) -> Option<Question> {
+    if drop.has(trace_flag::TRACE_F_TUNNEL) {
+        return None;
+    }
+    let facts = PacketFacts { flow: drop.flow, kind: drop.kind, length: open.sights.last().map(|s| s.len), facts: drop.facts };
+    let what = What::Elsewhere(ElsewhereQuestion { protocol: drop.protocol?, dropped: facts });
+    Some(Question { netns: drop.netns, at: drop.at, what })
+}
+
 /// What to ask the rules about a packet that netfilter dropped.
 pub fn drop_question(open: &Open, drop: &Sight, engine: Option<Engine>, places: &mut Places) -> Option<Question> {
     let before = |s: &&Sight| s.netns == drop.netns && s.at <= drop.at;
-    let last = open.sights.iter().filter(before).filter(|s| rules_of(s.hook).is_some()).max_by_key(|s| s.at)?;
+    let Some(last) = open.sights.iter().filter(before).filter(|s| rules_of(s.hook).is_some()).max_by_key(|s| s.at) else {
+        return elsewhere(open, drop);
+    };
     let (name, is_first) = rules_of(last.hook)?;
     let hook = hook_named(name)?;
     let behind_rules = !is_first;
-    if behind_rules && !matches!(hook, At::LocalIn | At::PostRouting) {
-        return None;
+    let is_last_hook = matches!(hook, At::LocalIn | At::PostRouting) && engine != Some(Engine::Nftables);
+    if behind_rules && !is_last_hook {
+        return elsewhere(open, drop);
     }
     let entered = open.sights.iter().filter(before).filter(|s| rules_of(s.hook) == Some((name, true))).max_by_key(|s| s.at).unwrap_or(last);
     // The rules see the tunnel's packet, whose headers are not known here.

@@ -116,6 +116,7 @@ fn kind_of(protocol: Protocol, sight: &Sight) -> PacketKind {
         Protocol::Icmp => match (sight.has(trace_flag::TRACE_F_IPV6), sight.kind) {
             (false, 8) | (true, 128) => PacketKind::EchoRequest,
             (false, 0) | (true, 129) => PacketKind::EchoReply,
+            (false, 5) => PacketKind::IcmpRedirect,
             _ => PacketKind::IcmpError,
         },
     }

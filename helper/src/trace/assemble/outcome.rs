@@ -4,6 +4,7 @@ use sockpath_protocol::packet::DeviceKind;
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
+use super::conversation::Pair;
 use super::hops::asks_neighbour;
 use super::open::Open;
 use crate::trace::event::Hook;
@@ -35,7 +36,7 @@ pub enum Verdict {
 }
 
 /// The verdict, if the way is over at `now`; `at_the_end` decides at once.
-pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> Option<Verdict> {
+pub fn verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64, at_the_end: bool) -> Option<Verdict> {
     let quiet = if at_the_end { u64::MAX } else { now.saturating_sub(open.last) };
     if let Some(drop) = &open.drop
         && drop.at >= open.last
@@ -53,7 +54,8 @@ pub fn verdict(open: &Open, places: &mut Places, now: u64, at_the_end: bool) -> 
     let out_of_sight = last.hook == Hook::TRACE_DEV_XMIT
         && places.device(last.netns, last.ifindex).is_some_and(|d| match d.kind {
             DeviceKind::Other => true,
-            DeviceKind::Veth => d.peer.is_none() && d.bridge.is_none(),
+            // What a bridge sends to a pod that is not watched is a copy, unless it is for nobody who is.
+            DeviceKind::Veth => d.peer.is_none() && (d.bridge.is_none() || !pair.has(last.flow.to.ip())),
             _ => false,
         });
     if out_of_sight {

@@ -62,6 +62,7 @@ fn put(packet: &mut Packet, about: About, found: Found) {
         (About::Outcome, Outcome::Dropped(drop)) => {
             drop.rule = found.rule.map(Box::new);
             drop.cause = found.cause.map(Box::new);
+            drop.detail = found.detail.or(drop.detail.take());
         }
         (About::Outcome, _) => {}
     }

@@ -6,12 +6,16 @@ use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
 use super::conversation::Course;
+use super::hops::Answer;
 use super::open::Open;
 use super::outcome::{Verdict, expected_after};
 use super::pending::About;
-use super::{Assembler, hops, incident, netfilter};
+use super::{Assembler, MAX_ANSWERS, hops, incident, netfilter};
 use crate::trace::event::{Hook, Sight};
 use crate::trace::names::Names;
+use crate::trace::places::Places;
+use crate::trace::rules::{Question, What};
+use crate::trace::settings::KernelDrop;
 
 impl Assembler {
     pub(super) fn dropped(&mut self, sight: Sight) {
@@ -82,7 +86,6 @@ impl Assembler {
                 better.clone_into(&mut reason);
             }
         }
-        detail = detail.or_else(|| location.as_deref().and_then(|l| by_bridge(l, sight)).map(str::to_owned));
         let place = self.places.number(sight.netns, sight.ifindex);
         Drop { reason, location, place, stage, detail, rule: None, cause: None }
     }
@@ -96,7 +99,7 @@ impl Assembler {
                 self.waiting.remove(&open.course);
             }
         }
-        let (hops, translations) = hops::hops(&mut open, &mut self.places, self.conversations.pair(), &self.answers);
+        let (hops, translations) = hops::hops(&mut open, &mut self.places, self.conversations.pair(), &self.answers, &self.asked);
         let mut questions: Vec<(u64, About)> =
             translations.into_iter().filter_map(|(hop, question)| Some((self.rules.ask(question)?, About::Hop(hop)))).collect();
         let last = hops.last().map_or(StageId::SendNetwork, |h| h.stage);
@@ -106,11 +109,14 @@ impl Assembler {
             (Verdict::Dropped, Some(drop)) => {
                 let sight = drop.clone();
                 let drop = self.drop_of(&sight, last);
-                let question = (drop.reason == "NETFILTER_DROP").then(|| {
-                    let engine = drop.location.as_deref().and_then(|l| self.names.engine(l));
-                    netfilter::drop_question(&open, &sight, engine, &mut self.places)
-                });
-                questions.extend(question.flatten().and_then(|q| Some((self.rules.ask(q)?, About::Outcome))));
+                let question = match drop.reason.as_str() {
+                    "NETFILTER_DROP" => {
+                        let engine = drop.location.as_deref().and_then(|l| self.names.engine(l));
+                        netfilter::drop_question(&open, &sight, engine, &mut self.places)
+                    }
+                    _ => Some(kernel_question(&drop, &sight, &mut self.places)),
+                };
+                questions.extend(question.and_then(|q| Some((self.rules.ask(q)?, About::Outcome))));
                 Outcome::Dropped(drop)
             }
             (Verdict::Dropped | Verdict::Vanished, _) => Outcome::Vanished { expected: expected_after(last, open.protocol) },
@@ -132,6 +138,8 @@ impl Assembler {
             flow.from.set_port(0);
             flow.to.set_port(0);
         }
+        // The call that writes a datagram knows no headers; with those the packet is known on other nodes.
+        let sent = open.sights.iter().find(|s| s.id != 0 && s.hook != Hook::TRACE_WRITE_CALL).unwrap_or(first);
         let packet = Box::new(Packet {
             id,
             conversation: open.course.conversation,
@@ -139,8 +147,8 @@ impl Assembler {
             protocol: open.protocol,
             kind: open.kind,
             flow,
-            seq: first.seq,
-            ack: first.ack,
+            seq: sent.seq,
+            ack: sent.ack,
             payload: first.payload,
             hops,
             outcome,
@@ -156,6 +164,12 @@ impl Assembler {
         let mut known = sight.protocol.is_some();
         if what == IncidentKind::Neighbour {
             known = false;
+            if sight.hook == Hook::TRACE_NEIGH_SEND {
+                if self.asked.len() >= MAX_ANSWERS {
+                    self.asked.pop_front();
+                }
+                self.asked.push_back(Answer { netns: sight.netns, ifindex: sight.ifindex, at: sight.at });
+            }
             if sight.hook == Hook::TRACE_NEIGH_UPDATE && !incident::is_failure(sight) {
                 return;
             }
@@ -171,15 +185,14 @@ impl Assembler {
     }
 }
 
-/// Why a bridge drops what it would forward to one port (should_deliver(), which is a part of these functions).
-fn by_bridge(location: &str, sight: &Sight) -> Option<&'static str> {
-    if !matches!(location.split(['+', '.']).next()?, "br_forward" | "br_handle_frame_finish") {
-        return None;
-    }
-    // An address lies behind one port: what goes back to its sender would leave by the port it came in by.
-    Some(if sight.flow.from.ip() == sight.flow.to.ip() {
-        "the bridge sends nothing out by the port it came in by: hairpin mode is off at this device; `bridge link set dev DEV hairpin on` there"
-    } else {
-        "the bridge does not send it on to a port: see the ports' state, VLANs, isolation and hairpin mode with `bridge -d link` and `bridge vlan`"
-    })
+/// What to ask the settings of the namespace about a drop that no rule did.
+fn kernel_question(drop: &Drop, sight: &Sight, places: &mut Places) -> Question {
+    let function = drop.location.as_deref().and_then(|l| l.split(['+', '.']).next()).unwrap_or_default();
+    let device = places.device(sight.netns, sight.ifindex).map(|d| (d.ifindex, d.name.clone()));
+    // Segments of a large packet are as long as its payload's share, and the headers.
+    let segments = u32::from(sight.segments.max(1));
+    let length = if segments == 1 { sight.len } else { sight.payload.div_ceil(segments) + sight.len.saturating_sub(sight.payload) };
+    let (reason, function) = (drop.reason.clone(), function.to_owned());
+    let what = KernelDrop { reason, function, flow: sight.flow, length, device, ports: places.ports_to_pods(sight.netns) };
+    Question { netns: sight.netns, at: sight.at, what: What::Kernel(what) }
 }

@@ -397,6 +397,16 @@ fn without_netfilter_links_a_pod_that_receives_has_it() {
 }
 
 #[test]
+fn a_datagram_is_named_by_its_headers_not_by_the_call() {
+    let mut a = assembler();
+    let udp = |s: Sight| Sight { protocol: Some(Protocol::Udp), ..s };
+    a.see(udp(Sight { seq: 0, ..sight(1, Hook::TRACE_WRITE_CALL, CURL, 0, 500) }));
+    see_all(&mut a, same_node(1, 1000).into_iter().map(udp));
+    a.finish(100 * MS);
+    assert_eq!(packets(&mut a)[0].seq, 1000, "another node knows it by that");
+}
+
+#[test]
 fn packets_of_two_cpus_may_come_in_the_other_order() {
     let mut a = assembler();
     let origin = u8::try_from(trace_flag::TRACE_F_ORIGIN.0).expect("a flag");
@@ -445,7 +455,7 @@ fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Quest
                 element: None,
                 counter: None,
             };
-            Found { rule: Some(rule), cause: None }
+            Found { rule: Some(rule), cause: None, detail: None }
         }
     });
     let mut a = assembler().with_rules(rules.expect("a thread"));

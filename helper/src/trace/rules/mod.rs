@@ -9,7 +9,7 @@ use anyhow::Result;
 use sockpath_ruleset::{Namespace, read};
 
 pub use self::crossed::Crossed;
-pub use self::question::{Before, DropQuestion, Found, PacketFacts, Question, TranslationQuestion, What};
+pub use self::question::{Before, DropQuestion, ElsewhereQuestion, Found, PacketFacts, Question, TranslationQuestion, What};
 pub use self::worker::Rules;
 use super::netns::inside;
 use crate::capability;

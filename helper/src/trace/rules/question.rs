@@ -7,6 +7,7 @@ use sockpath_ruleset::{
 };
 
 use crate::trace::event::Facts;
+use crate::trace::settings::KernelDrop;
 
 /// A question about a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,8 +25,12 @@ pub struct Question {
 pub enum What {
     /// What dropped it.
     Drop(DropQuestion),
+    /// What dropped it outside of the hooks of IP.
+    Elsewhere(ElsewhereQuestion),
     /// What translated it.
     Translation(TranslationQuestion),
+    /// Why the kernel dropped it without netfilter.
+    Kernel(KernelDrop),
 }
 
 /// What is known of a packet at a hook.
@@ -62,6 +67,15 @@ pub struct DropQuestion {
     pub engine: Option<Engine>,
 }
 
+/// A packet that rules of the families bridge or netdev dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ElsewhereQuestion {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// As it was dropped.
+    pub dropped: PacketFacts,
+}
+
 /// A packet that was translated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TranslationQuestion {
@@ -91,6 +105,8 @@ pub struct Found {
     pub rule: Option<Rule>,
     /// What did it; of drops only.
     pub cause: Option<Told>,
+    /// In words, where it is no rule.
+    pub detail: Option<String>,
 }
 
 impl Question {
@@ -109,6 +125,11 @@ impl Question {
             What::Drop(d) => {
                 d.entered.length = None;
                 d.dropped.length = None;
+            }
+            What::Elsewhere(e) => e.dropped.length = None,
+            What::Kernel(k) => {
+                k.flow.from.set_port(0);
+                k.flow.to.set_port(0);
             }
         }
         alike
@@ -158,6 +179,22 @@ fn connection(facts: &Facts) -> Connection {
     }
 }
 
+impl ElsewhereQuestion {
+    /// Asks the rules. `before` holds counters that were read before the packet came.
+    #[must_use]
+    pub fn ask(&self, namespace: &Namespace, before: Option<&Before>) -> Found {
+        let packet = self.dropped.packet(self.protocol, namespace);
+        let cause = namespace.rules.cause_outside_ip(&packet, before.map(|b| &b.rules));
+        let Some((candidate, certainty)) = &cause.named else { return unnamed(&cause, None, Vec::new()) };
+        let rule = rule(candidate);
+        let mut evidence = vec!["it was dropped between the hooks of IP, where rules of the families bridge and netdev run".to_owned()];
+        evidence.extend(speaks_for(&rule, candidate));
+        let certainty = if *certainty == Certainty::Counted { Sure::ProvenByCounters } else { Sure::Inferred };
+        let mechanism = if rule.policy { Mechanism::Policy } else { Mechanism::Rule };
+        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), detail: None }
+    }
+}
+
 impl DropQuestion {
     /// Asks the rules. `before` holds counters that were read before the packet came.
     #[must_use]
@@ -173,11 +210,27 @@ impl DropQuestion {
             (p.input, p.output) = (device(&self.input), device(&self.output));
         }
         let drop = Drop { packet: &packet, dropped: Some(&dropped), hook: self.hook, engine: self.engine };
-        let found = self.put(&namespace.rules.cause_of_drop(&drop, before.map(|b| &b.rules)));
+        let mut found = self.put(&namespace.rules.cause_of_drop(&drop, before.map(|b| &b.rules)));
+        if let Some(cause) = &mut found.cause {
+            cause.evidence.extend(self.invalid(namespace, before));
+        }
         if found.rule.is_none() && self.engine != Some(Engine::Nftables) {
             return self.full_table(namespace, before).unwrap_or(found);
         }
         found
+    }
+
+    /// That conntrack had found the packet invalid, where it had.
+    fn invalid(&self, namespace: &Namespace, before: Option<&Before>) -> Vec<String> {
+        let behind_conntrack = !matches!(self.hook, Hook::PreRouting | Hook::LocalOut);
+        let without = self.entered.facts.is_some_and(|f| f.connection.is_none() && !f.untracked);
+        if !behind_conntrack || !without {
+            return Vec::new();
+        }
+        let mut words =
+            vec!["conntrack had found the packet invalid (out of window, bad checksum, or an answer to nothing it knows)".to_owned()];
+        words.extend(rose("invalid", namespace, before, |c| c.invalid));
+        words
     }
 
     fn put(&self, cause: &Cause) -> Found {
@@ -185,32 +238,12 @@ impl DropQuestion {
         if let Some(engine) = self.engine {
             evidence.push(engine_shown(engine).to_owned());
         }
-        let Some((candidate, certainty)) = &cause.named else { return self.unnamed(cause, evidence) };
+        let Some((candidate, certainty)) = &cause.named else { return unnamed(cause, self.engine, evidence) };
         let rule = rule(candidate);
         evidence.extend(speaks_for(&rule, candidate));
         let sure = if *certainty == Certainty::Counted { Sure::ProvenByCounters } else { Sure::Inferred };
         let mechanism = if rule.policy { Mechanism::Policy } else { Mechanism::Rule };
-        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty: sure, evidence, candidates: Vec::new() }) }
-    }
-
-    fn unnamed(&self, cause: &Cause, mut evidence: Vec<String>) -> Found {
-        /// Candidates listed.
-        const MOST: usize = 8;
-        if cause.incomplete {
-            evidence.push("the rules could not be evaluated to the end".to_owned());
-        }
-        let found = cause.candidates.len();
-        if found == 0 && !cause.incomplete {
-            evidence.push("no rule that can be read drops such a packet here".to_owned());
-        }
-        if found > MOST {
-            evidence.push(format!("{found} rules may drop such a packet; {MOST} are listed"));
-        }
-        let candidates: Vec<Rule> = cause.candidates.iter().take(MOST).map(rule).collect();
-        let by_nft = self.engine == Some(Engine::Nftables);
-        let mechanism = if by_nft || found > 0 { Mechanism::Rules } else { Mechanism::Unknown };
-        let certainty = if by_nft { Sure::Observed } else { Sure::Possible };
-        Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates }) }
+        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty: sure, evidence, candidates: Vec::new() }), detail: None }
     }
 
     /// Behind the last rules there is only conntrack, which enters new connections into its table.
@@ -223,7 +256,11 @@ impl DropQuestion {
         let rose = rose("insert_failed", namespace, before, |c| c.insert_failed);
         let certainty = if rose.is_some() { Sure::ProvenByCounters } else { Sure::Inferred };
         evidence.extend(rose);
-        Found { rule: None, cause: Some(Told { mechanism: Mechanism::Confirmation, certainty, evidence, candidates: Vec::new() }) }
+        Found {
+            rule: None,
+            cause: Some(Told { mechanism: Mechanism::Confirmation, certainty, evidence, candidates: Vec::new() }),
+            detail: None,
+        }
     }
 
     /// Where conntrack first sees a packet, it drops it when its table is full.
@@ -232,7 +269,7 @@ impl DropQuestion {
             matches!(self.hook, Hook::PreRouting | Hook::LocalOut) && self.dropped.facts.is_none_or(|f| f.connection.is_none());
         let evidence = vec![rose("drop", namespace, before, |c| c.drop).filter(|_| sees_first)?];
         let cause = Told { mechanism: Mechanism::TableFull, certainty: Sure::ProvenByCounters, evidence, candidates: Vec::new() };
-        Some(Found { rule: None, cause: Some(cause) })
+        Some(Found { rule: None, cause: Some(cause), detail: None })
     }
 }
 
@@ -255,8 +292,29 @@ impl TranslationQuestion {
         let to = if destination { self.after.to } else { self.after.from };
         let sought = Sought { packet: &packet, hook: self.hook, destination, to: (to.ip(), to.port()) };
         let cause = namespace.rules.cause_of_translation(&sought);
-        Found { rule: cause.named.as_ref().map(|(candidate, _)| rule(candidate)), cause: None }
+        Found { rule: cause.named.as_ref().map(|(candidate, _)| rule(candidate)), cause: None, detail: None }
     }
+}
+
+/// What is told when no rule is named.
+fn unnamed(cause: &Cause, engine: Option<Engine>, mut evidence: Vec<String>) -> Found {
+    /// Candidates listed.
+    const MOST: usize = 8;
+    if cause.incomplete {
+        evidence.push("the rules could not be evaluated to the end".to_owned());
+    }
+    let found = cause.candidates.len();
+    if found == 0 && !cause.incomplete {
+        evidence.push("no rule that can be read drops such a packet here".to_owned());
+    }
+    if found > MOST {
+        evidence.push(format!("{found} rules may drop such a packet; {MOST} are listed"));
+    }
+    let candidates: Vec<Rule> = cause.candidates.iter().take(MOST).map(rule).collect();
+    let by_nft = engine == Some(Engine::Nftables);
+    let mechanism = if by_nft || found > 0 { Mechanism::Rules } else { Mechanism::Unknown };
+    let certainty = if by_nft { Sure::Observed } else { Sure::Possible };
+    Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates }), detail: None }
 }
 
 fn engine_shown(engine: Engine) -> &'static str {

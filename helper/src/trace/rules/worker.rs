@@ -12,6 +12,7 @@ use sockpath_ruleset::{Baseline, Namespace};
 
 use super::{Before, Found, Question, What, rules_of};
 use crate::trace::scene::Scene;
+use crate::trace::settings;
 
 /// How long rules that were read are good for.
 const FRESH: Duration = Duration::from_secs(5);
@@ -34,18 +35,18 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Begins to read the rules of a scene's namespaces. Where they cannot be read, nothing is known.
+    /// Begins to read the rules of a scene's namespaces, if they are `readable`. Where they cannot be read, nothing is known of them.
     ///
     /// # Errors
     /// When a namespace or the thread cannot be had.
-    pub fn of(scene: &Scene) -> Result<Self> {
+    pub fn of(scene: &Scene, readable: bool) -> Result<Self> {
         let files: HashMap<u32, File> =
             scene.netns.iter().map(|(n, _)| Ok((n.inode, n.file.try_clone()?))).collect::<std::io::Result<_>>()?;
         // Most rules are a node's, so its counters are read first.
         let mut order = scene.nodes.clone();
         order.extend(files.keys().filter(|n| !scene.nodes.contains(n)));
         Self::answered_by(move || {
-            let mut worker = Worker::begin(files, &order);
+            let mut worker = Worker::begin(files, if readable { &order } else { &[] }, readable);
             move |question: &Question| worker.answer(question)
         })
     }
@@ -103,6 +104,8 @@ impl Rules {
 /// What the thread knows.
 struct Worker {
     files: HashMap<u32, File>,
+    /// Whether rules may be read.
+    readable: bool,
     /// Counters as the trace began, and when they had been read.
     before: HashMap<u32, (u64, Before)>,
     /// Rules, and when reading them began.
@@ -117,8 +120,8 @@ fn now() -> u64 {
 }
 
 impl Worker {
-    fn begin(files: HashMap<u32, File>, order: &[u32]) -> Self {
-        let mut worker = Self { files, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
+    fn begin(files: HashMap<u32, File>, order: &[u32], readable: bool) -> Self {
+        let mut worker = Self { files, readable, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
         for netns in order {
             let began = now();
             if let Some(namespace) = worker.files.get(netns).and_then(|f| rules_of(f).ok()) {
@@ -155,10 +158,17 @@ impl Worker {
 
     fn look(&mut self, question: &Question, fresh: u64) -> Found {
         let netns = question.netns;
+        if let What::Kernel(drop) = &question.what {
+            let found = self.files.get(&netns).and_then(|file| settings::look(file, drop)).map(settings::Finding::cause);
+            return found.map_or_else(Found::default, |(detail, cause)| Found { rule: None, cause: Some(cause), detail: Some(detail) });
+        }
+        if !self.readable {
+            return Found::default();
+        }
         // Counters have to be those of after the drop.
         let good = |began: u64| match question.what {
-            What::Drop(_) => began > question.at,
-            What::Translation(_) => began.saturating_add(fresh) > question.at,
+            What::Drop(_) | What::Elsewhere(_) => began > question.at,
+            What::Translation(_) | What::Kernel(_) => began.saturating_add(fresh) > question.at,
         };
         if !self.known.get(&netns).is_some_and(|(began, _)| good(*began)) {
             let began = now();
@@ -169,7 +179,9 @@ impl Worker {
         let before = self.before.get(&netns).filter(|(read, _)| *read < question.at).map(|(_, before)| before);
         match &question.what {
             What::Drop(drop) => drop.ask(namespace, before),
+            What::Elsewhere(drop) => drop.ask(namespace, before),
             What::Translation(translation) => translation.ask(namespace),
+            What::Kernel(_) => Found::default(),
         }
     }
 }

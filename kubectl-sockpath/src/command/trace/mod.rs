@@ -23,6 +23,9 @@ use session::Session;
 /// Runs it.
 pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Result<Exit> {
     let style = Style::of_stdout(global.color);
+    if let Some(word) = &args.explain {
+        return output::explain(word, &style);
+    }
     if let Some(path) = &args.replay {
         return replay(path, args, &style);
     }

@@ -30,6 +30,16 @@ pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Ex
     Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
 }
 
+/// Explains an id; all of them for an empty word.
+pub(super) fn explain(word: &str, style: &Style) -> Result<Exit> {
+    let text = if word.is_empty() { Some(report::explain::list(style)) } else { report::explain::explain(word, style) };
+    let Some(text) = text else {
+        return Err(UsageError::new(format!("unknown id `{word}`: trace --explain lists them")));
+    };
+    print(&text)?;
+    Ok(Exit::Done)
+}
+
 /// Writes the report to stdout in the form that was asked for.
 pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) -> Result<()> {
     match args.output {
