@@ -173,8 +173,8 @@ fn the_last_rule_of_policy_chains_with_marks_is_named() {
 }
 
 #[test]
-fn rules_that_cannot_be_told_apart_are_candidates() {
-    let name = "rules_that_cannot_be_told_apart_are_candidates";
+fn indistinguishable_rules_are_candidates() {
+    let name = "indistinguishable_rules_are_candidates";
     if !root_or_skip(name) || !program_or_skip(name, "nft", "nftables") {
         return;
     }

@@ -121,7 +121,7 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether every connection has such drops: what was dropped had arrived before, or nobody waits for it any more.
+/// Whether every connection has such drops: what was dropped had arrived before, or no process waits for it any more.
 #[must_use]
 pub fn is_harmless(reason: &str, kind: PacketKind, direction: Direction) -> bool {
     let ends = matches!(kind, PacketKind::Fin | PacketKind::Rst | PacketKind::EchoReply | PacketKind::SynAck)

@@ -44,7 +44,7 @@ mechanisms! {
     Rules "rules" "Rules, but which of them is not known":
         "Several rules may have dropped the packet, and their counters do not tell them apart.",
         "a netfilter rule dropped it: look at NetworkPolicies that select the pod, then at `nft -a list ruleset` (`iptables-legacy-save` for iptables-legacy) on that node",
-        ["truth_netfilter: rules_that_cannot_be_told_apart_are_candidates"];
+        ["truth_netfilter: indistinguishable_rules_are_candidates"];
     Confirmation "confirmation" "Conntrack did not enter the connection":
         "The packet had passed all rules of its last hook; conntrack's counter insert_failed rose.",
         "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules may use: a wider --to-ports, more addresses, or --random-fully",
@@ -83,13 +83,13 @@ mechanisms! {
         ["truth_netfilter: a_bridge_port_without_hairpin_mode_is_named", "causes: hairpin mode off"];
     PortState "port-state" "A bridge port does not forward":
         "The state of the port where the packet came in or would leave.",
-        "spanning tree, or whoever set the state: `bridge link` there; state 3 is forwarding",
+        "spanning tree, or the tool that set the state: `bridge link` there; state 3 is forwarding",
         ["causes: port of the target disabled", "causes: port of the source disabled"];
     PortIsolated "port-isolated" "Bridge ports are isolated from each other":
         "Both ports have the flag isolated.",
         "`bridge link set dev DEV isolated off` on one of them there",
         ["causes: isolated ports"];
-    PortVlan "port-vlan" "A bridge port is no member of the VLAN":
+    PortVlan "port-vlan" "A bridge port is not a member of the VLAN":
         "The bridge filters by VLAN, and the VLANs of both ports.",
         "`bridge vlan` there: both ports need one VLAN in common",
         [];
@@ -100,7 +100,7 @@ mechanisms! {
     NeighbourTableFull "neighbour-table-full" "The neighbour table is full":
         "The entries of the table reach gc_thresh3, or the kernel could make no new one.",
         "raise net.ipv4.neigh.default.gc_thresh1, 2 and 3 on that node",
-        ["unit-helper: a_table_that_is_full_is_told_from_a_silent_neighbour"];
+        ["unit-helper: a_full_table_is_not_a_silent_neighbour"];
     Mtu "mtu" "The packet is larger than the MTU":
         "The length of the packet, and the MTU of the device or route it should leave by.",
         "make the MTU of pods, bridge and tunnel agree (an overlay takes 50 bytes or more), and let ICMP `fragmentation needed` pass",

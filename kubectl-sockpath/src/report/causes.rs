@@ -40,7 +40,7 @@ pub(super) fn ordered(hints: &[Hint]) -> Vec<Finding> {
     listed
 }
 
-/// Nothing is certain that rests on events that were lost, and side effects are no problem of their own.
+/// Nothing is certain that rests on events that were lost, and side effects are not separate problems.
 fn soften(finding: &mut Finding, hint: &Hint, cause: Option<&Hint>) {
     if cause.is_some_and(|c| c.id() == Id::LostEvents) {
         finding.severity = Severity::Warning;

@@ -37,7 +37,7 @@ fn is_for_an_end(capture: &Capture, journey: &Journey<'_>) -> bool {
     }
 }
 
-/// Whether the other nodes were watched when it left. A packet from before they were armed, or from after they ended, is no loss.
+/// Whether the other nodes were watched when it left. A packet from before they were armed, or from after they ended, is not a loss.
 fn was_watched(capture: &Capture, journey: &Journey<'_>) -> bool {
     let (helper, packet) = journey.parts[journey.parts.len() - 1];
     let Some(at) = packet.hops.last().and_then(|hop| common(capture, helper, hop.at_ns)) else { return true };

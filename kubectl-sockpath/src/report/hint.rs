@@ -63,7 +63,7 @@ pub(super) enum Hint {
         /// Addresses of the first packet, as it was sent.
         flow: Flow,
         kind: PacketKind,
-        /// Every connection has such drops: what was dropped had arrived, or nobody waits for it.
+        /// Every connection has such drops: what was dropped had arrived, or no process waits for it.
         harmless: bool,
     },
     /// Packets were seen no more.
@@ -184,7 +184,7 @@ impl Hint {
         };
         Finding {
             id: kind.id,
-            // A call that fails for a reason of its own is no consequence of what packets did.
+            // A call that fails for a reason of its own does not follow from what packets did.
             severity: if matches!(self, Self::ProbeFailed { mechanism: Some(_), .. }) { Severity::Critical } else { kind.severity },
             direction,
             text: self.text(),
@@ -271,12 +271,12 @@ impl Hint {
                 format!("MAC addresses had to be asked for {text}")
             }
             Self::Segmented { count, place, from, to } => {
-                format!("{} cut on the way {place} (from {from} to {to} bytes)", counted(*count, "packet", true))
+                format!("{} cut {place} (from {from} to {to} bytes)", counted(*count, "packet", true))
             }
             Self::Fragmented { count, place } => {
                 format!("{} larger than the MTU and had to be cut into fragments {place}", counted(*count, "packet", true))
             }
-            Self::SeveralRoutes { others, of, through } => format!("{others} of {of} packets went another way: {through}"),
+            Self::SeveralRoutes { others, of, through } => format!("{others} of {of} packets took another path: {through}"),
             Self::CouldAccelerate { traversals, .. } => {
                 format!("both pods share a node, yet each packet runs through {traversals} network stacks")
             }

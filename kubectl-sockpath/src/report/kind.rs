@@ -77,7 +77,7 @@ kinds! {
     NoReply "no-reply" Critical "Nothing came back":
         "Requests were seen, and neither a reply nor a drop.",
         "Packets in one direction only until the trace ended.",
-        "trace the way back: swap SOURCE and TARGET",
+        "trace the opposite direction: swap SOURCE and TARGET",
         ["recording: no-endpoints", "causes: echo requests are ignored"];
     HalfMissing "half-missing" Warning "Packets left a node and did not appear on the other":
         "Both nodes were watched. Packets left the first through its device and the helper of the second did not see them.",
@@ -100,7 +100,7 @@ kinds! {
         "raise the listen() backlog and net.ipv4.tcp_max_syn_backlog in the pod, or set net.ipv4.tcp_syncookies=1",
         [];
     ZeroWindow "zero-window" Warning "A reader is too slow: zero window":
-        "The receive buffer of a socket was full, so TCP told the writer to stop. The pod where the window closed has the slow reader.",
+        "The receive buffer of a socket was full, so TCP stopped the writer. The pod where the window closed has the slow reader.",
         "The counter TCPToZeroWindowAdv of that pod's network namespace rose; other connections of the pod count, too.",
         "look at what the application does instead of reading, and at its CPU limit: `ss -tm` in the pod shows Recv-Q",
         ["causes: reader that does not read"];
@@ -162,7 +162,7 @@ kinds! {
     SeveralRoutes "several-routes" Info "Packets took several paths":
         "Packets of one kind went through different namespaces, as with several backends of a Service.",
         "The namespaces that the packets passed.",
-        "the picture shows the way most packets took; -o json lists all",
+        "the picture shows the path of most packets; -o json lists all",
         [];
     UnnamedRules "rules-unread" Info "Rules may not be read":
         "A rule rewrote or dropped packets, and the helper may not read the ruleset.",
@@ -180,7 +180,7 @@ kinds! {
         "without --every-packet the helper samples and keeps up",
         ["unit: nothing_vanishes_for_certain_while_events_are_lost"];
     Untracked "untracked" Warning "Packets could not be tracked":
-        "More packets were under way at once than the helper tracks.",
+        "More packets were in flight at once than the helper tracks.",
         "The programs' counter of packets without a slot.",
         "",
         [];

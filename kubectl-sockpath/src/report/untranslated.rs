@@ -107,7 +107,7 @@ fn translations<'a>(journeys: &[Journey<'a>]) -> HashMap<(usize, u64), Translate
             let reference = journey.hops.iter().position(|h| h.part == part && Some(h.hop) == at);
             let step = journey.steps.iter().find(|s| reference.is_some_and(|r| (s.first_hop..s.first_hop + s.hops).contains(&r)));
             let Some(step) = step else { continue };
-            // What a pod redirects to itself (a sidecar) never leaves it, and no hook on the way back shows the address before.
+            // What a pod redirects to itself (a sidecar) never leaves it, and no hook on the return path shows the address before.
             if step.spot.pod.is_some() && journey.direction() == Direction::Request && after.to.ip().is_loopback() {
                 continue;
             }

@@ -140,7 +140,7 @@ fn packets_from_before_the_other_node_was_watched_are_not_lost() {
     assert!(early["packets"].as_array().is_some_and(|p| !p.is_empty()), "nothing was seen");
     assert!(!has_finding(&early, "half-missing"), "{:#}", early["findings"]);
 
-    // One that is lost while both are watched is told.
+    // One that is lost while both are watched is reported.
     lab.run("node-2", ["ip", "link", "set", "eth0", "down"]);
     let mut one = Helper::start(&lab, request, "node-1");
     let other = Helper::start(&lab, request, "node-2");

@@ -1,4 +1,4 @@
-//! What is asked about a packet, and how the answer is put into the protocol's words.
+//! A question about a packet, and how the answer is put into the protocol's words.
 
 use sockpath_protocol::packet::{Cause as Told, Certainty as Sure, Counter, Element, Flow, Mechanism, Rule};
 use sockpath_protocol::request::Protocol;
@@ -16,11 +16,11 @@ pub struct Question {
     pub netns: u32,
     /// When the packet was there, `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
-    /// What is asked.
+    /// The question.
     pub what: What,
 }
 
-/// What is asked about a packet.
+/// A question about a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum What {
     /// What dropped it.
@@ -105,7 +105,7 @@ pub struct Found {
     pub rule: Option<Rule>,
     /// What did it; of drops only.
     pub cause: Option<Told>,
-    /// In words, where it is no rule.
+    /// In words, where it is not a rule.
     pub detail: Option<String>,
 }
 
@@ -296,7 +296,7 @@ impl TranslationQuestion {
     }
 }
 
-/// What is told when no rule is named.
+/// The report when no rule is named.
 fn unnamed(cause: &Cause, engine: Option<Engine>, mut evidence: Vec<String>) -> Found {
     /// Candidates listed.
     const MOST: usize = 8;

@@ -35,7 +35,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Begins to read the rules of a scene's namespaces, if they are `readable`. Where they cannot be read, nothing is known of them.
+    /// Begins to read the rules of a scene's namespaces, if they are `readable`. Where they cannot be read, they stay unknown.
     ///
     /// # Errors
     /// When a namespace or the thread cannot be had.
@@ -70,7 +70,7 @@ impl Rules {
         Ok(Self { thread: Some((questions, taken)), asked: 0, answered: 0 })
     }
 
-    /// Asks. Returns the number that the answer will have; `None` when nobody can answer.
+    /// Asks. Returns the number that the answer will have; `None` when no answer is possible.
     pub fn ask(&mut self, question: Question) -> Option<u64> {
         let (questions, _) = self.thread.as_ref()?;
         let number = self.asked + 1;

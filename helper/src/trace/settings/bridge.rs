@@ -39,7 +39,7 @@ fn explain(input: &Port, output: Option<&Port>, filters: bool) -> Option<Finding
     };
     let vlan = |port: &Port, vlan: u16| Finding {
         mechanism: Mechanism::PortVlan,
-        detail: format!("the bridge port {} is no member of VLAN {vlan}", port.name),
+        detail: format!("the bridge port {} is not a member of VLAN {vlan}", port.name),
         evidence: vec![format!("the bridge filters by VLAN; VLANs of {}: {:?}", port.name, port.vlans)],
     };
     if !input.forwards() {

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_that_is_full_is_told_from_a_silent_neighbour() {
+    fn a_full_table_is_not_a_silent_neighbour() {
         let entry = |state| Neighbour { address: [10, 0, 0, 1].into(), device: 2, state };
         let entries = vec![entry(0x02), entry(0x80)];
         assert!(full(&entries, 1, "NEIGH_FAILED").is_some());

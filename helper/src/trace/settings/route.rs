@@ -78,7 +78,7 @@ fn table(number: u32) -> String {
     }
 }
 
-/// The filter that wants the way back to lead through the device that a packet came in by.
+/// The filter that requires the return route to lead through the device that a packet came in by.
 pub(super) fn reverse_path(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding> {
     let (_, device) = drop.device.as_ref()?;
     let from = drop.flow.from.ip();
@@ -108,7 +108,7 @@ pub(super) fn martian(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding>
             let device = device_name(socket, index);
             (format!("its source {from} is an address of this namespace, too"), vec![format!("{from} is an address of {device} here")])
         }
-        None => (format!("its source {from} is no address that a packet may come from"), Vec::new()),
+        None => (format!("its source {from} is not an address that a packet may come from"), Vec::new()),
     };
     Some(Finding { mechanism: Mechanism::Martian, detail, evidence })
 }
