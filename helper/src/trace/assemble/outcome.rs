@@ -54,7 +54,7 @@ pub fn verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64, at_the_e
     let out_of_sight = last.hook == Hook::TRACE_DEV_XMIT
         && places.device(last.netns, last.ifindex).is_some_and(|d| match d.kind {
             DeviceKind::Other => true,
-            // What a bridge sends to a pod that is not watched is a copy, unless it is for nobody who is.
+            // What a bridge sends to a pod that is not watched is a copy, unless no watched pod is its destination.
             DeviceKind::Veth => d.peer.is_none() && (d.bridge.is_none() || !pair.has(last.flow.to.ip())),
             _ => false,
         });
