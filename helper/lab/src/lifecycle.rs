@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use sockpath_helper::accelerate::Abandoned;
+use sockpath_helper::accelerate::Released;
 use sockpath_protocol::lab::Overlay;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -184,7 +184,7 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
     let mut accelerated = None;
     if let Some(root) = cgroup::mounted()? {
         let dir = root.join(instance.cgroup_name());
-        accelerated = Abandoned::of_cgroups_below(&instance.site(), &dir)?;
+        accelerated = Released::of_cgroups_below(&instance.site(), &dir)?;
         if dir.exists() {
             if cgroup::contains_self(&root, &dir) {
                 bail!("this command runs inside the lab that it would remove; run it outside of `lab exec`");

@@ -14,7 +14,7 @@ use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, Via};
 use sockpath_protocol::limits::LONGEST_REQUEST;
 use sockpath_protocol::{Message, Request};
 
-use super::client::{Client, Driver};
+use super::driver::{Controller, Driver};
 use super::engines::Engines;
 use crate::accel::attend::attend;
 use crate::accel::chosen::Chosen;
@@ -155,7 +155,7 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
     let (mut chosen, _) = Chosen::find(site, &request.pods, &request.elsewhere);
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
-    let mut driver = Driver::new(Client::Nobody { session, until }, short.as_ref());
+    let mut driver = Driver::new(Controller::Nobody { session, until }, short.as_ref());
     match &instance {
         Some(instance) => {
             meeting::take_over(instance, chosen.pods())?;

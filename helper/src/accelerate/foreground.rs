@@ -8,8 +8,8 @@ use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
-use super::client::{Client, Driver};
 use super::detached;
+use super::driver::{Controller, Driver};
 use super::engines::Engines;
 use super::existing::Existing;
 use super::merge;
@@ -40,8 +40,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         pins.remove()?;
         return reason;
     }
-    let client = Client::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
-    let mut driver = Driver::new(client, engines.short.as_ref());
+    let controller = Controller::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
+    let mut driver = Driver::new(controller, engines.short.as_ref());
     let reason = match &engines.socket {
         Some(instance) => attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await,
         None => driver.attend_short().await,

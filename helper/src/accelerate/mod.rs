@@ -3,8 +3,8 @@
 //! The short path (`short`) and the socket path (`accel`) know nothing of each other. What owns both is here: one claim of the node, one
 //! lease, one table of connections, one end.
 
-mod client;
 pub mod detached;
+mod driver;
 mod ending;
 mod engines;
 mod existing;

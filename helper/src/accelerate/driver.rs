@@ -17,7 +17,7 @@ use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
 
 /// Who gives commands and gets reports.
-pub enum Client<'a> {
+pub enum Controller<'a> {
     /// A plugin; the lease is renewed while it listens.
     Plugin {
         /// The session.
@@ -36,7 +36,7 @@ pub enum Client<'a> {
 
 /// The client of both paths.
 pub struct Driver<'a> {
-    client: Client<'a>,
+    controller: Controller<'a>,
     short: Option<&'a Worker>,
     /// There is no socket path, which would warn of the same.
     alone: bool,
@@ -46,8 +46,8 @@ pub struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// One that drives the short path, too, where there is one.
-    pub fn new(client: Client<'a>, short: Option<&'a Worker>) -> Self {
-        Self { client, short, alone: false, stopped: None }
+    pub fn new(controller: Controller<'a>, short: Option<&'a Worker>) -> Self {
+        Self { controller, short, alone: false, stopped: None }
     }
 
     /// Serves the short path alone until the client wants an end, or another session has ended it.
@@ -72,16 +72,16 @@ impl<'a> Driver<'a> {
     }
 
     fn is_time_over(&self) -> bool {
-        matches!(&self.client, Client::Nobody { until, .. } if Instant::now() >= *until)
+        matches!(&self.controller, Controller::Nobody { until, .. } if Instant::now() >= *until)
     }
 
     /// Renews the lease of the short path; true when another session has ended it. One that has failed is done without where the socket
     /// path goes on.
     fn renew_short(&mut self, goes_on: bool) -> Result<bool> {
         let Some(worker) = self.short else { return Ok(false) };
-        let hold = match &self.client {
-            Client::Plugin { lease, .. } => *lease,
-            Client::Nobody { until, .. } => until.saturating_duration_since(Instant::now()),
+        let hold = match &self.controller {
+            Controller::Plugin { lease, .. } => *lease,
+            Controller::Nobody { until, .. } => until.saturating_duration_since(Instant::now()),
         };
         match worker.renew(hold) {
             Ok(Standing::Running) => Ok(false),
@@ -100,7 +100,7 @@ impl<'a> Driver<'a> {
     }
 
     fn report_short(&mut self) -> Result<()> {
-        let (Client::Plugin { session, .. }, Some(worker)) = (&mut self.client, self.short) else { return Ok(()) };
+        let (Controller::Plugin { session, .. }, Some(worker)) = (&mut self.controller, self.short) else { return Ok(()) };
         session.send(&Message::Pairs(worker.snapshot()?))
     }
 
@@ -116,7 +116,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-impl Client<'_> {
+impl Controller<'_> {
     /// The next command. Cancel-safe.
     async fn command(&mut self) -> Result<Command> {
         let session = match self {
@@ -145,14 +145,14 @@ impl Client<'_> {
 
 impl Client for Driver<'_> {
     fn renewal_interval(&self) -> Duration {
-        match &self.client {
-            Client::Plugin { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
-            Client::Nobody { .. } => RENEWAL,
+        match &self.controller {
+            Controller::Plugin { lease, .. } => RENEWAL.min(*lease / 3).max(Duration::from_millis(10)),
+            Controller::Nobody { .. } => RENEWAL,
         }
     }
 
     async fn command(&mut self) -> Result<Command> {
-        let command = self.client.command().await?;
+        let command = self.controller.command().await?;
         match self.forward(&command) {
             Ok(warnings) if self.alone => warnings.into_iter().try_for_each(|text| self.warn(text))?,
             Ok(_) => {}
@@ -166,9 +166,9 @@ impl Client for Driver<'_> {
         if instance.is_stopped() {
             return Ok(true);
         }
-        let over = match &self.client {
-            Client::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
-            Client::Nobody { .. } => {
+        let over = match &self.controller {
+            Controller::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
+            Controller::Nobody { .. } => {
                 let left = instance.run_left()?;
                 instance.renew(left)?;
                 left.is_zero()
@@ -182,14 +182,14 @@ impl Client for Driver<'_> {
     }
 
     fn warn(&mut self, text: String) -> Result<()> {
-        match &mut self.client {
-            Client::Plugin { session, .. } => session.warn(text),
-            Client::Nobody { .. } => Ok(()),
+        match &mut self.controller {
+            Controller::Plugin { session, .. } => session.warn(text),
+            Controller::Nobody { .. } => Ok(()),
         }
     }
 
     fn report(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()> {
-        let Client::Plugin { session, .. } = &mut self.client else {
+        let Controller::Plugin { session, .. } = &mut self.controller else {
             connections::pair(instance);
             return Ok(());
         };
