@@ -127,7 +127,7 @@ mod tests {
         let pause = serde_json::json!({"type": "pause", "pods": pods, "reason": "network-policy"});
         theirs.write_all(format!("{pause}\n").as_bytes()).await.unwrap();
         let Some(Err(Refused(why))) = inbound.recv().await else { panic!("taken") };
-        assert!(why.contains("the request has 200000 pods, at most 150000 are taken"), "{why}");
+        assert!(why.contains("the request has 200000 pods, at most 150000 are supported"), "{why}");
     }
 
     #[tokio::test]

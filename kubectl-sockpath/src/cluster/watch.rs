@@ -250,7 +250,7 @@ mod tests {
         let mut known = known(vec![policy("p", "web")]);
         assert_eq!(said(known.policy(listed(vec![policy("p", "web")]))), "nothing");
         let missed = said(known.policy(listed(vec![policy("q", "db")])));
-        assert!(missed.ends_with("away: -db,web +"), "{missed}");
+        assert!(missed.ends_with("unreachable: -db,web +"), "{missed}");
     }
 
     #[test]

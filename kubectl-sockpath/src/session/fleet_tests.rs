@@ -388,7 +388,7 @@ async fn a_message_of_too_many_parts_is_refused_with_what_it_was() {
     let armed = sockpath_protocol::message::Armed { hooks, unavailable: Default::default(), filters: Vec::new(), took_ns: 1, at_ns: 1 };
     say(&mut theirs, &Message::Armed(armed)).await;
     let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("not lost") };
-    assert!(error.to_string().contains("the trace has 2000 hooks, at most 1024 are taken"), "{error}");
+    assert!(error.to_string().contains("the trace has 2000 hooks, at most 1024 are supported"), "{error}");
 }
 
 /// A plugin that is slow holds helpers up by the bytes that wait for it, not only by their number.

@@ -123,7 +123,7 @@ mod tests {
 
     fn found(errno: i32, routes: Vec<Refusing>, forwards: Option<bool>) -> Option<(Mechanism, String)> {
         let refused = Refused { errno, routes, forwards: forwards.map(|on| ("veth1".to_owned(), on)) };
-        explain(&to().clone(), &refused).map(|f| (f.mechanism, f.detail))
+        explain(to(), &refused).map(|f| (f.mechanism, f.detail))
     }
 
     #[test]
