@@ -123,6 +123,7 @@ fn sources_read_these_environment_variables_only() {
         // In test builds only.
         "helper/src/switches.rs: SOCKPATH_TEST_FUNCTIONS",
         "helper/src/switches.rs: SOCKPATH_TEST_NO_ORDER_GATE",
+        "helper/src/switches.rs: SOCKPATH_TEST_WITHOUT",
         // Options of the command line, which `--help` shows.
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_IMAGE",
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_NAMESPACE",

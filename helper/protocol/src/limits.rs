@@ -395,11 +395,11 @@ mod tests {
         assert_eq!(choose(vec![a_pod()]), Ok(()));
         assert_eq!(Request::Stop(StopRequest { drain_ms: u64::MAX, by: String::new() }).check(), Ok(()));
         let error = choose(vec![a_pod(); MOST_PODS + 1]).unwrap_err();
-        assert_eq!(error, "the request has 4097 pods of one node, at most 4096 are taken");
+        assert_eq!(error, "the request has 4097 pods of one node, at most 4096 are supported");
         let error = choose(vec![Pod { name: "x".repeat(LONGEST_NAME + 1), ..a_pod() }]).unwrap_err();
-        assert!(error.starts_with("the pod `xxx") && error.ends_with("...` has 1025 bytes, at most 1024 are taken"), "{error}");
+        assert!(error.starts_with("the pod `xxx") && error.ends_with("...` has 1025 bytes, at most 1024 are supported"), "{error}");
         let error = choose(vec![Pod { ips: vec![[1, 1, 1, 1].into(); MOST_OF_ONE + 1], ..a_pod() }]).unwrap_err();
-        assert_eq!(error, "pod default/web has 257 addresses, at most 256 are taken");
+        assert_eq!(error, "pod default/web has 257 addresses, at most 256 are supported");
         assert!(choose(vec![Pod { name: "a\x1b[2Jb".into(), ..a_pod() }]).unwrap_err().contains("`a?[2Jb` holds control"));
         let pods = vec![PodName { namespace: "x\n".into(), name: "y".into() }];
         assert!(Request::Pause(PauseRequest { pods, reason: PauseReason::NetworkPolicy }).check().is_err());
@@ -452,7 +452,7 @@ mod tests {
         let Message::Packet(one) = one else { panic!("a packet") };
         assert_eq!(one.hops[0].note.as_ref().map(|n| n.chars().count()), Some(LONGEST_FIELD + 3));
         let error = packet(vec![hop; MOST_HOPS + 1]).check().unwrap_err().to_string();
-        assert_eq!(error, "packet 7 has 513 hops, at most 512 are taken");
+        assert_eq!(error, "packet 7 has 513 hops, at most 512 are supported");
         let mut warning = Message::Warning { text: "x".repeat(1 << 20) };
         assert_eq!(warning.check(), Ok(()));
         assert!(matches!(warning, Message::Warning { text } if text.len() == LONGEST_FIELD + 3));

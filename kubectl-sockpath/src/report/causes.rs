@@ -11,7 +11,11 @@ pub(super) fn ordered(hints: &[Hint]) -> Vec<Finding> {
     let causes: Vec<Option<usize>> = hints.iter().map(|h| cause_of(h, hints)).collect();
     let mut findings: Vec<Finding> = hints.iter().map(Hint::finding).collect();
     for (hint, (finding, cause)) in hints.iter().zip(findings.iter_mut().zip(&causes)) {
-        finding.because = cause.map(|c| hints[c].id().kind().id);
+        if let Some(cause) = cause {
+            finding.because = Some(hints[*cause].id().kind().id);
+            // What to do is the cause's to say: advice for a reset, for instance, is about a port without a listener.
+            finding.next = None;
+        }
         soften(finding, hint, cause.map(|c| &hints[c]));
     }
     let root = |mut at: usize| {

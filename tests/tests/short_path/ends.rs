@@ -100,10 +100,11 @@ fn an_entry_that_is_deleted_ends_the_short_path() {
     let before = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry");
     assert!(before.liberal, "{before:?}");
     assert!(scene.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"));
-    // The next packets take the stack, which makes a new entry of them and approves it again.
+    // Its number says nothing: the kernel may give a new entry the memory of the old one, and the number with it.
+    assert!(scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_none(), "the entry is still there");
+    // Only packets through the stack make a new entry, which is approved again.
     exchange(&client, &server, 1);
-    let after = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("a new entry");
-    assert_ne!(before.id, after.id);
+    assert!(scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_some(), "no packet took the stack");
     await_short(&mut on, &client, &server);
     assert_eq!(rows(&mut on, &client).len(), 1);
     stream(&client, &server, 1);

@@ -294,7 +294,7 @@ async fn mistakes_are_explained() {
         ("curl", "svc/dns:metrics", Exit::Failed, "it has dns (53/UDP), dns-tcp (53)"),
         ("curl", "203.0.113.9:http", Exit::Usage, "use a number"),
         ("curl", "svc/till", Exit::Failed, "there are web, empty"),
-        ("shop/clerk", "svc/till", Exit::Failed, "there is one in namespace shop: write shop/svc/till"),
+        ("shop/clerk", "svc/till", Exit::Failed, "there is one in namespace shop: use shop/svc/till"),
         ("curl", "svc/web:8443", Exit::Failed, "it has 80"),
         ("curl", "svc/web:8080", Exit::Failed, "8080 is the port of its pods"),
         ("curl", "dead", Exit::Failed, "Pending"),
