@@ -174,7 +174,7 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     assert_eq!(cluster.helper_pods().len(), 2);
     // It is no leftover either.
     let cleanup = run(cluster.plugin().arg("cleanup"));
-    assert!(cleanup.contains("kept what") && cleanup.contains("uses it") && !cleanup.contains("removed"), "{cleanup}");
+    assert!(cleanup.contains("kept what") && cleanup.contains("in use by ") && !cleanup.contains("removed"), "{cleanup}");
     assert!(is_active(&cluster));
     // A second one is told who holds it.
     let second = output(&mut accelerate(&cluster, &["client", "web"]));

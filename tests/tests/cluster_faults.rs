@@ -120,7 +120,7 @@ fn cleanup_removes_leftovers_and_only_those() {
     let Some(cluster) = cluster_or_skip("cleanup_removes_leftovers_and_only_those", Setup::RoutesNftables) else { return };
     let running = Running::start(&cluster);
     let out = run(cluster.plugin().args(["cleanup"]));
-    assert!(out.contains("kept") && out.contains("uses it"), "a running session is somebody's: {out}");
+    assert!(out.contains("kept") && out.contains("in use by "), "a running session is somebody's: {out}");
     assert_eq!(cluster.helper_pods().len(), 1);
     running.signal(Signal::SIGKILL);
     drop(running);
