@@ -38,6 +38,8 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// Whether the route itself puts packets into a tunnel.
     pub encapsulates: bool,
+    /// The address that the namespace gives its own packets on this route.
+    pub source: Option<IpAddr>,
 }
 
 /// Asks for the route of a packet from `source` to `destination` that came in by a device.
@@ -45,25 +47,11 @@ pub struct Route {
 /// # Errors
 /// When there is none (ENETUNREACH, EHOSTUNREACH) or the kernel refuses.
 pub fn forwarding(socket: &mut Socket, source: IpAddr, destination: IpAddr, device: u32) -> io::Result<Route> {
-    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    let bits = bits(destination);
     let mut header = [0u8; RTMSG];
     (header[0], header[1], header[2]) = (family(destination), bits, bits);
     let body = Body::new(&header).with(RTA_DST, &octets(destination)).with(RTA_SRC, &octets(source)).with(RTA_IIF, &device.to_ne_bytes());
-    let answers = socket.request(RTM_GETROUTE, 0, body.bytes())?;
-    let route = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| read(&m.body));
-    route.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
-}
-
-/// The address that the socket's namespace gives its own packets to this destination.
-///
-/// # Errors
-/// When there is no route.
-pub fn source(socket: &mut Socket, destination: IpAddr) -> io::Result<IpAddr> {
-    let mut header = [0u8; RTMSG];
-    (header[0], header[1]) = (family(destination), if destination.is_ipv4() { 32 } else { 128 });
-    let answers = socket.request(RTM_GETROUTE, 0, Body::new(&header).with(RTA_DST, &octets(destination)).bytes())?;
-    let source = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| Attributes::behind(&m.body, RTMSG).address(RTA_PREFSRC));
-    source.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
+    ask(socket, &body)
 }
 
 /// Asks for the route of what the socket's namespace itself sends to a destination.
@@ -71,11 +59,18 @@ pub fn source(socket: &mut Socket, destination: IpAddr) -> io::Result<IpAddr> {
 /// # Errors
 /// When there is none (ENETUNREACH), when it refuses packets (EINVAL for a blackhole, EHOSTUNREACH, EACCES), or the kernel refuses.
 pub fn output(socket: &mut Socket, destination: IpAddr) -> io::Result<Route> {
-    let bits = if destination.is_ipv4() { 32 } else { 128 };
     let mut header = [0u8; RTMSG];
-    (header[0], header[1]) = (family(destination), bits);
-    let body = Body::new(&header).with(RTA_DST, &octets(destination));
-    let answers = socket.request(RTM_GETROUTE, 0, body.bytes())?;
+    (header[0], header[1]) = (family(destination), bits(destination));
+    ask(socket, &Body::new(&header).with(RTA_DST, &octets(destination)))
+}
+
+/// Length of an address, in bits.
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn ask(socket: &mut Socket, request: &Body) -> io::Result<Route> {
+    let answers = socket.request(RTM_GETROUTE, 0, request.bytes())?;
     let route = answers.iter().filter(|m| m.kind == RTM_NEWROUTE).find_map(|m| read(&m.body));
     route.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
 }
@@ -102,6 +97,13 @@ pub enum Refusal {
     Unreachable,
     /// With ICMP "administratively prohibited".
     Prohibit,
+}
+
+/// As iproute2 shows it.
+impl std::fmt::Display for Refusing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}/{}", self.how.word(), self.prefix, self.length)
+    }
 }
 
 impl Refusal {
@@ -172,6 +174,7 @@ fn read(body: &[u8]) -> Option<Route> {
         gateway: attributes.address(RTA_GATEWAY).or_else(via),
         mtu: attributes.nested(RTA_METRICS).and_then(|m| m.word(RTAX_MTU)).filter(|mtu| *mtu != 0),
         encapsulates: attributes.get(RTA_ENCAP).is_some(),
+        source: attributes.address(RTA_PREFSRC),
     })
 }
 
@@ -199,9 +202,11 @@ mod tests {
         let metrics = Body::default().with(RTAX_MTU, &1400u32.to_ne_bytes());
         let body =
             Body::new(&header).with(RTA_OIF, &4u32.to_ne_bytes()).with(RTA_GATEWAY, &[10, 0, 0, 9]).with_nested(RTA_METRICS, &metrics);
-        let expected =
-            Route { forwards: true, device: 4, gateway: Some(IpAddr::from([10, 0, 0, 9])), mtu: Some(1400), encapsulates: false };
+        let gateway = Some(IpAddr::from([10, 0, 0, 9]));
+        let expected = Route { forwards: true, device: 4, gateway, mtu: Some(1400), encapsulates: false, source: None };
         assert_eq!(read(body.bytes()), Some(expected));
         assert_eq!(read(&header), None);
+        let body = Body::new(&header).with(RTA_OIF, &4u32.to_ne_bytes()).with(RTA_PREFSRC, &[10, 0, 0, 1]);
+        assert_eq!(read(body.bytes()).and_then(|route| route.source), Some(IpAddr::from([10, 0, 0, 1])));
     }
 }

@@ -249,7 +249,7 @@ mod tests {
     }
 
     fn by_eth0(_: IpAddr, _: IpAddr, _: u32) -> Option<Route> {
-        Some(Route { forwards: true, device: 2, gateway: Some(ip("10.199.0.2")), mtu: None, encapsulates: false })
+        Some(Route { forwards: true, device: 2, gateway: Some(ip("10.199.0.2")), mtu: None, encapsulates: false, source: None })
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Scene {
         let found = inside(netns, || {
             let mut socket = Socket::open(NETLINK_ROUTE).context("cannot open a netlink socket")?;
             // What cannot be reached is what a trace may be about.
-            Ok(targets.into_iter().filter_map(|ip| route::source(&mut socket, ip).ok()).collect::<BTreeSet<IpAddr>>())
+            Ok(targets.into_iter().filter_map(|ip| route::output(&mut socket, ip).ok()?.source).collect::<BTreeSet<IpAddr>>())
         })?;
         let known: Vec<IpAddr> = self.sources.iter().map(|e| e.ip).collect();
         self.sources.extend(found.into_iter().filter(|ip| !known.contains(ip)).map(|ip| Endpoint { ip, port: 0 }));

@@ -57,10 +57,7 @@ fn explain(to: IpAddr, found: &Refused) -> Option<Finding> {
     let of_kind = |errno: i32| found.routes.iter().find(|r| r.how.errno() == errno);
     let refusal = [Refusal::Blackhole, Refusal::Unreachable, Refusal::Prohibit].into_iter().find(|r| r.errno() == found.errno);
     let (mechanism, detail) = match (refusal, of_kind(found.errno)) {
-        (Some(_), Some(r)) => {
-            let route = format!("{} {}/{}", r.how.word(), r.prefix, r.length);
-            (Mechanism::RefusingRoute, format!("by the route `{route}` of table {}", table(r.table)))
-        }
+        (Some(_), Some(r)) => (Mechanism::RefusingRoute, format!("by the route `{r}` of table {}", table(r.table))),
         (Some(refusal), None) => (Mechanism::RefusingRoute, format!("by a rule of policy routing that says {}", refusal.word())),
         (None, _) if found.errno == libc::ENETUNREACH => (Mechanism::NoRoute, format!("there is no route to {to}")),
         _ => return None,
@@ -88,7 +85,7 @@ pub(super) fn reverse_path(socket: &mut Socket, drop: &KernelDrop) -> Option<Fin
         Ok(Route { device, .. }) => format!("packets to {from} leave by {}", device_name(socket, device)),
         Err(_) => {
             let refusing = route::refusing(socket, from).unwrap_or_default();
-            let why = refusing.first().map_or_else(String::new, |r| format!(": {} {}/{}", r.how.word(), r.prefix, r.length));
+            let why = refusing.first().map_or_else(String::new, |r| format!(": {r}"));
             format!("there is no route back to {from}{why}")
         }
     };
