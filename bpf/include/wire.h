@@ -690,8 +690,10 @@ struct short_slot {
 };
 
 /* short_slot.before_ns and after_ns */
-#define SHORT_MEDIAN 0x3fffffff
-#define SHORT_SAMPLES 3
+enum short_estimate {
+	SHORT_SAMPLES = 3,
+	SHORT_MEDIAN = 0x3fffffff,
+};
 
 /* How a device's programs are attached, where they stay without their process. */
 enum short_attachment {

@@ -15,6 +15,7 @@ const volatile enum short_pass pass_layout = 0;
 const volatile enum short_action action_layout = 0;
 const volatile enum short_flag flag_layout = 0;
 const volatile enum short_attachment attachment_layout = 0;
+const volatile enum short_estimate estimate_layout = 0;
 
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;

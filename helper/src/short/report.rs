@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use sockpath_bpf::short::types::short_estimate;
 use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
 use super::connections::Connection;
@@ -51,15 +52,12 @@ pub fn passes(slots: Option<[&Slot; 2]>) -> BTreeMap<Reason, u64> {
     passes
 }
 
-/// `SHORT_MEDIAN` and `SHORT_SAMPLES` of the wire.
-const MEDIAN: u32 = 0x3fff_ffff;
-const SAMPLES: u32 = 3;
-
 /// A median that the programs keep in the slot of the server's direction, once it is made of some samples.
-pub fn turnaround(slots: Option<[&Slot; 2]>, median: fn(&Slot) -> &AtomicU32) -> Option<u64> {
+pub fn turnaround(slots: Option<[&Slot; 2]>, estimate: fn(&Slot) -> &AtomicU32) -> Option<u64> {
     let [_, of_server] = slots?;
-    let estimate = median(of_server).load(Ordering::Relaxed);
-    (estimate / (MEDIAN + 1) >= SAMPLES).then_some((estimate & MEDIAN).into())
+    let estimate = estimate(of_server).load(Ordering::Relaxed);
+    let median = short_estimate::SHORT_MEDIAN.0;
+    (estimate / (median + 1) >= short_estimate::SHORT_SAMPLES.0).then_some((estimate & median).into())
 }
 
 /// Bytes and packets of these directions.
