@@ -7,6 +7,7 @@ pub mod accelerate;
 pub mod capability;
 pub mod cli;
 pub mod doctor;
+mod lease;
 pub mod node;
 pub mod seccomp;
 pub mod session;

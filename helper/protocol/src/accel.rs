@@ -245,11 +245,23 @@ impl Totals {
         self.by_path += pair.by_path;
     }
 
-    /// Adds counts of passes.
-    pub fn add_passes(&mut self, passes: &BTreeMap<Reason, u64>) {
+    fn add_passes(&mut self, passes: &BTreeMap<Reason, u64>) {
         for (reason, count) in passes {
             *self.passes.entry(*reason).or_default() += count;
         }
+    }
+}
+
+/// Adds the sums over other pairs.
+impl std::ops::AddAssign<&Self> for Totals {
+    fn add_assign(&mut self, other: &Self) {
+        self.open += other.open;
+        self.accelerated += other.accelerated;
+        self.closed += other.closed;
+        self.bypassed_bytes += other.bypassed_bytes;
+        self.bypassed_messages += other.bypassed_messages;
+        self.add_passes(&other.passes);
+        self.by_path += other.by_path;
     }
 }
 

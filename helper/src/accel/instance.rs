@@ -26,6 +26,7 @@ use super::meeting;
 use super::namespaces::{self, Namespaces};
 use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
+use crate::lease::{LEASE, is_late};
 use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
 use crate::switches;
@@ -43,15 +44,6 @@ const HOLDERS: &str = "holders";
 
 /// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
 const LOOK_SLOTS: u32 = 1024;
-
-/// How long the kernel redirects without a renewal: what is left of an acceleration whose helper was killed.
-pub const LEASE: Duration = Duration::from_secs(5);
-
-/// An acceleration renews its lease at least this often.
-pub const RENEWAL: Duration = Duration::from_secs(1);
-
-/// One that has not renewed it for so long was killed, or stands still.
-pub const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
 /// them has to be told from one that never does.
@@ -452,7 +444,7 @@ impl Instance {
     pub fn is_helper_gone(&self) -> Result<bool> {
         let left = self.lease_left()?;
         let renewed = Duration::from_nanos(self.control.read(0, field!(lease_ns)).unwrap_or(0));
-        Ok(left.is_zero() || left + RENEWED_WITHIN < renewed)
+        Ok(is_late(left, renewed))
     }
 
     /// How long connections stay accelerated if nothing else happens: as long as the helper of a detached run lives, until that ends.

@@ -11,8 +11,9 @@ use super::merge;
 use crate::accel::attend::{Client, Command, SNAPSHOT, refreshed};
 use crate::accel::chosen::Chosen;
 use crate::accel::connections;
-use crate::accel::instance::{Instance, RENEWAL};
+use crate::accel::instance::Instance;
 use crate::accel::report::Snapshot;
+use crate::lease::RENEWAL;
 use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
 

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot, Totals};
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot};
 
 use super::merge;
 use crate::accel::connections;
-use crate::accel::instance::{Instance, RENEWED_WITHIN};
+use crate::accel::instance::Instance;
 use crate::accel::pins::Pins;
 use crate::accel::report::{PodNames, Snapshot};
 use crate::accel::shared::field;
 use crate::accel::stop::{self, LOOK_AGAIN};
+use crate::lease::RENEWED_WITHIN;
 use crate::node::Netns;
 use crate::short::pins::{self as short, Pinned};
 
@@ -129,13 +130,7 @@ impl Existing {
                 waited_for.push(node);
             }
         }
-        let short = self.short.iter().try_fold(Totals::default(), |mut totals, node| {
-            let mut of_node = PairsSnapshot::default();
-            node.add_to(&mut of_node)?;
-            of_node.pairs.iter().for_each(|pair| of_node.totals.add(pair));
-            merge::add(&mut totals, &of_node.totals);
-            anyhow::Ok(totals)
-        })?;
+        let short = short::snapshot(&self.short)?.totals;
         self.short.iter().for_each(|node| node.stop(by));
         if let Some(instance) = &self.instance {
             instance.note_who_stops(by);

@@ -48,19 +48,8 @@ pub fn snapshots(socket: PairsSnapshot, short: PairsSnapshot) -> PairsSnapshot {
 pub fn add_path(totals: &mut Totals, short: &Totals) {
     let closed = totals.closed.max(short.closed);
     let open = totals.open.max(short.open);
-    add(totals, short);
+    *totals += short;
     (totals.closed, totals.open) = (closed, open);
-}
-
-/// Adds the sums over other connections.
-pub fn add(totals: &mut Totals, other: &Totals) {
-    totals.open += other.open;
-    totals.accelerated += other.accelerated;
-    totals.closed += other.closed;
-    totals.bypassed_bytes += other.bypassed_bytes;
-    totals.bypassed_messages += other.bypassed_messages;
-    totals.add_passes(&other.passes);
-    totals.by_path += other.by_path;
 }
 
 /// The row of a connection that both know. The row of the short path has the right ends, that of the socket path what goes between them.

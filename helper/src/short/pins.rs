@@ -20,6 +20,7 @@ use super::attach::remove_filters;
 use super::programs::{Control, Programs, Slot};
 use super::report;
 use crate::accel::pins::Pins;
+use crate::lease::is_late;
 use crate::node;
 use crate::session::clock_ns;
 
@@ -34,9 +35,6 @@ const CONTROL: &str = "control";
 
 /// What stands between the owner and who ends the short path.
 const STOPPED_BY: &str = ", ended by ";
-
-/// The helper renews the lease at least once a second: one that is later than this was killed, or stands still.
-const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
 
 fn name(map: &str, node: usize) -> String {
     format!("{PREFIX}{map}-{node}")
@@ -144,7 +142,7 @@ impl Pinned {
     pub fn is_helper_gone(&self) -> Result<bool> {
         let left = self.left(|c| &c.deadline_ns)?;
         let renewed = Duration::from_nanos(self.read(|c| c.lease_ns.load(Ordering::Relaxed)));
-        Ok(left.is_zero() || left + RENEWED_WITHIN < renewed)
+        Ok(is_late(left, renewed))
     }
 
     /// How long it lasts if nothing else happens.
@@ -196,7 +194,7 @@ impl Pinned {
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub fn add_to(&self, snapshot: &mut PairsSnapshot) -> Result<()> {
+    fn add_to(&self, snapshot: &mut PairsSnapshot) -> Result<()> {
         let epoch = self.read(|c| c.epoch.load(Ordering::Relaxed));
         let lease = !self.is_helper_gone()?;
         for key in self.flows.keys() {

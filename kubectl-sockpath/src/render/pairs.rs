@@ -76,13 +76,7 @@ pub fn bytes(n: u64) -> String {
 pub fn totals<'a>(all: impl IntoIterator<Item = &'a Totals>) -> Totals {
     let mut sum = Totals::default();
     for t in all {
-        sum.open += t.open;
-        sum.accelerated += t.accelerated;
-        sum.closed += t.closed;
-        sum.bypassed_bytes += t.bypassed_bytes;
-        sum.bypassed_messages += t.bypassed_messages;
-        sum.add_passes(&t.passes);
-        sum.by_path += t.by_path;
+        sum += t;
     }
     sum
 }
@@ -218,10 +212,16 @@ fn others(nodes: &[NodePairs]) -> String {
     groups.iter().map(|((state, why), n)| format!("{n} {state}: {why}")).collect::<Vec<_>>().join(", ")
 }
 
+/// A pair: its node, the client and where it dialled.
+type Key = (String, SocketAddr, SocketAddr);
+
+/// What a line shows of a pair.
+type Shown = (PairState, Carrier, Option<Reason>);
+
 /// What changed since the last snapshot, one line per pair: for output that cannot be redrawn.
 #[derive(Debug, Default)]
 pub struct Changes {
-    known: HashMap<(String, SocketAddr, SocketAddr), (PairState, Carrier, Option<Reason>)>,
+    known: HashMap<Key, Shown>,
 }
 
 impl Changes {
