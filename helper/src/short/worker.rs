@@ -2,7 +2,7 @@
 //! too, drive it in the same manner.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, ChoosePods, PairsSnapshot, PodName, Reason};
 
 use super::nodes::ShortPath;
+use crate::lease::LEASE;
 use crate::site::Site;
 
 /// Time between two reviews of all connections.
@@ -18,9 +19,6 @@ const REVIEW: Duration = Duration::from_secs(1);
 
 /// Longest time until it is noticed that another session ends it.
 const ATTENTION: Duration = Duration::from_millis(200);
-
-/// How long packets are redirected without a renewal: what is left of a short path whose process was killed.
-const LEASE: Duration = Duration::from_secs(5);
 
 /// How long the start of a session may take before it renews the lease.
 const START: Duration = Duration::from_secs(60);
@@ -34,22 +32,17 @@ pub enum Standing {
     Stopped(String),
 }
 
-type Answer<T> = SyncSender<Result<T>>;
+/// What the thread is to do.
+type Job = Box<dyn FnOnce(&mut Loop) + Send>;
 
-enum Command {
-    Choose(ChoosePods, Answer<Vec<String>>),
-    Pause(Vec<PodName>, Option<Reason>, Answer<()>),
-    Renew(Duration, Answer<Standing>),
-    Snapshot(Answer<PairsSnapshot>),
-    Limited(Answer<Vec<String>>),
-    Stop(Answer<AccelSummary>),
-}
+/// Why nothing answers.
+const ENDED: &str = "the short path has ended";
 
 /// A short path that runs in a thread. Dropping it ends every redirect.
 #[derive(Debug)]
 pub struct Worker {
     /// Absent once it is dropped.
-    commands: Option<Sender<Command>>,
+    jobs: Option<Sender<Job>>,
     wakeup: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -60,7 +53,7 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses the programs, connection tracking or netlink.
     pub fn start(site: &Site, request: &AccelerateRequest) -> Result<(Option<Self>, Vec<String>)> {
-        let (commands, inbox) = channel();
+        let (jobs, inbox) = channel();
         let (started, outcome) = sync_channel(1);
         let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("cannot make an eventfd")?);
         let (site, request, theirs) = (site.clone(), request.clone(), wakeup.clone());
@@ -76,23 +69,25 @@ impl Worker {
                     let is_empty = short.is_empty();
                     let hold_until = Instant::now() + START;
                     if started.send(Ok((is_empty, warnings))).is_ok() && !is_empty {
-                        Loop { short, inbox, wakeup: theirs, hold_until, over: false }.run();
+                        Loop { short, inbox, wakeup: theirs, hold_until, reviewed: None, over: false, failed: None }.run();
                     }
                 }
             }
         };
         let thread = thread::Builder::new().name("short-path".to_owned()).spawn(work).context("cannot start a thread")?;
-        let worker = Self { commands: Some(commands), wakeup, thread: Some(thread) };
+        let worker = Self { jobs: Some(jobs), wakeup, thread: Some(thread) };
         let (is_empty, warnings) = outcome.recv().context("the thread of the short path has ended")??;
         Ok(((!is_empty).then_some(worker), warnings))
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T> {
+    /// Has the thread do something; what came of it.
+    fn perform<T: Send + 'static>(&self, done: impl FnOnce(&mut Loop) -> Result<T> + Send + 'static) -> Result<T> {
         let (answer, answered) = sync_channel(1);
-        let commands = self.commands.as_ref().context("the short path has ended")?;
-        commands.send(command(answer)).map_err(|_| anyhow!("the short path has ended"))?;
+        // An answer that is not waited for is dropped.
+        let job: Job = Box::new(move |state| drop(answer.send(done(state))));
+        self.jobs.as_ref().context(ENDED)?.send(job).map_err(|_| anyhow!(ENDED))?;
         self.wake();
-        answered.recv().context("the short path has ended")?
+        answered.recv().context(ENDED)?
     }
 
     fn wake(&self) {
@@ -105,7 +100,8 @@ impl Worker {
     /// # Errors
     /// When the kernel does not answer.
     pub fn choose(&self, request: &ChoosePods) -> Result<Vec<String>> {
-        self.ask(|answer| Command::Choose(request.clone(), answer))
+        let request = request.clone();
+        self.perform(move |state| state.working()?.choose(&request))
     }
 
     /// Has the connections of these pods take the stack, or no longer.
@@ -113,7 +109,8 @@ impl Worker {
     /// # Errors
     /// When the kernel does not answer.
     pub fn pause(&self, pods: &[PodName], why: Option<Reason>) -> Result<()> {
-        self.ask(|answer| Command::Pause(pods.to_vec(), why, answer))
+        let pods = pods.to_vec();
+        self.perform(move |state| state.working()?.pause(&pods, why))
     }
 
     /// Lets it go on for that long from now: it renews the kernel's lease by itself meanwhile.
@@ -121,7 +118,7 @@ impl Worker {
     /// # Errors
     /// Why it has failed, if so.
     pub fn renew(&self, hold: Duration) -> Result<Standing> {
-        self.ask(|answer| Command::Renew(hold, answer))
+        self.perform(move |state| state.hold(hold))
     }
 
     /// All connections.
@@ -129,7 +126,7 @@ impl Worker {
     /// # Errors
     /// Why it has failed, if so.
     pub fn snapshot(&self) -> Result<PairsSnapshot> {
-        self.ask(Command::Snapshot)
+        self.perform(Loop::snapshot)
     }
 
     /// Names of chosen pods whose packets a limit or filter at their device has to see.
@@ -137,7 +134,7 @@ impl Worker {
     /// # Errors
     /// Why it has failed, if so.
     pub fn limited(&self) -> Result<Vec<String>> {
-        self.ask(Command::Limited)
+        self.perform(|state| Ok(state.working()?.limited()))
     }
 
     /// Ends every redirect; what it achieved.
@@ -145,13 +142,13 @@ impl Worker {
     /// # Errors
     /// When a program cannot be detached. It passes everything.
     pub fn stop(&self) -> Result<AccelSummary> {
-        self.ask(Command::Stop)
+        self.perform(Loop::stop)
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.commands = None;
+        self.jobs = None;
         self.wake();
         if let Some(thread) = self.thread.take() {
             // A panic was written to stderr.
@@ -163,25 +160,28 @@ impl Drop for Worker {
 /// What the thread does.
 struct Loop {
     short: ShortPath,
-    inbox: Receiver<Command>,
+    inbox: Receiver<Job>,
     wakeup: Arc<EventFd>,
     /// Until then the lease is renewed.
     hold_until: Instant,
+    /// When all connections were reviewed last.
+    reviewed: Option<Instant>,
     /// Its redirects have ended.
     over: bool,
+    /// Why it has failed.
+    failed: Option<String>,
 }
 
 impl Loop {
     fn run(mut self) {
-        let failed = self.serve().err().map(|e| format!("{e:#}"));
+        self.failed = self.serve().err().map(|e| format!("{e:#}"));
         if !self.over {
             // Filters that stay pass everything, and `stop` removes them.
             let _ = self.short.stop();
         }
-        // Later commands get the reason.
-        if let Some(why) = failed {
-            while let Ok(command) = self.inbox.recv() {
-                self.refuse(command, &why);
+        if self.failed.is_some() {
+            while let Ok(job) = self.inbox.recv() {
+                job(&mut self);
             }
         }
     }
@@ -195,7 +195,7 @@ impl Loop {
             let _ = self.wakeup.read();
             loop {
                 match self.inbox.try_recv() {
-                    Ok(command) => self.execute(command),
+                    Ok(job) => job(self),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -210,7 +210,10 @@ impl Loop {
             }
             self.short.look()?;
             if Instant::now() >= next {
-                self.short.review()?;
+                // Each snapshot is one, too.
+                if self.reviewed.is_none_or(|at| at.elapsed() >= REVIEW) {
+                    self.review()?;
+                }
                 self.renew()?;
                 next = Instant::now() + REVIEW;
             }
@@ -223,36 +226,40 @@ impl Loop {
         if self.short.stopped().is_none() { self.short.renew(hold.min(LEASE)) } else { Ok(()) }
     }
 
-    /// An answer that is not waited for is dropped.
-    fn execute(&mut self, command: Command) {
-        let short = &mut self.short;
-        match command {
-            Command::Choose(request, answer) => drop(answer.send(short.choose(&request))),
-            Command::Pause(pods, why, answer) => drop(answer.send(short.pause(&pods, why))),
-            Command::Snapshot(answer) => drop(answer.send(short.review().map(|()| short.snapshot()))),
-            Command::Limited(answer) => drop(answer.send(Ok(short.limited()))),
-            Command::Renew(hold, answer) => {
-                self.hold_until = Instant::now() + hold;
-                let standing = short.stopped().map_or(Standing::Running, Standing::Stopped);
-                let renewed = if self.over { Ok(()) } else { self.renew() };
-                drop(answer.send(renewed.map(|()| standing)));
-            }
-            Command::Stop(answer) => {
-                self.over = true;
-                drop(answer.send(short.stop()));
-            }
+    fn review(&mut self) -> Result<()> {
+        self.reviewed = Some(Instant::now());
+        self.short.review()
+    }
+
+    /// The short path, unless it has failed.
+    fn working(&mut self) -> Result<&mut ShortPath> {
+        match &self.failed {
+            Some(why) => Err(anyhow!("{why}")),
+            None => Ok(&mut self.short),
         }
     }
 
-    fn refuse(&self, command: Command, why: &str) {
-        match command {
-            Command::Choose(_, answer) => drop(answer.send(Err(anyhow!("{why}")))),
-            Command::Pause(.., answer) => drop(answer.send(Err(anyhow!("{why}")))),
-            Command::Renew(_, answer) => drop(answer.send(Err(anyhow!("{why}")))),
-            Command::Snapshot(answer) => drop(answer.send(Err(anyhow!("{why}")))),
-            Command::Limited(answer) => drop(answer.send(Err(anyhow!("{why}")))),
-            // Its redirects have ended.
-            Command::Stop(answer) => drop(answer.send(Ok(self.short.summary()))),
+    fn hold(&mut self, hold: Duration) -> Result<Standing> {
+        self.working()?;
+        self.hold_until = Instant::now() + hold;
+        if !self.over {
+            self.renew()?;
         }
+        Ok(self.short.stopped().map_or(Standing::Running, Standing::Stopped))
+    }
+
+    fn snapshot(&mut self) -> Result<PairsSnapshot> {
+        self.working()?;
+        self.review()?;
+        Ok(self.short.snapshot())
+    }
+
+    fn stop(&mut self) -> Result<AccelSummary> {
+        if self.failed.is_some() {
+            // Its redirects have ended.
+            return Ok(self.short.summary());
+        }
+        self.over = true;
+        self.short.stop()
     }
 }
