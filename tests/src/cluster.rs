@@ -458,6 +458,15 @@ pub fn output(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|e| panic!("cannot run {}: {e}", Path::new(command.get_program()).display()))
 }
 
+/// The JSON document that a command printed.
+///
+/// # Panics
+/// When it is none, with what it printed.
+#[must_use]
+pub fn json(out: &Output) -> Value {
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", text(&out.stdout), text(&out.stderr)))
+}
+
 /// Bytes as text.
 #[must_use]
 pub fn text(bytes: &[u8]) -> String {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cluster::{Cluster, NAMESPACE, run, text};
+use crate::cluster::{Cluster, Held, NAMESPACE, run, text};
 
 /// Where the server listens.
 pub const PORT: u16 = 9000;
@@ -50,6 +50,18 @@ pub fn serve(cluster: &Cluster, pod: &str) {
     cluster.eventually("the server listens", Duration::from_secs(10), |c| {
         text(&crate::cluster::output(&mut c.exec(pod, &["cat", "/tmp/serve.log"])).stdout).contains("ready")
     });
+}
+
+/// The cluster with the program in all pods and servers on both nodes.
+///
+/// # Panics
+/// When the program cannot be installed, or a server does not listen.
+#[must_use]
+pub fn with_servers(cluster: Held) -> Held {
+    install(&cluster, &["client", "client-1", "web", "web-1"]);
+    serve(&cluster, "web");
+    serve(&cluster, "web-1");
+    cluster
 }
 
 /// Connections from a pod. They go on when the test's own connection to the cluster is gone.

@@ -6,26 +6,18 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use sockpath_tests::cluster::{Cluster, HELPERS, Held, NAMESPACE, Setup, cluster_or_skip, output, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
+use sockpath_tests::cluster::{Cluster, HELPERS, Held, NAMESPACE, Setup, cluster_or_skip, json, output, run, text};
+use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve, with_servers};
 
 /// The cluster with servers on both nodes.
 fn scene(test: &str) -> Option<Held> {
-    let cluster = cluster_or_skip(test, Setup::RoutesNftables)?;
-    install(&cluster, &["client", "client-1", "web", "web-1"]);
-    serve(&cluster, "web");
-    serve(&cluster, "web-1");
-    Some(cluster)
+    cluster_or_skip(test, Setup::RoutesNftables).map(with_servers)
 }
 
 fn accelerate(cluster: &Cluster, args: &[&str]) -> Command {
     let mut command = cluster.plugin();
     command.args(["accelerate", "--via", "socket"]).args(args);
     command
-}
-
-fn json(out: &std::process::Output) -> Value {
-    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", text(&out.stdout), text(&out.stderr)))
 }
 
 fn is_active(cluster: &Cluster) -> bool {

@@ -6,15 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sockpath_tests::cluster::{Cluster, HELPERS, Held, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
-
-fn prepare(cluster: Held) -> Held {
-    install(&cluster, &["client", "client-1", "web", "web-1"]);
-    serve(&cluster, "web");
-    serve(&cluster, "web-1");
-    cluster
-}
+use sockpath_tests::cluster::{Cluster, HELPERS, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
+use sockpath_tests::talk::{PORT, Running, Talk, pod_ip, with_servers};
 
 /// An acceleration of both nodes, with a connection on each that it has taken.
 struct Both<'a> {
@@ -76,7 +69,7 @@ fn processes(cluster: &Cluster, node: &str) -> Vec<i32> {
 
 #[test]
 fn a_killed_helper_loses_nothing() {
-    let Some(cluster) = own_cluster_or_skip("a_killed_helper_loses_nothing").map(prepare) else { return };
+    let Some(cluster) = own_cluster_or_skip("a_killed_helper_loses_nothing").map(with_servers) else { return };
     let Both { mut running, near, far } = Both::start(&cluster);
     let nodes = cluster.nodes();
     for pid in processes(&cluster, &nodes[0]) {
@@ -101,7 +94,9 @@ fn a_killed_helper_loses_nothing() {
 
 #[test]
 fn a_deleted_helper_pod_puts_everything_back() {
-    let Some(cluster) = cluster_or_skip("a_deleted_helper_pod_puts_everything_back", Setup::RoutesNftables).map(prepare) else { return };
+    let Some(cluster) = cluster_or_skip("a_deleted_helper_pod_puts_everything_back", Setup::RoutesNftables).map(with_servers) else {
+        return;
+    };
     let Both { mut running, near, far } = Both::start(&cluster);
     let name = helper_on(&cluster, &cluster.nodes()[0]);
     run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--wait=false"]));
@@ -112,7 +107,7 @@ fn a_deleted_helper_pod_puts_everything_back() {
 
 #[test]
 fn an_evicted_helper_puts_everything_back() {
-    let Some(cluster) = cluster_or_skip("an_evicted_helper_puts_everything_back", Setup::RoutesNftables).map(prepare) else { return };
+    let Some(cluster) = cluster_or_skip("an_evicted_helper_puts_everything_back", Setup::RoutesNftables).map(with_servers) else { return };
     let Both { mut running, near, far } = Both::start(&cluster);
     let name = helper_on(&cluster, &cluster.nodes()[1]);
     let eviction = serde_json::json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": HELPERS}});
@@ -127,7 +122,7 @@ fn an_evicted_helper_puts_everything_back() {
 
 #[test]
 fn a_drained_node_puts_everything_back() {
-    let Some(cluster) = own_cluster_or_skip("a_drained_node_puts_everything_back").map(prepare) else { return };
+    let Some(cluster) = own_cluster_or_skip("a_drained_node_puts_everything_back").map(with_servers) else { return };
     let Both { mut running, near, far } = Both::start(&cluster);
     let node = cluster.nodes()[1].clone();
     // Only the helper is evicted, so that there are connections left to look at.
@@ -148,7 +143,7 @@ fn a_drained_node_puts_everything_back() {
 
 #[test]
 fn a_drained_node_ends_a_detached_acceleration() {
-    let Some(cluster) = own_cluster_or_skip("a_drained_node_ends_a_detached_acceleration").map(prepare) else { return };
+    let Some(cluster) = own_cluster_or_skip("a_drained_node_ends_a_detached_acceleration").map(with_servers) else { return };
     let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 3);
     let out = output(cluster.plugin().args(["accelerate", "--via", "socket", "client-1", "web-1", "--detach", "--for", "10m"]));
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -164,7 +159,9 @@ fn a_drained_node_ends_a_detached_acceleration() {
 
 #[test]
 fn a_killed_plugin_leaves_nothing_accelerated() {
-    let Some(cluster) = cluster_or_skip("a_killed_plugin_leaves_nothing_accelerated", Setup::RoutesNftables).map(prepare) else { return };
+    let Some(cluster) = cluster_or_skip("a_killed_plugin_leaves_nothing_accelerated", Setup::RoutesNftables).map(with_servers) else {
+        return;
+    };
     let Both { running, near, far } = Both::start(&cluster);
     running.signal(Signal::SIGKILL);
     drop(running);
@@ -180,7 +177,7 @@ fn a_killed_plugin_leaves_nothing_accelerated() {
 
 #[test]
 fn the_api_server_restarts() {
-    let Some(cluster) = own_cluster_or_skip("the_api_server_restarts").map(prepare) else { return };
+    let Some(cluster) = own_cluster_or_skip("the_api_server_restarts").map(with_servers) else { return };
     let Both { running, near, far } = Both::start(&cluster);
     cluster.daemon("restart", "n1", "kube-apiserver");
     let (status, said) = running.end();
@@ -193,7 +190,7 @@ fn the_api_server_restarts() {
 
 #[test]
 fn a_kubelet_that_stops_does_not_hold_anything() {
-    let Some(cluster) = own_cluster_or_skip("a_kubelet_that_stops_does_not_hold_anything").map(prepare) else { return };
+    let Some(cluster) = own_cluster_or_skip("a_kubelet_that_stops_does_not_hold_anything").map(with_servers) else { return };
     let Both { mut running, near, far } = Both::start(&cluster);
     cluster.daemon("stop", "n2", "kubelet");
     // The helper misses the heartbeats and ends; the plugin misses the helper.

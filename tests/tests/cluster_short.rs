@@ -5,29 +5,20 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
-use sockpath_tests::cluster::{Cluster, Held, NAMESPACE, Setup, cluster_or_skip, output, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
+use sockpath_tests::cluster::{Cluster, Held, NAMESPACE, Setup, cluster_or_skip, json, output, run, text};
+use sockpath_tests::talk::{PORT, Running, Talk, pod_ip, with_servers};
 
 /// How long a connection may take to get to a path, or a policy to be noticed.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 fn cluster_or_none(test: &str) -> Option<Held> {
-    let cluster = cluster_or_skip(test, Setup::RoutesNftables)?;
-    install(&cluster, &["client", "client-1", "web", "web-1"]);
-    serve(&cluster, "web");
-    serve(&cluster, "web-1");
-    Some(cluster)
+    cluster_or_skip(test, Setup::RoutesNftables).map(with_servers)
 }
 
 fn accelerate(cluster: &Cluster, args: &[&str]) -> Command {
     let mut command = cluster.plugin();
     command.args(["accelerate", "-l", "set=e2e"]).args(args);
     command
-}
-
-fn json(out: &std::process::Output) -> Value {
-    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", text(&out.stdout), text(&out.stderr)))
 }
 
 /// On one node, between nodes, and through a Service: the default puts all on the short path, whatever the programs are.

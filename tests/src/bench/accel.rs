@@ -66,8 +66,7 @@ impl Line {
 
     fn what(&self) -> String {
         let through = if self.way == Way::Service { ", through the Service" } else { "" };
-        let cpus = if self.case.cpus == Cpus::One { "one CPU" } else { "two CPUs" };
-        format!("{}, {cpus}{through}", size_name(self.case.size))
+        format!("{}, {}{through}", size_name(self.case.size), self.case.cpus.text())
     }
 }
 
@@ -223,9 +222,9 @@ pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
         for l in &lines {
             let gain = l.accelerated.rates().over(&l.plain.rates());
             let least = if cpus == Cpus::One && l.case.size >= 64 << 10 { 2.5 } else { 1.0 };
-            let gbit = |c: &Column| Sample(c.rates().0.iter().map(|r| r * 8.0 / 1e9).collect()).to_string();
             let goal = reached(gain.median(), least);
-            table.row(vec![l.what(), gbit(&l.plain), gbit(&l.accelerated), gbit(&l.loopback), gbit(&l.unix), gain.to_string(), goal]);
+            let [plain, fast, loopback, unix] = [&l.plain, &l.accelerated, &l.loopback, &l.unix].map(|c| c.gbit().to_string());
+            table.row(vec![l.what(), plain, fast, loopback, unix, gain.to_string(), goal]);
         }
     }
     Ok(vec![table])
@@ -272,9 +271,8 @@ pub fn bystanders(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
             }
             let (without, with) = (Column(without).rates(), Column(with).rates());
             let ratio = with.over(&without);
-            let cpus = if cpus == Cpus::One { "one CPU" } else { "two CPUs" };
             let goal = reached(ratio.median(), 0.99);
-            table.row(vec![format!("{name}, {cpus}"), format!("{without:.0}"), format!("{with:.0}"), ratio.to_string(), goal]);
+            table.row(vec![format!("{name}, {}", cpus.text()), format!("{without:.0}"), format!("{with:.0}"), ratio.to_string(), goal]);
         }
     }
     Ok(vec![table])

@@ -26,6 +26,15 @@ pub enum Cpus {
 }
 
 impl Cpus {
+    /// In words.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::One => "one CPU",
+            Self::Two => "two CPUs",
+        }
+    }
+
     fn server(self) -> usize {
         usize::from(self == Self::Two)
     }

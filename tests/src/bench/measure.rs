@@ -28,6 +28,12 @@ impl Column {
         Sample(self.0.iter().map(|r| r.rate).collect())
     }
 
+    /// Rates of streams in Gbit/s.
+    #[must_use]
+    pub fn gbit(&self) -> Sample {
+        Sample(self.0.iter().map(|r| r.rate * 8.0 / 1e9).collect())
+    }
+
     /// Median turnarounds of the runs, in microseconds.
     #[must_use]
     pub fn p50_us(&self) -> Sample {

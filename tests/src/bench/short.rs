@@ -8,7 +8,6 @@ use super::accel::{accelerated_with, size_name};
 use super::ground::{Cpus, Ground, Way};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
-use super::stats::Sample;
 use super::table::{Table, reached};
 use crate::torture::accelerator::Choice;
 
@@ -29,25 +28,23 @@ impl Row {
     }
 
     fn cells(&self, place: &str) -> Vec<String> {
-        let (stack, short) = (self.stack.rates(), self.short.rates());
-        let gain = short.over(&stack);
+        let gain = self.short.rates().over(&self.stack.rates());
         let load = match self.case.load {
             Load::RequestResponse => "request-response",
             Load::Blocking => "request-response, readers block in recv",
             Load::Stream => "stream",
             Load::Connect => "connect-request-close",
         };
-        let cpus = if self.case.cpus == Cpus::One { "one CPU" } else { "two CPUs" };
         let service = if self.way == Way::Service { ", through the Service" } else { "" };
-        let rate = |s: &Sample| match self.case.load {
-            Load::Stream => format!("{} Gbit/s", Sample(s.0.iter().map(|r| r * 8.0 / 1e9).collect())),
-            _ => format!("{s:.0} /s"),
+        let rate = |c: &Column| match self.case.load {
+            Load::Stream => format!("{} Gbit/s", c.gbit()),
+            _ => format!("{:.0} /s", c.rates()),
         };
         let cpu = |c: &Column| format!("{:.1}", c.cpu_us());
         vec![
-            format!("{place}{service}: {load} {}, {cpus}", size_name(self.case.size)),
-            rate(&stack),
-            rate(&short),
+            format!("{place}{service}: {load} {}, {}", size_name(self.case.size), self.case.cpus.text()),
+            rate(&self.stack),
+            rate(&self.short),
             gain.to_string(),
             reached(gain.median(), self.least),
             cpu(&self.stack),

@@ -189,7 +189,7 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
                 drop(other);
             }
         }
-        let cpus = if cpus == Cpus::One { "one CPU" } else { "two CPUs" };
+        let cpus = cpus.text();
         let mut row = |what: &str, base: Sample, with: Sample, least: Option<f64>| {
             let ratio = with.over(&base);
             let goal = least.map_or_else(|| "-".to_owned(), |l| reached(ratio.median(), l));
