@@ -16,9 +16,12 @@ pub(super) struct Repeats {
     pub(super) lost: usize,
 }
 
+/// A segment: helper, conversation, direction, whether it is a SYN, and sequence number.
+type Segment = (usize, u64, Direction, bool, u32);
+
 /// Counts them.
 pub(super) fn repeats(journeys: &[Journey<'_>]) -> Repeats {
-    let mut first: HashMap<(usize, u64, Direction, bool, u32), (&Outcome, usize)> = HashMap::new();
+    let mut first: HashMap<Segment, (&Outcome, usize)> = HashMap::new();
     for journey in journeys {
         let (helper, packet) = journey.parts[0];
         let syn = matches!(packet.kind, PacketKind::Syn | PacketKind::SynAck);
