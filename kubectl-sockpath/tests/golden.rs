@@ -92,6 +92,23 @@ fn unreadable_rules_are_reported_where_they_had_an_effect() {
     assert_eq!(unread("lab-cross-node", true), None, "nothing was rewritten");
 }
 
+/// Packets arrive when their ways end, not when they begin.
+#[test]
+fn packets_are_listed_by_the_time_of_their_first_hop() {
+    for (name, path) in recordings() {
+        let text = fs::read_to_string(&path).expect("a recording");
+        let is_packet = |line: &&str| line.replace(": ", ":").contains(r#""type":"packet""#);
+        let mut packets = text.lines().filter(is_packet).rev();
+        let backwards = text.lines().filter_map(|line| if is_packet(&line) { packets.next() } else { Some(line) });
+        let file = std::env::temp_dir().join(format!("sockpath-golden-{}-{name}-backwards.jsonl", std::process::id()));
+        fs::write(&file, backwards.flat_map(|line| [line, "\n"]).collect::<String>()).expect("a file");
+        let starts = |path| report_of(path).packets.iter().filter_map(|p| p.hops.first().map(|h| h.at_ns)).collect::<Vec<u64>>();
+        let (forwards, backwards) = (starts(&path), starts(&file));
+        let _ = fs::remove_file(file);
+        assert_eq!(forwards, backwards, "{name}");
+    }
+}
+
 #[test]
 fn wide_tables() {
     for name in ["same-node-service", "cross-node-vxlan"] {

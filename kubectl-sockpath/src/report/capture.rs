@@ -264,6 +264,14 @@ impl Capture {
         }
     }
 
+    /// A time of a helper's `CLOCK_MONOTONIC` on the plugin's clock, in nanoseconds since 1970.
+    #[must_use]
+    pub fn common_time(&self, helper: usize, at_ns: u64) -> Option<i128> {
+        let hello = &self.origin.helpers.get(helper)?.hello;
+        let offset = self.helpers.get(helper)?.clock.map_or(0, |c| i128::from(c.offset_ns));
+        Some(i128::from(at_ns) + i128::from(hello.realtime_ns) - i128::from(hello.monotonic_ns) - offset)
+    }
+
     /// How many helpers have started.
     #[must_use]
     pub fn watched(&self) -> usize {

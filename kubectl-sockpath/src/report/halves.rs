@@ -40,22 +40,15 @@ fn is_for_an_end(capture: &Capture, journey: &Journey<'_>) -> bool {
 /// Whether the other nodes were watched when it left. A packet from before they were armed, or from after they ended, is not a loss.
 fn was_watched(capture: &Capture, journey: &Journey<'_>) -> bool {
     let (helper, packet) = journey.parts[journey.parts.len() - 1];
-    let Some(at) = packet.hops.last().and_then(|hop| common(capture, helper, hop.at_ns)) else { return true };
+    let Some(at) = packet.hops.last().and_then(|hop| capture.common_time(helper, hop.at_ns)) else { return true };
     (0..capture.helpers.len()).filter(|other| *other != helper).all(|other| {
         let Some(armed) = capture.helpers[other].armed.as_ref().filter(|a| a.at_ns != 0) else { return true };
         let doubt = doubt(capture, helper) + doubt(capture, other);
-        let from = common(capture, other, armed.at_ns);
+        let from = capture.common_time(other, armed.at_ns);
         let elapsed = capture.helpers[other].counters.as_ref().map_or(0, |c| c.elapsed_ns);
-        let until = common(capture, other, armed.at_ns.saturating_add(elapsed)).filter(|_| elapsed > 0);
+        let until = capture.common_time(other, armed.at_ns.saturating_add(elapsed)).filter(|_| elapsed > 0);
         from.is_none_or(|from| at - doubt >= from) && until.is_none_or(|until| at + doubt + BETWEEN_NODES_NS <= until)
     })
-}
-
-/// A time of a helper's `CLOCK_MONOTONIC` on the plugin's clock, in nanoseconds.
-fn common(capture: &Capture, helper: usize, at_ns: u64) -> Option<i128> {
-    let hello = &capture.origin.helpers.get(helper)?.hello;
-    let offset = capture.helpers.get(helper)?.clock.map_or(0, |c| i128::from(c.offset_ns));
-    Some(i128::from(at_ns) + i128::from(hello.realtime_ns) - i128::from(hello.monotonic_ns) - offset)
 }
 
 /// How far such a time may be off.

@@ -137,14 +137,17 @@ impl Class {
     }
 }
 
-/// The packets that are parts of one journey, as indices into [`Capture::packets`]; in the order their first parts came.
+/// The packets that are parts of one journey, as indices into [`Capture::packets`]; in the order of their first hops.
 #[must_use]
 pub(super) fn chains(capture: &Capture) -> Vec<Vec<usize>> {
     let several = capture.helpers.len() > 1;
     let mut waiting: HashMap<Key, VecDeque<usize>> = HashMap::new();
     let mut chains: Vec<Vec<usize>> = Vec::new();
     let mut later: Vec<usize> = Vec::new();
-    for (index, (_, packet)) in capture.packets.iter().enumerate() {
+    let mut order: Vec<usize> = (0..capture.packets.len()).collect();
+    order.sort_by_cached_key(|index| began(capture, *index));
+    for index in order {
+        let packet = &capture.packets[index].1;
         if several && packet.hops.first().is_some_and(|h| h.stage.stage().side != Side::Send) {
             later.push(index);
             continue;
@@ -171,7 +174,15 @@ pub(super) fn chains(capture: &Capture) -> Vec<Vec<usize>> {
         }
     }
     chains.retain(|parts| parts.iter().any(|part| !capture.packets[*part].1.hops.is_empty()));
+    chains.sort_by_cached_key(|parts| parts.first().and_then(|first| began(capture, *first)));
     chains
+}
+
+/// When a packet was seen first, on the plugin's clock. Packets arrive when their ways end, which a slow reader or a late observation
+/// delays, and a sample of them is in no order.
+fn began(capture: &Capture, index: usize) -> Option<i128> {
+    let (helper, packet) = capture.packets.get(index)?;
+    packet.hops.first().and_then(|hop| capture.common_time(*helper, hop.at_ns))
 }
 
 /// The journey that these packets are parts of.
