@@ -205,7 +205,7 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
     match request {
         Request::Trace(request) => trace::run(session, *request).await,
         Request::Accelerate(request) => accelerate::run(session, *request).await,
-        Request::Status => accelerate::status(session),
+        Request::Status => accelerate::status(session).await,
         Request::Stop(request) => accelerate::stop(session, &request).await,
         Request::Doctor => doctor::run(session),
         Request::Cleanup => accelerate::cleanup(session).await,

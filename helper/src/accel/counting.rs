@@ -1,8 +1,6 @@
 //! Counting receive calls: it makes each of them on the machine some 50 ns slower, so it pauses where there are many and nobody who may be
 //! accelerated is among those who read.
 
-use std::fs;
-use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,6 +9,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use super::connections::{self, Known};
 use super::instance::Instance;
 use super::links;
+use super::pins::take_away;
 use super::shared::field;
 
 /// The pinned program, and its pinned link while it is attached: a process that hands over leaves no gap.
@@ -39,7 +38,7 @@ const MEASURED: Duration = Duration::from_millis(10);
 pub fn begin(instance: &Instance) -> Result<()> {
     let path = instance.pins().path(LINK);
     // One that was ending when its process was killed.
-    remove(&path)?;
+    take_away(&path)?;
     let link = instance.attach_program(RECEIVED)?;
     links::pin(&link, &path)?;
     // 0 means that there is none.
@@ -52,14 +51,7 @@ pub fn begin(instance: &Instance) -> Result<()> {
 /// Ends it. What is read from now on nobody sees, which is said before.
 fn end(instance: &Instance) -> Result<()> {
     instance.control.set(0, field!(counting), 0);
-    remove(&instance.pins().path(LINK))
-}
-
-fn remove(path: &std::path::Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
-        _ => Ok(()),
-    }
+    take_away(&instance.pins().path(LINK)).map(drop)
 }
 
 fn count_calls(instance: &Instance) -> Result<u64> {

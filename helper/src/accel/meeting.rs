@@ -1,12 +1,12 @@
 //! Tracking the sockets that pods open from now on: by a program on each pod's cgroup, or, for pods without a directory in cgroup v2, on
 //! the root. In both places the network namespace decides whose socket it is.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::instance::Instance;
 use super::links::{pin, pinned};
-use super::pins::ESTABLISHED;
+use super::pins::{ESTABLISHED, take_away};
 use crate::node::{Cgroup, FoundPod, Placement};
 use anyhow::{Context, Result, bail};
 
@@ -45,13 +45,7 @@ pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
     instance.namespaces.release(&instance.control, &pod.netns)?;
     if let Placement::Own(cgroup) = &pod.cgroup {
-        let path = instance.pins().path(&link_to(cgroup));
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", path.display()));
-            }
-            _ => {}
-        }
+        take_away(&instance.pins().path(&link_to(cgroup)))?;
     }
     Ok(())
 }

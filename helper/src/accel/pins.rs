@@ -118,11 +118,30 @@ impl Pins {
             if !is_meant(&entry.file_name().to_string_lossy()) {
                 continue;
             }
-            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
-            removed += 1;
+            removed += usize::from(take_away(&entry.path())?);
         }
         Ok(removed)
     }
+}
+
+/// Removes one pin. Returns whether it was there: another process of this acceleration may remove it at the same time.
+///
+/// # Errors
+/// When it stays.
+pub fn take_away(pin: &Path) -> Result<bool> {
+    match fs::remove_file(pin) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        r => r.map(|()| true).with_context(|| format!("cannot remove {}", pin.display())),
+    }
+}
+
+/// Whether an operation failed because a pin or their directory was missing.
+pub fn is_missing(e: &anyhow::Error) -> bool {
+    let is_missing = |e: &(dyn std::error::Error + 'static)| {
+        e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::NotFound)
+            || e.downcast_ref::<libbpf_rs::Error>().is_some_and(|e| e.kind() == libbpf_rs::ErrorKind::NotFound)
+    };
+    e.chain().any(is_missing)
 }
 
 /// Whether a mount point here is the same file system as that of process 1; `None` where that is out of reach.
@@ -165,6 +184,32 @@ mod tests {
         for of_the_node in [Some(true), None] {
             assert!(!has_to_be_mounted(&Site::Node, true, of_the_node).expect("it is the node's"));
         }
+    }
+
+    #[test]
+    fn two_processes_may_remove_pins_at_once() {
+        let dir = std::env::temp_dir().join(format!("sockpath-pins-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let pins = Pins { dir };
+        for _ in 0..50 {
+            assert!(pins.make().expect("a directory"));
+            (0..100).for_each(|n| drop(fs::File::create(pins.path(&n.to_string())).expect("a file")));
+            let removed: Vec<usize> = std::thread::scope(|scope| {
+                let removers = [(); 2].map(|()| scope.spawn(|| pins.remove()));
+                removers.map(|r| r.join().expect("it ends").expect("what is gone is no error")).into()
+            });
+            assert_eq!(removed.iter().sum::<usize>(), 100, "each pin was removed by one: {removed:?}");
+            assert!(!pins.exist());
+        }
+    }
+
+    #[test]
+    fn a_missing_pin_is_recognised_below_its_context() {
+        let pins = Pins { dir: PathBuf::from("/nonexistent/sockpath") };
+        assert!(is_missing(&pins.attached_cgroups().expect_err("it is not there")));
+        let map = libbpf_rs::MapHandle::from_pinned_path(pins.path("control")).map(drop).context("cannot open the control");
+        assert!(is_missing(&map.expect_err("it is not there")));
+        assert!(!is_missing(&anyhow::anyhow!("No such file or directory")));
     }
 
     #[test]

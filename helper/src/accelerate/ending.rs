@@ -1,6 +1,6 @@
 //! `status`, `stop` and `cleanup`: one look at what other sessions do on this node, or have left.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use sockpath_protocol::Message;
@@ -8,16 +8,24 @@ use sockpath_protocol::accel::StopRequest;
 use sockpath_protocol::message::EndReason;
 
 use super::existing::Existing;
-use crate::accel::pins::Pins;
+use crate::accel::pins::{Pins, is_missing};
+use crate::accel::stop::LOOK_AGAIN;
 use crate::session::Session;
 use crate::short::pins as short;
 
 /// How long `cleanup` waits for queues to drain.
 const CLEANUP_DRAIN: Duration = Duration::from_secs(5);
 
+/// How long another process may take to remove its pins.
+const REMOVAL: Duration = Duration::from_secs(2);
+
 /// Answers `status`.
-pub fn status(session: &mut Session) -> Result<EndReason> {
-    let status = Existing::open(&Pins::of(session.site()))?.status()?;
+pub async fn status(session: &mut Session) -> Result<EndReason> {
+    let pins = Pins::of(session.site());
+    let status = match Existing::open(&pins).and_then(|existing| existing.status()) {
+        Err(e) if is_gone(&pins, &e).await => Existing::open(&pins)?.status()?,
+        status => status?,
+    };
     session.send(&Message::Status(status))?;
     Ok(EndReason::Done)
 }
@@ -25,8 +33,11 @@ pub fn status(session: &mut Session) -> Result<EndReason> {
 /// Puts connections back on their normal path.
 pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndReason> {
     let pins = Pins::of(session.site());
-    if pins.exist() {
-        end(session, &pins, &Existing::open(&pins)?, Duration::from_millis(request.drain_ms), &request.by).await?;
+    if pins.exist()
+        && let Err(e) = stop_existing(session, &pins, request).await
+        && !is_gone(&pins, &e).await
+    {
+        return Err(e);
     }
     Ok(EndReason::Done)
 }
@@ -34,14 +45,34 @@ pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndRea
 /// Removes everything of sockpath that remains on this node and is not in use.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of(session.site());
-    if pins.exist() {
-        let existing = Existing::open(&pins)?;
-        match existing.user().await? {
-            Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it"))?,
-            None => end(session, &pins, &existing, CLEANUP_DRAIN, "").await?,
-        }
+    if pins.exist()
+        && let Err(e) = clean_existing(session, &pins).await
+        && !is_gone(&pins, &e).await
+    {
+        return Err(e);
     }
     Ok(EndReason::Done)
+}
+
+async fn stop_existing(session: &mut Session, pins: &Pins, request: &StopRequest) -> Result<()> {
+    end(session, pins, &Existing::open(pins)?, Duration::from_millis(request.drain_ms), &request.by).await
+}
+
+async fn clean_existing(session: &mut Session, pins: &Pins) -> Result<()> {
+    let existing = Existing::open(pins)?;
+    match existing.user().await? {
+        Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it")),
+        None => end(session, pins, &existing, CLEANUP_DRAIN, "").await,
+    }
+}
+
+/// Whether this failed because the acceleration's own process, or another `stop`, is just removing its pins: waits until they are gone.
+async fn is_gone(pins: &Pins, e: &anyhow::Error) -> bool {
+    let until = Instant::now() + REMOVAL;
+    while is_missing(e) && pins.exist() && Instant::now() < until {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    is_missing(e) && !pins.exist()
 }
 
 /// Drains, removes, unpins, and reports it. The session that accelerates learns who has done so.
