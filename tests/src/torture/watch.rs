@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::net::Socket;
 
-/// Longest time that one read or write may take. A plain run on a busy machine of two CPUs stays far below.
+/// Longest time that one read or write may take, and that a connection may move no byte. A plain run on a busy machine of two CPUs stays far
+/// below, but for peers with tiny buffers: TCP may send a window of 300 bytes by its persist timer, five times a second.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What is under way on one end of one connection.
@@ -22,6 +23,14 @@ pub struct Watched {
     reading: Operation,
     writing: Operation,
     hung: AtomicBool,
+    sent: Sent,
+}
+
+/// Bytes of this end that the peer has acknowledged, and when their number last grew, as in [`Operation`].
+#[derive(Debug, Default)]
+struct Sent {
+    acknowledged: AtomicU64,
+    at: AtomicU64,
 }
 
 /// One direction of [`Watched`]: when the call under way began (milliseconds since the start plus one, 0 when none is), and where.
@@ -84,6 +93,7 @@ impl Watch {
             reading: Operation::default(),
             writing: Operation::default(),
             hung: AtomicBool::new(false),
+            sent: Sent::default(),
         });
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(key, watched.clone());
@@ -113,6 +123,10 @@ impl Watch {
             };
             for (call, operation) in [("read", &w.reading), ("write", &w.writing)] {
                 let Some((ms, offset)) = late(operation) else { continue };
+                // The answer to what still has to arrive may come later.
+                if call == "read" && w.is_sending(now) {
+                    continue;
+                }
                 if w.hung.swap(true, Ordering::Relaxed) {
                     continue;
                 }
@@ -133,6 +147,15 @@ impl Watch {
 impl Watched {
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    }
+
+    /// Whether this end has bytes that the peer has not acknowledged, and some of them got through lately.
+    fn is_sending(&self, now: u64) -> bool {
+        let Some((acknowledged, left)) = send_queue(self.fd) else { return false };
+        if self.sent.acknowledged.swap(acknowledged, Ordering::Relaxed) < acknowledged {
+            self.sent.at.store(now, Ordering::Relaxed);
+        }
+        left && u128::from(now.saturating_sub(self.sent.at.load(Ordering::Relaxed))) <= DEADLINE.as_millis()
     }
 
     fn operation(&self, call: Call) -> &Operation {
@@ -169,6 +192,16 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.watch.lock().remove(&self.key);
     }
+}
+
+/// Bytes that a TCP socket's peer has acknowledged, and whether there are others; nothing where the kernel does not say.
+fn send_queue(fd: RawFd) -> Option<(u64, bool)> {
+    // SAFETY: tcp_info consists of integers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the descriptor is open as its guard lives; info and len are live, and the kernel writes no more than `len`.
+    let r = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len) };
+    (r == 0).then_some((info.tcpi_bytes_acked, info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0))
 }
 
 /// What ss(8) knows about the sockets between two ports in this namespace.
