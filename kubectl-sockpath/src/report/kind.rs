@@ -108,7 +108,7 @@ kinds! {
         "The processes of the pod were not allowed to run for a part of the time, so data waits for them.",
         "nr_throttled and the time in cpu.stat of the pod's control groups rose during the trace.",
         "raise or remove the CPU limit of the container: `kubectl describe pod`, container_cpu_cfs_throttled_periods_total",
-        [];
+        ["causes: CPU limit"];
     StillOpen "connection-still-open" Warning "A SYN reached a connection that is still open":
         "The client lost a connection without closing it (a crash, a firewall that forgot it) and uses its port again. The server answers the SYN of the new connection with a challenge ACK for the old one, the client resets that, and its next SYN succeeds.",
         "A SYN that reached its socket and was dropped there with TCP_INVALID_SYN, or answered with an ACK instead of a SYN-ACK.",

@@ -676,6 +676,30 @@ pub const TRANSPORT: &[Row] = &[
         ..EMPTY
     },
     Row {
+        name: "CPU limit",
+        needs: "/sys/fs/cgroup/cpu/cgroup.procs",
+        plant: "httpbin: python3 -c 'import socket,os,time
+ l=socket.socket(); l.setsockopt(1,2,1); l.bind((\"\",9030)); l.listen()
+ root=\"/sys/fs/cgroup/cpu\"; own=f\"{root}/planted-{os.getpid()}\"; os.mkdir(own)
+ put=lambda path,text: open(path,\"w\").write(str(text))
+ put(own+\"/cpu.cfs_quota_us\",{}); put(own+\"/cgroup.procs\",os.getpid())
+ if os.fork(): os._exit(0)
+ os.setsid(); os.close(1); os.close(2); l.settimeout(15)
+ def work():
+  end=time.process_time()+0.01
+  while time.process_time()<end: pass
+ try:
+  s,a=l.accept()
+  while s.recv(100): work(); s.send(b\"x\")
+ finally: put(root+\"/cgroup.procs\",os.getpid()); os.rmdir(own)'",
+        differs: ("2000", "-1"),
+        trace: "curl httpbin:9030",
+        traffic: "curl: python3 -c 'import socket; s=socket.create_connection((\"10.42.1.3\",9030)); [(s.send(b\"x\"),s.recv(1)) for i in range(3)]'",
+        id: "cpu-throttled",
+        says: &["in pod default/httpbin"],
+        ..EMPTY
+    },
+    Row {
         name: "full accept queue",
         plant: "httpbin: python3 -c 'import socket,os,time
  l=socket.socket(); l.setsockopt(1,2,1); l.bind((\"\",{})); l.listen({}-9110)
