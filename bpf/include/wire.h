@@ -557,8 +557,8 @@ struct trace_packet {
 
 /* Directions that can be known at one time: two for each connection, neighbours in the array. */
 #define SHORT_SLOTS 65536
-/* Flows that are counted before they become candidates. */
-#define SHORT_COUNTED 16384
+/* Entries of the table in which packets of flows are counted before these become candidates, a power of two. */
+#define SHORT_COUNTED 65536
 /* Devices that programs are attached to. */
 #define SHORT_DEVICES 4096
 /* Bytes of the name of who started it, with the NUL. */

@@ -8,6 +8,7 @@
 
 #include "short/maps.bpf.h"
 #include "short/packet.bpf.h"
+#include "short/tally.bpf.h"
 
 static __always_inline void ask_when_ready(struct short_slot *mine, __u32 slot, __u32 now)
 {
@@ -60,7 +61,7 @@ static __always_inline void note_delivered(struct __sk_buff *skb)
 }
 
 /* The flow has ended, or connection tracking does not know it any more: both directions take the stack from now on. */
-static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why)
+static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why, __u64 now_ns)
 {
 	struct short_slot *other = slot_at(slot ^ 1);
 
@@ -69,28 +70,19 @@ static __always_inline void end_flow(const struct packet *p, struct short_slot *
 	mine->ended = why;
 	if (other)
 		other->ended = why;
-	bpf_map_delete_elem(&counted, &p->key);
+	tally(&p->key, now_ns, true);
 	report(SHORT_OVER, slot & ~1u, NULL);
 }
 
 /* An unknown flow becomes a candidate after some packets, and again after twice as many. */
-static __always_inline void count_unknown(const struct packet *p)
+static __always_inline void count_unknown(const struct packet *p, __u64 now_ns)
 {
-	__u32 one = 1, *count, now;
+	__u32 packets;
 
-	if (p->tcp_flags & TCP_SYN) {
-		bpf_map_delete_elem(&counted, &p->key);
-		return;
-	}
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return;
-	count = bpf_map_lookup_elem(&counted, &p->key);
-	if (!count) {
-		bpf_map_update_elem(&counted, &p->key, &one, BPF_ANY);
-		return;
-	}
-	now = ++*count;
-	if (now >= candidate_packets && !(now & (now - 1)))
+	packets = tally(&p->key, now_ns, p->tcp_flags & TCP_SYN);
+	if (packets >= candidate_packets && packets < TALLY_PACKETS && !(packets & (packets - 1)))
 		report(SHORT_CANDIDATE, 0, &p->key);
 }
 

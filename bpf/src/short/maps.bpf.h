@@ -20,6 +20,9 @@ const volatile enum short_estimate estimate_layout = 0;
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
 
+/* A random number, so that nobody can choose flows whose entries in `counted` are others'. */
+const volatile __u64 tally_seed = 0;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, SHORT_SLOTS);
@@ -45,12 +48,12 @@ struct {
 	__type(value, __u32);
 } attached SEC(".maps");
 
-/* Packets of unknown flows of chosen pods. */
+/* Packets of unknown flows of chosen pods: tally.bpf.h. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SHORT_COUNTED);
-	__type(key, struct short_key);
-	__type(value, __u32);
+	__type(key, __u32);
+	__type(value, __u64);
 } counted SEC(".maps");
 
 struct {

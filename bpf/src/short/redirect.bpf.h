@@ -24,7 +24,7 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 	__u32 now = control.epoch;
 
 	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
-		end_flow(p, mine, plan->slot, SHORT_ENDING);
+		end_flow(p, mine, plan->slot, SHORT_ENDING, now_ns);
 	if (mine->ended)
 		return mine->ended;
 	if (mine->armed != now) {
@@ -37,8 +37,9 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 		return SHORT_MTU;
 	if ((plan->flags & SHORT_ROUTED) && p->ttl <= 1)
 		return SHORT_TTL;
-	if (!is_assured(skb, p)) {
-		end_flow(p, mine, plan->slot, SHORT_NOT_TRACKED);
+	/* A packet of this direction that was redirected in this tick of the coarse clock has been looked up. */
+	if (mine->last_ns != now_ns && !is_assured(skb, p)) {
+		end_flow(p, mine, plan->slot, SHORT_NOT_TRACKED, now_ns);
 		return SHORT_NOT_TRACKED;
 	}
 	return SHORT_PASSES;
@@ -71,7 +72,7 @@ static __always_inline int redirect(struct __sk_buff *skb, bool from_pod)
 	plan = bpf_map_lookup_elem(&flows, &p.key);
 	if (!plan) {
 		if (from_pod)
-			count_unknown(&p);
+			count_unknown(&p, now_ns);
 		return TC_NEXT;
 	}
 	mine = slot_at(plan->slot);

@@ -1,5 +1,6 @@
 //! The programs of `bpf/src/short.bpf.c`: loading them, and the memory shared with them.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::mem::{MaybeUninit, offset_of};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -190,7 +191,9 @@ impl Programs {
         if switches::is_absent("short") {
             anyhow::bail!("a test switch takes the short path away");
         }
-        let open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
+        let mut open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
+        let constants = open.maps.rodata_data.as_deref_mut().context("the programs of the short path have no constants")?;
+        constants.tally_seed = RandomState::new().build_hasher().finish();
         let skel = open.load().context("the kernel refused the programs of the short path")?;
         let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
         let slots = &skel.maps.slots;
