@@ -540,7 +540,7 @@ impl Path {
     }
 }
 
-/// Whether the kernel has the function by which the programs ask connection tracking for every packet (5.18): its name is in the type
+/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18): its name is in the type
 /// information of the kernel, or of the module.
 fn programs_can_ask() -> bool {
     let has = |file: &str| {
