@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use nix::time::ClockId;
+
+use crate::session::clock_ns;
+
 /// How long the kernel redirects without a renewal: what is left of an acceleration whose helper was killed.
 pub const LEASE: Duration = Duration::from_secs(5);
 
@@ -16,4 +21,28 @@ pub const RENEWED_WITHIN: Duration = Duration::from_millis(2_500);
 #[must_use]
 pub fn is_late(left: Duration, renewed: Duration) -> bool {
     left.is_zero() || left + RENEWED_WITHIN < renewed
+}
+
+/// Time until a moment of CLOCK_MONOTONIC (nanoseconds), as the programs see it: they read the coarse clock, which is late by up to a tick.
+///
+/// # Errors
+/// When the clock cannot be read.
+pub fn left_until(moment_ns: u64) -> Result<Duration> {
+    Ok(Duration::from_nanos(moment_ns.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC_COARSE)?)))
+}
+
+/// Milliseconds, rounded up: 0 means that nothing is left.
+#[must_use]
+pub fn millis_up(left: Duration) -> u64 {
+    u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_nothing_is_rounded_to_nothing() {
+        assert_eq!([0, 1, 1_000_000, 1_000_001].map(|ns| millis_up(Duration::from_nanos(ns))), [0, 1, 1, 2]);
+    }
 }

@@ -26,7 +26,7 @@ use super::meeting;
 use super::namespaces::{self, Namespaces};
 use super::pins::Pins;
 use super::shared::{Control, Ends, SharedArray, field};
-use crate::lease::{LEASE, is_late};
+use crate::lease::{LEASE, is_late, left_until};
 use crate::node::{FoundPod, Netns};
 use crate::session::clock_ns;
 use crate::switches;
@@ -454,7 +454,7 @@ impl Instance {
 
     fn left(&self, moment: impl FnOnce(*mut accel_control) -> *mut u64) -> Result<Duration> {
         let moment = self.control.read(0, moment).unwrap_or(0);
-        Ok(Duration::from_nanos(moment.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
+        left_until(moment)
     }
 
     /// Whether it was started to outlive its session.

@@ -12,7 +12,7 @@ use crate::accel::pins::Pins;
 use crate::accel::report::{PodNames, Snapshot};
 use crate::accel::shared::field;
 use crate::accel::stop::{self, LOOK_AGAIN};
-use crate::lease::RENEWED_WITHIN;
+use crate::lease::{RENEWED_WITHIN, left_until, millis_up};
 use crate::node::Netns;
 use crate::short::pins::{self as short, Pinned};
 
@@ -89,8 +89,7 @@ impl Existing {
     }
 
     fn lease_left(&self) -> Result<Duration> {
-        let now = crate::session::clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?;
-        Ok(Duration::from_nanos(self.deadline_ns().saturating_sub(now)))
+        left_until(self.deadline_ns())
     }
 
     /// The answer to `status`.
@@ -101,7 +100,7 @@ impl Existing {
         Ok(AccelStatus {
             active: true,
             owner: Some(self.owner()),
-            lease_left_ms: u64::try_from(self.time_left()?.as_millis()).unwrap_or(u64::MAX),
+            lease_left_ms: millis_up(self.time_left()?),
             detached: self.is_detached(),
             helper_gone: self.is_helper_gone()?,
             pairs: self.pairs()?,

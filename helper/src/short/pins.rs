@@ -20,7 +20,7 @@ use super::attach::remove_filters;
 use super::programs::{Control, Programs, Slot};
 use super::report;
 use crate::accel::pins::Pins;
-use crate::lease::is_late;
+use crate::lease::{is_late, left_until};
 use crate::node;
 use crate::session::clock_ns;
 
@@ -132,7 +132,7 @@ impl Pinned {
 
     fn left(&self, moment: fn(&Control) -> &AtomicU64) -> Result<Duration> {
         let moment = self.read(|c| moment(c).load(Ordering::Relaxed));
-        Ok(Duration::from_nanos(moment.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC)?)))
+        left_until(moment)
     }
 
     /// Whether the process that renews the lease is late by more than one renewal.
