@@ -36,6 +36,8 @@ pub struct Session {
     pub pairs: PairsSnapshot,
     /// Warnings that came.
     pub warnings: Vec<String>,
+    /// Number of the last question for the helper's clocks.
+    asked: u64,
 }
 
 /// An error line of the helper.
@@ -109,7 +111,7 @@ impl Session {
                 std::thread::sleep(Duration::from_millis(HEARTBEAT_INTERVAL_MS / 2));
             }
         });
-        let mut session = Self { child, stdin, messages, pairs: PairsSnapshot::default(), warnings: Vec::new() };
+        let mut session = Self { child, stdin, messages, pairs: PairsSnapshot::default(), warnings: Vec::new(), asked: 0 };
         session.expect("hello", |m| matches!(m, Message::Hello(_)).then_some(()))?;
         Ok(session)
     }
@@ -315,11 +317,15 @@ impl Accelerator {
         Ok(Self(session))
     }
 
-    /// The next table of pairs.
+    /// The next table of pairs that the helper makes: those that it has sent already are older than what the caller just did.
     ///
     /// # Errors
     /// When the helper ends or falls silent.
     pub fn next_pairs(&mut self) -> Result<PairsSnapshot> {
+        let id = self.0.asked.wrapping_add(1);
+        self.0.asked = id;
+        self.0.say(&Request::Clock { id })?;
+        self.0.expect("its clocks", |m| matches!(m, Message::Clock(reading) if reading.id == id).then_some(()))?;
         self.0.expect("a table of pairs", |m| if let Message::Pairs(p) = m { Some(p.clone()) } else { None })
     }
 
