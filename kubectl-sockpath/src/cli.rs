@@ -207,6 +207,9 @@ pub struct Trace {
     /// Also write the report to a self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Also draw the path to an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Also write the packets to a pcapng file, one record per hop
     #[arg(long, value_name = "FILE")]
     pub pcapng: Option<PathBuf>,
@@ -244,6 +247,8 @@ pub enum TraceOutput {
     Json,
     /// One JSON line per packet, as packets arrive
     Jsonl,
+    /// The path as a Mermaid flowchart, for tickets and wikis
+    Mermaid,
     /// With --dry-run=client: the helper pod
     Yaml,
 }

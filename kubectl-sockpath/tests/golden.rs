@@ -10,6 +10,10 @@ use kubectl_sockpath::render::{html, pcapng, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 
+use golden_files::check;
+
+mod golden_files;
+
 fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
@@ -28,24 +32,6 @@ fn recordings() -> Vec<(String, PathBuf)> {
 
 fn report_of(path: &Path) -> Report {
     report::report(&Arc::new(recording::replay(path).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()))))
-}
-
-fn check(name: &str, rendered: &str) {
-    let path = dir("golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, rendered).expect("golden file is written");
-        return;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; UPDATE_GOLDEN=1 writes it", path.display()));
-    if expected != rendered {
-        let line = expected.lines().zip(rendered.lines()).position(|(a, b)| a != b).unwrap_or(0);
-        panic!(
-            "{name} differs from line {}:\n  golden:   {:?}\n  rendered: {:?}\nUPDATE_GOLDEN=1 accepts what is rendered",
-            line + 1,
-            expected.lines().nth(line),
-            rendered.lines().nth(line)
-        );
-    }
 }
 
 #[test]
@@ -92,7 +78,7 @@ fn unreadable_rules_are_reported_where_they_had_an_effect() {
     assert_eq!(unread("lab-cross-node", true), None, "nothing was rewritten");
 }
 
-/// Packets arrive when their ways end, not when they begin.
+/// Packets arrive when their paths end, not when they begin.
 #[test]
 fn packets_are_listed_by_the_time_of_their_first_hop() {
     for (name, path) in recordings() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use kubectl_sockpath::output::Text;
 use kubectl_sockpath::recording;
 use kubectl_sockpath::render::pairs::{self, Changes, NodePairs};
+use kubectl_sockpath::render::picture::{Picture, mermaid, svg};
 use kubectl_sockpath::render::{bypassed, html, pcapng, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
@@ -17,6 +18,8 @@ use serde_json::Value;
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 use sockpath_protocol::bypass::{BypassKind, Bypassed};
 use sockpath_protocol::text::{columns, is_harmless};
+
+mod xml;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-sockpath");
 
@@ -245,6 +248,15 @@ fn exports(what: &str, report: &Report) {
     }
     let tags = page.matches('<').count();
     assert_eq!(tags, page.matches('>').count(), "{what}");
+    let picture = Picture::of(report);
+    let drawn = svg::render(&picture);
+    assert_harmless(what, &drawn, &Style::plain(80));
+    xml::check(what, &drawn);
+    let flowchart = mermaid::render(&picture);
+    assert_harmless(what, &flowchart, &Style::plain(80));
+    for line in flowchart.lines() {
+        assert!(line.matches('"').count() % 2 == 0 && !line.contains("<script") && !line.contains('`'), "{what}: {line}");
+    }
     let mut document = Vec::new();
     kubectl_sockpath::output::write_document(report, &mut document).expect("JSON");
     let document = String::from_utf8(document).expect("UTF-8");

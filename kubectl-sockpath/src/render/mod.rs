@@ -9,6 +9,7 @@ mod line;
 mod page;
 pub mod pairs;
 pub mod pcapng;
+pub mod picture;
 mod shorten;
 pub(crate) mod table;
 pub mod waterfall;

@@ -11,6 +11,7 @@ use crate::cli::{self, TraceOutput};
 use crate::exit::{Exit, UsageError};
 use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
+use crate::render::picture::{Picture, mermaid, svg};
 use crate::render::{html, pcapng, waterfall, wide};
 use crate::report;
 use crate::terminal::Style;
@@ -46,6 +47,7 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
         None => print(&waterfall::render(report, style)),
         Some(TraceOutput::Wide) => print(&wide::render(report, style)),
         Some(TraceOutput::Json) => emit_document(report),
+        Some(TraceOutput::Mermaid) => print(&mermaid::render(&Picture::of(report))),
         Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this output format is not for a report")),
     }
 }
@@ -54,6 +56,9 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
 pub(super) fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
     if let Some(path) = &args.html {
         std::fs::write(path, html::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, svg::render(&Picture::of(report))).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.pcapng {
         let write = || pcapng::write(report, &mut BufWriter::new(File::create(path)?));
