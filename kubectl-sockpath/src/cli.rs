@@ -479,7 +479,7 @@ mod tests {
         for line in [
             "trace curl httpbin",
             "trace curl httpbin:8080 --probe --count 5 --duration 3s --compare -o json --lab",
-            "--lab trace curl svc/httpbin -o jsonl --html a.html --pcapng b --record c",
+            "--lab trace curl svc/httpbin -o jsonl --html a.html --svg d --pcapng b --record c",
             "trace --replay file -o wide",
             "trace --explain",
             "trace --explain no-endpoints",

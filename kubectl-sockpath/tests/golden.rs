@@ -12,7 +12,9 @@ use kubectl_sockpath::terminal::Style;
 
 use golden_files::check;
 
+mod browser;
 mod golden_files;
+mod xml;
 
 fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
@@ -122,10 +124,76 @@ fn pages_are_whole_and_need_nothing_else() {
     }
 }
 
+/// What assistive programs, links and style sheets refer to is there, in every page.
+#[test]
+fn pages_are_well_formed_and_accessible() {
+    for (name, path) in recordings() {
+        let page = html::render(&report_of(&path));
+        let body = page.split_once("<body>").and_then(|(_, b)| b.rsplit_once("</body>")).expect("a body").0;
+        let elements = xml::check(&name, &format!("<body>{body}</body>"));
+        let ids: Vec<&str> = elements.iter().filter_map(|e| e.attribute("id")).collect();
+        let count = |tag: &str| elements.iter().filter(|e| e.name == tag).count();
+        assert_eq!([count("main"), count("header"), count("footer"), count("nav"), count("h1")], [1; 5], "{name}");
+        assert_eq!(count("script"), 0, "{name}");
+        for element in &elements {
+            let named = |attribute: &str| element.attribute(attribute).into_iter().flat_map(|v| v.split(' ')).collect::<Vec<_>>();
+            assert!(named("aria-labelledby").iter().all(|id| ids.contains(id)), "{name}: {element:?}");
+            match element.name.as_str() {
+                "svg" => assert!(element.attribute("role") == Some("img") && named("aria-labelledby").len() == 2, "{name}: {element:?}"),
+                "section" => assert_eq!(named("aria-labelledby").len(), 1, "{name}: {element:?}"),
+                "th" => assert!(element.attribute("scope").is_some(), "{name}: {element:?}"),
+                "a" => {
+                    let target = element.attribute("href").and_then(|h| h.strip_prefix('#')).expect("a link within the page");
+                    assert!(ids.contains(&target), "{name}: {element:?}");
+                }
+                _ => {}
+            }
+            let scrolls = element.attribute("class") == Some("scroll");
+            assert!(!scrolls || element.attribute("tabindex") == Some("0"), "{name}: the keyboard reaches what scrolls");
+        }
+        assert!(page.contains("prefers-color-scheme:dark") && page.contains("@media print"), "{name}");
+        let first = body.find("id=\"findings\"").expect("findings");
+        assert!(
+            ["picture", "time"].iter().all(|id| body.find(&format!("id=\"{id}\"")).is_some_and(|at| at > first)),
+            "{name}: findings come first"
+        );
+    }
+}
+
+#[test]
+fn a_page_of_many_packets_stays_small_and_shows_those_that_ended() {
+    let capture = Arc::new(recording::read(&repeated("same-node-drop", 3_000)[..], "many").expect("capture"));
+    let page = html::render(&report::report(&capture));
+    assert!(page.len() < 400_000, "{} bytes", page.len());
+    assert!(page.contains("24 of 3000 packets") && page.contains("dropped: NETFILTER_DROP"));
+    assert_eq!(page.matches("<details class=\"packet\">").count(), 24);
+}
+
 #[test]
 fn a_page() {
     let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
     check("same-node-service.html", &html::render(&report));
+}
+
+/// In a real browser: nothing is wider than a phone or a desktop, in light and dark.
+#[test]
+fn pages_fit_phones_and_desktops() {
+    let Some(browser) = browser::find() else {
+        eprintln!("skipped: no Chromium or Chrome in PATH");
+        return;
+    };
+    for name in ["same-node-service", "cross-node-vxlan", "lab-nft-drop", "nothing-seen"] {
+        let page = html::render(&report_of(&dir("recordings").join(format!("{name}.jsonl"))));
+        for (width, form) in [(360, "tall"), (1280, "wide")] {
+            match browser::measure(&browser, &page, width) {
+                Ok(seen) => {
+                    assert!(seen.content <= seen.window, "{name} at {width}: {seen:?}");
+                    assert_eq!(seen.form, form, "{name} at {width}: {seen:?}");
+                }
+                Err(why) => eprintln!("skipped {name} at {width}: {why}"),
+            }
+        }
+    }
 }
 
 #[test]

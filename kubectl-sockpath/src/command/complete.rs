@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(choices(&[], "acc"), ["accelerate"]);
         assert_eq!(choices(&["lab"], "e"), ["exec"]);
         assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish", "powershell"]);
-        assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
+        assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "mermaid", "yaml"]);
         assert_eq!(choices(&["trace"], "--no"), ["--no-probe", "--no-rules"]);
         assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));
         let workloads = ["<deploy/Deployment>", "<sts/StatefulSet>", "<node/node>"];

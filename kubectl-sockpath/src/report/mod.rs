@@ -6,6 +6,7 @@ mod absent;
 mod assemble;
 mod capture;
 mod causes;
+mod common_clock;
 pub mod document;
 pub mod explain;
 mod findings;
@@ -24,6 +25,7 @@ pub mod times;
 mod untranslated;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
+pub use common_clock::CommonClock;
 pub use document::{Finding, Report, Severity};
 pub use journey::Journey;
 pub use packets::Packets;

@@ -61,7 +61,7 @@ impl Ink {
             Self::Good => "#1a7f37",
             Self::Paper => "#ffffff",
             Self::Node => "#f1f4f8",
-            Self::Frame => "#8795a5",
+            Self::Frame => "#74818f",
         }
     }
 }

@@ -98,7 +98,8 @@ pub(super) fn cut(text: &str, width: i32, size: i32) -> String {
 }
 
 impl<'p> Layout<'p> {
-    pub(super) fn of(picture: &'p Picture, form: Form) -> Self {
+    /// Lays a picture out, with its title where it stands alone.
+    pub(super) fn of(picture: &'p Picture, form: Form, titled: bool) -> Self {
         let (margin, lane_width, gap) = match form {
             Form::Wide => (20, 290, 48),
             Form::Tall => (6, if picture.beside.is_empty() { 324 } else { 300 }, 34),
@@ -121,13 +122,11 @@ impl<'p> Layout<'p> {
             Form::Wide => layout.columns(picture, lane_width, gap, 0).max(720),
             Form::Tall => 360,
         };
-        let room = layout.width - 2 * margin;
         let size = if form == Form::Wide { 18 } else { 15 };
-        layout.title = wrap(&picture.title, columns_in(room, size)).into_iter().take(4).collect();
-        let mut about: Vec<&str> = picture.about.iter().map(String::as_str).collect();
-        about.push(&picture.figures);
-        layout.about = about.into_iter().flat_map(|line| wrap(line, columns_in(room, 12))).take(12).collect();
-        let head = margin + rows(layout.title.len()) * (size + 6) + rows(layout.about.len()) * 17 + 10;
+        if titled {
+            layout.title_lines(picture, size);
+        }
+        let head = rows(layout.title.len()) * (size + 6) + rows(layout.about.len()) * 17 + if titled { margin + 10 } else { 4 };
         layout.nodes.clear();
         layout.namespaces.clear();
         layout.lanes.clear();
@@ -143,9 +142,16 @@ impl<'p> Layout<'p> {
         layout.beside = bottom + 12;
         let named = if form == Form::Tall { picture.beside.iter().map(|b| beside_lines(&b.text).len()).sum() } else { 0 };
         layout.bars = bottom + rows(named) * SMALL + if named > 0 { 12 } else { 0 };
-        layout.legend = layout.bars + rows(picture.bars.len()) * BAR + 16;
-        layout.height = layout.legend + if form == Form::Wide { 14 } else { 2 * SMALL + 6 };
+        layout.legend = layout.bars + rows(picture.bars.len()) * bar_height(form) + 16;
+        layout.height = layout.legend + if form == Form::Wide { 14 } else { 3 * SMALL + 6 };
         layout
+    }
+
+    fn title_lines(&mut self, picture: &Picture, size: i32) {
+        let room = self.width - 2 * self.margin;
+        self.title = wrap(&picture.title, columns_in(room, size)).into_iter().take(4).collect();
+        let about = picture.about.iter().chain([&picture.figures]);
+        self.about = about.flat_map(|line| wrap(line, columns_in(room, 12))).take(12).collect();
     }
 
     /// Lays nodes out beside each other from `top`; returns the width of the whole.
@@ -199,7 +205,9 @@ impl<'p> Layout<'p> {
 }
 
 /// Height of one time bar with its text.
-pub(super) const BAR: i32 = 42;
+pub(super) fn bar_height(form: Form) -> i32 {
+    if form == Form::Wide { 42 } else { 54 }
+}
 
 /// The name of a path beside the normal one, as lines of a tall picture.
 pub(super) fn beside_lines(text: &str) -> Vec<String> {

@@ -53,7 +53,7 @@ fn classes(picture: &Picture, out: &mut Text) {
     }
     for (name, lanes, style) in [
         ("ended", ended, "stroke:#b42318,stroke-width:3px"),
-        ("grey", greyed, "fill:#eeeeee,stroke:#8795a5,color:#52606d,stroke-dasharray:4 4"),
+        ("grey", greyed, "fill:#eeeeee,stroke:#74818f,color:#52606d,stroke-dasharray:4 4"),
     ] {
         if !lanes.is_empty() {
             out.line(&format!("  classDef {name} {style}"));

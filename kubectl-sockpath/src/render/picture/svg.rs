@@ -1,7 +1,7 @@
 //! The picture as SVG: a file by itself, or a part of a page.
 
 use super::draw::{Canvas, Font, Ink, Stroke, Towards};
-use super::layout::{BAR, LINE, LaneBox, Layout, NS_HEAD, Rect, Row, SMALL, TEXT, beside_lines, cut};
+use super::layout::{LINE, LaneBox, Layout, NS_HEAD, Rect, Row, SMALL, TEXT, bar_height, beside_lines, cut};
 use super::{Beside, Bypass, Item, Picture, StageMark, State};
 use crate::duration::nanos;
 use crate::render::page::Page;
@@ -10,6 +10,9 @@ pub use super::draw::PAGE_STYLE;
 pub use super::layout::Form;
 
 const FONT: &str = "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, Liberation Sans, sans-serif";
+
+/// A wide picture of at most this width can be read on paper of A4; a wider one is printed in its tall form.
+const ON_PAPER: i32 = 1040;
 
 /// A file of its own, on light paper.
 #[must_use]
@@ -32,17 +35,23 @@ pub enum Place {
 
 /// Draws it.
 pub fn draw(picture: &Picture, form: Form, place: Place, page: &mut Page) {
-    let layout = Layout::of(picture, form);
+    let layout = Layout::of(picture, form, place == Place::File);
     let size = |page: &mut Page, (w, h): (i32, i32), between: &'static str| {
         page.text(&w.to_string()).markup(between).text(&h.to_string()).markup("\"");
     };
     let id = if let Place::Page(id) = place { id } else { "picture" };
-    page.markup("<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" viewBox=\"0 0 ");
+    page.markup("<svg");
+    if place == Place::File {
+        page.markup(" xmlns=\"http://www.w3.org/2000/svg\"");
+    }
+    page.markup(" role=\"img\" viewBox=\"0 0 ");
     size(page, (layout.width, layout.height), " ");
     page.markup(" width=\"");
     size(page, (layout.width, layout.height), "\" height=\"");
     if let Place::Page(_) = place {
-        page.markup(" class=\"pic\"");
+        let fits = if form == Form::Wide { layout.width } else { Layout::of(picture, Form::Wide, false).width } <= ON_PAPER;
+        page.markup(" class=\"pic").markup(if form == Form::Wide { " wide" } else { " tall" });
+        page.markup(if (form == Form::Wide) == fits { " paper\"" } else { "\"" });
     }
     page.markup(" font-family=\"").markup(FONT).markup("\" aria-labelledby=\"");
     page.markup(id).markup("-title ").markup(id).markup("-desc\">\n<title id=\"").markup(id).markup("-title\">");
@@ -279,7 +288,7 @@ fn bars(canvas: &mut Canvas<'_>, picture: &Picture, layout: &Layout<'_>) {
     let wide = layout.form == Form::Wide;
     let (left, right) = (layout.margin + if wide { 92 } else { 0 }, layout.width - layout.margin - if wide { 84 } else { 0 });
     for (number, bar) in picture.bars.iter().enumerate() {
-        let top = layout.bars + i32::try_from(number).unwrap_or(0) * BAR;
+        let top = layout.bars + i32::try_from(number).unwrap_or(0) * bar_height(layout.form);
         let (names, track) = if wide { (top + 14, top + 4) } else { (top + 12, top + 18) };
         canvas.text(layout.margin, names, Font::bold(12), Ink::Text, bar.name);
         canvas.text(layout.width - layout.margin, names, Font::bold(12).to_the_right(), Ink::Text, &bar.time());
@@ -317,21 +326,22 @@ fn wide_as(text: &str, size: i32) -> i32 {
 }
 
 fn legend(canvas: &mut Canvas<'_>, picture: &Picture, layout: &Layout<'_>) {
-    let (mut x, mut y) = (layout.margin, layout.legend);
+    let (mut x, y) = (layout.margin, layout.legend);
     canvas.dot(x + 4, y - 4, false);
     canvas.text(x + 14, y, Font::of(11), Ink::Dim, "works");
     canvas.dot(x + 62, y - 4, true);
     canvas.text(x + 72, y, Font::of(11), Ink::Dim, "waits");
-    let text = "bars: typical time (p50) of a stage; grey: not observed or skipped";
     let dropped = picture.lanes().any(|(_, lane)| lane.items.iter().any(|i| matches!(i, Item::End(_))));
     if dropped {
         canvas.cross(x + 124, y - 4);
         canvas.text(x + 136, y, Font::of(11), Ink::Dim, "packets ended");
     }
+    let [bars, grey] = ["bars: typical time (p50) of a stage", "grey: not observed or skipped"];
     if layout.form == Form::Wide {
         x += if dropped { 230 } else { 120 };
+        canvas.text(x, y, Font::of(11), Ink::Dim, &format!("{bars}; {grey}"));
     } else {
-        y += SMALL + 2;
+        canvas.text(x, y + SMALL + 2, Font::of(11), Ink::Dim, bars);
+        canvas.text(x, y + 2 * SMALL + 2, Font::of(11), Ink::Dim, grey);
     }
-    canvas.text(x, y, Font::of(11), Ink::Dim, text);
 }
