@@ -210,6 +210,9 @@ pub struct Trace {
     /// Also draw the path to an SVG file
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Also write the packets to a file for ui.perfetto.dev: a track for each namespace and device, a slice for each stage
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
     /// Also write the packets to a pcapng file, one record per hop
     #[arg(long, value_name = "FILE")]
     pub pcapng: Option<PathBuf>,
@@ -479,7 +482,7 @@ mod tests {
         for line in [
             "trace curl httpbin",
             "trace curl httpbin:8080 --probe --count 5 --duration 3s --compare -o json --lab",
-            "--lab trace curl svc/httpbin -o jsonl --html a.html --svg d --pcapng b --record c",
+            "--lab trace curl svc/httpbin -o jsonl --html a.html --svg d --perfetto e --pcapng b --record c",
             "trace --replay file -o wide",
             "trace --explain",
             "trace --explain no-endpoints",

@@ -11,7 +11,7 @@ use kubectl_sockpath::output::Text;
 use kubectl_sockpath::recording;
 use kubectl_sockpath::render::pairs::{self, Changes, NodePairs};
 use kubectl_sockpath::render::picture::{Picture, mermaid, svg};
-use kubectl_sockpath::render::{bypassed, html, pcapng, waterfall, wide};
+use kubectl_sockpath::render::{bypassed, html, pcapng, perfetto, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 use serde_json::Value;
@@ -263,6 +263,11 @@ fn exports(what: &str, report: &Report) {
     assert!(document.chars().all(|c| c == '\n' || is_harmless(c)), "{what}");
     let value: Value = serde_json::from_str(&document).expect("one JSON document");
     assert_eq!(value["packets"].as_array().map(Vec::len), Some(report.packets.len()));
+    let mut events = Vec::new();
+    perfetto::write(report, &mut events).expect("a trace");
+    let events = String::from_utf8(events).expect("UTF-8");
+    assert!(events.chars().all(|c| c == '\n' || is_harmless(c)), "{what}");
+    assert!(serde_json::from_str::<Value>(&events).is_ok(), "{what}");
     let mut capture = Vec::new();
     pcapng::write(report, &mut capture).expect("a capture file");
     for harmful in ["\x1b[2J", "\x1b]0;", "\u{202e}txt", "\u{200b}\u{200c}"] {

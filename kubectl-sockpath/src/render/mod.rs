@@ -9,6 +9,7 @@ mod line;
 mod page;
 pub mod pairs;
 pub mod pcapng;
+pub mod perfetto;
 pub mod picture;
 mod shorten;
 pub(crate) mod table;

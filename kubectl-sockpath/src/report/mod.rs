@@ -27,7 +27,7 @@ mod untranslated;
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
 pub use common_clock::CommonClock;
 pub use document::{Finding, Report, Severity};
-pub use journey::Journey;
+pub use journey::{Journey, is_netfilter};
 pub use packets::Packets;
 
 /// The report on what was captured. It keeps the capture, which its packets are read from.

@@ -40,7 +40,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let (Some(source), Some(target)) = (&args.source, &args.target) else {
         return Err(UsageError::new("SOURCE and TARGET are required"));
     };
-    for path in [&args.html, &args.svg, &args.pcapng].into_iter().flatten() {
+    for path in [&args.html, &args.svg, &args.perfetto, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
     let recorder = args.record.as_deref().map(Recorder::create).transpose()?;

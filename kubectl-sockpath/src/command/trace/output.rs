@@ -12,7 +12,7 @@ use crate::exit::{Exit, UsageError};
 use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
 use crate::render::picture::{Picture, mermaid, svg};
-use crate::render::{html, pcapng, waterfall, wide};
+use crate::render::{html, pcapng, perfetto, waterfall, wide};
 use crate::report;
 use crate::terminal::Style;
 
@@ -59,6 +59,10 @@ pub(super) fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> 
     }
     if let Some(path) = &args.svg {
         std::fs::write(path, svg::render(&Picture::of(report))).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.perfetto {
+        let write = || perfetto::write(report, &mut BufWriter::new(File::create(path)?));
+        write().with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.pcapng {
         let write = || pcapng::write(report, &mut BufWriter::new(File::create(path)?));
