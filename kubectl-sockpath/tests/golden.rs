@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kubectl_sockpath::output::Machine;
 use kubectl_sockpath::recording;
-use kubectl_sockpath::render::{html, pcapng, waterfall, wide};
+use kubectl_sockpath::render::{diff, html, pcapng, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 
@@ -102,6 +102,24 @@ fn wide_tables() {
     for name in ["same-node-service", "cross-node-vxlan"] {
         let report = report_of(&dir("recordings").join(format!("{name}.jsonl")));
         check(&format!("{name}.wide.txt"), &wide::render(&report, &Style::plain(80)));
+    }
+}
+
+#[test]
+fn differences() {
+    let of = |name: &str| report_of(&dir("recordings").join(format!("{name}.jsonl")));
+    let (works, dropped, across) = (of("same-node-service"), of("same-node-drop"), of("cross-node-vxlan"));
+    let text = |a: &Report, b: &Report, width| diff::render(&report::diff::diff(a, b), a, b, &Style::plain(width));
+    check("drop.diff.txt", &text(&works, &dropped, 80));
+    check("cross-node.diff.txt", &text(&works, &across, 80));
+    check("same.diff.txt", &text(&works, &works, 80));
+    check("drop.diff.json", &Machine::document(&report::diff::diff(&works, &dropped)).expect("JSON"));
+    for (a, b) in [(&works, &dropped), (&works, &across), (&dropped, &across)] {
+        for width in 40..=120 {
+            for line in text(a, b, width).lines() {
+                assert!(columns(line) <= width && line.trim_end() == line, "{width}: {line:?}");
+            }
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     if let Some(word) = &args.explain {
         return output::explain(word, &style);
     }
+    if let Some([before, after]) = args.diff.as_deref() {
+        return output::diff(before, after, args, &style);
+    }
     if let Some(path) = &args.replay {
         return replay(path, args, &style);
     }

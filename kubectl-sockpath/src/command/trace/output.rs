@@ -11,6 +11,7 @@ use crate::cli::{self, TraceOutput};
 use crate::exit::{Exit, UsageError};
 use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
+use crate::render::diff::render as render_diff;
 use crate::render::picture::{Picture, mermaid, svg};
 use crate::render::{html, pcapng, perfetto, waterfall, wide};
 use crate::report;
@@ -29,6 +30,19 @@ pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Ex
     show(args, &report, style)?;
     exports(args, &report)?;
     Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
+}
+
+/// Compares two recordings.
+pub(super) fn diff(before: &Path, after: &Path, args: &cli::Trace, style: &Style) -> Result<Exit> {
+    let of = |path| recording::replay(path).map(|capture| report::report(&Arc::new(capture)));
+    let (before, after) = (of(before)?, of(after)?);
+    let found = report::diff::diff(&before, &after);
+    match args.output {
+        None => print(&render_diff(&found, &before, &after, style))?,
+        Some(TraceOutput::Json) => emit_document(&found)?,
+        Some(_) => return Err(UsageError::new("--diff prints text, or one document with -o json")),
+    }
+    Ok(Exit::Done)
 }
 
 /// Explains an id; all of them for an empty word.
