@@ -255,6 +255,8 @@ pub enum TraceOutput {
     Jsonl,
     /// The path as a Mermaid flowchart, for tickets and wikis
     Mermaid,
+    /// One fact per line, without drawing characters, for screen readers
+    Plain,
     /// With --dry-run=client: the helper pod
     Yaml,
 }

@@ -276,6 +276,18 @@ fn completion_answers_kubectl() {
     symlink(PLUGIN, &link).expect("link");
     let out = run(Command::new(&link).env("SOCKPATH_LAB_PROGRAM", helper), &["trace", "--lab", ""]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\nnode/node-1\tnode\n:4\n");
+    let config = dir.join("config");
+    let contexts =
+        "contexts: [{name: prod-eu, context: {cluster: c}}, {name: prod-us, context: {cluster: c}}, {name: test, context: {cluster: c}}]\n";
+    fs::write(&config, contexts).expect("a kubeconfig");
+    let ask = ["status", "--kubeconfig", config.to_str().expect("UTF-8"), "--context", "prod"];
+    let out = run(&mut Command::new(&link), &ask);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "prod-eu\tcontext\nprod-us\tcontext\n:4\n");
+    // Nothing is printed on failure, and nothing waits for a file that does not end.
+    for file in ["/nonexistent/config", "/dev/zero"] {
+        let out = run(&mut Command::new(&link), &["status", "--kubeconfig", file, "--context", ""]);
+        assert_eq!((String::from_utf8_lossy(&out.stdout), stderr(&out)), (":4\n".into(), String::new()), "{file}");
+    }
     for shell in ["bash", "zsh", "fish", "powershell"] {
         let out = run(&mut Command::new(PLUGIN), &["completion", shell]);
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("__complete"), "{shell}");

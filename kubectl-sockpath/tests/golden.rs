@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kubectl_sockpath::output::Machine;
 use kubectl_sockpath::recording;
-use kubectl_sockpath::render::{diff, html, pcapng, waterfall, wide};
+use kubectl_sockpath::render::{diff, html, pcapng, plain, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 
@@ -102,6 +102,21 @@ fn wide_tables() {
     for name in ["same-node-service", "cross-node-vxlan"] {
         let report = report_of(&dir("recordings").join(format!("{name}.jsonl")));
         check(&format!("{name}.wide.txt"), &wide::render(&report, &Style::plain(80)));
+    }
+}
+
+#[test]
+fn plain_reports_have_no_drawing_characters() {
+    for (name, path) in recordings() {
+        let report = report_of(&path);
+        let text = plain::render(&report);
+        assert!(text.is_ascii() && !text.lines().any(|l| l.starts_with(' ')), "{name}: {}", &*text);
+        for finding in &report.findings {
+            assert!(text.contains(&*finding.text), "{name}: {}", finding.text);
+        }
+    }
+    for name in ["same-node-service", "lab-nft-drop"] {
+        check(&format!("{name}.plain.txt"), &plain::render(&report_of(&dir("recordings").join(format!("{name}.jsonl")))));
     }
 }
 

@@ -11,7 +11,7 @@ use kubectl_sockpath::output::Text;
 use kubectl_sockpath::recording;
 use kubectl_sockpath::render::pairs::{self, Changes, NodePairs};
 use kubectl_sockpath::render::picture::{Picture, mermaid, svg};
-use kubectl_sockpath::render::{bypassed, diff, html, pcapng, perfetto, waterfall, wide};
+use kubectl_sockpath::render::{bypassed, diff, html, pcapng, perfetto, plain, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 use serde_json::Value;
@@ -264,6 +264,7 @@ fn exports(what: &str, report: &Report) {
     let value: Value = serde_json::from_str(&document).expect("one JSON document");
     assert_eq!(value["packets"].as_array().map(Vec::len), Some(report.packets.len()));
     let style = Style::plain(80);
+    assert_harmless(what, &plain::render(report), &style);
     let empty = report::report(&Arc::new(recording::read(&spoiled("nothing-seen.jsonl", 0)[..], "x").expect("a capture")));
     let found = report::diff::diff(&empty, report);
     assert_harmless(what, &diff::render(&found, &empty, report, &style), &style);

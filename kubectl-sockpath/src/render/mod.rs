@@ -12,6 +12,7 @@ pub mod pairs;
 pub mod pcapng;
 pub mod perfetto;
 pub mod picture;
+pub mod plain;
 mod shorten;
 pub(crate) mod table;
 pub mod waterfall;

@@ -13,7 +13,7 @@ use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
 use crate::render::diff::render as render_diff;
 use crate::render::picture::{Picture, mermaid, svg};
-use crate::render::{html, pcapng, perfetto, waterfall, wide};
+use crate::render::{html, pcapng, perfetto, plain, waterfall, wide};
 use crate::report;
 use crate::terminal::Style;
 
@@ -61,6 +61,7 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
         None => print(&waterfall::render(report, style)),
         Some(TraceOutput::Wide) => print(&wide::render(report, style)),
         Some(TraceOutput::Json) => emit_document(report),
+        Some(TraceOutput::Plain) => print(&plain::render(report)),
         Some(TraceOutput::Mermaid) => print(&mermaid::render(&Picture::of(report))),
         Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this output format is not for a report")),
     }
