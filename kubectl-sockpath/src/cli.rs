@@ -166,10 +166,10 @@ Examples:
   kubectl sockpath trace curl httpbin -o json        one document for scripts")]
 pub struct Trace {
     /// The pod that sends requests
-    #[arg(required_unless_present_any = ["replay", "explain"], value_name = "SOURCE")]
+    #[arg(required_unless_present_any = ["replay", "diff", "explain"], value_name = "SOURCE")]
     pub source: Option<String>,
     /// The pod, Service or address that receives them
-    #[arg(required_unless_present_any = ["replay", "explain"], value_name = "TARGET[:PORT]")]
+    #[arg(required_unless_present_any = ["replay", "diff", "explain"], value_name = "TARGET[:PORT]")]
     pub target: Option<String>,
     /// Container of TARGET that owns the port (within one pod: the receiving container)
     #[arg(short, long, value_name = "NAME")]
@@ -207,6 +207,12 @@ pub struct Trace {
     /// Also write the report to a self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Also draw the path to an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Also write the packets to a file for ui.perfetto.dev: a track for each namespace and device, a slice for each stage
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
     /// Also write the packets to a pcapng file, one record per hop
     #[arg(long, value_name = "FILE")]
     pub pcapng: Option<PathBuf>,
@@ -216,6 +222,9 @@ pub struct Trace {
     /// Render a recording instead of tracing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "target", "probe", "compare"])]
     pub replay: Option<PathBuf>,
+    /// Compare two recordings: what changed from A to B (with -o json as one document)
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["source", "target", "probe", "compare", "replay", "record", "html", "svg", "perfetto", "pcapng"])]
+    pub diff: Option<Vec<PathBuf>>,
     /// Explain a finding, a mechanism of drops or a drop reason by its ID; without ID list them
     #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["source", "target", "probe", "compare", "replay"])]
     pub explain: Option<String>,
@@ -244,6 +253,10 @@ pub enum TraceOutput {
     Json,
     /// One JSON line per packet, as packets arrive
     Jsonl,
+    /// The path as a Mermaid flowchart, for tickets and wikis
+    Mermaid,
+    /// One fact per line, without drawing characters, for screen readers
+    Plain,
     /// With --dry-run=client: the helper pod
     Yaml,
 }
@@ -474,8 +487,9 @@ mod tests {
         for line in [
             "trace curl httpbin",
             "trace curl httpbin:8080 --probe --count 5 --duration 3s --compare -o json --lab",
-            "--lab trace curl svc/httpbin -o jsonl --html a.html --pcapng b --record c",
+            "--lab trace curl svc/httpbin -o jsonl --html a.html --svg d --perfetto e --pcapng b --record c",
             "trace --replay file -o wide",
+            "trace --diff a b -o json",
             "trace --explain",
             "trace --explain no-endpoints",
             "trace a b --dry-run=client -o yaml",
@@ -514,6 +528,8 @@ mod tests {
             "trace a b --duration x",
             "trace a b -o xml",
             "trace a b --replay f",
+            "trace --diff a",
+            "trace --diff a b --replay f",
             "trace a b --explain dropped",
             "lab up --overlay gre",
             "lab exec curl",

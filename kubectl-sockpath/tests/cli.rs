@@ -126,6 +126,22 @@ fn a_recording_replays_to_the_same() {
 }
 
 #[test]
+fn recordings_are_compared() {
+    let recording = |name: &str| format!("{}/tests/recordings/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let (works, drops) = (recording("same-node-service"), recording("same-node-drop"));
+    let same = run(&mut Command::new(PLUGIN), &["trace", "--diff", &works, &works]);
+    assert!(code(&same) == 0 && String::from_utf8_lossy(&same.stdout).ends_with("\nno difference\n"), "{}", stderr(&same));
+    let differ = run(&mut Command::new(PLUGIN), &["trace", "-o", "json", "--diff", &works, &drops]);
+    let document: serde_json::Value = serde_json::from_slice(&differ.stdout).expect("one JSON document");
+    let subjects: Vec<&str> = document["changes"].as_array().expect("changes").iter().filter_map(|c| c["subject"].as_str()).collect();
+    assert!(document["same"] == false && ["path", "drops", "findings"].iter().all(|s| subjects.contains(s)), "{document}");
+    let wide = run(&mut Command::new(PLUGIN), &["trace", "-o", "wide", "--diff", &works, &drops]);
+    assert_eq!(code(&wide), 2, "{}", stderr(&wide));
+    let absent = run(&mut Command::new(PLUGIN), &["trace", "--diff", &works, "/nonexistent/x"]);
+    assert!(code(&absent) == 1 && stderr(&absent).contains("/nonexistent/x"), "{}", stderr(&absent));
+}
+
+#[test]
 fn nothing_seen_is_exit_code_3() {
     let dir = Dir::new("nothing");
     let out = run(&mut with_helper(&dir, &session(&[])), &["trace", "--lab", "curl", "httpbin", "--no-probe", "--duration", "50ms"]);
@@ -260,6 +276,18 @@ fn completion_answers_kubectl() {
     symlink(PLUGIN, &link).expect("link");
     let out = run(Command::new(&link).env("SOCKPATH_LAB_PROGRAM", helper), &["trace", "--lab", ""]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "curl\tpod\nhttpbin\tpod\nnode/node-1\tnode\n:4\n");
+    let config = dir.join("config");
+    let contexts =
+        "contexts: [{name: prod-eu, context: {cluster: c}}, {name: prod-us, context: {cluster: c}}, {name: test, context: {cluster: c}}]\n";
+    fs::write(&config, contexts).expect("a kubeconfig");
+    let ask = ["status", "--kubeconfig", config.to_str().expect("UTF-8"), "--context", "prod"];
+    let out = run(&mut Command::new(&link), &ask);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "prod-eu\tcontext\nprod-us\tcontext\n:4\n");
+    // Nothing is printed on failure, and nothing waits for a file that does not end.
+    for file in ["/nonexistent/config", "/dev/zero"] {
+        let out = run(&mut Command::new(&link), &["status", "--kubeconfig", file, "--context", ""]);
+        assert_eq!((String::from_utf8_lossy(&out.stdout), stderr(&out)), (":4\n".into(), String::new()), "{file}");
+    }
     for shell in ["bash", "zsh", "fish", "powershell"] {
         let out = run(&mut Command::new(PLUGIN), &["completion", shell]);
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("__complete"), "{shell}");

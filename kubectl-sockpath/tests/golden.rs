@@ -6,9 +6,15 @@ use std::sync::Arc;
 
 use kubectl_sockpath::output::Machine;
 use kubectl_sockpath::recording;
-use kubectl_sockpath::render::{html, pcapng, waterfall, wide};
+use kubectl_sockpath::render::{diff, html, pcapng, plain, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
+
+use golden_files::check;
+
+mod browser;
+mod golden_files;
+mod xml;
 
 fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
@@ -28,24 +34,6 @@ fn recordings() -> Vec<(String, PathBuf)> {
 
 fn report_of(path: &Path) -> Report {
     report::report(&Arc::new(recording::replay(path).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()))))
-}
-
-fn check(name: &str, rendered: &str) {
-    let path = dir("golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, rendered).expect("golden file is written");
-        return;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; UPDATE_GOLDEN=1 writes it", path.display()));
-    if expected != rendered {
-        let line = expected.lines().zip(rendered.lines()).position(|(a, b)| a != b).unwrap_or(0);
-        panic!(
-            "{name} differs from line {}:\n  golden:   {:?}\n  rendered: {:?}\nUPDATE_GOLDEN=1 accepts what is rendered",
-            line + 1,
-            expected.lines().nth(line),
-            rendered.lines().nth(line)
-        );
-    }
 }
 
 #[test]
@@ -92,7 +80,7 @@ fn unreadable_rules_are_reported_where_they_had_an_effect() {
     assert_eq!(unread("lab-cross-node", true), None, "nothing was rewritten");
 }
 
-/// Packets arrive when their ways end, not when they begin.
+/// Packets arrive when their paths end, not when they begin.
 #[test]
 fn packets_are_listed_by_the_time_of_their_first_hop() {
     for (name, path) in recordings() {
@@ -118,6 +106,39 @@ fn wide_tables() {
 }
 
 #[test]
+fn plain_reports_have_no_drawing_characters() {
+    for (name, path) in recordings() {
+        let report = report_of(&path);
+        let text = plain::render(&report);
+        assert!(text.is_ascii() && !text.lines().any(|l| l.starts_with(' ')), "{name}: {}", &*text);
+        for finding in &report.findings {
+            assert!(text.contains(&*finding.text), "{name}: {}", finding.text);
+        }
+    }
+    for name in ["same-node-service", "lab-nft-drop"] {
+        check(&format!("{name}.plain.txt"), &plain::render(&report_of(&dir("recordings").join(format!("{name}.jsonl")))));
+    }
+}
+
+#[test]
+fn differences() {
+    let of = |name: &str| report_of(&dir("recordings").join(format!("{name}.jsonl")));
+    let (works, dropped, across) = (of("same-node-service"), of("same-node-drop"), of("cross-node-vxlan"));
+    let text = |a: &Report, b: &Report, width| diff::render(&report::diff::diff(a, b), a, b, &Style::plain(width));
+    check("drop.diff.txt", &text(&works, &dropped, 80));
+    check("cross-node.diff.txt", &text(&works, &across, 80));
+    check("same.diff.txt", &text(&works, &works, 80));
+    check("drop.diff.json", &Machine::document(&report::diff::diff(&works, &dropped)).expect("JSON"));
+    for (a, b) in [(&works, &dropped), (&works, &across), (&dropped, &across)] {
+        for width in 40..=120 {
+            for line in text(a, b, width).lines() {
+                assert!(columns(line) <= width && line.trim_end() == line, "{width}: {line:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn documents() {
     for name in ["same-node-drop", "in-pod", "no-endpoints", "unexpected-dnat-lost"] {
         let report = report_of(&dir("recordings").join(format!("{name}.jsonl")));
@@ -136,10 +157,76 @@ fn pages_are_whole_and_need_nothing_else() {
     }
 }
 
+/// What assistive programs, links and style sheets refer to is there, in every page.
+#[test]
+fn pages_are_well_formed_and_accessible() {
+    for (name, path) in recordings() {
+        let page = html::render(&report_of(&path));
+        let body = page.split_once("<body>").and_then(|(_, b)| b.rsplit_once("</body>")).expect("a body").0;
+        let elements = xml::check(&name, &format!("<body>{body}</body>"));
+        let ids: Vec<&str> = elements.iter().filter_map(|e| e.attribute("id")).collect();
+        let count = |tag: &str| elements.iter().filter(|e| e.name == tag).count();
+        assert_eq!([count("main"), count("header"), count("footer"), count("nav"), count("h1")], [1; 5], "{name}");
+        assert_eq!(count("script"), 0, "{name}");
+        for element in &elements {
+            let named = |attribute: &str| element.attribute(attribute).into_iter().flat_map(|v| v.split(' ')).collect::<Vec<_>>();
+            assert!(named("aria-labelledby").iter().all(|id| ids.contains(id)), "{name}: {element:?}");
+            match element.name.as_str() {
+                "svg" => assert!(element.attribute("role") == Some("img") && named("aria-labelledby").len() == 2, "{name}: {element:?}"),
+                "section" => assert_eq!(named("aria-labelledby").len(), 1, "{name}: {element:?}"),
+                "th" => assert!(element.attribute("scope").is_some(), "{name}: {element:?}"),
+                "a" => {
+                    let target = element.attribute("href").and_then(|h| h.strip_prefix('#')).expect("a link within the page");
+                    assert!(ids.contains(&target), "{name}: {element:?}");
+                }
+                _ => {}
+            }
+            let scrolls = element.attribute("class") == Some("scroll");
+            assert!(!scrolls || element.attribute("tabindex") == Some("0"), "{name}: the keyboard reaches what scrolls");
+        }
+        assert!(page.contains("prefers-color-scheme:dark") && page.contains("@media print"), "{name}");
+        let first = body.find("id=\"findings\"").expect("findings");
+        assert!(
+            ["picture", "time"].iter().all(|id| body.find(&format!("id=\"{id}\"")).is_some_and(|at| at > first)),
+            "{name}: findings come first"
+        );
+    }
+}
+
+#[test]
+fn a_page_of_many_packets_stays_small_and_shows_those_that_ended() {
+    let capture = Arc::new(recording::read(&repeated("same-node-drop", 3_000)[..], "many").expect("capture"));
+    let page = html::render(&report::report(&capture));
+    assert!(page.len() < 400_000, "{} bytes", page.len());
+    assert!(page.contains("24 of 3000 packets") && page.contains("dropped: NETFILTER_DROP"));
+    assert_eq!(page.matches("<details class=\"packet\">").count(), 24);
+}
+
 #[test]
 fn a_page() {
     let report = report_of(&dir("recordings").join("same-node-service.jsonl"));
     check("same-node-service.html", &html::render(&report));
+}
+
+/// In a real browser: nothing is wider than a phone or a desktop, in light and dark.
+#[test]
+fn pages_fit_phones_and_desktops() {
+    let Some(browser) = browser::find() else {
+        eprintln!("skipped: no Chromium or Chrome in PATH");
+        return;
+    };
+    for name in ["same-node-service", "cross-node-vxlan", "lab-nft-drop", "nothing-seen"] {
+        let page = html::render(&report_of(&dir("recordings").join(format!("{name}.jsonl"))));
+        for (width, form) in [(360, "tall"), (1280, "wide")] {
+            match browser::measure(&browser, &page, width) {
+                Ok(seen) => {
+                    assert!(seen.content <= seen.window, "{name} at {width}: {seen:?}");
+                    assert_eq!(seen.form, form, "{name} at {width}: {seen:?}");
+                }
+                Err(why) => eprintln!("skipped {name} at {width}: {why}"),
+            }
+        }
+    }
 }
 
 #[test]

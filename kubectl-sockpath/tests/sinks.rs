@@ -10,13 +10,16 @@ use std::sync::Arc;
 use kubectl_sockpath::output::Text;
 use kubectl_sockpath::recording;
 use kubectl_sockpath::render::pairs::{self, Changes, NodePairs};
-use kubectl_sockpath::render::{bypassed, html, pcapng, waterfall, wide};
+use kubectl_sockpath::render::picture::{Picture, mermaid, svg};
+use kubectl_sockpath::render::{bypassed, diff, html, pcapng, perfetto, plain, waterfall, wide};
 use kubectl_sockpath::report::{self, Report};
 use kubectl_sockpath::terminal::Style;
 use serde_json::Value;
 use sockpath_protocol::accel::{Pair, PairState, PairsSnapshot, Reason, Totals};
 use sockpath_protocol::bypass::{BypassKind, Bypassed};
 use sockpath_protocol::text::{columns, is_harmless};
+
+mod xml;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-sockpath");
 
@@ -245,12 +248,31 @@ fn exports(what: &str, report: &Report) {
     }
     let tags = page.matches('<').count();
     assert_eq!(tags, page.matches('>').count(), "{what}");
+    let picture = Picture::of(report);
+    let drawn = svg::render(&picture);
+    assert_harmless(what, &drawn, &Style::plain(80));
+    xml::check(what, &drawn);
+    let flowchart = mermaid::render(&picture);
+    assert_harmless(what, &flowchart, &Style::plain(80));
+    for line in flowchart.lines() {
+        assert!(line.matches('"').count() % 2 == 0 && !line.contains("<script") && !line.contains('`'), "{what}: {line}");
+    }
     let mut document = Vec::new();
     kubectl_sockpath::output::write_document(report, &mut document).expect("JSON");
     let document = String::from_utf8(document).expect("UTF-8");
     assert!(document.chars().all(|c| c == '\n' || is_harmless(c)), "{what}");
     let value: Value = serde_json::from_str(&document).expect("one JSON document");
     assert_eq!(value["packets"].as_array().map(Vec::len), Some(report.packets.len()));
+    let style = Style::plain(80);
+    assert_harmless(what, &plain::render(report), &style);
+    let empty = report::report(&Arc::new(recording::read(&spoiled("nothing-seen.jsonl", 0)[..], "x").expect("a capture")));
+    let found = report::diff::diff(&empty, report);
+    assert_harmless(what, &diff::render(&found, &empty, report, &style), &style);
+    let mut events = Vec::new();
+    perfetto::write(report, &mut events).expect("a trace");
+    let events = String::from_utf8(events).expect("UTF-8");
+    assert!(events.chars().all(|c| c == '\n' || is_harmless(c)), "{what}");
+    assert!(serde_json::from_str::<Value>(&events).is_ok(), "{what}");
     let mut capture = Vec::new();
     pcapng::write(report, &mut capture).expect("a capture file");
     for harmful in ["\x1b[2J", "\x1b]0;", "\u{202e}txt", "\u{200b}\u{200c}"] {

@@ -7,7 +7,7 @@ mod client;
 mod follow;
 mod garbage;
 mod helper_pod;
-mod kubeconfig;
+pub(crate) mod kubeconfig;
 mod lookup;
 #[cfg(test)]
 mod manifests_tests;

@@ -11,9 +11,11 @@ use clap::{Arg, ArgAction, FromArgMatches};
 
 use crate::backend::Backend;
 use crate::cli::{self, Global, Shell};
+use crate::cluster;
 use crate::exit::Exit;
 use crate::inventory::{Inventory, Kind};
 use crate::output::{self, Text};
+use crate::report;
 
 /// First argument that asks for completion; what kubectl's completer name means to us, for shells.
 const ASK: &str = "__complete";
@@ -42,10 +44,20 @@ enum Wanted {
     Choices(Vec<(String, String)>),
     /// Names of these kinds, each with its prefix.
     Names(Vec<(Kind, &'static str)>),
+    /// Names in the kubeconfig.
+    Kubeconfig(Entries),
     /// A file.
     File,
     /// Nothing that can be known.
     Unknown,
+}
+
+/// Entries of a kubeconfig.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entries {
+    Contexts,
+    Clusters,
+    Users,
 }
 
 /// Prints what may stand at the place of the last word. Errors are not printed: a shell has no place for them.
@@ -59,6 +71,13 @@ pub async fn run(words: &[String]) -> Exit {
         Wanted::Choices(choices) => (choices, NO_FILES),
         Wanted::File => (Vec::new(), FILES),
         Wanted::Unknown => (Vec::new(), NO_FILES),
+        Wanted::Kubeconfig(entries) => {
+            let global = global(&command, done);
+            // A file can be a pipe that nothing writes to.
+            let read = tokio::task::spawn_blocking(move || in_kubeconfig(&global, entries));
+            let names = tokio::time::timeout(PATIENCE, read).await;
+            (names.ok().and_then(Result::ok).unwrap_or_default(), NO_FILES)
+        }
         Wanted::Names(kinds) => {
             let names = tokio::time::timeout(PATIENCE, names(global(&command, done), &kinds)).await;
             (names.ok().and_then(Result::ok).unwrap_or_default(), NO_FILES)
@@ -83,16 +102,18 @@ fn wanted(root: &clap::Command, done: &[String], current: &str) -> Wanted {
     let mut command = root;
     let mut path: Vec<&str> = Vec::new();
     let mut positionals = 0;
-    let mut pending: Option<&Arg> = None;
+    // An option that takes values, and how many are still to come.
+    let mut pending: Option<(&Arg, usize)> = None;
     for word in done {
         if word == "--" {
             return Wanted::File;
         }
-        if pending.take().is_some() {
+        if let Some((arg, left)) = pending.take() {
+            pending = (left > 1).then_some((arg, left - 1));
             continue;
         }
         if let Some(flag) = word.strip_prefix('-').filter(|f| !f.is_empty()) {
-            pending = if word.contains('=') { None } else { find(root, command, flag).filter(|a| takes_value(a)) };
+            pending = if word.contains('=') { None } else { find(root, command, flag).filter(|a| takes_value(a)).map(|a| (a, values(a))) };
         } else if let Some(sub) = command.get_subcommands().find(|c| c.get_name() == word) {
             path.push(sub.get_name());
             command = sub;
@@ -101,7 +122,7 @@ fn wanted(root: &clap::Command, done: &[String], current: &str) -> Wanted {
             positionals += 1;
         }
     }
-    if let Some(arg) = pending {
+    if let Some((arg, _)) = pending {
         return value_of(arg);
     }
     if current.starts_with('-') {
@@ -124,7 +145,10 @@ fn wanted(root: &clap::Command, done: &[String], current: &str) -> Wanted {
             (Kind::StatefulSet, "sts/"),
             (Kind::Node, "node/"),
         ]),
-        (["accelerate"], _) | (["lab", "exec"], 0) => Wanted::Names(vec![(Kind::Pod, "")]),
+        (["accelerate"], _) => {
+            Wanted::Names(vec![(Kind::Pod, ""), (Kind::Service, "svc/"), (Kind::Deployment, "deploy/"), (Kind::StatefulSet, "sts/")])
+        }
+        (["lab", "exec"], 0) => Wanted::Names(vec![(Kind::Pod, "")]),
         _ => command.get_positionals().nth(positionals).map_or(Wanted::Unknown, value_of),
     }
 }
@@ -142,9 +166,21 @@ fn takes_value(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Set | ArgAction::Append) && !arg.is_require_equals_set()
 }
 
+/// How many values an option takes.
+fn values(arg: &Arg) -> usize {
+    arg.get_num_args().map_or(1, |range| range.min_values()).max(1)
+}
+
 fn value_of(arg: &Arg) -> Wanted {
     if arg.get_id() == "namespace" || arg.get_id() == "helper_namespace" {
         return Wanted::Names(vec![(Kind::Namespace, "")]);
+    }
+    match arg.get_id().as_str() {
+        "context" => return Wanted::Kubeconfig(Entries::Contexts),
+        "cluster" => return Wanted::Kubeconfig(Entries::Clusters),
+        "user" => return Wanted::Kubeconfig(Entries::Users),
+        "explain" => return Wanted::Choices(report::kind::KINDS.iter().map(|k| (k.id.to_owned(), k.title.to_owned())).collect()),
+        _ => {}
     }
     let possible = arg.get_possible_values();
     if !possible.is_empty() {
@@ -214,6 +250,17 @@ fn only_options(root: &clap::Command, done: &[String]) -> Vec<String> {
         }
     }
     kept
+}
+
+/// Names of these entries with what they are; nothing if the file cannot be read.
+fn in_kubeconfig(global: &Global, entries: Entries) -> Vec<(String, String)> {
+    let Ok(config) = cluster::kubeconfig::read(global.kubeconfig.as_deref()) else { return Vec::new() };
+    let (names, word): (Vec<String>, _) = match entries {
+        Entries::Contexts => (config.contexts.into_iter().map(|c| c.name).collect(), "context"),
+        Entries::Clusters => (config.clusters.into_iter().map(|c| c.name).collect(), "cluster"),
+        Entries::Users => (config.auth_infos.into_iter().map(|u| u.name).collect(), "user"),
+    };
+    names.into_iter().map(|name| (name, word.to_owned())).collect()
 }
 
 async fn names(global: Global, kinds: &[(Kind, &str)]) -> Result<Vec<(String, String)>> {
@@ -327,6 +374,7 @@ mod tests {
         match wanted(&Cli::command(), &done, current) {
             Wanted::Choices(c) => c.into_iter().map(|(v, _)| v).filter(|v| v.starts_with(current)).collect(),
             Wanted::Names(kinds) => kinds.iter().map(|(k, p)| format!("<{p}{}>", k.word())).collect(),
+            Wanted::Kubeconfig(entries) => vec![format!("<{entries:?}>")],
             Wanted::File => vec!["<file>".to_owned()],
             Wanted::Unknown => Vec::new(),
         }
@@ -338,14 +386,20 @@ mod tests {
         assert_eq!(choices(&[], "acc"), ["accelerate"]);
         assert_eq!(choices(&["lab"], "e"), ["exec"]);
         assert_eq!(choices(&["completion"], ""), ["bash", "zsh", "fish", "powershell"]);
-        assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "yaml"]);
+        assert_eq!(choices(&["trace", "curl", "web", "-o"], ""), ["wide", "json", "jsonl", "mermaid", "plain", "yaml"]);
         assert_eq!(choices(&["trace"], "--no"), ["--no-probe", "--no-rules"]);
         assert!(choices(&["trace"], "--la").contains(&"--lab".to_owned()));
         let workloads = ["<deploy/Deployment>", "<sts/StatefulSet>", "<node/node>"];
         assert_eq!(choices(&["trace"], ""), [&["<pod>"][..], &workloads[..]].concat());
         assert_eq!(choices(&["--lab", "trace", "curl"], ""), [&["<pod>", "<svc/Service>"][..], &workloads[..]].concat());
         assert_eq!(choices(&["trace", "-n"], ""), ["<namespace>"]);
-        assert_eq!(choices(&["trace", "--record"], ""), ["<file>"]);
+        assert_eq!(choices(&["status", "--context"], ""), ["<Contexts>"]);
+        assert_eq!(choices(&["trace", "--explain"], "no-e"), ["no-endpoints"]);
+        assert_eq!(choices(&["accelerate", "web"], ""), ["<pod>", "<svc/Service>", "<deploy/Deployment>", "<sts/StatefulSet>"]);
+        assert_eq!(choices(&["trace", "--diff", "a"], ""), ["<file>"]);
+        for option in ["--record", "--html", "--svg", "--perfetto", "--diff"] {
+            assert_eq!(choices(&["trace", option], ""), ["<file>"], "{option}");
+        }
         assert_eq!(choices(&["lab", "exec"], ""), ["<pod>"]);
         assert_eq!(choices(&["lab", "exec", "curl", "--"], ""), ["<file>"]);
     }

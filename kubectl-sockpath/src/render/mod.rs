@@ -3,12 +3,16 @@
 mod axis;
 pub mod bypassed;
 mod columns;
+pub mod diff;
 pub mod heading;
 pub mod html;
 mod line;
 mod page;
 pub mod pairs;
 pub mod pcapng;
+pub mod perfetto;
+pub mod picture;
+pub mod plain;
 mod shorten;
 pub(crate) mod table;
 pub mod waterfall;

@@ -131,15 +131,16 @@ fn is_end(stage: &StageRow, report: &Report) -> bool {
         && report.stages.iter().rev().find(|s| s.seen == Seen::Observed).is_some_and(|last| std::ptr::eq(last, stage))
 }
 
-fn at(rewrite: &RewriteRow, stage: &StageRow) -> bool {
+/// Whether an address was translated in this stage.
+pub(super) fn at(rewrite: &RewriteRow, stage: &StageRow) -> bool {
     rewrite.stage == stage.id
         && Some(rewrite.node.as_str()) == stage.node.as_deref()
         && rewrite.pod == stage.pod
         && (rewrite.device == stage.device || rewrite.device.is_none() || stage.device.is_none())
 }
 
-fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut Text) {
-    let arrow = if style.unicode { "→" } else { "->" };
+/// `10.96.0.10:80 → 10.42.1.3:8080  DNAT KUBE-SEP-X`.
+pub(super) fn rewrite_words(rewrite: &RewriteRow, arrow: &str) -> String {
     let kind = match rewrite.kind {
         RewriteKind::Dnat => "DNAT",
         RewriteKind::Snat => "SNAT",
@@ -147,14 +148,18 @@ fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut Text) {
         RewriteKind::UnSnat => "SNAT undone",
     };
     let rule = rewrite.rule.as_ref().map_or_else(String::new, |r| format!(" {r}"));
-    let text = format!("{} {arrow} {}  {kind}{rule}", rewrite.from, rewrite.to);
+    format!("{} {arrow} {}  {kind}{rule}", rewrite.from, rewrite.to)
+}
+
+fn draw_rewrite(rewrite: &RewriteRow, style: &Style, out: &mut Text) {
+    let text = rewrite_words(rewrite, if style.unicode { "→" } else { "->" });
     for (i, line) in wrap(&text, style.width.saturating_sub(STEP + 3)).iter().enumerate() {
         Line::new(style).to(STEP + 1 + if i == 0 { 0 } else { 2 }).paint(Paint::Rewrite, line).end(out);
     }
 }
 
 /// Stages that were not observed, in one line: `S2 S3 S5 inferred, S4 route cached, S9 S13 unseen`.
-fn folded(stages: &[&StageRow]) -> String {
+pub(super) fn folded(stages: &[&StageRow]) -> String {
     let mut parts: Vec<(&str, Vec<&str>)> = Vec::new();
     for stage in stages.iter().filter(|s| s.seen != Seen::Observed) {
         let why = match (stage.seen, stage.id) {
@@ -221,7 +226,8 @@ fn path_end(report: &Report, style: &Style, out: &mut Text) {
     }
 }
 
-fn drop_text(d: &DropRow) -> String {
+/// What dropped packets, where, and how often.
+pub(super) fn drop_text(d: &DropRow) -> String {
     let place = match (&d.pod, &d.node) {
         (Some(pod), _) => format!(" in pod {pod}"),
         (None, Some(node)) => format!(" on {node}"),
@@ -235,7 +241,8 @@ fn drop_text(d: &DropRow) -> String {
     format!("dropped: {} in {step}{}{place}{device}{location}{detail}{times}", d.reason, d.stage.stage().name)
 }
 
-fn vanished_text(v: &VanishedRow) -> String {
+/// Where packets were seen last.
+pub(super) fn vanished_text(v: &VanishedRow) -> String {
     let place = match (&v.pod, &v.node) {
         (Some(pod), _) => format!(" in pod {pod}"),
         (None, Some(node)) => format!(" on {node}"),
@@ -294,9 +301,9 @@ fn compact(leg: &Leg, word: &str, direction: Direction, report: &Report, layout:
     }
 }
 
-fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text) {
-    let Some(total) = report.end_to_end.p50_ns else { return };
-    out.end_line();
+/// The time from end to end and what it consists of; empty if it is not known.
+pub(super) fn summary_parts(report: &Report, request: &LegSummary) -> Vec<String> {
+    let Some(total) = report.end_to_end.p50_ns else { return Vec::new() };
     let mut parts = vec![format!("{} end to end (p50)", nanos(total))];
     if let Some(p99) = report.end_to_end.p99_ns.filter(|_| request.count > 1) {
         parts.push(format!("{} p99", nanos(p99)));
@@ -306,6 +313,13 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text)
     }
     let stacks = if report.stack_traversals == 1 { "network stack" } else { "network stacks" };
     parts.push(format!("{} {stacks}", report.stack_traversals));
+    parts
+}
+
+fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text) {
+    let Some(total) = report.end_to_end.p50_ns else { return };
+    out.end_line();
+    let parts = summary_parts(report, request);
     for line in wrap(&parts.join(", "), style.width) {
         Line::new(style).paint(Paint::Heading, &line).end(out);
     }
@@ -326,7 +340,7 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text)
     }
 }
 
-fn percent(part: u64, whole: u64) -> u64 {
+pub(super) fn percent(part: u64, whole: u64) -> u64 {
     (u128::from(part) * 100 + u128::from(whole) / 2).checked_div(u128::from(whole)).and_then(|p| u64::try_from(p).ok()).unwrap_or(0)
 }
 

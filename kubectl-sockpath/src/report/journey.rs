@@ -178,7 +178,7 @@ pub(super) fn chains(capture: &Capture) -> Vec<Vec<usize>> {
     chains
 }
 
-/// When a packet was seen first, on the plugin's clock. Packets arrive when their ways end, which a slow reader or a late observation
+/// When a packet was seen first, on the plugin's clock. Packets arrive when their paths end, which a slow reader or a late observation
 /// delays, and a sample of them is in no order.
 fn began(capture: &Capture, index: usize) -> Option<i128> {
     let (helper, packet) = capture.packets.get(index)?;

@@ -6,6 +6,8 @@ mod absent;
 mod assemble;
 mod capture;
 mod causes;
+mod common_clock;
+pub mod diff;
 pub mod document;
 pub mod explain;
 mod findings;
@@ -19,13 +21,15 @@ mod overhead;
 pub mod packets;
 mod repeats;
 pub mod rewrites;
+mod spread;
 mod still_open;
 pub mod times;
 mod untranslated;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
+pub use common_clock::CommonClock;
 pub use document::{Finding, Report, Severity};
-pub use journey::Journey;
+pub use journey::{Journey, is_netfilter};
 pub use packets::Packets;
 
 /// The report on what was captured. It keeps the capture, which its packets are read from.

@@ -26,6 +26,9 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     if let Some(word) = &args.explain {
         return output::explain(word, &style);
     }
+    if let Some([before, after]) = args.diff.as_deref() {
+        return output::diff(before, after, args, &style);
+    }
     if let Some(path) = &args.replay {
         return replay(path, args, &style);
     }
@@ -40,7 +43,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let (Some(source), Some(target)) = (&args.source, &args.target) else {
         return Err(UsageError::new("SOURCE and TARGET are required"));
     };
-    for path in [&args.html, &args.pcapng].into_iter().flatten() {
+    for path in [&args.html, &args.svg, &args.perfetto, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
     let recorder = args.record.as_deref().map(Recorder::create).transpose()?;

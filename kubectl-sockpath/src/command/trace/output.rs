@@ -11,7 +11,9 @@ use crate::cli::{self, TraceOutput};
 use crate::exit::{Exit, UsageError};
 use crate::output::{Machine, emit, emit_document, print};
 use crate::recording;
-use crate::render::{html, pcapng, waterfall, wide};
+use crate::render::diff::render as render_diff;
+use crate::render::picture::{Picture, mermaid, svg};
+use crate::render::{html, pcapng, perfetto, plain, waterfall, wide};
 use crate::report;
 use crate::terminal::Style;
 
@@ -30,6 +32,19 @@ pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Ex
     Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
 }
 
+/// Compares two recordings.
+pub(super) fn diff(before: &Path, after: &Path, args: &cli::Trace, style: &Style) -> Result<Exit> {
+    let of = |path| recording::replay(path).map(|capture| report::report(&Arc::new(capture)));
+    let (before, after) = (of(before)?, of(after)?);
+    let found = report::diff::diff(&before, &after);
+    match args.output {
+        None => print(&render_diff(&found, &before, &after, style))?,
+        Some(TraceOutput::Json) => emit_document(&found)?,
+        Some(_) => return Err(UsageError::new("--diff prints text, or one document with -o json")),
+    }
+    Ok(Exit::Done)
+}
+
 /// Explains an id; all of them for an empty word.
 pub(super) fn explain(word: &str, style: &Style) -> Result<Exit> {
     let text = if word.is_empty() { Some(report::explain::list(style)) } else { report::explain::explain(word, style) };
@@ -46,6 +61,8 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
         None => print(&waterfall::render(report, style)),
         Some(TraceOutput::Wide) => print(&wide::render(report, style)),
         Some(TraceOutput::Json) => emit_document(report),
+        Some(TraceOutput::Plain) => print(&plain::render(report)),
+        Some(TraceOutput::Mermaid) => print(&mermaid::render(&Picture::of(report))),
         Some(TraceOutput::Jsonl | TraceOutput::Yaml) => Err(UsageError::new("this output format is not for a report")),
     }
 }
@@ -54,6 +71,13 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
 pub(super) fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
     if let Some(path) = &args.html {
         std::fs::write(path, html::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, svg::render(&Picture::of(report))).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.perfetto {
+        let write = || perfetto::write(report, &mut BufWriter::new(File::create(path)?));
+        write().with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.pcapng {
         let write = || pcapng::write(report, &mut BufWriter::new(File::create(path)?));

@@ -1,0 +1,82 @@
+//! The accelerated paths beside the normal one: measured, taken, or possible.
+
+use sockpath_protocol::stage::Side;
+
+use super::build::{is_same_node, namespace_title, node_title, push};
+use super::{Beside, Bypass, Item, Lane, Picture, State};
+use crate::duration::nanos;
+use crate::report::Report;
+
+/// Adds what the report knows of them.
+pub(super) fn add(report: &Report, picture: &mut Picture) {
+    let lanes: Vec<Side> = picture.lanes().map(|(_, lane)| lane.side).collect();
+    let (Some(from), Some(to)) = (lanes.iter().position(|s| *s == Side::Send), lanes.iter().rposition(|s| *s == Side::Receive)) else {
+        return;
+    };
+    let beside = |path, taken, text: String| Beside { path, taken, text, from, to };
+    if report.request.as_ref().is_some_and(|r| r.packets_of == "accelerated") {
+        let time = report.end_to_end.p50_ns.map_or_else(String::new, |t| format!(", {}", nanos(t)));
+        let skipped = skipped_node(report, picture, to);
+        picture.beside.push(Beside { to: to + usize::from(skipped), ..beside(Bypass::Socket, true, format!("socket path{time}")) });
+        return;
+    }
+    if let Some(leg) = &report.accelerated {
+        let time = leg.end_to_end.p50_ns.map_or_else(|| "time unknown".to_owned(), nanos);
+        let saving = report.saving.map_or_else(String::new, |s| match s.share {
+            share if share >= 0.0 => format!(", {:.0} % less time", share * 100.0),
+            share => format!(", {:.0} % more time", -share * 100.0),
+        });
+        picture.beside.push(beside(Bypass::Socket, true, format!("socket path: {time}{saving}")));
+    }
+    if is_redirected(report, picture) {
+        picture.beside.push(beside(
+            Bypass::Short,
+            true,
+            "redirected from device to device: the short path, or another tc program".to_owned(),
+        ));
+    }
+    if report.findings.iter().any(|f| f.id == "could-accelerate") && picture.beside.is_empty() {
+        picture.beside.push(beside(Bypass::Socket, false, "socket path: possible, --compare measures it".to_owned()));
+        picture.beside.push(beside(Bypass::Short, false, "short path: possible (accelerate)".to_owned()));
+    }
+}
+
+/// Bytes from socket to socket pass the node beside its stack: it is shown, as skipped. Returns whether there is such a node.
+fn skipped_node(report: &Report, picture: &mut Picture, to: usize) -> bool {
+    let Some(node) = report.source.node.as_deref().filter(|_| is_same_node(report) && to > 0) else { return false };
+    let mut nodes = Vec::new();
+    let skipped = (namespace_title(Some(node), None), "skipped: devices, bridge, netfilter, routing".to_owned());
+    for old in std::mem::take(&mut picture.nodes) {
+        for ns in old.namespaces {
+            for lane in ns.lanes {
+                if lane.side == Side::Receive {
+                    let empty = Lane { side: Side::Transit, items: Vec::new(), took_ns: None };
+                    push(&mut nodes, &node_title(report, Some(node)), skipped.clone(), State::Skipped, empty);
+                }
+                push(&mut nodes, &old.title, (ns.title.clone(), ns.detail.clone()), ns.state, lane);
+            }
+        }
+    }
+    picture.nodes = nodes;
+    let lanes = picture.lanes().count();
+    picture.links = vec![super::Link { kind: super::LinkKind::Unknown, taken: false }; lanes.saturating_sub(1)];
+    true
+}
+
+/// Packets that reached the other pod of the node although the node's stack neither filtered nor queued them, while the hooks that show this
+/// were attached.
+fn is_redirected(report: &Report, picture: &Picture) -> bool {
+    let complete = report.request.as_ref().is_some_and(|r| r.complete);
+    let hooks = |word: &str| report.nodes.iter().all(|n| n.hooks.iter().any(|h| h.contains(word)));
+    let transit: Vec<&Item> = picture.lanes().filter(|(_, l)| l.side == Side::Transit).flat_map(|(_, lane)| &lane.items).collect();
+    let only_arrives = |item: &&Item| match item {
+        Item::Stage(s) => matches!(s.name, "veth crossing" | "node receives"),
+        _ => true,
+    };
+    is_same_node(report)
+        && complete
+        && hooks("net_dev_queue")
+        && hooks("netfilter/")
+        && !transit.is_empty()
+        && transit.iter().all(only_arrives)
+}
