@@ -49,7 +49,7 @@ pub struct Which {
     pub selector: Option<String>,
 }
 
-/// Follows objects until the receiver is dropped. `what` completes "cannot ...", e.g. `watch the pods of namespace shop`.
+/// Follows objects of namespaces until the receiver is dropped. `what` completes "cannot ...", e.g. `watch the pods of namespace shop`.
 pub async fn follow<K>(api: Api, which: Which, what: String, sink: mpsc::Sender<Change<K>>)
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -58,6 +58,21 @@ where
         Some(namespace) => kube::Api::namespaced(api.client(), namespace),
         None => kube::Api::all(api.client()),
     };
+    follow_all(objects, api.server(), which, what, sink).await;
+}
+
+/// The same for objects of the cluster: nodes, namespaces.
+pub async fn follow_in_cluster<K>(api: Api, which: Which, what: String, sink: mpsc::Sender<Change<K>>)
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    follow_all(kube::Api::all(api.client()), api.server(), which, what, sink).await;
+}
+
+async fn follow_all<K>(objects: kube::Api<K>, server: &str, which: Which, what: String, sink: mpsc::Sender<Change<K>>)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let field_selector = which.name.as_ref().map(|name| format!("metadata.name={name}"));
     let config = Config { label_selector: which.selector.clone(), field_selector, ..Config::default() };
     let mut events = pin!(watcher(objects.clone(), config.clone()));
@@ -82,7 +97,7 @@ where
             Some(Ok(Event::Apply(object))) => Change::Applied(object),
             Some(Ok(Event::Delete(object))) => Change::Deleted(object),
             Some(Err(error)) => {
-                match setback(&what, &error, api.server()) {
+                match setback(&what, &error, server) {
                     Setback::Refused(p) => {
                         let _ = sink.send(Change::Refused(p)).await;
                         return;

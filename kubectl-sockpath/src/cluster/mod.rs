@@ -25,6 +25,7 @@ mod remedy;
 mod service_info;
 mod start;
 mod startup;
+mod surroundings;
 mod waiting;
 mod watch;
 mod workload;

@@ -26,6 +26,8 @@ pub struct PodNews {
     pub text: String,
     /// It is not there any more: nothing of it will be seen from now on.
     pub gone: bool,
+    /// It has another address, and with it another network namespace.
+    pub readdressed: bool,
 }
 
 /// Watches pods until it is dropped.
@@ -105,6 +107,7 @@ impl Seen {
         if self.gone {
             return Vec::new();
         }
+        let ips = self.ips.clone();
         let texts = match change {
             Change::Listed { objects, .. } => match objects.first() {
                 Some(pod) => self.compare(name, pod),
@@ -116,7 +119,8 @@ impl Seen {
             Change::Deleted(_) | Change::Refused(_) => Vec::new(),
         };
         let last = texts.len().saturating_sub(1);
-        let news = |(i, text)| PodNews { uid: self.uid.clone(), text, gone: self.gone && i == last };
+        let readdressed = self.ips != ips;
+        let news = |(i, text)| PodNews { uid: self.uid.clone(), text, gone: self.gone && i == last, readdressed: readdressed && i == last };
         texts.into_iter().enumerate().map(news).collect()
     }
 

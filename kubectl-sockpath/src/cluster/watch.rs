@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use sockpath_protocol::accel::PodName;
 use tokio::sync::mpsc;
 
 use super::client::Api;
-use super::follow::{Change, Which, follow};
+use super::follow::{Change, Which, follow, follow_in_cluster};
 use super::network_policy::{Subject, Subjects, touched};
+use super::surroundings::Surroundings;
 
 /// Changes that wait for us before the followers have to.
 const CHANGES_AHEAD: usize = 256;
@@ -22,6 +23,15 @@ pub enum News {
     Pods,
     /// A pod was deleted.
     Gone(PodName),
+    /// Something happened to a node.
+    Node {
+        /// The node.
+        name: String,
+        /// What happened, as a sentence.
+        text: String,
+    },
+    /// A namespace is being deleted.
+    Terminating(String),
     /// NetworkPolicies changed.
     Policies {
         /// What changed, in words.
@@ -40,46 +50,111 @@ pub enum News {
 pub struct Watch {
     pods: mpsc::Receiver<Change<Pod>>,
     policies: mpsc::Receiver<Change<NetworkPolicy>>,
+    nodes: mpsc::Receiver<Change<Node>>,
+    namespaces: mpsc::Receiver<Change<Namespace>>,
     known: Known,
+    surroundings: Surroundings,
+    /// What comes after what was returned last.
+    pending: Option<News>,
+    /// Begins to follow; absent where nothing changes.
+    begin: Option<Begin>,
+}
+
+/// What is followed.
+#[derive(Debug, Clone)]
+struct Begin {
+    api: Api,
+    /// Namespaces; all where that is absent.
+    places: Vec<Option<String>>,
+    selector: Option<String>,
 }
 
 impl Watch {
     /// Watches the pods that match a selector, and all policies, of these namespaces; of all when there are none.
     #[must_use]
     pub fn start(api: &Api, namespaces: &BTreeSet<String>, selector: Option<&str>) -> Self {
-        let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
-        let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
         let places: Vec<Option<String>> = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
-        for namespace in places {
-            let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
-            let which = Which { namespace: namespace.clone(), name: None, selector: selector.map(str::to_owned) };
-            tokio::spawn(follow(api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
-            let which = Which { namespace, name: None, selector: None };
-            tokio::spawn(follow(api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
-        }
-        Self { pods, policies, known: Known::default() }
+        let begin = Begin { api: api.clone(), places, selector: selector.map(str::to_owned) };
+        let mut watch = Self { begin: Some(begin), ..Self::nothing() };
+        watch.renew();
+        watch
     }
 
     /// Where nothing changes: the lab.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { pods: mpsc::channel(1).1, policies: mpsc::channel(1).1, known: Known::default() }
+        Self {
+            pods: mpsc::channel(1).1,
+            policies: mpsc::channel(1).1,
+            nodes: mpsc::channel(1).1,
+            namespaces: mpsc::channel(1).1,
+            known: Known::default(),
+            surroundings: Surroundings::default(),
+            pending: None,
+            begin: None,
+        }
+    }
+
+    /// Lists everything again, after connections were interrupted: a watch whose connection broke silently brings nothing for minutes.
+    pub fn renew(&mut self) {
+        if let Some(begin) = &self.begin {
+            (self.pods, self.policies) = begin.follow();
+            (self.nodes, self.namespaces) = begin.follow_surroundings();
+        }
     }
 
     /// What comes next; never, once nothing is watched any more. Cancel-safe.
     pub async fn next(&mut self) -> News {
         loop {
+            if let Some(news) = self.pending.take().or_else(|| self.surroundings.next()) {
+                return news;
+            }
             let news = tokio::select! {
                 // Policies first: what they pause must not be accelerated any longer than needed.
                 biased;
                 Some(change) = self.policies.recv() => self.known.policy(change),
-                Some(change) = self.pods.recv() => self.known.pod(change),
+                Some(change) = self.namespaces.recv() => self.surroundings.namespace(change),
+                Some(change) = self.nodes.recv() => self.surroundings.node(change),
+                Some(change) = self.pods.recv() => {
+                    if let Some(news) = self.surroundings.eviction(&change) {
+                        self.pending = self.known.pod(change);
+                        return news;
+                    }
+                    self.known.pod(change)
+                }
                 else => std::future::pending().await,
             };
             if let Some(news) = news {
                 return news;
             }
         }
+    }
+}
+
+impl Begin {
+    fn follow(&self) -> (mpsc::Receiver<Change<Pod>>, mpsc::Receiver<Change<NetworkPolicy>>) {
+        let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
+        let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
+        for namespace in &self.places {
+            let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
+            let which = Which { namespace: namespace.clone(), name: None, selector: self.selector.clone() };
+            tokio::spawn(follow(self.api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
+            let which = Which { namespace: namespace.clone(), name: None, selector: None };
+            tokio::spawn(follow(self.api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
+        }
+        (pods, policies)
+    }
+
+    /// Nodes and namespaces, as far as the user may see them.
+    fn follow_surroundings(&self) -> (mpsc::Receiver<Change<Node>>, mpsc::Receiver<Change<Namespace>>) {
+        let (node_sink, nodes) = mpsc::channel(CHANGES_AHEAD);
+        let (namespace_sink, namespaces) = mpsc::channel(CHANGES_AHEAD);
+        tokio::spawn(follow_in_cluster(self.api.clone(), Which::default(), "watch the nodes".to_owned(), node_sink));
+        for name in &self.places {
+            let which = Which { namespace: None, name: name.clone(), selector: None };
+            tokio::spawn(follow_in_cluster(self.api.clone(), which, "watch namespaces".to_owned(), namespace_sink.clone()));
+        }
+        (nodes, namespaces)
     }
 }
 
@@ -223,6 +298,7 @@ mod tests {
             Some(News::Policies { what, pause, resume }) => format!("{what}: -{} +{}", names(pause), names(resume)),
             Some(News::Pods) => "pods".to_owned(),
             Some(News::Gone(pod)) => format!("{pod} is gone"),
+            Some(News::Node { text, .. } | News::Terminating(text)) => text,
             Some(News::Unwatched(text)) => text,
             None => "nothing".to_owned(),
         }
@@ -300,6 +376,7 @@ mod tests {
             let news = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await.expect("news");
             received.insert(match news {
                 News::Pods | News::Gone(_) => "pods",
+                News::Node { .. } | News::Terminating(_) => "surroundings",
                 News::Policies { pause, .. } if pause.len() == 1 => "paused",
                 News::Policies { .. } => "else",
                 News::Unwatched(_) => "unwatched",

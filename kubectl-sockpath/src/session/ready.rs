@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sockpath_protocol::message::Hello;
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -26,9 +27,20 @@ pub struct Mailbox {
 impl Mailbox {
     /// An empty one, with the end to put requests in and the helper's clock.
     pub(super) fn new() -> (Self, mpsc::Sender<Request>, Clock) {
-        let (requests, inbox) = mpsc::channel(REQUESTS_AHEAD);
         let clock = Clock::default();
-        (Self { inbox, clock: clock.clone() }, requests, clock)
+        let (mailbox, requests) = Self::with(clock.clone());
+        (mailbox, requests, clock)
+    }
+
+    /// One for a helper whose clock is being measured.
+    pub(super) fn with(clock: Clock) -> (Self, mpsc::Sender<Request>) {
+        let (requests, inbox) = mpsc::channel(REQUESTS_AHEAD);
+        (Self { inbox, clock }, requests)
+    }
+
+    /// Sends what is put into it, and heartbeats in between.
+    pub(super) fn deliver(self, writer: Box<dyn AsyncWrite + Send + Unpin>) -> JoinHandle<()> {
+        tokio::spawn(talk(writer, self.inbox, self.clock, Duration::from_millis(HEARTBEAT_INTERVAL_MS)))
     }
 }
 
@@ -57,8 +69,7 @@ impl Ready {
         let mut ending = Ending::Kill;
         let error = match timeout(patience, reader.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) if hello.protocol == PROTOCOL_VERSION => {
-                let beat = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
-                let talk = tokio::spawn(talk(writer, mailbox.inbox, mailbox.clock, beat));
+                let talk = mailbox.deliver(writer);
                 return Ok(Self { hello, reader, talk, keeper });
             }
             Ok(Ok(Some(Message::Hello(hello)))) => SessionError::Version { protocol: hello.protocol, release: hello.version },

@@ -1,12 +1,14 @@
 //! One helper's stream: messages in, requests and heartbeats out.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sockpath_protocol::limits::LONGEST_MESSAGE;
 use sockpath_protocol::text::field_within;
-use sockpath_protocol::{Message, Request, SILENCE_TIMEOUT_MS};
+use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request, SILENCE_TIMEOUT_MS};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -117,18 +119,30 @@ impl Sink {
     }
 
     /// Queues an event whose line has this many bytes, when there is room for it; `false` if the receiver is gone.
-    async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
+    pub(super) async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
         let units = u32::try_from((bytes / ROOM_UNIT + 1).min(BYTES_AHEAD / ROOM_UNIT)).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units).await else { return false };
         self.events.send(Queued { helper, event, _room: room }).await.is_ok()
     }
 }
 
-/// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`].
-pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock) {
-    let silence = Duration::from_millis(SILENCE_TIMEOUT_MS);
+/// Silence of a helper that works, after which its connection counts as broken: three of its answers to heartbeats are missing.
+const QUIET: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
+/// What has arrived may still be on the way through the event loop, when this process was suspended.
+const ARRIVING: Duration = Duration::from_millis(500);
+
+/// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`]; for [`QUIET`] once it works.
+pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, works: Arc<AtomicBool>) {
     loop {
-        let Ok(next) = timeout(silence, lines.next()).await else {
+        let silence = if works.load(Ordering::Relaxed) { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) };
+        let next = {
+            let mut next = pin!(lines.next());
+            match timeout(silence, &mut next).await {
+                Err(_) => timeout(ARRIVING, next).await,
+                next => next,
+            }
+        };
+        let Ok(next) = next else {
             sink.put(index, Event::Lost(SessionError::Silent { patience: silence, detail: String::new() }), 0).await;
             return;
         };

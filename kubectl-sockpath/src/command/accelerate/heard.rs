@@ -1,14 +1,15 @@
 //! What helpers have said about an acceleration, and how it is told at the end.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
 use sockpath_protocol::bypass::{Bypassed, gather};
-use sockpath_protocol::message::EndReason;
 
+use crate::duration::human;
 use crate::exit::Exit;
 use crate::output::{self, Machine};
 use crate::render::bypassed;
@@ -88,13 +89,14 @@ impl Heard {
     pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
         match event {
             Event::Joined(_) => {}
-            Event::Said(message) => return self.hear(helper, name, *message),
-            Event::Ended(EndReason::Signal) => {
-                self.over.insert(helper);
-                return Some(
-                    self.lose(format!("the helper on {name} was told to end (its pod was deleted or evicted, or its node is drained)")),
-                );
+            Event::Disconnected(why) => {
+                return Some(format!("the connection to the helper on {name} was lost and is being restored, connections go on: {why}"));
             }
+            Event::Reconnected(away) => {
+                let away = human(away.max(Duration::from_secs(1)));
+                return Some(format!("the connection to the helper on {name} was interrupted for {away} and is restored"));
+            }
+            Event::Said(message) => return self.hear(helper, name, *message),
             Event::Ended(_) => {
                 self.over.insert(helper);
             }
@@ -269,8 +271,8 @@ mod tests {
         let lost = heard.take(0, "n1", Event::Lost(SessionError::CutOff { detail: "evicted".into() })).unwrap();
         assert!(lost.contains("helper on n1") && lost.contains("evicted") && lost.contains("TCP by themselves"), "{lost}");
         assert!(heard.error.is_none() && heard.over.contains(&0) && !heard.over.contains(&1));
-        let drained = heard.take(1, "n2", Event::Ended(EndReason::Signal)).unwrap();
-        assert!(drained.contains("n2 was told to end"), "{drained}");
+        let drained = heard.take(1, "n2", Event::Lost(SessionError::Told { detail: "drained".into() })).unwrap();
+        assert!(drained.contains("n2: it was told to end: drained"), "{drained}");
         let form = Form {
             json: false,
             wide: false,

@@ -113,6 +113,8 @@ pub struct Session<'a> {
     heard_at: BTreeMap<usize, Instant>,
     /// Pods whose pairs a changed policy keeps on TCP.
     paused: BTreeSet<PodName>,
+    /// Namespaces that are being deleted.
+    terminating: BTreeSet<String>,
     /// Nodes where a helper went away or could not be started: not tried again.
     given_up: BTreeSet<String>,
     choose_at: Option<Instant>,
@@ -150,6 +152,7 @@ impl<'a> Session<'a> {
             heard: Heard::default(),
             heard_at: BTreeMap::new(),
             paused: BTreeSet::new(),
+            terminating: BTreeSet::new(),
             given_up: BTreeSet::new(),
             choose_at: None,
             choosing: None,
@@ -289,6 +292,9 @@ impl<'a> Session<'a> {
                     if matches!(event, Event::Joined(_)) {
                         self.begin(helper).await;
                     }
+                    if matches!(event, Event::Reconnected(_)) {
+                        self.catch_up(helper).await;
+                    }
                     self.hear(helper, event)?;
                 }
                 Step::News(news) => self.react(news).await?,
@@ -315,6 +321,9 @@ impl<'a> Session<'a> {
         let name = self.fleet.members().get(helper).map_or_else(String::new, Member::name);
         if let Some(at) = self.heard_at.get_mut(&helper) {
             *at = Instant::now();
+        }
+        if snapshot {
+            self.fleet.works(helper);
         }
         if let Some(text) = self.heard.take(helper, &name, event) {
             self.warn(&text)?;

@@ -18,13 +18,21 @@ use crate::target::select_pods;
 impl Session<'_> {
     /// Reacts to a change in the cluster.
     pub(super) async fn react(&mut self, news: News) -> Result<()> {
-        if !matches!(news, News::Unwatched(_)) {
+        if !matches!(news, News::Unwatched(_) | News::Node { .. } | News::Terminating(_)) {
             self.choose_at.get_or_insert(Instant::now() + GATHER);
         }
         match news {
             News::Pods => Ok(()),
+            News::Node { name, text } if self.nodes.iter().any(|n| n.name == name) => self.note(&text),
+            News::Terminating(name) => {
+                let text = format!("namespace {name} is being deleted: its pods go, and their connections with them");
+                self.terminating.insert(name);
+                self.note(&text)
+            }
+            // The deletion of the namespace has been reported.
+            News::Gone(name) if self.terminating.contains(&name.namespace) => Ok(()),
             News::Gone(name) if self.is_chosen(&name) => self.note(&format!("pod {name} was deleted: its connections are let go")),
-            News::Gone(_) => Ok(()),
+            News::Gone(_) | News::Node { .. } => Ok(()),
             News::Unwatched(text) => self.warn(&text),
             News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
         }
@@ -65,6 +73,19 @@ impl Session<'_> {
             Some(index) => self.fleet.send(index, request).await,
             None => self.send_begun(&request).await,
         }
+    }
+
+    /// Brings a helper up to date whose connection was interrupted: requests of that time may not have arrived, and the API server may
+    /// have been away for as long.
+    pub(super) async fn catch_up(&mut self, index: usize) {
+        let Some(member) = self.fleet.members().get(index) else { return };
+        let parted::Parted { here, elsewhere } = parted::at(&self.pods, &member.nodes);
+        self.fleet.send(index, Request::Choose(ChoosePods { pods: here.clone(), elsewhere })).await;
+        let names = here.iter().map(|p| PodName { namespace: p.namespace.clone(), name: p.name.clone() });
+        let resume: Vec<PodName> = names.filter(|name| !self.paused.contains(name)).collect();
+        self.fleet.send(index, Request::Resume(ResumeRequest { pods: resume })).await;
+        self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+        self.watch.renew();
     }
 
     /// The helpers that have begun.
