@@ -176,25 +176,12 @@ fn a_killed_plugin_leaves_nothing_accelerated() {
 }
 
 #[test]
-fn the_api_server_restarts() {
-    let Some(cluster) = own_cluster_or_skip("the_api_server_restarts").map(with_servers) else { return };
-    let Both { running, near, far } = Both::start(&cluster);
-    cluster.daemon("restart", "n1", "kube-apiserver");
-    let (status, said) = running.end();
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("error: ") && said.contains("fall back to TCP"), "{said}");
-    cluster.wait_api();
-    Both::end_connections(near, far);
-    cluster.assert_nothing_left();
-}
-
-#[test]
 fn a_kubelet_that_stops_does_not_hold_anything() {
     let Some(cluster) = own_cluster_or_skip("a_kubelet_that_stops_does_not_hold_anything").map(with_servers) else { return };
     let Both { mut running, near, far } = Both::start(&cluster);
     cluster.daemon("stop", "n2", "kubelet");
     // The helper misses the heartbeats and ends; the plugin misses the helper.
-    running.expect("the silence is noticed", Duration::from_secs(30), |l| l.contains("nothing was heard"));
+    running.expect("the silence is noticed", Duration::from_secs(30), |l| l.contains("n2: the connection to it was lost for"));
     near.goes_on();
     let pins = cluster.pins().unwrap();
     let began = Instant::now();

@@ -24,6 +24,8 @@ use crate::session::{Aftermath, Ending, Keeper, LastLines, Reopened, Transport};
 const STDOUT_BUFFER: usize = 1 << 20;
 /// The longest request (a selector with a thousand pods) goes out without waiting.
 const STDIN_BUFFER: usize = 256 << 10;
+/// What is known about a pod without the API server.
+const UNREACHABLE: &str = "the API server cannot be reached";
 /// How long to ask what became of a pod.
 const AUTOPSY: Duration = Duration::from_millis(700);
 
@@ -161,6 +163,8 @@ impl Keeper for PodKeeper {
                     Ok(())
                 }
                 Ending::Done => self.pending.delete(name, DeletionMode::Ended).await,
+                // It is deleted when the command ends: the API server may be back by then.
+                Ending::Kill | Ending::Gone if cause == UNREACHABLE => Ok(()),
                 Ending::Kill | Ending::Gone | Ending::Told => self.pending.delete(name, DeletionMode::Running).await,
             };
             if let Err(p) = settled {
@@ -236,7 +240,7 @@ async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str, patience: Durati
         let cause = match timeout(AUTOPSY, pods.get_opt(name)).await {
             Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
             Ok(Ok(None)) => Some(format!("the helper pod {name} on node {node} was deleted by another client")),
-            Ok(Err(_)) | Err(_) => Some("the API server cannot be reached".to_owned()),
+            Ok(Err(_)) | Err(_) => Some(UNREACHABLE.to_owned()),
         };
         if let Some(cause) = cause {
             return cause;

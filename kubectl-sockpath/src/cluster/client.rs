@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use kube::client::ClientBuilder;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use super::kubeconfig;
 use super::overrides::Overrides;
+use super::pace::{self, Paced};
 use super::problem::{Kind, Problem};
 
 /// How to reach the API server, as kubectl's flags of the same names say it.
@@ -86,8 +88,8 @@ impl Api {
         }
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let connect = move || Client::try_from(config.clone());
-        let client = connect().map_err(|e| Problem::from_kube("prepare the connection", &e, &server))?;
+        let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&Paced(pace::KUBECTL)).build());
+        let client = connect().map_err(|e: kube::Error| Problem::from_kube("prepare the connection", &e, &server))?;
         let named = options.namespace.is_some();
         Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
     }

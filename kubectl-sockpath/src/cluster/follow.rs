@@ -76,7 +76,7 @@ where
     let field_selector = which.name.as_ref().map(|name| format!("metadata.name={name}"));
     let config = Config { label_selector: which.selector.clone(), field_selector, ..Config::default() };
     let mut events = pin!(watcher(objects.clone(), config.clone()));
-    let mut listed = Vec::new();
+    let mut listed: Vec<K> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let event = tokio::select! {
@@ -90,7 +90,7 @@ where
                 continue;
             }
             Some(Ok(Event::InitApply(object))) => {
-                listed.push(object);
+                listed.push(lean(object));
                 continue;
             }
             Some(Ok(Event::InitDone)) => Change::Listed { namespace: which.namespace.clone(), objects: std::mem::take(&mut listed) },
@@ -119,6 +119,16 @@ where
             return;
         }
     }
+}
+
+/// An object without what nothing here reads: the larger half of many.
+fn lean<K: kube::Resource>(mut object: K) -> K {
+    let metadata = object.meta_mut();
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|name, _| !name.ends_with("last-applied-configuration"));
+    }
+    object
 }
 
 /// What an error of the watcher means for us.
