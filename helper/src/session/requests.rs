@@ -146,7 +146,7 @@ mod tests {
         theirs.write_all(b"{\"type\":\"pause\",\"pods\":[{\"name\n{\"type\":\"hello\",\"secret\":\"s\"}\n").await.unwrap();
         assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Request(Request::Hello { secret: Some(s) }))) if s == "s"));
         theirs.write_all(b"{\"type\":\"pause\"}\n").await.unwrap();
-        assert!(matches!(inbound.recv().await, Some(Err(_))), "a whole line that is no request is refused");
+        assert!(matches!(inbound.recv().await, Some(Err(_))), "a whole line without a request is refused");
     }
 
     #[tokio::test]

@@ -21,9 +21,9 @@ use crate::output;
 use crate::session::{Aftermath, Ending, Keeper, LastLines, Reopened, Transport};
 
 /// Bytes that wait for us before the helper has to: kube's own default is 1 KiB, one packet's hops are more.
-const STDOUT_BUFFER: usize = 1 << 20;
-/// The longest request (a selector with a thousand pods) goes out without waiting.
-const STDIN_BUFFER: usize = 256 << 10;
+const STDOUT_BUFFER: usize = 256 << 10;
+/// Requests of some hundred pods go out without waiting. It is kept for each of hundreds of helpers.
+const STDIN_BUFFER: usize = 32 << 10;
 /// What is known about a pod without the API server.
 const UNREACHABLE: &str = "the API server cannot be reached";
 /// How long to ask what became of a pod.
@@ -153,7 +153,7 @@ impl Keeper for PodKeeper {
             let (pods, name) = (self.target.pods(), &self.target.name);
             let cause = match how {
                 Ending::Done | Ending::Stay => String::new(),
-                Ending::Told => who_told(&self.target, &self.node).await,
+                Ending::Signalled => cause_of_signal(&self.target, &self.node).await,
                 Ending::Kill => autopsy(&pods, name, &self.node, Duration::ZERO).await,
                 Ending::Gone => autopsy(&pods, name, &self.node, REPORT).await,
             };
@@ -165,7 +165,7 @@ impl Keeper for PodKeeper {
                 Ending::Done => self.pending.delete(name, DeletionMode::Ended).await,
                 // It is deleted when the command ends: the API server may be back by then.
                 Ending::Kill | Ending::Gone if cause == UNREACHABLE => Ok(()),
-                Ending::Kill | Ending::Gone | Ending::Told => self.pending.delete(name, DeletionMode::Running).await,
+                Ending::Kill | Ending::Gone | Ending::Signalled => self.pending.delete(name, DeletionMode::Running).await,
             };
             if let Err(p) = settled {
                 output::say(&format!("warning: {p}"));
@@ -201,7 +201,7 @@ impl Keeper for PodKeeper {
 }
 
 /// Why a helper received a signal, as the API server knows it.
-async fn who_told(target: &Target, node: &str) -> String {
+async fn cause_of_signal(target: &Target, node: &str) -> String {
     let pod = match timeout(AUTOPSY, target.pods().get_opt(&target.name)).await {
         Ok(Ok(pod)) => pod,
         Ok(Err(_)) | Err(_) => return "why is unknown: the API server cannot be reached".to_owned(),
@@ -219,7 +219,7 @@ async fn who_told(target: &Target, node: &str) -> String {
     }
 }
 
-/// Why the cluster ends a pod, where it is not somebody's deletion.
+/// Why the cluster ends a pod, where the cause is not a deletion by a client.
 fn disruption(pod: &Pod, node: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
     let condition = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget" && c.status == "True");
@@ -313,27 +313,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn why_a_helper_was_told_to_end_is_in_the_pods_status() {
-        let told = async |pod: Option<Value>, namespace: Value| {
+    async fn the_pods_status_has_the_cause_of_a_signal() {
+        let cause = async |pod: Option<Value>, namespace: Value| {
             let mock = Mock::default().on("GET /api/v1/namespaces/sockpath", 200, json!({"metadata": namespace}));
             let mock = match pod {
                 Some(pod) => mock.on("GET /api/v1/namespaces/sockpath/pods/x", 200, pod),
                 None => mock,
             };
             let (api, text) = (mock.api("sockpath"), |s: &str| s.to_owned());
-            who_told(&Target { api, namespace: text("sockpath"), name: text("x"), secret: secret(), verbose: false }, "n1").await
+            cause_of_signal(&Target { api, namespace: text("sockpath"), name: text("x"), secret: secret(), verbose: false }, "n1").await
         };
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
         let evicted = json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "by API"}]);
         let pod = |status: Value| Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
-        assert_eq!(told(pod(json!({"conditions": evicted})), json!({})).await, "its pod was evicted, as when node n1 is drained");
+        assert_eq!(cause(pod(json!({"conditions": evicted})), json!({})).await, "its pod was evicted, as when node n1 is drained");
         let killed = json!({"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."});
-        assert!(told(pod(killed), json!({})).await.contains("imminent node shutdown"));
-        assert_eq!(told(pod(json!({})), deleted).await, "its namespace sockpath is being deleted");
+        assert!(cause(pod(killed), json!({})).await.contains("imminent node shutdown"));
+        assert_eq!(cause(pod(json!({})), deleted).await, "its namespace sockpath is being deleted");
         for pod in [pod(json!({})), None] {
-            assert_eq!(told(pod, json!({})).await, "its pod was deleted by another client");
+            assert_eq!(cause(pod, json!({})).await, "its pod was deleted by another client");
         }
-        assert_eq!(told(Some(json!({"metadata": {}})), json!({})).await, "by a process on node n1");
+        assert_eq!(cause(Some(json!({"metadata": {}})), json!({})).await, "by a process on node n1");
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ pub enum Posted {
     Unwatched,
 }
 
-/// The board; clones share it. Begins to watch when it is asked for the first time.
+/// The board; clones share it. Begins to watch with the first pod.
 #[derive(Debug, Clone)]
 pub struct Board {
     api: Api,
@@ -53,12 +53,12 @@ impl Board {
         pods.entry(name.to_owned()).or_default().subscribe()
     }
 
-    /// Keeps it up to date for as long as somebody reads it.
+    /// Keeps it up to date for as long as it has readers.
     async fn fill(self) {
         let (sink, mut changes) = mpsc::channel(CHANGES_AHEAD);
         let selector = Some(format!("{LABEL_SESSION}={}", self.session));
         let which = Which { namespace: Some(self.namespace.clone()), name: None, selector };
-        tokio::spawn(follow(self.api.clone(), which, "watch the helper pods".to_owned(), sink));
+        tokio::spawn(follow::<Pod, Pod>(self.api.clone(), which, "watch the helper pods".to_owned(), sink));
         while let Some(change) = changes.recv().await {
             if !self.post(change) {
                 return;
@@ -66,7 +66,7 @@ impl Board {
         }
     }
 
-    /// Applies a change; `false` once nobody reads it, which empties it.
+    /// Applies a change; `false` once it has no readers, and is empty.
     fn post(&self, change: Change<Pod>) -> bool {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, sender| sender.receiver_count() > 0);

@@ -9,6 +9,7 @@ mod follow;
 mod garbage;
 mod helper_pod;
 mod kubeconfig;
+mod lean;
 mod lookup;
 #[cfg(test)]
 mod manifests_tests;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{Layer, Service};
 
-/// Requests per second on average, and how many may come at once before that: kubectl's values (`--discovery-qps`, `--discovery-burst`
-/// of its flags; client-go's own, 5 and 10, are meant for controllers).
+/// Requests per second on average, and how many may come at once before that: kubectl's values for
+/// discovery (client-go's own, 5 and 10, are meant for controllers).
 pub const KUBECTL: Pace = Pace { per_second: 50, burst: 300 };
 
 /// How often something may happen.

@@ -49,7 +49,7 @@ impl PodWatch {
             let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
             let which = Which { namespace: Some(pod.namespace.clone()), name: Some(pod.name.clone()), selector: None };
             let (own, mut theirs) = mpsc::channel(CHANGES_AHEAD);
-            tokio::spawn(follow(api.clone(), which, format!("watch pod {name}"), own));
+            tokio::spawn(follow::<ApiPod, ApiPod>(api.clone(), which, format!("watch pod {name}"), own));
             let (sink, tag) = (sink.clone(), name.clone());
             tokio::spawn(async move {
                 while let Some(change) = theirs.recv().await {

@@ -80,7 +80,7 @@ pub const CREATED_AT_ONCE: usize = 16;
 /// See [`CREATED_AT_ONCE`].
 pub const CREATIONS: Pace = Pace { per_second: 20, burst: 20 };
 
-/// How many helpers start together: what is asked for each of a few is too much for hundreds.
+/// How many helpers start together: requests that are affordable for a few are too many for hundreds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Crowd(pub usize);
 

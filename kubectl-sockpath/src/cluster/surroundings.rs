@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::ResourceExt;
 
 use super::follow::Change;
-use super::watch::News;
+use super::watch::{News, SeenPod};
 
 /// What is known about nodes and namespaces.
 #[derive(Debug, Default)]
@@ -18,6 +18,19 @@ pub struct Surroundings {
     terminating: BTreeSet<String>,
     /// What else a change brought.
     more: Vec<News>,
+}
+
+/// What is kept of a node.
+#[derive(Debug, Clone)]
+pub struct SeenNode {
+    name: String,
+    state: State,
+}
+
+impl From<Node> for SeenNode {
+    fn from(node: Node) -> Self {
+        Self { name: node.name_any(), state: State::of(&node) }
+    }
 }
 
 /// A node as it was seen last.
@@ -65,24 +78,23 @@ impl Surroundings {
     }
 
     /// Applies a change of nodes.
-    pub fn node(&mut self, change: Change<Node>) -> Option<News> {
+    pub fn node(&mut self, change: Change<SeenNode>) -> Option<News> {
         let objects = match change {
             Change::Listed { objects, .. } => {
-                let listed: BTreeSet<String> = objects.iter().map(Node::name_any).collect();
+                let listed: BTreeSet<String> = objects.iter().map(|node| node.name.clone()).collect();
                 let gone: Vec<String> = self.nodes.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 gone.into_iter().for_each(|name| self.delete(&name));
                 objects
             }
             Change::Applied(node) => vec![node],
             Change::Deleted(node) => {
-                self.delete(&node.name_any());
+                self.delete(&node.name);
                 Vec::new()
             }
             // Without the right to watch nodes there is less to say.
             Change::Refused(_) => Vec::new(),
         };
-        for node in objects {
-            let (name, state) = (node.name_any(), State::of(&node));
+        for SeenNode { name, state } in objects {
             if !state.cordoned {
                 self.drained.remove(&name);
             }
@@ -117,32 +129,30 @@ impl Surroundings {
     }
 
     /// The drain of a node, by the first pod on it that is evicted while the node is cordoned.
-    pub fn eviction(&mut self, change: &Change<Pod>) -> Option<News> {
+    pub fn eviction(&mut self, change: &Change<SeenPod>) -> Option<News> {
         let (Change::Applied(pod) | Change::Deleted(pod)) = change else { return None };
-        let node = pod.spec.as_ref()?.node_name.as_ref()?;
-        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-        let evicted = conditions
-            .iter()
-            .any(|c| c.type_ == "DisruptionTarget" && c.status == "True" && c.reason.as_deref() == Some("EvictionByEvictionAPI"));
+        let node = pod.evicted_from.as_ref()?;
         let cordoned = self.nodes.get(node).is_some_and(|state| state.cordoned);
-        (evicted && cordoned && self.drained.insert(node.clone()))
+        (cordoned && self.drained.insert(node.clone()))
             .then(|| News::Node { name: node.clone(), text: format!("node {node} is being drained: its pods are evicted") })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn node(cordoned: bool, ready: &str, boot: &str) -> Node {
-        let condition = json!({"type": "Ready", "status": ready, "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."});
+    fn node(cordoned: bool, ready: &str, boot: &str) -> SeenNode {
+        let condition =
+            json!({"type": "Ready", "status": ready, "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."});
         let info = json!({"bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
             "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""});
         let object = json!({"metadata": {"name": "n1"}, "spec": {"unschedulable": cordoned},
             "status": {"conditions": [condition], "nodeInfo": info}});
-        serde_json::from_value(object).unwrap()
+        serde_json::from_value::<Node>(object).unwrap().into()
     }
 
     fn texts(news: Option<News>) -> String {
@@ -166,7 +176,7 @@ mod tests {
             (list(Vec::new()), "node n1 was deleted"),
         ] {
             let mut known = Surroundings::default();
-            assert_eq!(texts(known.node(list(vec![node(false, "True", "b1")]))), "", "what was so before is no news");
+            assert_eq!(texts(known.node(list(vec![node(false, "True", "b1")]))), "", "the state at the start is not reported");
             let text = texts(known.node(after));
             assert!(text.starts_with(words) && text.is_empty() == words.is_empty(), "{text}");
             assert_eq!(known.next(), None);
@@ -175,10 +185,11 @@ mod tests {
 
     #[test]
     fn a_drain_is_reported_once_and_needs_a_cordoned_node() {
-        let pod = |reason: &str| -> Change<Pod> {
+        let pod = |reason: &str| -> Change<SeenPod> {
             let conditions = json!([{"type": "DisruptionTarget", "status": "True", "reason": reason}]);
-            let object: Value = json!({"metadata": {"name": "web"}, "spec": {"nodeName": "n1", "containers": []}, "status": {"conditions": conditions}});
-            Change::Applied(serde_json::from_value(object).unwrap())
+            let object: Value =
+                json!({"metadata": {"name": "web"}, "spec": {"nodeName": "n1", "containers": []}, "status": {"conditions": conditions}});
+            Change::Applied(serde_json::from_value::<Pod>(object).unwrap().into())
         };
         let mut known = Surroundings::default();
         known.node(Change::Applied(node(false, "True", "b1")));
@@ -192,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_namespace_is_reported_when_its_deletion_begins() {
-        let namespace = |metadata: Value| -> Change<Namespace> { Change::Applied(serde_json::from_value(json!({"metadata": metadata})).unwrap()) };
+        let namespace =
+            |metadata: Value| -> Change<Namespace> { Change::Applied(serde_json::from_value(json!({"metadata": metadata})).unwrap()) };
         let mut known = Surroundings::default();
         assert_eq!(texts(known.namespace(namespace(json!({"name": "shop"})))), "");
         let deleted = || namespace(json!({"name": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z"}));

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::client::Api;
 use super::follow::{Change, Which, follow, follow_in_cluster};
 use super::network_policy::{Subject, Subjects, touched};
-use super::surroundings::Surroundings;
+use super::surroundings::{SeenNode, Surroundings};
 
 /// Changes that wait for us before the followers have to.
 const CHANGES_AHEAD: usize = 256;
@@ -48,9 +48,9 @@ pub enum News {
 /// Watches pods and NetworkPolicies until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
-    pods: mpsc::Receiver<Change<Pod>>,
+    pods: mpsc::Receiver<Change<SeenPod>>,
     policies: mpsc::Receiver<Change<NetworkPolicy>>,
-    nodes: mpsc::Receiver<Change<Node>>,
+    nodes: mpsc::Receiver<Change<SeenNode>>,
     namespaces: mpsc::Receiver<Change<Namespace>>,
     known: Known,
     surroundings: Surroundings,
@@ -132,27 +132,37 @@ impl Watch {
 }
 
 impl Begin {
-    fn follow(&self) -> (mpsc::Receiver<Change<Pod>>, mpsc::Receiver<Change<NetworkPolicy>>) {
+    fn follow(&self) -> (mpsc::Receiver<Change<SeenPod>>, mpsc::Receiver<Change<NetworkPolicy>>) {
         let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
         let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
         for namespace in &self.places {
             let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
             let which = Which { namespace: namespace.clone(), name: None, selector: self.selector.clone() };
-            tokio::spawn(follow(self.api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
+            tokio::spawn(follow::<Pod, SeenPod>(self.api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
             let which = Which { namespace: namespace.clone(), name: None, selector: None };
-            tokio::spawn(follow(self.api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
+            tokio::spawn(follow::<NetworkPolicy, NetworkPolicy>(
+                self.api.clone(),
+                which,
+                format!("watch the NetworkPolicies of {place}"),
+                policy_sink.clone(),
+            ));
         }
         (pods, policies)
     }
 
     /// Nodes and namespaces, as far as the user may see them.
-    fn follow_surroundings(&self) -> (mpsc::Receiver<Change<Node>>, mpsc::Receiver<Change<Namespace>>) {
+    fn follow_surroundings(&self) -> (mpsc::Receiver<Change<SeenNode>>, mpsc::Receiver<Change<Namespace>>) {
         let (node_sink, nodes) = mpsc::channel(CHANGES_AHEAD);
         let (namespace_sink, namespaces) = mpsc::channel(CHANGES_AHEAD);
-        tokio::spawn(follow_in_cluster(self.api.clone(), Which::default(), "watch the nodes".to_owned(), node_sink));
+        tokio::spawn(follow_in_cluster::<Node, SeenNode>(self.api.clone(), Which::default(), "watch the nodes".to_owned(), node_sink));
         for name in &self.places {
             let which = Which { namespace: None, name: name.clone(), selector: None };
-            tokio::spawn(follow_in_cluster(self.api.clone(), which, "watch namespaces".to_owned(), namespace_sink.clone()));
+            tokio::spawn(follow_in_cluster::<Namespace, Namespace>(
+                self.api.clone(),
+                which,
+                "watch namespaces".to_owned(),
+                namespace_sink.clone(),
+            ));
         }
         (nodes, namespaces)
     }
@@ -180,20 +190,38 @@ fn key(policy: &NetworkPolicy) -> Key {
     (policy.namespace().unwrap_or_default(), policy.name_any())
 }
 
-fn name(pod: &Pod) -> PodName {
-    PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() }
+/// What is kept of a pod: a large cluster has many.
+#[derive(Debug, Clone)]
+pub struct SeenPod {
+    name: PodName,
+    subject: Subject,
+    /// Where it runs, if it is being evicted from there.
+    pub evicted_from: Option<String>,
+}
+
+impl From<Pod> for SeenPod {
+    fn from(pod: Pod) -> Self {
+        let name = PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() };
+        Self { name, subject: Subject::of(&pod), evicted_from: evicted_from(&pod) }
+    }
+}
+
+fn evicted_from(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let reason = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.status == "True")?.reason.as_deref();
+    pod.spec.as_ref()?.node_name.clone().filter(|_| reason == Some("EvictionByEvictionAPI"))
 }
 
 impl Known {
-    fn pod(&mut self, change: Change<Pod>) -> Option<News> {
+    fn pod(&mut self, change: Change<SeenPod>) -> Option<News> {
         let mut gone = None;
         match change {
             Change::Listed { namespace, objects } => {
                 self.subjects.retain(|pod, _| namespace.as_ref().is_some_and(|ns| *ns != pod.namespace));
-                self.subjects.extend(objects.iter().map(|pod| (name(pod), Subject::of(pod))));
+                self.subjects.extend(objects.into_iter().map(|pod| (pod.name, pod.subject)));
             }
             Change::Applied(pod) => {
-                let (name, subject) = (name(&pod), Subject::of(&pod));
+                let SeenPod { name, subject, .. } = pod;
                 let other_labels = |before: &Subject| !before.has_labels_of(&subject);
                 if self.subjects.get(&name).is_some_and(other_labels) && !self.now.is_empty() {
                     self.relabelled.insert(name.clone());
@@ -201,8 +229,8 @@ impl Known {
                 self.subjects.insert(name, subject);
             }
             Change::Deleted(pod) => {
-                self.subjects.remove(&name(&pod));
-                gone = Some(name(&pod));
+                self.subjects.remove(&pod.name);
+                gone = Some(pod.name);
             }
             Change::Refused(p) => return Some(News::Unwatched(format!("new pods are not included: {p}"))),
         }
@@ -271,8 +299,12 @@ mod tests {
     use super::super::problem::{Kind, Problem};
     use super::*;
 
-    fn pod(name: &str, labels: Value) -> Pod {
+    fn object(name: &str, labels: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}})).unwrap()
+    }
+
+    fn pod(name: &str, labels: Value) -> SeenPod {
+        object(name, labels).into()
     }
 
     fn policy(name: &str, app: &str) -> NetworkPolicy {
@@ -366,7 +398,7 @@ mod tests {
             .silent(policies)
             .on("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies", 200, list(json!([])))
             .silent("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies")
-            .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([pod("web", json!({"app": "web"}))])))
+            .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([object("web", json!({"app": "web"}))])))
             .silent("GET /api/v1/namespaces/shop/pods")
             .forbid("GET /api/v1/namespaces/ops/pods");
         let mut watch = Watch::start(&mock.api("shop"), &BTreeSet::from(["shop".to_owned(), "ops".to_owned()]), None);

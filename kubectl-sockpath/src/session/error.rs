@@ -58,12 +58,12 @@ pub enum SessionError {
         /// What is known.
         detail: String,
     },
-    /// It was told to end, and not by this plugin.
-    Told {
-        /// By what.
+    /// It received a signal, and not from this plugin.
+    Terminated {
+        /// Why.
         detail: String,
     },
-    /// It heard nothing from this plugin and ended.
+    /// It received nothing from this plugin and ended.
     Abandoned {
         /// How long this process stood still, if it did.
         suspended: Option<Duration>,
@@ -101,10 +101,12 @@ impl std::fmt::Display for SessionError {
             ),
             Self::CutOff { detail } => with(f, "it ended early, its last observations are missing", detail),
             Self::Disconnected { after, suspended: true, detail } => with(f, &stood_still(*after), detail),
-            Self::Disconnected { after, suspended: false, detail } => {
-                with(f, &format!("the connection to it was lost for {} s, and it ends without one after {PATIENCE} s", after.as_secs()), detail)
-            }
-            Self::Told { detail } => with(f, "it was told to end", detail),
+            Self::Disconnected { after, suspended: false, detail } => with(
+                f,
+                &format!("the connection to it was lost for {} s, and it ends without one after {PATIENCE} s", after.as_secs()),
+                detail,
+            ),
+            Self::Terminated { detail } => with(f, "it was terminated", detail),
             Self::Abandoned { suspended: Some(slept) } => f.write_str(&stood_still(*slept)),
             Self::Abandoned { suspended: None } => {
                 write!(f, "it received nothing from this plugin for {PATIENCE} s and ended: the connection between them was interrupted")
@@ -139,7 +141,7 @@ impl SessionError {
     pub(super) fn with(self, aftermath: &Aftermath) -> Self {
         match self {
             Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
-            Self::Told { .. } => Self::Told { detail: aftermath.cause.clone() },
+            Self::Terminated { .. } => Self::Terminated { detail: aftermath.cause.clone() },
             Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
             Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
             // It ran until we ended it; its exit status is not the cause.

@@ -11,7 +11,7 @@ use sockpath_protocol::{Message, Request};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
-use super::ready::{Mailbox, Ready};
+use super::ready::{Mailbox, Outgoing, Ready};
 use super::resume::{Broken, Outcome, Resumed};
 use super::stream::{Clock, Lines, Queued, Sink, listen};
 use super::suspension::Suspension;
@@ -30,7 +30,7 @@ pub enum Event {
     Lost(SessionError),
     /// The connection broke, and why; it is being restored.
     Disconnected(String),
-    /// The connection was restored after this time; what was said meanwhile, in either direction, may be lost.
+    /// The connection was restored after this time; messages of that time, in either direction, may be lost.
     Reconnected(Duration),
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Starting {
 pub struct Member {
     /// The nodes it serves.
     pub nodes: Vec<String>,
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) requests: mpsc::Sender<Outgoing>,
     clock: Clock,
     pub(super) starting: Option<Starting>,
     joined: bool,
@@ -264,7 +264,14 @@ impl Fleet {
     /// [`Fleet::next`], not here.
     pub async fn send(&self, index: usize, request: Request) {
         if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
-            let _ = member.requests.send(request).await;
+            let _ = member.requests.send(Outgoing::Request(request)).await;
+        }
+    }
+
+    /// The same for a large request: it is built when it is sent, after those to other helpers.
+    pub async fn send_large(&self, index: usize, build: impl FnOnce() -> Request + Send + 'static) {
+        if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
+            let _ = member.requests.send(Outgoing::Large(Box::new(build))).await;
         }
     }
 
@@ -325,7 +332,7 @@ impl Fleet {
                 Some((index, Event::Said(message)))
             }
             Event::Lost(error) => self.lose(index, error),
-            // Nothing was asked of it for too long: it ended, and not because its work was done.
+            // It received nothing for too long: it ended, and not because its work was done.
             Event::Ended(EndReason::HeartbeatMissed | EndReason::StdinClosed) => {
                 self.lose(index, SessionError::Abandoned { suspended: self.suspension.lately() })
             }
@@ -335,8 +342,8 @@ impl Fleet {
                     member.over = true;
                     return Some((index, Event::Ended(EndReason::Signal)));
                 };
-                let told = SessionError::Told { detail: String::new() };
-                self.aftermaths.spawn(async move { (index, Outcome::Over(Event::Lost(told.with(&keeper.end(Ending::Told).await)))) });
+                let error = SessionError::Terminated { detail: String::new() };
+                self.aftermaths.spawn(async move { (index, Outcome::Over(Event::Lost(error.with(&keeper.end(Ending::Signalled).await)))) });
                 None
             }
             Event::Ended(reason) => {

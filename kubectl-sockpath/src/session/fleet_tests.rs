@@ -459,7 +459,7 @@ async fn a_session_goes_on_over_another_connection() {
     let (ours, mut again) = tokio::io::duplex(1 << 16);
     let (reader, writer) = split(ours);
     let (mut fleet, theirs, endings) = working(vec![not_yet(), Reopened::Open(Box::new(reader), Box::new(writer))]).await;
-    // The rest of a line, and something that was said before we asked.
+    // The rest of a line, and a message from before the request.
     again.write_all(b"tx\":5}\n").await.unwrap();
     say(&mut again, &Message::Warning { text: "missed".to_owned() }).await;
     say(&mut again, &hello(PROTOCOL_VERSION)).await;
@@ -470,7 +470,7 @@ async fn a_session_goes_on_over_another_connection() {
     fleet.send(0, Request::Status).await;
     let mut lines = BufReader::new(&mut again).lines();
     while lines.next_line().await.unwrap().unwrap() != "{\"type\":\"status\"}" {}
-    assert_eq!(*endings.lock().unwrap(), [], "its pod is left alone");
+    assert_eq!(*endings.lock().unwrap(), [], "its pod is not touched");
 }
 
 #[tokio::test(start_paused = true)]
@@ -502,7 +502,8 @@ async fn silence_of_a_helper_that_works_is_a_broken_connection() {
 
 #[tokio::test]
 async fn a_helper_that_has_ended_or_refuses_us_is_not_asked_again() {
-    for (answer, words) in [("", "it ended early, its last observations are missing: exit code 0"), ("you may not attach", "you may not attach")]
+    for (answer, words) in
+        [("", "it ended early, its last observations are missing: exit code 0"), ("you may not attach", "you may not attach")]
     {
         let (mut fleet, theirs, _) = working(vec![not_yet(), Reopened::Never(answer.to_owned())]).await;
         drop(theirs);
@@ -523,7 +524,7 @@ async fn nothing_is_restored_when_the_command_ends() {
 }
 
 #[tokio::test]
-async fn a_helper_that_heard_nothing_did_not_end_in_order() {
+async fn a_helper_that_received_nothing_did_not_end_in_order() {
     for reason in [EndReason::HeartbeatMissed, EndReason::StdinClosed] {
         let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
         say(&mut theirs, &Message::End(End { reason })).await;

@@ -78,7 +78,7 @@ pub enum Ending {
     /// It has not, or does not answer.
     Kill,
     /// It has said `end`, because a signal asked for it.
-    Told,
+    Signalled,
     /// Its stream was over before it was used. Its status may take some seconds to be known.
     Gone,
 }

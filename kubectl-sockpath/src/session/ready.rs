@@ -17,23 +17,30 @@ use super::{Ending, Keeper, SessionError, Transport};
 /// Requests that wait for a helper before who asks has to: those of commands that ask before it has started.
 const REQUESTS_AHEAD: usize = 64;
 
+/// A request on its way to a helper.
+pub(super) enum Outgoing {
+    /// As it is.
+    Request(Request),
+    /// A large one, built when it is its turn: hundreds of them at once would take hundreds of MiB.
+    Large(Box<dyn FnOnce() -> Request + Send>),
+}
+
 /// The helper's end of the requests to it. Requests to a starting helper wait in it.
-#[derive(Debug)]
 pub struct Mailbox {
-    inbox: mpsc::Receiver<Request>,
+    inbox: mpsc::Receiver<Outgoing>,
     clock: Clock,
 }
 
 impl Mailbox {
     /// An empty one, with the end to put requests in and the helper's clock.
-    pub(super) fn new() -> (Self, mpsc::Sender<Request>, Clock) {
+    pub(super) fn new() -> (Self, mpsc::Sender<Outgoing>, Clock) {
         let clock = Clock::default();
         let (mailbox, requests) = Self::with(clock.clone());
         (mailbox, requests, clock)
     }
 
     /// One for a helper whose clock is being measured.
-    pub(super) fn with(clock: Clock) -> (Self, mpsc::Sender<Request>) {
+    pub(super) fn with(clock: Clock) -> (Self, mpsc::Sender<Outgoing>) {
         let (requests, inbox) = mpsc::channel(REQUESTS_AHEAD);
         (Self { inbox, clock }, requests)
     }
@@ -41,6 +48,12 @@ impl Mailbox {
     /// Sends what is put into it, and heartbeats in between.
     pub(super) fn deliver(self, writer: Box<dyn AsyncWrite + Send + Unpin>) -> JoinHandle<()> {
         tokio::spawn(talk(writer, self.inbox, self.clock, Duration::from_millis(HEARTBEAT_INTERVAL_MS)))
+    }
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
     }
 }
 

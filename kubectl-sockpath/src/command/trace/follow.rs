@@ -102,7 +102,9 @@ impl<'a> Following<'a> {
     /// The same names again; what is known about nodes may have changed with the pods.
     async fn look(&self, global: &Global) -> Result<(Backend, Plan)> {
         let args = self.args;
-        let (Some(source), Some(target)) = (&args.source, &args.target) else { return Err(UsageError::new("SOURCE and TARGET are required")) };
+        let (Some(source), Some(target)) = (&args.source, &args.target) else {
+            return Err(UsageError::new("SOURCE and TARGET are required"));
+        };
         let backend = Backend::connect(global, true).await?;
         let plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(protocol)).await?;
         let request = &plan.request;
