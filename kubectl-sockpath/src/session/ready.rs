@@ -17,7 +17,7 @@ use super::{Ending, Keeper, SessionError, Transport};
 /// Requests that wait for a helper before who asks has to: those of commands that ask before it has started.
 const REQUESTS_AHEAD: usize = 64;
 
-/// A request on its way to a helper.
+/// A request that waits to be sent.
 pub(super) enum Outgoing {
     /// As it is.
     Request(Request),
