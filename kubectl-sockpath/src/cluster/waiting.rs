@@ -13,7 +13,7 @@ use super::board::Posted;
 use super::client::Api;
 use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem};
-use super::start::{Starter, look_at_node};
+use super::start::{Starter, TICK, look_at_node};
 use super::startup::{PULLING, REPORT, SILENCE, Stage, assess, deleted};
 use crate::session::Transport;
 
@@ -73,8 +73,8 @@ impl Starter {
         let pods: kube::Api<Pod> = kube::Api::namespaced(self.api.client(), namespace);
         let mut posted = self.board.of(name);
         let mut stall = Stall::new();
-        let period = self.crowd.tick();
-        let mut ticks = interval_at(Instant::now() + period, period);
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        let mut asked = Instant::now();
         let (mut events, mut pod) = (Vec::new(), created);
         loop {
             match assess(&pod, &events, stall.since_start()) {
@@ -94,6 +94,10 @@ impl Starter {
                     Posted::Nothing | Posted::Unwatched => {}
                 },
                 _ = ticks.tick() => {
+                    if asked.elapsed() + TICK / 2 < self.crowd.tick() {
+                        continue;
+                    }
+                    asked = Instant::now();
                     if !matches!(&*posted.borrow(), Posted::Pod(_)) {
                         let read = self.api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await?;
                         pod = read.ok_or_else(gone)?;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::client::Api;
 use super::follow::{Change, Which, follow, follow_in_cluster};
 use super::network_policy::{Subject, Subjects, touched};
+use super::problem::Kind;
 use super::surroundings::{SeenNode, Surroundings};
 
 /// Changes that wait for us before the followers have to.
@@ -265,10 +266,14 @@ impl Known {
             }
             Change::Refused(p) => {
                 let first = !std::mem::replace(&mut self.refused, true);
+                let remedy = match p.kind {
+                    Kind::Forbidden => "\nthe ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them",
+                    // Expired credentials, for instance.
+                    _ => "",
+                };
                 first.then(|| {
                     News::Unwatched(format!(
-                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}\n\
-                         the ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them"
+                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}{remedy}"
                     ))
                 })
             }
@@ -296,7 +301,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::mock::Mock;
-    use super::super::problem::{Kind, Problem};
+    use super::super::problem::Problem;
     use super::*;
 
     fn object(name: &str, labels: Value) -> Pod {
@@ -383,6 +388,10 @@ mod tests {
         let refused = || Change::Refused(Problem::new(Kind::Forbidden, "cannot watch: no"));
         assert!(said(known.policy(refused())).contains("sockpath-lookup"));
         assert_eq!(said(known.policy(refused())), "nothing");
+        // Rights do not help against credentials that have expired.
+        let expired = Change::Refused(Problem::new(Kind::Unauthorized, "cannot watch: the API server does not accept the credentials"));
+        let text = said(super::Known::default().policy(expired));
+        assert!(text.contains("does not accept the credentials") && !text.contains("sockpath-lookup"), "{text}");
     }
 
     #[tokio::test]
