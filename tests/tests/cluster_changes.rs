@@ -111,7 +111,10 @@ fn apply(cluster: &Cluster, object: &Value) {
 fn what_happens_to_nodes_and_namespaces_is_one_line_each() {
     let Some(cluster) = own_cluster_or_skip("what_happens_to_nodes_and_namespaces_is_one_line_each") else { return };
     let namespace = "sockpath-e2e-short-lived";
-    apply(&cluster, &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+    apply(
+        &cluster,
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
+    );
     let container =
         json!({"name": "app", "image": Cluster::workload_image(), "imagePullPolicy": "IfNotPresent", "command": ["sleep", "3600"]});
     let account = || run(cluster.kubectl().args(["-n", namespace, "get", "serviceaccounts", "-o", "name"])).contains("/default");

@@ -137,6 +137,10 @@ impl Seen {
         let status = pod.status.clone().unwrap_or_default();
         let reason = || status.reason.clone().or_else(|| status.message.clone()).map(|r| format!(" ({r})")).unwrap_or_default();
         match status.phase.as_deref() {
+            // How its processes ended follows from that.
+            Some("Succeeded" | "Failed") if pod.metadata.deletion_timestamp.is_some() && status.reason.is_none() => {
+                return self.lose(format!("pod {name} was deleted"));
+            }
             Some("Succeeded") => return self.lose(format!("pod {name} has completed")),
             Some("Failed") => return self.lose(format!("pod {name} has failed{}", reason())),
             _ => {}

@@ -224,7 +224,8 @@ impl Session<'_> {
     fn announce(&self) {
         let plan = &self.capture.origin.plan;
         let took = self.capture.helpers.iter().filter_map(|h| h.armed.as_ref()).map(|a| a.took_ns).max().unwrap_or(0);
-        let one_probe = self.args.probe && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
+        let one_probe =
+            self.args.probe && !self.args.follow && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
         let span = match (self.count, self.duration) {
             _ if one_probe && !self.args.compare => "for one probe".to_owned(),
             (Some(n), d) => format!("until {n} requests or {}", human(d)),
