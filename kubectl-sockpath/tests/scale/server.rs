@@ -118,7 +118,7 @@ impl Server {
         let path = request.path.as_str();
         let own = path.strip_prefix(HELPERS).map(|name| name.trim_start_matches('/'));
         match (request.method.as_str(), own) {
-            ("POST", Some("")) => self.create(&request.body),
+            ("POST", Some("")) => self.create(&request.body, request.query.contains_key("dryRun")),
             ("GET", Some("")) => list("PodList", &self.0.pods.lock().unwrap().values().cloned().collect::<Vec<_>>(), &request.query),
             ("GET", Some(name)) => match self.0.pods.lock().unwrap().get(name) {
                 Some(pod) => (200, pod.clone()),
@@ -140,7 +140,7 @@ impl Server {
     }
 
     /// Creates a helper pod, which runs after a while, or never.
-    fn create(&self, body: &[u8]) -> (u16, Value) {
+    fn create(&self, body: &[u8], dry_run: bool) -> (u16, Value) {
         let mut pod: Value = serde_json::from_slice(body).unwrap();
         let (name, node) = (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
         if let Some(refusal) = cluster::refusal(&node, &name) {
@@ -148,6 +148,9 @@ impl Server {
         }
         pod["metadata"]["namespace"] = json!("sockpath");
         pod["metadata"]["uid"] = json!(format!("uid-{name}"));
+        if dry_run {
+            return (201, pod);
+        }
         self.publish("ADDED", &pod);
         let (server, mut later, status) = (self.clone(), pod.clone(), cluster::status_of(&node));
         tokio::spawn(async move {
