@@ -56,7 +56,8 @@ async fn read_within(patience: Duration, stream: impl AsyncRead + Unpin, tx: mps
 
 /// The request of a line; `None` where the line is the beginning of one: its connection broke, and the next one begins with a line break.
 fn request(line: &[u8]) -> Option<Result<Inbound, Refused>> {
-    let request = match serde_json::from_slice::<Request>(line) {
+    // Without its line break, which within a string would be another error.
+    let request = match serde_json::from_slice::<Request>(line.trim_ascii_end()) {
         Err(e) if e.is_eof() => {
             stderr::error("a request was cut off: the connection to the plugin broke");
             return None;
