@@ -1,6 +1,7 @@
 //! How sessions with helpers end: in order, given up, or waited for until each has answered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sockpath_protocol::Request;
@@ -59,6 +60,8 @@ impl Fleet {
     /// that have not started are given up at once. Errors of helpers reach `on` as events like everything else.
     pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
         self.ending.send_replace(true);
+        // No heartbeats are sent, and none answered, from here on.
+        self.members.iter().for_each(|member| member.works.store(false, Ordering::Relaxed));
         self.give_up_starting().await;
         self.send_all(&Request::Finish).await;
         let deadline = Instant::now() + patience;

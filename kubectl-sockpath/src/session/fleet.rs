@@ -55,7 +55,7 @@ pub struct Member {
     pub(super) keeper: Option<Box<dyn Keeper>>,
     pub(super) over: bool,
     /// It answers heartbeats at once, and its session can be resumed.
-    works: Arc<AtomicBool>,
+    pub(super) works: Arc<AtomicBool>,
     /// It has said that it goes on without us.
     pub(super) stays: bool,
 }

@@ -532,3 +532,14 @@ async fn a_helper_that_received_nothing_did_not_end_in_order() {
         assert!(error.to_string().starts_with("it received nothing from this plugin for 10 s and ended"), "{error}");
     }
 }
+
+/// What containerd cannot deliver to a helper that has ended costs the helper's last lines.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_after_finish() {
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
+    fleet.finish(Duration::from_secs(9), |_, _| {}).await;
+    drop(fleet);
+    let mut said = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut theirs, &mut said).await.unwrap();
+    assert!(said.ends_with("{\"type\":\"finish\"}\n"), "{said}");
+}

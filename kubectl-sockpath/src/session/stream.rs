@@ -199,6 +199,11 @@ pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mps
         if write(&mut writer, &request).await.is_err() {
             return;
         }
+        if matches!(request, Request::Finish) {
+            // The helper exits when it is done. Where its stdin is not `stdinOnce`, containerd closes its stdout with the first byte that
+            // it can no longer read, and its last lines would be lost. The writer stays open until the session is over.
+            return std::future::pending().await;
+        }
     }
 }
 
