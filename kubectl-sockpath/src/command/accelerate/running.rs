@@ -9,7 +9,7 @@ use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
 use sockpath_protocol::bypass::{Bypassed, gather};
 use sockpath_protocol::request::{Node, Pod};
-use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
+use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::heard::{Form, Heard};
@@ -44,9 +44,6 @@ const LONGEST: Duration = Duration::from_secs(86_400 - 300);
 
 /// Changes of pods are gathered for this long before pods are chosen again.
 const GATHER: Duration = Duration::from_millis(400);
-
-/// A helper sends a snapshot every second. One that was silent for longer than it may be without us has ended.
-const SILENCE: Duration = Duration::from_millis(HEARTBEAT_TIMEOUT_MS + 2_000);
 
 /// Time between two drawings of the table: hundreds of nodes send hundreds of snapshots a second.
 const BETWEEN_DRAWINGS: Duration = Duration::from_millis(250);
@@ -407,12 +404,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Ends sessions that say nothing any more: a node that is cut off breaks no connection. The start may take longer.
+    /// Ends sessions that do not begin. Silence of helpers that have begun is a broken connection, which the fleet restores.
     fn give_up_the_silent(&mut self) {
         for (index, at) in &self.heard_at {
-            let limit = if self.heard.started.contains(index) { SILENCE } else { STARTING };
-            if at.elapsed() > limit && !self.heard.over.contains(index) {
-                let why = format!("nothing was heard from it for {}: its node or kubelet is cut off", human(limit));
+            let begins = !self.heard.started.contains(index) && !self.heard.over.contains(index);
+            if begins && at.elapsed() > STARTING {
+                let why = format!("no message from it for {}: its node or kubelet is cut off", human(STARTING));
                 self.fleet.give_up(*index, why);
             }
         }
