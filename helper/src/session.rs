@@ -44,6 +44,23 @@ pub struct Session {
     closed: bool,
     /// What this process goes on with after its last word.
     afterwards: Option<Afterwards>,
+    /// The plugin that the session belongs to.
+    plugin: Identity,
+}
+
+/// Which plugin a session belongs to, by the secret of its first `hello`.
+#[derive(Debug, Default)]
+struct Identity(Option<String>);
+
+impl Identity {
+    /// Whether a `hello` with this secret comes from that plugin. Pods may be attached to several times, also by others.
+    fn admit(&mut self, secret: Option<String>) -> bool {
+        if self.0.is_none() {
+            self.0 = secret;
+            return true;
+        }
+        self.0 == secret
+    }
 }
 
 impl Session {
@@ -84,7 +101,13 @@ impl Session {
                 }
             };
             let answer = match inbound {
-                Inbound::Request(Request::Hello) => hello().map(Message::Hello),
+                Inbound::Request(Request::Hello { secret }) => {
+                    if !self.plugin.admit(secret) {
+                        stderr::error("a hello of another plugin was ignored: this session is not its own");
+                        continue;
+                    }
+                    hello().map(Message::Hello)
+                }
                 Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
                 // This shows the plugin that the running mode continues.
                 Inbound::Request(Request::Heartbeat) => Ok(Message::Heartbeat),
@@ -166,7 +189,7 @@ impl Session {
 /// When a line cannot be written, or what continues after the session fails.
 pub async fn serve(site: Site) -> Result<ExitCode> {
     let (tx, inbound) = mpsc::channel(64);
-    let mut session = Session { site, inbound, closed: false, afterwards: None };
+    let mut session = Session { site, inbound, closed: false, afterwards: None, plugin: Identity::default() };
     session.send(&Message::Hello(hello()?))?;
     tokio::spawn(requests::read_requests(tokio::io::stdin(), tx.clone()));
     tokio::spawn(watch_signals(tx)?);
@@ -213,7 +236,7 @@ async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> 
         Request::Choose(_) | Request::Pause(_) | Request::Resume(_) => {
             Err(Coded::new("protocol", "`choose`, `pause` and `resume` belong to a running acceleration"))
         }
-        Request::Hello | Request::Clock { .. } | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
+        Request::Hello { .. } | Request::Clock { .. } | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
     }
 }
 
@@ -286,4 +309,18 @@ fn read_clocks(id: u64) -> Result<ClockReading> {
 pub fn clock_ns(clock: nix::time::ClockId) -> Result<u64> {
     let t = nix::time::clock_gettime(clock).context("cannot read the clock")?;
     Ok(u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_belongs_to_the_plugin_that_came_first() {
+        let secret = |s: &str| Some(s.to_owned());
+        let mut plugin = Identity::default();
+        assert!(plugin.admit(None), "a plugin without a secret");
+        assert!(plugin.admit(secret("a")) && plugin.admit(secret("a")));
+        assert!(!plugin.admit(secret("b")) && !plugin.admit(None) && plugin.admit(secret("a")));
+    }
 }

@@ -186,9 +186,12 @@ pub struct Trace {
     /// End after this many request packets with payload [default: 100, none with -o jsonl or --duration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// End after this time [default: 10s, 5m with --count, 1h with -o jsonl]
+    /// End after this time [default: 10s, 5m with --count, 1h with -o jsonl or --follow]
     #[arg(long, value_name = "D", value_parser = positive_duration)]
     pub duration: Option<Duration>,
+    /// When the traced pods are deleted, replaced or moved, continue with their successors; prints a report for each
+    #[arg(long, conflicts_with_all = ["replay", "explain", "compare", "html", "pcapng", "record"])]
+    pub follow: bool,
     /// Also measure the socket path and show what it saves
     #[arg(long)]
     pub compare: bool,

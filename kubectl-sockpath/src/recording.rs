@@ -87,6 +87,8 @@ impl Recorder {
             Event::Joined(hello) => said(Message::Hello((**hello).clone())),
             Event::Ended(reason) => said(Message::End(End { reason: *reason })),
             Event::Lost(error) => Entry { helper, lost: Some(error.to_string()), ..Entry::default() },
+            // What follows from it is a warning, which is recorded as one.
+            Event::Disconnected(_) | Event::Reconnected(_) => return Ok(()),
         };
         self.line(&entry)
     }

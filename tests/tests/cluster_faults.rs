@@ -142,18 +142,6 @@ fn a_killed_helper_is_told_as_such() {
 }
 
 #[test]
-fn the_api_server_restarts_in_the_middle() {
-    let Some(cluster) = own_cluster_or_skip("the_api_server_restarts_in_the_middle") else { return };
-    let running = Running::start(&cluster);
-    cluster.daemon("restart", "n1", "kube-apiserver");
-    let (code, said) = running.end();
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("error: "), "{said}");
-    cluster.wait_api();
-    cluster.assert_no_helpers();
-}
-
-#[test]
 fn a_kubelet_that_stops_does_not_hold_the_plugin() {
     let Some(cluster) = own_cluster_or_skip("a_kubelet_that_stops_does_not_hold_the_plugin") else { return };
     let running = Running::start(&cluster);

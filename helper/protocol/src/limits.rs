@@ -111,12 +111,12 @@ impl Request {
                 pods.iter().try_for_each(pod_name)
             }
             Self::Stop(request) => name(&request.by, "who asks"),
+            Self::Hello { secret } => secret.as_deref().map_or(Ok(()), |secret| identifier(secret, "the session")),
             Self::Probe(_)
             | Self::LookForBypass
             | Self::Status
             | Self::Doctor
             | Self::Cleanup
-            | Self::Hello
             | Self::Clock { .. }
             | Self::Heartbeat
             | Self::Finish => Ok(()),

@@ -34,7 +34,12 @@ pub enum Request {
     /// Remove sockpath's remaining resources on this node.
     Cleanup,
     /// Say `hello` (again) now. An attached stream begins after the helper's first line was written, so the plugin asks.
-    Hello,
+    Hello {
+        /// Secret of the plugin's session: the first one that arrives counts, and a `hello` with another one is not answered. The plugin
+        /// whose connection broke proves with it that it is the one that the session belongs to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        secret: Option<String>,
+    },
     /// Read the clocks now.
     Clock {
         /// Comes back with the answer.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Inbound, Refused};
+use crate::stderr;
 
 /// Bytes of a line's buffer that stay allocated for the next one.
 const LINE_KEPT: usize = 64 << 10;
@@ -40,7 +41,10 @@ async fn read_within(patience: Duration, stream: impl AsyncRead + Unpin, tx: mps
             Ok(Read::End) => Ok(Inbound::Stop(EndReason::StdinClosed)),
             Ok(Read::TooLong) => Err(refused(&format!("it has more than {LONGEST_REQUEST} bytes: choose fewer pods at a time"))),
             Ok(Read::Line) if line.trim_ascii().is_empty() => continue,
-            Ok(Read::Line) => request(&line),
+            Ok(Read::Line) => match request(&line) {
+                Some(request) => request,
+                None => continue,
+            },
         };
         let last = !matches!(read, Ok(Inbound::Request(_)));
         if tx.send(read).await.is_err() || last {
@@ -50,10 +54,17 @@ async fn read_within(patience: Duration, stream: impl AsyncRead + Unpin, tx: mps
     }
 }
 
-fn request(line: &[u8]) -> Result<Inbound, Refused> {
-    let request = serde_json::from_slice::<Request>(line).map_err(|e| refused(&e.to_string()))?;
-    request.check().map_err(|e| refused(&e.to_string()))?;
-    Ok(Inbound::Request(request))
+/// The request of a line; `None` where the line is the beginning of one: its connection broke, and the next one begins with a line break.
+fn request(line: &[u8]) -> Option<Result<Inbound, Refused>> {
+    // Without its line break, which within a string would be another error.
+    let request = match serde_json::from_slice::<Request>(line.trim_ascii_end()) {
+        Err(e) if e.is_eof() => {
+            stderr::error("a request was cut off: the connection to the plugin broke");
+            return None;
+        }
+        other => other.map_err(|e| refused(&e.to_string())),
+    };
+    Some(request.and_then(|request| request.check().map(|()| Inbound::Request(request)).map_err(|e| refused(&e.to_string()))))
 }
 
 fn refused(why: &str) -> Refused {
@@ -128,6 +139,15 @@ mod tests {
         theirs.write_all(format!("{pause}\n").as_bytes()).await.unwrap();
         let Some(Err(Refused(why))) = inbound.recv().await else { panic!("taken") };
         assert!(why.contains("the request has 200000 pods, at most 150000 are supported"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_cut_off_is_skipped() {
+        let (mut theirs, mut inbound) = reading();
+        theirs.write_all(b"{\"type\":\"pause\",\"pods\":[{\"name\n{\"type\":\"hello\",\"secret\":\"s\"}\n").await.unwrap();
+        assert!(matches!(inbound.recv().await, Some(Ok(Inbound::Request(Request::Hello { secret: Some(s) }))) if s == "s"));
+        theirs.write_all(b"{\"type\":\"pause\"}\n").await.unwrap();
+        assert!(matches!(inbound.recv().await, Some(Err(_))), "a whole line without a request is refused");
     }
 
     #[tokio::test]

@@ -5,25 +5,27 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{AttachParams, AttachedProcess};
 use sockpath_protocol::Request;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Api;
 use super::garbage::{DeletionMode, PendingDeletions};
-use super::helper_pod::CONTAINER;
+use super::helper_pod::{CONTAINER, random_suffix};
 use super::problem::{Kind, Problem};
 use super::remedy;
 use super::startup::{REPORT, terminated};
 use crate::output;
-use crate::session::{Aftermath, Ending, Keeper, LastLines, Transport};
+use crate::session::{Aftermath, Ending, Keeper, LastLines, Reopened, Transport};
 
 /// Bytes that wait for us before the helper has to: kube's own default is 1 KiB, one packet's hops are more.
-const STDOUT_BUFFER: usize = 1 << 20;
-/// The longest request (a selector with a thousand pods) goes out without waiting.
-const STDIN_BUFFER: usize = 256 << 10;
+const STDOUT_BUFFER: usize = 256 << 10;
+/// Requests of some hundred pods go out without waiting. It is kept for each of hundreds of helpers.
+const STDIN_BUFFER: usize = 32 << 10;
+/// What is known about a pod without the API server.
+const UNREACHABLE: &str = "the API server cannot be reached";
 /// How long to ask what became of a pod.
 const AUTOPSY: Duration = Duration::from_millis(700);
 
@@ -39,32 +41,69 @@ pub async fn attach(
     pending: &PendingDeletions,
     verbose: bool,
 ) -> Result<Transport, Problem> {
-    let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
-    let params = AttachParams::default()
-        .container(CONTAINER)
-        .stdin(true)
-        .stdout(true)
-        .stderr(true)
-        .max_stdout_buf_size(STDOUT_BUFFER)
-        .max_stdin_buf_size(STDIN_BUFFER)
-        .max_stderr_buf_size(STDIN_BUFFER);
-    let what = format!("attach to the helper pod {namespace}/{name}");
-    let mut process = api.ask(&what, pods.attach(name, &params)).await.map_err(|p| remedy::for_attach(p, namespace))?;
-    let over = process.take_status();
-    let (Some(mut stdin), Some(stdout), Some(stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
-        return Err(Problem::new(Kind::Other, format!("cannot {what}: the stream has no stdin or stdout")));
-    };
-    let mut line = serde_json::to_vec(&Request::Hello).map_err(|e| Problem::new(Kind::Other, format!("cannot {what}: {e}")))?;
-    line.push(b'\n');
-    stdin.write_all(&line).await.map_err(|e| Problem::new(Kind::Unreachable, format!("cannot {what}: {e}")))?;
-    let stderr = LastLines::of(stderr, verbose);
-    let keeper = PodKeeper { process, stderr, pods, name: name.to_owned(), node: node.to_owned(), pending: pending.clone() };
-    Ok(Transport {
-        nodes: vec![node.to_owned()],
-        reader: Box::new(UntilOver::new(stdout, over)),
-        writer: Box::new(stdin),
-        keeper: Box::new(keeper),
-    })
+    let target = Target { api: api.clone(), namespace: namespace.to_owned(), name: name.to_owned(), secret: secret(), verbose };
+    let Attached { process, stderr, reader, writer } = target.attach(false).await?;
+    let keeper = PodKeeper { process, stderr, target, node: node.to_owned(), pending: pending.clone() };
+    Ok(Transport { nodes: vec![node.to_owned()], reader, writer, keeper: Box::new(keeper) })
+}
+
+/// Shows a helper that a second connection comes from the plugin of the first: as many letters and digits as in a UUID.
+fn secret() -> String {
+    (0..5).map(|_| random_suffix()).collect()
+}
+
+/// A helper's process, to attach to.
+struct Target {
+    api: Api,
+    namespace: String,
+    name: String,
+    secret: String,
+    verbose: bool,
+}
+
+/// A connection to it.
+struct Attached {
+    process: AttachedProcess,
+    stderr: LastLines,
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    writer: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+impl Target {
+    fn pods(&self) -> kube::Api<Pod> {
+        kube::Api::namespaced(self.api.client(), &self.namespace)
+    }
+
+    /// Attaches; `again`: after a connection that may have broken in the middle of a line.
+    async fn attach(&self, again: bool) -> Result<Attached, Problem> {
+        let Self { namespace, name, .. } = self;
+        let params = AttachParams::default()
+            .container(CONTAINER)
+            .stdin(true)
+            .stdout(true)
+            .stderr(true)
+            .max_stdout_buf_size(STDOUT_BUFFER)
+            .max_stdin_buf_size(STDIN_BUFFER)
+            .max_stderr_buf_size(STDIN_BUFFER);
+        let what = format!("attach to the helper pod {namespace}/{name}");
+        let attached = self.api.ask(&what, self.pods().attach(name, &params)).await;
+        let mut process = attached.map_err(|p| remedy::for_attach(p, namespace))?;
+        let over = process.take_status();
+        let (Some(mut stdin), Some(stdout), Some(stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
+            return Err(Problem::new(Kind::Other, format!("cannot {what}: the stream has no stdin or stdout")));
+        };
+        let mut line = if again { vec![b'\n'] } else { Vec::new() };
+        let hello = Request::Hello { secret: Some(self.secret.clone()) };
+        serde_json::to_writer(&mut line, &hello).map_err(|e| Problem::new(Kind::Other, format!("cannot {what}: {e}")))?;
+        line.push(b'\n');
+        stdin.write_all(&line).await.map_err(|e| Problem::new(Kind::Unreachable, format!("cannot {what}: {e}")))?;
+        Ok(Attached {
+            process,
+            stderr: LastLines::of(stderr, self.verbose),
+            reader: Box::new(UntilOver::new(stdout, over)),
+            writer: Box::new(stdin),
+        })
+    }
 }
 
 /// A stream that ends when the connection does. kube (5.0) ends it only when the connection is closed in order: after an error
@@ -101,8 +140,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for UntilOver<R> {
 struct PodKeeper {
     process: AttachedProcess,
     stderr: LastLines,
-    pods: kube::Api<Pod>,
-    name: String,
+    target: Target,
     node: String,
     pending: PendingDeletions,
 }
@@ -110,20 +148,24 @@ struct PodKeeper {
 impl Keeper for PodKeeper {
     fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
         Box::pin(async move {
-            // Closes the WebSocket; with stdinOnce that is the end of the helper's stdin.
+            // Closes the WebSocket.
             self.process.abort();
+            let (pods, name) = (self.target.pods(), &self.target.name);
             let cause = match how {
                 Ending::Done | Ending::Stay => String::new(),
-                Ending::Kill => autopsy(&self.pods, &self.name, &self.node, Duration::ZERO).await,
-                Ending::Gone => autopsy(&self.pods, &self.name, &self.node, REPORT).await,
+                Ending::Signalled => cause_of_signal(&self.target, &self.node).await,
+                Ending::Kill => autopsy(&pods, name, &self.node, Duration::ZERO).await,
+                Ending::Gone => autopsy(&pods, name, &self.node, REPORT).await,
             };
             let settled = match how {
                 Ending::Stay => {
-                    self.pending.forget(&self.name);
+                    self.pending.forget(name);
                     Ok(())
                 }
-                Ending::Done => self.pending.delete(&self.name, DeletionMode::Ended).await,
-                Ending::Kill | Ending::Gone => self.pending.delete(&self.name, DeletionMode::Running).await,
+                Ending::Done => self.pending.delete(name, DeletionMode::Ended).await,
+                // It is deleted when the command ends: the API server may be back by then.
+                Ending::Kill | Ending::Gone if cause == UNREACHABLE => Ok(()),
+                Ending::Kill | Ending::Gone | Ending::Signalled => self.pending.delete(name, DeletionMode::Running).await,
             };
             if let Err(p) = settled {
                 output::say(&format!("warning: {p}"));
@@ -136,6 +178,59 @@ impl Keeper for PodKeeper {
             Aftermath { cause, stderr }
         })
     }
+
+    fn reopen(&mut self) -> Pin<Box<dyn Future<Output = Reopened> + Send + '_>> {
+        Box::pin(async move {
+            self.process.abort();
+            let problem = match self.target.attach(true).await {
+                Ok(Attached { process, stderr, reader, writer }) => {
+                    (self.process, self.stderr) = (process, stderr);
+                    return Reopened::Open(reader, writer);
+                }
+                Err(p) => p,
+            };
+            // An answer says more than the lack of one: the pod's status, whether the helper still runs.
+            match timeout(AUTOPSY, self.target.pods().get_opt(&self.target.name)).await {
+                Ok(Ok(Some(pod))) if cause_of_end(&pod, &self.node).is_some() => Reopened::Never(String::new()),
+                Ok(Ok(None)) => Reopened::Never(String::new()),
+                _ if matches!(problem.kind, Kind::Forbidden | Kind::Unauthorized) => Reopened::Never(problem.to_string()),
+                _ => Reopened::NotYet(problem.to_string().lines().next().unwrap_or_default().to_owned()),
+            }
+        })
+    }
+}
+
+/// Why a helper received a signal, as the API server knows it.
+async fn cause_of_signal(target: &Target, node: &str) -> String {
+    let pod = match timeout(AUTOPSY, target.pods().get_opt(&target.name)).await {
+        Ok(Ok(pod)) => pod,
+        Ok(Err(_)) | Err(_) => return "why is unknown: the API server cannot be reached".to_owned(),
+    };
+    if let Some(text) = pod.as_ref().and_then(|pod| disruption(pod, node)) {
+        return text;
+    }
+    let namespaces: kube::Api<Namespace> = kube::Api::all(target.api.client());
+    match timeout(AUTOPSY, namespaces.get(&target.namespace)).await {
+        Ok(Ok(namespace)) if namespace.metadata.deletion_timestamp.is_some() => {
+            format!("its namespace {} is being deleted", target.namespace)
+        }
+        _ if pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()) => "its pod was deleted by another client".to_owned(),
+        _ => format!("by a process on node {node}"),
+    }
+}
+
+/// Why the cluster ends a pod, where the cause is not a deletion by a client.
+fn disruption(pod: &Pod, node: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let condition = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget" && c.status == "True");
+    let message = condition.and_then(|c| c.message.as_deref()).or(status.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
+    Some(match condition.and_then(|c| c.reason.as_deref()).or(status.reason.as_deref())? {
+        "EvictionByEvictionAPI" => format!("its pod was evicted, as when node {node} is drained"),
+        "DeletionByTaintManager" => format!("its pod does not tolerate a taint of node {node}{message}"),
+        "PreemptionByScheduler" => format!("its pod was preempted by one of higher priority on node {node}"),
+        "TerminationByKubelet" => format!("the kubelet of node {node} ended its pod{message}"),
+        reason => format!("its pod was ended ({reason}){message}"),
+    })
 }
 
 /// What the API server knows about how a helper ended. The kubelet is given `patience` to report it.
@@ -145,7 +240,7 @@ async fn autopsy(pods: &kube::Api<Pod>, name: &str, node: &str, patience: Durati
         let cause = match timeout(AUTOPSY, pods.get_opt(name)).await {
             Ok(Ok(Some(pod))) => cause_of_end(&pod, node),
             Ok(Ok(None)) => Some(format!("the helper pod {name} on node {node} was deleted by another client")),
-            Ok(Err(_)) | Err(_) => Some("the API server cannot be reached".to_owned()),
+            Ok(Err(_)) | Err(_) => Some(UNREACHABLE.to_owned()),
         };
         if let Some(cause) = cause {
             return cause;
@@ -215,6 +310,30 @@ mod tests {
         assert!(cause(json!({}), terminated(json!({"exitCode": 1}))).contains("exit code 1"));
         assert!(cause(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})).contains("deleted by another client"));
         assert_eq!(cause(json!({}), json!({"phase": "Running"})), "nothing is reported");
+    }
+
+    #[tokio::test]
+    async fn the_pods_status_has_the_cause_of_a_signal() {
+        let cause = async |pod: Option<Value>, namespace: Value| {
+            let mock = Mock::default().on("GET /api/v1/namespaces/sockpath", 200, json!({"metadata": namespace}));
+            let mock = match pod {
+                Some(pod) => mock.on("GET /api/v1/namespaces/sockpath/pods/x", 200, pod),
+                None => mock,
+            };
+            let (api, text) = (mock.api("sockpath"), |s: &str| s.to_owned());
+            cause_of_signal(&Target { api, namespace: text("sockpath"), name: text("x"), secret: secret(), verbose: false }, "n1").await
+        };
+        let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+        let evicted = json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "by API"}]);
+        let pod = |status: Value| Some(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": status}));
+        assert_eq!(cause(pod(json!({"conditions": evicted})), json!({})).await, "its pod was evicted, as when node n1 is drained");
+        let killed = json!({"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."});
+        assert!(cause(pod(killed), json!({})).await.contains("imminent node shutdown"));
+        assert_eq!(cause(pod(json!({})), deleted).await, "its namespace sockpath is being deleted");
+        for pod in [pod(json!({})), None] {
+            assert_eq!(cause(pod, json!({})).await, "its pod was deleted by another client");
+        }
+        assert_eq!(cause(Some(json!({"metadata": {}})), json!({})).await, "by a process on node n1");
     }
 
     #[tokio::test]

@@ -25,10 +25,10 @@ pub async fn find(api: &Api, chosen: &[Pod]) -> Result<Vec<Bypassed>, Problem> {
     for namespace in namespaces {
         let pods: kube::Api<ApiPod> = kube::Api::namespaced(api.client(), namespace);
         let policies: kube::Api<NetworkPolicy> = kube::Api::namespaced(api.client(), namespace);
-        let all = ListParams::default();
-        let pods = api.ask(&format!("list the pods of namespace {namespace}"), pods.list(&all)).await?.items;
+        let all = ListParams::default;
+        let pods = api.list(&format!("list the pods of namespace {namespace}"), &pods, all()).await?;
         let what = format!("list the NetworkPolicies of namespace {namespace}");
-        let policies = api.ask(&what, policies.list(&all)).await?.items;
+        let policies = api.list(&what, &policies, all()).await?;
         let pods: Vec<(PodName, ApiPod)> = pods
             .into_iter()
             .map(|p| (PodName { namespace: p.namespace().unwrap_or_default(), name: p.name_any() }, p))

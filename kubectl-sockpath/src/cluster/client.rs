@@ -5,11 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use kube::api::ListParams;
+use kube::client::ClientBuilder;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use super::kubeconfig;
+use super::lean::Lean;
 use super::overrides::Overrides;
+use super::pace::{self, Paced};
 use super::problem::{Kind, Problem};
+
+/// A large cluster answers lists in pieces of this many objects: a page of pods takes some MiB while it is read.
+pub const PAGE: u32 = 250;
 
 /// How to reach the API server, as kubectl's flags of the same names say it.
 #[derive(Debug, Clone, Default)]
@@ -86,8 +93,8 @@ impl Api {
         }
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let connect = move || Client::try_from(config.clone());
-        let client = connect().map_err(|e| Problem::from_kube("prepare the connection", &e, &server))?;
+        let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&Paced(pace::KUBECTL)).build());
+        let client = connect().map_err(|e: kube::Error| Problem::from_kube("prepare the connection", &e, &server))?;
         let named = options.namespace.is_some();
         Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
     }
@@ -143,6 +150,38 @@ impl Api {
             }
         };
         answer.map_err(|e| Problem::from_kube(what, &e, &self.server))
+    }
+
+    /// All pages of a list.
+    ///
+    /// # Errors
+    /// When one of them cannot be had.
+    pub async fn list<K>(&self, what: &str, api: &kube::Api<K>, params: ListParams) -> Result<Vec<K>, Problem>
+    where
+        K: Lean + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let mut items = Vec::new();
+        let mut next = Some(params);
+        while let Some(params) = next {
+            let page;
+            (page, next) = self.page(what, api, params).await?;
+            items.extend(page);
+        }
+        Ok(items)
+    }
+
+    /// One page of a list, and with what the next one is requested.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn page<K>(&self, what: &str, api: &kube::Api<K>, params: ListParams) -> Result<(Vec<K>, Option<ListParams>), Problem>
+    where
+        K: Lean + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let params = params.limit(PAGE);
+        let page = self.ask(what, api.list(&params)).await?;
+        let next = page.metadata.continue_.filter(|t| !t.is_empty()).map(|token| params.continue_token(&token));
+        Ok((page.items.into_iter().map(Lean::lean).collect(), next))
     }
 
     /// As [`Self::ask`], with `None` for an object that does not exist.
@@ -331,6 +370,39 @@ current-context: c
         assert_eq!(kubeconfig.clusters[0].cluster.as_ref().unwrap().server.as_deref(), Some("https://[::1]:6443"));
         assert_eq!(kubeconfig.current_context.as_deref(), Some(kubeconfig.contexts[0].name.as_str()));
         assert_eq!(missing_user(&kubeconfig, &ConnectOptions::default()), None);
+    }
+
+    /// A certificate of X.509 version 1, with a key that is used for nothing else.
+    const VERSION_1: &str = "
+-----BEGIN CERTIFICATE-----
+MIIBNTCB2wIUOlzQGAFImPqlyPsV4jMjn0NKxHYwCgYIKoZIzj0EAwIwHDEMMAoG
+A1UEAwwDZXZlMQwwCgYDVQQKDANvcHMwIBcNMjYxMTI5MTkyMzE0WhgPMjEyNjEx
+MDUxOTIzMTRaMBwxDDAKBgNVBAMMA2V2ZTEMMAoGA1UECgwDb3BzMFkwEwYHKoZI
+zj0CAQYIKoZIzj0DAQcDQgAEqGw2wrVe7ejoGk5iOPaomQVMVJSD8RdVsyFUnkRd
+Iyd4l0I7IJBxtMMF4lN2b9g0R0aWRhPWQz3VWfkMPKR/BTAKBggqhkjOPQQDAgNJ
+ADBGAiEAp0lTdFyzQ+yOQhkFkLclGVNU358kY5rCrfLHEMjsD3ACIQDLpTgZpd5m
+c3Jnag3YZV+PhoUA+dEtG7trrJHiDXv2Ig==
+-----END CERTIFICATE-----";
+    const KEY: &str = "
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg7J+wSf6c6nIwwoB7
+HG8H2bpuv+Won6pOMytDH91ceFWhRANCAASobDbCtV7t6OgaTmI49qiZBUxUlIPx
+F1WzIVSeRF0jJ3iXQjsgkHG0wwXiU3Zv2DRHRpZGE9ZDPdVZ+Qw8pH8F
+-----END PRIVATE KEY-----";
+
+    #[tokio::test]
+    async fn a_client_certificate_of_version_1_is_refused_with_a_remedy() {
+        let (mut options, path) = options(Some("c"));
+        let (certificate, key) = (path.with_extension("crt"), path.with_extension("key"));
+        std::fs::write(&certificate, VERSION_1).unwrap();
+        std::fs::write(&key, KEY).unwrap();
+        options.overrides =
+            Overrides { client_certificate: Some(certificate.clone()), client_key: Some(key.clone()), ..Overrides::default() };
+        let text = Api::connect(&options).await.unwrap_err().to_string();
+        assert!(text.contains("X.509 version 1 are not supported") && text.contains("version 3"), "{text}");
+        for file in [path, certificate, key] {
+            let _ = std::fs::remove_file(file);
+        }
     }
 
     #[tokio::test]

@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::client::Api;
+use super::client::{Api, PAGE};
+use super::lean::Lean;
 use super::problem::{Kind, Problem};
 
 /// Pauses between attempts while the API server is away.
@@ -49,19 +50,37 @@ pub struct Which {
     pub selector: Option<String>,
 }
 
-/// Follows objects until the receiver is dropped. `what` completes "cannot ...", e.g. `watch the pods of namespace shop`.
-pub async fn follow<K>(api: Api, which: Which, what: String, sink: mpsc::Sender<Change<K>>)
+/// Follows objects of namespaces until the receiver is dropped; `T` is what is kept of each. `what` completes "cannot ...", e.g. `watch the pods of namespace shop`.
+pub async fn follow<K, T>(api: Api, which: Which, what: String, sink: mpsc::Sender<Change<T>>)
 where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+    T: From<K> + Debug,
+    K: Lean<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let objects: kube::Api<K> = match &which.namespace {
         Some(namespace) => kube::Api::namespaced(api.client(), namespace),
         None => kube::Api::all(api.client()),
     };
+    follow_all(objects, api.server(), which, what, sink).await;
+}
+
+/// The same for objects of the cluster: nodes, namespaces.
+pub async fn follow_in_cluster<K, T>(api: Api, which: Which, what: String, sink: mpsc::Sender<Change<T>>)
+where
+    T: From<K> + Debug,
+    K: Lean<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    follow_all(kube::Api::all(api.client()), api.server(), which, what, sink).await;
+}
+
+async fn follow_all<K, T>(objects: kube::Api<K>, server: &str, which: Which, what: String, sink: mpsc::Sender<Change<T>>)
+where
+    T: From<K> + Debug,
+    K: Lean<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let field_selector = which.name.as_ref().map(|name| format!("metadata.name={name}"));
-    let config = Config { label_selector: which.selector.clone(), field_selector, ..Config::default() };
+    let config = Config { label_selector: which.selector.clone(), field_selector, page_size: Some(PAGE), ..Config::default() };
     let mut events = pin!(watcher(objects.clone(), config.clone()));
-    let mut listed = Vec::new();
+    let mut listed: Vec<T> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let event = tokio::select! {
@@ -75,14 +94,14 @@ where
                 continue;
             }
             Some(Ok(Event::InitApply(object))) => {
-                listed.push(object);
+                listed.push(object.lean().into());
                 continue;
             }
             Some(Ok(Event::InitDone)) => Change::Listed { namespace: which.namespace.clone(), objects: std::mem::take(&mut listed) },
-            Some(Ok(Event::Apply(object))) => Change::Applied(object),
-            Some(Ok(Event::Delete(object))) => Change::Deleted(object),
+            Some(Ok(Event::Apply(object))) => Change::Applied(object.lean().into()),
+            Some(Ok(Event::Delete(object))) => Change::Deleted(object.into()),
             Some(Err(error)) => {
-                match setback(&what, &error, api.server()) {
+                match setback(&what, &error, server) {
                     Setback::Refused(p) => {
                         let _ = sink.send(Change::Refused(p)).await;
                         return;
@@ -155,7 +174,7 @@ mod tests {
     fn start(mock: &Mock) -> mpsc::Receiver<Change<Pod>> {
         let (sink, changes) = mpsc::channel(16);
         let which = Which { namespace: Some("shop".into()), name: None, selector: Some("app=web".into()) };
-        tokio::spawn(follow(mock.api("shop"), which, "watch the pods of namespace shop".into(), sink));
+        tokio::spawn(follow::<Pod, Pod>(mock.api("shop"), which, "watch the pods of namespace shop".into(), sink));
         changes
     }
 

@@ -122,7 +122,6 @@ impl HelperSpec {
             args: Some(vec!["session".to_owned()]),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             stdin: Some(true),
-            stdin_once: Some(true),
             resources: Some(ResourceRequirements {
                 requests: Some(BTreeMap::from([
                     ("cpu".to_owned(), quantity(CPU_REQUEST)),
@@ -210,7 +209,7 @@ fn comment(path: &str, value: &Value) -> Option<String> {
         "spec.nodeName" => "the node of the pods to observe; the scheduler is not involved",
         "spec.restartPolicy" => "a helper without its plugin must not restart",
         "spec.tolerations" => "it must run where the pods run, tainted or not",
-        "spec.containers[0].stdin" => "requests arrive on stdin; with stdinOnce, the helper ends when it closes",
+        "spec.containers[0].stdin" => "requests arrive on stdin; without stdinOnce, the plugin can attach again when its connection breaks",
         "spec.containers[0].securityContext.allowPrivilegeEscalation" => "no_new_privs: no child process can gain privileges",
         "spec.containers[0].securityContext.appArmorProfile" => "the runtime's default profile hides processes of other profiles",
         "spec.containers[0].securityContext.runAsUser" => "capabilities added here are not ambient: only uid 0 gets them",
@@ -281,7 +280,7 @@ pub(super) mod tests {
             );
             assert_eq!(sc.capabilities.as_ref().unwrap().drop.as_deref(), Some(&["ALL".to_owned()][..]));
             assert_eq!((s.host_network, s.host_ipc, s.automount_service_account_token), (None, None, Some(false)));
-            assert_eq!((c.stdin, c.stdin_once, s.restart_policy.as_deref()), (Some(true), Some(true), Some("Never")));
+            assert_eq!((c.stdin, c.stdin_once, s.restart_policy.as_deref()), (Some(true), None, Some("Never")));
             let paths: Vec<_> = s.volumes.unwrap().into_iter().map(|v| v.host_path.unwrap().path).collect();
             assert_eq!(paths.contains(&"/sys/fs/bpf".to_owned()), privilege::uses_bpffs(mode), "{mode:?}");
         }

@@ -14,14 +14,12 @@ use kube::api::ListParams;
 use kube::core::Selector;
 use sockpath_protocol::request::Node;
 
-use super::client::Api;
+use super::client::{Api, PAGE};
+use super::lean::Lean;
 use super::pod_info::{self, NodeFacts, pod_info};
 use super::problem::{Kind as ProblemKind, Problem};
 use super::{remedy, service_info};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
-
-/// A large cluster answers lists in pieces of this many objects.
-const PAGE: u32 = 500;
 
 /// Access to the objects of a cluster. Facts about nodes are cached for the rest of the command.
 #[derive(Debug)]
@@ -109,24 +107,15 @@ impl Lookup {
     /// All pages of a list.
     async fn list<K>(&self, what: &str, api: &kube::Api<K>, params: ListParams) -> Result<Vec<K>, Problem>
     where
-        K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+        K: Lean + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
-        let mut params = params.limit(PAGE);
-        let mut items = Vec::new();
-        loop {
-            let page = self.api.ask(what, api.list(&params)).await?;
-            items.extend(page.items);
-            match page.metadata.continue_.filter(|t| !t.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok(items),
-            }
-        }
+        self.api.list(what, api, params).await
     }
 
     async fn infos(&self, pods: Vec<ApiPod>) -> Result<Vec<PodInfo>, Problem> {
         let names: BTreeSet<&str> = pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.as_deref()).collect();
         // One list instead of a request for each of many nodes.
-        if names.len() > 3 {
+        if names.len() > 3 && !self.all_known.load(Ordering::Relaxed) {
             match self.all_facts().await {
                 Err(p) if p.kind != ProblemKind::Forbidden => return Err(p),
                 _ => {}
@@ -149,7 +138,6 @@ impl Lookup {
             drop(seen);
             infos.push(info);
         }
-        infos.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
         Ok(infos)
     }
 
@@ -162,8 +150,14 @@ impl Lookup {
 
     async fn pods_with(&self, namespace: Option<&str>, params: ListParams) -> Result<Vec<PodInfo>, Problem> {
         let what = namespace.map_or_else(|| "list the pods of all namespaces".to_owned(), |ns| format!("list the pods of namespace {ns}"));
-        let pods = self.list(&what, &self.pods_api(namespace), params).await.map_err(|p| remedy::for_lookup(p, namespace))?;
-        self.infos(pods).await
+        let (api, mut next, mut infos) = (self.pods_api(namespace), Some(params), Vec::new());
+        while let Some(params) = next {
+            let page;
+            (page, next) = self.api.page(&what, &api, params).await.map_err(|p| remedy::for_lookup(p, namespace))?;
+            infos.extend(self.infos(page).await?);
+        }
+        infos.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
+        Ok(infos)
     }
 
     async fn service_info(&self, object: &ApiService, slices: &[EndpointSlice]) -> Result<ServiceInfo, Problem> {

@@ -215,5 +215,5 @@ async fn long_lists_are_read_to_the_end() {
     let lookup = Lookup::new(mock.api("prod"));
     let pods = lookup.pods(&Scope { namespace: None, selector: Some("app=web".into()) }).await.unwrap();
     assert_eq!(pods.len(), 2);
-    assert!(mock.asked()[1].contains("continue=more"), "{:?}", mock.asked());
+    assert!(mock.asked().iter().any(|a| a.contains("continue=more")), "{:?}", mock.asked());
 }

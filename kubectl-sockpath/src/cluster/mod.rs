@@ -2,12 +2,14 @@
 
 mod admitted;
 mod attach;
+mod board;
 mod bypassed;
 mod client;
 mod follow;
 mod garbage;
 mod helper_pod;
 pub(crate) mod kubeconfig;
+mod lean;
 mod lookup;
 #[cfg(test)]
 mod manifests_tests;
@@ -16,6 +18,7 @@ mod mock;
 mod network_policy;
 mod overrides;
 mod owner;
+mod pace;
 mod pod_info;
 mod pod_watch;
 mod preflight;
@@ -25,6 +28,7 @@ mod remedy;
 mod service_info;
 mod start;
 mod startup;
+mod surroundings;
 mod waiting;
 mod watch;
 mod workload;
@@ -32,7 +36,7 @@ mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -67,6 +71,10 @@ pub struct Cluster {
     pending: garbage::PendingDeletions,
     /// Pods that are created at one time.
     pace: Arc<tokio::sync::Semaphore>,
+    /// And how often.
+    creations: Arc<Mutex<pace::Bucket>>,
+    /// What is known about the pods of this run.
+    board: board::Board,
 }
 
 /// What the flags say about helper pods.
@@ -137,7 +145,10 @@ impl Cluster {
         let settings = Settings::of(global);
         let pending = garbage::PendingDeletions::new(api.clone(), &settings.namespace);
         let pace = Arc::new(tokio::sync::Semaphore::new(start::CREATED_AT_ONCE));
-        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner: owner::Owner::this_process(), pending, pace })
+        let creations = Arc::new(Mutex::new(pace::Bucket::full(start::CREATIONS)));
+        let owner = owner::Owner::this_process();
+        let board = board::Board::new(api.clone(), &settings.namespace, &owner.session);
+        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner, pending, pace, creations, board })
     }
 
     /// Has a helper pod started on each node, each of which joins the fleet after its `hello`. Stale pods of earlier runs are removed
@@ -170,13 +181,16 @@ impl Cluster {
         self.start(fleet, nodes.iter().map(spec), progress);
     }
 
-    fn start(&self, fleet: &mut Fleet, specs: impl Iterator<Item = HelperSpec>, progress: &Progress) {
+    fn start(&self, fleet: &mut Fleet, specs: impl ExactSizeIterator<Item = HelperSpec>, progress: &Progress) {
         let starter = start::Starter {
             api: self.lookup.api().clone(),
             pending: self.pending.clone(),
             progress: progress.clone(),
             patience: start::Patience::of(self.settings.wait_nodes),
             pace: self.pace.clone(),
+            creations: self.creations.clone(),
+            board: self.board.clone(),
+            crowd: start::Crowd(specs.len()),
         };
         for spec in specs {
             let (node, starter) = (spec.node.clone(), starter.clone());

@@ -26,6 +26,8 @@ pub struct PodNews {
     pub text: String,
     /// It is not there any more: nothing of it will be seen from now on.
     pub gone: bool,
+    /// It has another address, and with it another network namespace.
+    pub readdressed: bool,
 }
 
 /// Watches pods until it is dropped.
@@ -47,7 +49,7 @@ impl PodWatch {
             let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
             let which = Which { namespace: Some(pod.namespace.clone()), name: Some(pod.name.clone()), selector: None };
             let (own, mut theirs) = mpsc::channel(CHANGES_AHEAD);
-            tokio::spawn(follow(api.clone(), which, format!("watch pod {name}"), own));
+            tokio::spawn(follow::<ApiPod, ApiPod>(api.clone(), which, format!("watch pod {name}"), own));
             let (sink, tag) = (sink.clone(), name.clone());
             tokio::spawn(async move {
                 while let Some(change) = theirs.recv().await {
@@ -105,6 +107,7 @@ impl Seen {
         if self.gone {
             return Vec::new();
         }
+        let ips = self.ips.clone();
         let texts = match change {
             Change::Listed { objects, .. } => match objects.first() {
                 Some(pod) => self.compare(name, pod),
@@ -116,7 +119,8 @@ impl Seen {
             Change::Deleted(_) | Change::Refused(_) => Vec::new(),
         };
         let last = texts.len().saturating_sub(1);
-        let news = |(i, text)| PodNews { uid: self.uid.clone(), text, gone: self.gone && i == last };
+        let readdressed = self.ips != ips;
+        let news = |(i, text)| PodNews { uid: self.uid.clone(), text, gone: self.gone && i == last, readdressed: readdressed && i == last };
         texts.into_iter().enumerate().map(news).collect()
     }
 
@@ -133,6 +137,10 @@ impl Seen {
         let status = pod.status.clone().unwrap_or_default();
         let reason = || status.reason.clone().or_else(|| status.message.clone()).map(|r| format!(" ({r})")).unwrap_or_default();
         match status.phase.as_deref() {
+            // How its processes ended follows from that.
+            Some("Succeeded" | "Failed") if pod.metadata.deletion_timestamp.is_some() && status.reason.is_none() => {
+                return self.lose(format!("pod {name} was deleted"));
+            }
             Some("Succeeded") => return self.lose(format!("pod {name} has completed")),
             Some("Failed") => return self.lose(format!("pod {name} has failed{}", reason())),
             _ => {}

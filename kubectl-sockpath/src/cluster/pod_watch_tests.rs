@@ -56,6 +56,7 @@ fn everything_that_happens_to_a_pod_is_a_sentence() {
     for (change, words, gone) in [
         (Change::Applied(well()), "", false),
         (Change::Deleted(well()), "pod shop/web was deleted", true),
+        (applied(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({"phase": "Failed"})), "pod shop/web was deleted", true),
         (Change::Listed { namespace: None, objects: Vec::new() }, "pod shop/web was deleted", true),
         (applied(json!({"uid": "uid-2"}), json!({})), "was replaced by another one of that name (on n2)", true),
         (applied(json!({}), json!({"phase": "Succeeded"})), "has completed", true),

@@ -71,7 +71,11 @@ impl Problem {
                     chain(e)
                 ),
             ),
-            other => Self::new(Kind::Other, format!("cannot {what}: {}", chain(other))),
+            other => {
+                let why = chain(other);
+                let problem = Self::new(Kind::Other, format!("cannot {what}: {why}"));
+                if why.contains(OLD_CERTIFICATE) { problem.with_remedy(NEWER_CERTIFICATE) } else { problem }
+            }
         }
     }
 
@@ -128,6 +132,11 @@ impl StdError for Problem {}
 /// Said by the API server until a controller has counted what a new quota is about.
 pub const QUOTA_UNCOUNTED: &str = "status unknown for quota";
 
+/// What rustls reports of a certificate of X.509 version 1, the server's or our own.
+const OLD_CERTIFICATE: &str = "UnsupportedCertVersion";
+const NEWER_CERTIFICATE: &str = "certificates of X.509 version 1 are not supported (kubectl accepts them): issue one of version 3 (openssl x509 -req with \
+                                 -extfile, or a CertificateSigningRequest of the cluster)";
+
 const TRY_WHOAMI: &str = "try: kubectl auth whoami";
 
 /// The API server has one code, 403, for six different refusals; its message tells them apart.
@@ -168,9 +177,8 @@ fn is_of_admission(message: &str) -> bool {
 }
 
 fn unreachable_text(what: &str, server: &str, why: &str) -> String {
-    let hint = if why.contains("UnsupportedCertVersion") {
-        "certificates of X.509 version 1 are not supported (kubectl accepts them): issue one of version 3 (openssl x509 -req with -extfile, \
-         or a CertificateSigningRequest of the cluster)"
+    let hint = if why.contains(OLD_CERTIFICATE) {
+        NEWER_CERTIFICATE
     } else if why.contains("certificate") || why.contains("UnknownIssuer") {
         "the certificate authority of the kubeconfig does not match the server: is the kubeconfig of this cluster, and current?"
     } else {

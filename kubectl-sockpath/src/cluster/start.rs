@@ -1,17 +1,19 @@
 //! From a helper pod's description to its open stream: create, wait with its phases named, attach.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::PostParams;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::admitted;
+use super::board::Board;
 use super::client::Api;
 use super::garbage::{DeletionMode, PendingDeletions};
 use super::helper_pod::HelperSpec;
+use super::pace::{Bucket, Pace};
 use super::problem::{Kind, Problem, QUOTA_UNCOUNTED};
 use super::remedy;
 use super::startup::node_trouble;
@@ -64,10 +66,40 @@ pub struct Starter {
     pub patience: Patience,
     /// Pods that are created at one time.
     pub pace: Arc<Semaphore>,
+    /// How often.
+    pub creations: Arc<Mutex<Bucket>>,
+    /// What is known about the pods.
+    pub board: Board,
+    /// How many start together.
+    pub crowd: Crowd,
 }
 
-/// Helper pods that are being created at one time: an API server of a large cluster has more to do.
+/// Helper pods that are being created at one time, and how often: an API server of a large cluster has more to do, and its nodes pull the
+/// helper's image from one registry.
 pub const CREATED_AT_ONCE: usize = 16;
+/// See [`CREATED_AT_ONCE`].
+pub const CREATIONS: Pace = Pace { per_second: 20, burst: 20 };
+
+/// How many helpers start together: requests that are affordable for a few are too many for hundreds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowd(pub usize);
+
+impl Crowd {
+    /// Helpers for which attaching is tried before the pod's status says that they run.
+    const FEW: usize = 8;
+
+    /// Whether the pods' status is waited for.
+    #[must_use]
+    pub fn is_large(self) -> bool {
+        self.0 > Self::FEW
+    }
+
+    /// How often events and node of each are looked at: all together some four times a second.
+    #[must_use]
+    pub fn tick(self) -> Duration {
+        TICK.max(Duration::from_millis(250) * u32::try_from(self.0).unwrap_or(u32::MAX))
+    }
+}
 
 impl Starter {
     /// Starts one helper, attaches to it and waits for its hello. `unready` is why its node starts no pods, where that is known.
@@ -113,6 +145,8 @@ impl Starter {
         let name = pod.metadata.name.clone().unwrap_or_default();
         self.progress.phase(&spec.node, "creating the helper pod");
         let permit = self.pace.acquire().await;
+        let turn = self.creations.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        sleep_until(turn).await;
         self.pending.add(&name);
         let admitted = match create(&self.api, &spec.namespace, &pod).await {
             Ok(admitted) => admitted,
@@ -129,7 +163,7 @@ impl Starter {
         let changes = admitted::changes(&pod, &admitted);
         let outcome = match strayed(&admitted, spec) {
             Some(p) => Err(p),
-            None => match timeout_at(deadline, self.run(spec, &name)).await {
+            None => match timeout_at(deadline, self.run(spec, &name, admitted.clone())).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(self.too_late(spec, &name, self.patience.limit)),
             },

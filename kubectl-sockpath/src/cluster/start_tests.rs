@@ -30,6 +30,9 @@ fn starter(mock: &Mock, wait: Option<Duration>) -> Starter {
         progress: Progress::new(0),
         patience: Patience::of(wait),
         pace: Arc::new(Semaphore::new(CREATED_AT_ONCE)),
+        creations: Arc::new(Mutex::new(Bucket::full(CREATIONS))),
+        board: Board::new(mock.api("default"), "sockpath", "s1"),
+        crowd: Crowd(1),
     }
 }
 
@@ -140,4 +143,10 @@ async fn a_namespace_that_controllers_have_not_completed_is_waited_for() {
     let mock = Mock::default().on(&post, 403, refusal(full));
     assert_eq!(create(&mock.api("shop"), "sockpath", &Pod::default()).await.unwrap_err().kind, Kind::Quota);
     assert_eq!(mock.asked().len(), 1);
+}
+
+#[test]
+fn what_is_asked_for_each_of_many_helpers_is_asked_less_often() {
+    assert_eq!((Crowd(1).tick(), Crowd(8).tick(), Crowd(8).is_large()), (TICK, TICK, false));
+    assert_eq!((Crowd(300).tick(), Crowd(300).is_large()), (Duration::from_secs(75), true));
 }

@@ -4,13 +4,12 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use kube::api::ListParams;
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 
 use super::attach::attach;
+use super::board::Posted;
 use super::client::Api;
 use super::helper_pod::HelperSpec;
 use super::problem::{Kind, Problem};
@@ -23,14 +22,14 @@ const ATTACH_EVERY: Duration = Duration::from_millis(120);
 
 impl Starter {
     /// Waits until the pod can be attached to: whichever comes first, its status or a successful attempt.
-    pub(super) async fn run(&self, spec: &HelperSpec, name: &str) -> Result<Transport, Problem> {
+    pub(super) async fn run(&self, spec: &HelperSpec, name: &str, created: Pod) -> Result<Transport, Problem> {
         let (api, progress) = (&self.api, &self.progress);
         let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
         let runs = AtomicBool::new(false);
         let mut attached = pin!(self.attach_again(spec, name, &runs));
         tokio::select! {
             settled = &mut attached => return settled,
-            outcome = self.wait_running(spec, name) => outcome?,
+            outcome = self.wait_running(spec, name, created) => outcome?,
         }
         // An attempt in progress is not given up: the end of the first stream is the end of the helper's stdin.
         runs.store(true, Ordering::Relaxed);
@@ -56,6 +55,9 @@ impl Starter {
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             attempts.tick().await;
+            if self.crowd.is_large() && !runs.load(Ordering::Relaxed) {
+                continue;
+            }
             let counts = runs.load(Ordering::Relaxed);
             match attach(&self.api, &spec.namespace, name, &spec.node, &self.pending, self.progress.verbosity() > 0).await {
                 Err(p) if p.kind != Kind::Forbidden && !counts => {}
@@ -65,47 +67,44 @@ impl Starter {
     }
 
     /// Follows the pod's status until it runs.
-    async fn wait_running(&self, spec: &HelperSpec, name: &str) -> Result<(), Problem> {
+    async fn wait_running(&self, spec: &HelperSpec, name: &str, created: Pod) -> Result<(), Problem> {
         let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
+        let gone = || Problem::new(Kind::Other, deleted(namespace, name, node));
         let pods: kube::Api<Pod> = kube::Api::namespaced(self.api.client(), namespace);
+        let mut posted = self.board.of(name);
         let mut stall = Stall::new();
-        let mut ticks = interval(TICK);
-        let mut events = Vec::new();
-        // A watch ends for many reasons (server timeout, restart, no right to watch); it is begun again, at worst as polling.
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        let mut asked = Instant::now();
+        let (mut events, mut pod) = (Vec::new(), created);
         loop {
-            let Some(mut pod) = self.api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await? else {
-                return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
-            };
-            let version = pod.metadata.resource_version.clone().unwrap_or_default();
-            let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(60);
-            let mut stream = pods.watch(&params, &version).await.ok().map(StreamExt::boxed);
-            loop {
-                match assess(&pod, &events, stall.since_start()) {
-                    Stage::Running => return Ok(()),
-                    Stage::Waiting(phase) => {
-                        self.progress.phase(node, &phase);
-                        if stall.is_over(&phase, self.patience.stall) {
-                            return Err(self.too_late(spec, name, self.patience.stall));
-                        }
+            match assess(&pod, &events, stall.since_start()) {
+                Stage::Running => return Ok(()),
+                Stage::Waiting(phase) => {
+                    self.progress.phase(node, &phase);
+                    if stall.is_over(&phase, self.patience.stall) {
+                        return Err(self.too_late(spec, name, self.patience.stall));
                     }
-                    Stage::Failed(text) => return Err(Problem::new(Kind::Other, text)),
                 }
-                tokio::select! {
-                    event = next_of(&mut stream) => match event {
-                        Some(Ok(WatchEvent::Added(p) | WatchEvent::Modified(p))) => pod = p,
-                        Some(Ok(WatchEvent::Deleted(_))) => {
-                            return Err(Problem::new(Kind::Other, deleted(namespace, name, node)));
-                        }
-                        Some(Ok(WatchEvent::Bookmark(_))) => {}
-                        // After a moment: a watch that cannot be begun must not become a burst of requests.
-                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None if stream.is_some() => stream = None,
-                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => break,
-                    },
-                    _ = ticks.tick() => {
-                        events = read_events(&self.api, namespace, name).await;
-                        if stall.since_start() > SILENCE && !has_reacted(&pod) && !self.patience.unready {
-                            look_at_node(&self.api, node).await?;
-                        }
+                Stage::Failed(text) => return Err(Problem::new(Kind::Other, text)),
+            }
+            tokio::select! {
+                Ok(()) = posted.changed() => match &*posted.borrow_and_update() {
+                    Posted::Pod(new) => pod = (**new).clone(),
+                    Posted::Deleted => return Err(gone()),
+                    Posted::Nothing | Posted::Unwatched => {}
+                },
+                _ = ticks.tick() => {
+                    if asked.elapsed() + TICK / 2 < self.crowd.tick() {
+                        continue;
+                    }
+                    asked = Instant::now();
+                    if !matches!(&*posted.borrow(), Posted::Pod(_)) {
+                        let read = self.api.ask_opt(&format!("read the helper pod {namespace}/{name}"), pods.get(name)).await?;
+                        pod = read.ok_or_else(gone)?;
+                    }
+                    events = read_events(&self.api, namespace, name).await;
+                    if stall.since_start() > SILENCE && !has_reacted(&pod) && !self.patience.unready {
+                        look_at_node(&self.api, node).await?;
                     }
                 }
             }
@@ -137,17 +136,6 @@ impl Stall {
             self.since = Instant::now();
         }
         self.since.elapsed() >= limit
-    }
-}
-
-/// What the watch brings next; without one, the pod is read again after a moment.
-async fn next_of(stream: &mut Option<BoxStream<'_, kube::Result<WatchEvent<Pod>>>>) -> Option<kube::Result<WatchEvent<Pod>>> {
-    match stream {
-        Some(stream) => stream.next().await,
-        None => {
-            sleep(Duration::from_millis(300)).await;
-            None
-        }
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use sockpath_protocol::accel::PodName;
 use tokio::sync::mpsc;
 
 use super::client::Api;
-use super::follow::{Change, Which, follow};
+use super::follow::{Change, Which, follow, follow_in_cluster};
 use super::network_policy::{Subject, Subjects, touched};
+use super::problem::Kind;
+use super::surroundings::{SeenNode, Surroundings};
 
 /// Changes that wait for us before the followers have to.
 const CHANGES_AHEAD: usize = 256;
@@ -22,6 +24,15 @@ pub enum News {
     Pods,
     /// A pod was deleted.
     Gone(PodName),
+    /// Something happened to a node.
+    Node {
+        /// The node.
+        name: String,
+        /// What happened, as a sentence.
+        text: String,
+    },
+    /// A namespace is being deleted.
+    Terminating(String),
     /// NetworkPolicies changed.
     Policies {
         /// What changed, in words.
@@ -38,48 +49,123 @@ pub enum News {
 /// Watches pods and NetworkPolicies until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
-    pods: mpsc::Receiver<Change<Pod>>,
+    pods: mpsc::Receiver<Change<SeenPod>>,
     policies: mpsc::Receiver<Change<NetworkPolicy>>,
+    nodes: mpsc::Receiver<Change<SeenNode>>,
+    namespaces: mpsc::Receiver<Change<Namespace>>,
     known: Known,
+    surroundings: Surroundings,
+    /// What comes after what was returned last.
+    pending: Option<News>,
+    /// Begins to follow; absent where nothing changes.
+    begin: Option<Begin>,
+}
+
+/// What is followed.
+#[derive(Debug, Clone)]
+struct Begin {
+    api: Api,
+    /// Namespaces; all where that is absent.
+    places: Vec<Option<String>>,
+    selector: Option<String>,
 }
 
 impl Watch {
     /// Watches the pods that match a selector, and all policies, of these namespaces; of all when there are none.
     #[must_use]
     pub fn start(api: &Api, namespaces: &BTreeSet<String>, selector: Option<&str>) -> Self {
-        let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
-        let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
         let places: Vec<Option<String>> = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
-        for namespace in places {
-            let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
-            let which = Which { namespace: namespace.clone(), name: None, selector: selector.map(str::to_owned) };
-            tokio::spawn(follow(api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
-            let which = Which { namespace, name: None, selector: None };
-            tokio::spawn(follow(api.clone(), which, format!("watch the NetworkPolicies of {place}"), policy_sink.clone()));
-        }
-        Self { pods, policies, known: Known::default() }
+        let begin = Begin { api: api.clone(), places, selector: selector.map(str::to_owned) };
+        let mut watch = Self { begin: Some(begin), ..Self::nothing() };
+        watch.renew();
+        watch
     }
 
     /// Where nothing changes: the lab.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { pods: mpsc::channel(1).1, policies: mpsc::channel(1).1, known: Known::default() }
+        Self {
+            pods: mpsc::channel(1).1,
+            policies: mpsc::channel(1).1,
+            nodes: mpsc::channel(1).1,
+            namespaces: mpsc::channel(1).1,
+            known: Known::default(),
+            surroundings: Surroundings::default(),
+            pending: None,
+            begin: None,
+        }
+    }
+
+    /// Lists everything again, after connections were interrupted: a watch whose connection broke silently brings nothing for minutes.
+    pub fn renew(&mut self) {
+        if let Some(begin) = &self.begin {
+            (self.pods, self.policies) = begin.follow();
+            (self.nodes, self.namespaces) = begin.follow_surroundings();
+        }
     }
 
     /// What comes next; never, once nothing is watched any more. Cancel-safe.
     pub async fn next(&mut self) -> News {
         loop {
+            if let Some(news) = self.pending.take().or_else(|| self.surroundings.next()) {
+                return news;
+            }
             let news = tokio::select! {
                 // Policies first: what they pause must not be accelerated any longer than needed.
                 biased;
                 Some(change) = self.policies.recv() => self.known.policy(change),
-                Some(change) = self.pods.recv() => self.known.pod(change),
+                Some(change) = self.namespaces.recv() => self.surroundings.namespace(change),
+                Some(change) = self.nodes.recv() => self.surroundings.node(change),
+                Some(change) = self.pods.recv() => {
+                    if let Some(news) = self.surroundings.eviction(&change) {
+                        self.pending = self.known.pod(change);
+                        return news;
+                    }
+                    self.known.pod(change)
+                }
                 else => std::future::pending().await,
             };
             if let Some(news) = news {
                 return news;
             }
         }
+    }
+}
+
+impl Begin {
+    fn follow(&self) -> (mpsc::Receiver<Change<SeenPod>>, mpsc::Receiver<Change<NetworkPolicy>>) {
+        let (pod_sink, pods) = mpsc::channel(CHANGES_AHEAD);
+        let (policy_sink, policies) = mpsc::channel(CHANGES_AHEAD);
+        for namespace in &self.places {
+            let place = namespace.as_ref().map_or_else(|| "all namespaces".to_owned(), |ns| format!("namespace {ns}"));
+            let which = Which { namespace: namespace.clone(), name: None, selector: self.selector.clone() };
+            tokio::spawn(follow::<Pod, SeenPod>(self.api.clone(), which, format!("watch the pods of {place}"), pod_sink.clone()));
+            let which = Which { namespace: namespace.clone(), name: None, selector: None };
+            tokio::spawn(follow::<NetworkPolicy, NetworkPolicy>(
+                self.api.clone(),
+                which,
+                format!("watch the NetworkPolicies of {place}"),
+                policy_sink.clone(),
+            ));
+        }
+        (pods, policies)
+    }
+
+    /// Nodes and namespaces, as far as the user may see them.
+    fn follow_surroundings(&self) -> (mpsc::Receiver<Change<SeenNode>>, mpsc::Receiver<Change<Namespace>>) {
+        let (node_sink, nodes) = mpsc::channel(CHANGES_AHEAD);
+        let (namespace_sink, namespaces) = mpsc::channel(CHANGES_AHEAD);
+        tokio::spawn(follow_in_cluster::<Node, SeenNode>(self.api.clone(), Which::default(), "watch the nodes".to_owned(), node_sink));
+        for name in &self.places {
+            let which = Which { namespace: None, name: name.clone(), selector: None };
+            tokio::spawn(follow_in_cluster::<Namespace, Namespace>(
+                self.api.clone(),
+                which,
+                "watch namespaces".to_owned(),
+                namespace_sink.clone(),
+            ));
+        }
+        (nodes, namespaces)
     }
 }
 
@@ -105,20 +191,38 @@ fn key(policy: &NetworkPolicy) -> Key {
     (policy.namespace().unwrap_or_default(), policy.name_any())
 }
 
-fn name(pod: &Pod) -> PodName {
-    PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() }
+/// What is kept of a pod: a large cluster has many.
+#[derive(Debug, Clone)]
+pub struct SeenPod {
+    name: PodName,
+    subject: Subject,
+    /// Where it runs, if it is being evicted from there.
+    pub evicted_from: Option<String>,
+}
+
+impl From<Pod> for SeenPod {
+    fn from(pod: Pod) -> Self {
+        let name = PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() };
+        Self { name, subject: Subject::of(&pod), evicted_from: evicted_from(&pod) }
+    }
+}
+
+fn evicted_from(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let reason = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.status == "True")?.reason.as_deref();
+    pod.spec.as_ref()?.node_name.clone().filter(|_| reason == Some("EvictionByEvictionAPI"))
 }
 
 impl Known {
-    fn pod(&mut self, change: Change<Pod>) -> Option<News> {
+    fn pod(&mut self, change: Change<SeenPod>) -> Option<News> {
         let mut gone = None;
         match change {
             Change::Listed { namespace, objects } => {
                 self.subjects.retain(|pod, _| namespace.as_ref().is_some_and(|ns| *ns != pod.namespace));
-                self.subjects.extend(objects.iter().map(|pod| (name(pod), Subject::of(pod))));
+                self.subjects.extend(objects.into_iter().map(|pod| (pod.name, pod.subject)));
             }
             Change::Applied(pod) => {
-                let (name, subject) = (name(&pod), Subject::of(&pod));
+                let SeenPod { name, subject, .. } = pod;
                 let other_labels = |before: &Subject| !before.has_labels_of(&subject);
                 if self.subjects.get(&name).is_some_and(other_labels) && !self.now.is_empty() {
                     self.relabelled.insert(name.clone());
@@ -126,8 +230,8 @@ impl Known {
                 self.subjects.insert(name, subject);
             }
             Change::Deleted(pod) => {
-                self.subjects.remove(&name(&pod));
-                gone = Some(name(&pod));
+                self.subjects.remove(&pod.name);
+                gone = Some(pod.name);
             }
             Change::Refused(p) => return Some(News::Unwatched(format!("new pods are not included: {p}"))),
         }
@@ -162,10 +266,14 @@ impl Known {
             }
             Change::Refused(p) => {
                 let first = !std::mem::replace(&mut self.refused, true);
+                let remedy = match p.kind {
+                    Kind::Forbidden => "\nthe ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them",
+                    // Expired credentials, for instance.
+                    _ => "",
+                };
                 first.then(|| {
                     News::Unwatched(format!(
-                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}\n\
-                         the ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them"
+                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}{remedy}"
                     ))
                 })
             }
@@ -193,11 +301,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::mock::Mock;
-    use super::super::problem::{Kind, Problem};
+    use super::super::problem::Problem;
     use super::*;
 
-    fn pod(name: &str, labels: Value) -> Pod {
+    fn object(name: &str, labels: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}})).unwrap()
+    }
+
+    fn pod(name: &str, labels: Value) -> SeenPod {
+        object(name, labels).into()
     }
 
     fn policy(name: &str, app: &str) -> NetworkPolicy {
@@ -223,6 +335,7 @@ mod tests {
             Some(News::Policies { what, pause, resume }) => format!("{what}: -{} +{}", names(pause), names(resume)),
             Some(News::Pods) => "pods".to_owned(),
             Some(News::Gone(pod)) => format!("{pod} is gone"),
+            Some(News::Node { text, .. } | News::Terminating(text)) => text,
             Some(News::Unwatched(text)) => text,
             None => "nothing".to_owned(),
         }
@@ -275,6 +388,10 @@ mod tests {
         let refused = || Change::Refused(Problem::new(Kind::Forbidden, "cannot watch: no"));
         assert!(said(known.policy(refused())).contains("sockpath-lookup"));
         assert_eq!(said(known.policy(refused())), "nothing");
+        // Rights do not help against credentials that have expired.
+        let expired = Change::Refused(Problem::new(Kind::Unauthorized, "cannot watch: the API server does not accept the credentials"));
+        let text = said(super::Known::default().policy(expired));
+        assert!(text.contains("does not accept the credentials") && !text.contains("sockpath-lookup"), "{text}");
     }
 
     #[tokio::test]
@@ -290,7 +407,7 @@ mod tests {
             .silent(policies)
             .on("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies", 200, list(json!([])))
             .silent("GET /apis/networking.k8s.io/v1/namespaces/ops/networkpolicies")
-            .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([pod("web", json!({"app": "web"}))])))
+            .on("GET /api/v1/namespaces/shop/pods", 200, list(json!([object("web", json!({"app": "web"}))])))
             .silent("GET /api/v1/namespaces/shop/pods")
             .forbid("GET /api/v1/namespaces/ops/pods");
         let mut watch = Watch::start(&mock.api("shop"), &BTreeSet::from(["shop".to_owned(), "ops".to_owned()]), None);
@@ -300,6 +417,7 @@ mod tests {
             let news = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await.expect("news");
             received.insert(match news {
                 News::Pods | News::Gone(_) => "pods",
+                News::Node { .. } | News::Terminating(_) => "surroundings",
                 News::Policies { pause, .. } if pause.len() == 1 => "paused",
                 News::Policies { .. } => "else",
                 News::Unwatched(_) => "unwatched",

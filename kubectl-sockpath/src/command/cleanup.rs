@@ -105,7 +105,7 @@ async fn clean(backend: &Backend, progress: &Progress, outcome: &mut Outcome) ->
                     _ => {}
                 },
                 Event::Lost(e) => outcome.failed.extend([e.on(node)]),
-                Event::Joined(_) | Event::Ended(_) => {}
+                Event::Joined(_) | Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_) => {}
             }
         })
         .await;

@@ -117,7 +117,7 @@ async fn ask(mut fleet: Fleet) -> Vec<Row> {
                     _ => {}
                 },
                 Event::Lost(e) => rows.extend([failed(scope, "helper", &e.into())]),
-                Event::Joined(_) | Event::Ended(_) => {}
+                Event::Joined(_) | Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_) => {}
             }
         })
         .await;

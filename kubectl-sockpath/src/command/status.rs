@@ -88,7 +88,7 @@ async fn ask(
                         answer.messages.push(*message);
                         return;
                     }
-                    Event::Ended(_) => {}
+                    Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_) => {}
                     Event::Lost(e) => answer.lost = Some(e.on(&answer.node)),
                 }
                 if shown.is_ok() {

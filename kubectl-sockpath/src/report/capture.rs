@@ -162,6 +162,7 @@ impl Capture {
                 }
             }
             Event::Lost(error) => self.lose(helper, error.to_string()),
+            Event::Disconnected(_) | Event::Reconnected(_) => {}
         }
     }
 

@@ -1,12 +1,14 @@
 //! How sessions with helpers end: in order, given up, or waited for until each has answered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sockpath_protocol::Request;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::fleet::{Event, Fleet};
+use super::resume::Outcome;
 use super::{Ending, SessionError};
 
 impl Fleet {
@@ -18,7 +20,7 @@ impl Fleet {
         }
         let Some(keeper) = member.keeper.take() else { return };
         let error = SessionError::CutOff { detail: why };
-        self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
+        self.aftermaths.spawn(async move { (index, Outcome::Over(Event::Lost(error.with(&keeper.end(Ending::Kill).await)))) });
     }
 
     /// Asks every helper the same and hands on what they answer, as it comes, until each has ended. A helper gets `patience`
@@ -37,7 +39,7 @@ impl Fleet {
                     Some((index, event)) => {
                         match &event {
                             Event::Joined(_) => drop(deadlines.insert(index, Instant::now() + patience)),
-                            Event::Said(_) => {}
+                            Event::Said(_) | Event::Disconnected(_) | Event::Reconnected(_) => {}
                             Event::Ended(_) | Event::Lost(_) => drop(deadlines.remove(&index)),
                         }
                         on(index, event);
@@ -57,15 +59,23 @@ impl Fleet {
     /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended. Helpers
     /// that have not started are given up at once. Errors of helpers reach `on` as events like everything else.
     pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
+        self.ending.send_replace(true);
+        // No heartbeats are sent, and none answered, from here on.
+        self.members.iter().for_each(|member| member.works.store(false, Ordering::Relaxed));
         self.give_up_starting().await;
         self.send_all(&Request::Finish).await;
         let deadline = Instant::now() + patience;
         while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
+            if matches!(event, Event::Reconnected(_)) {
+                self.send(index, Request::Finish).await;
+            }
             on(index, event);
         }
         // What is known of the lost ones is reported, however long their clean-up takes.
-        while let Some(Ok((index, event))) = self.aftermaths.join_next().await {
-            self.members[index].over = true;
+        while let Some(Ok((index, outcome))) = self.aftermaths.join_next().await {
+            // One that was resumed at the last moment is among those that are ended now.
+            self.members[index].over = matches!(outcome, Outcome::Over(_));
+            let event = self.settle(index, outcome);
             on(index, event);
         }
         for index in self.close().await {

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use sockpath_protocol::PROTOCOL_VERSION;
+use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
 
 use super::Aftermath;
 
 /// This plugin's release.
 pub(super) const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// Seconds after which a helper ends that receives nothing.
+const PATIENCE: u64 = HEARTBEAT_TIMEOUT_MS / 1000;
 
 /// Why a session with a helper failed, for callers that decide on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,25 @@ pub enum SessionError {
         /// What is known.
         detail: String,
     },
+    /// The connection to it broke and was not restored while it waited.
+    Disconnected {
+        /// How long there was none.
+        after: Duration,
+        /// Because this process stood still.
+        suspended: bool,
+        /// What is known.
+        detail: String,
+    },
+    /// It received a signal, and not from this plugin.
+    Terminated {
+        /// Why.
+        detail: String,
+    },
+    /// It received nothing from this plugin and ended.
+    Abandoned {
+        /// How long this process stood still, if it did.
+        suspended: Option<Duration>,
+    },
     /// It sent something that is not a message.
     Garbled {
         /// What was wrong with it.
@@ -78,11 +100,26 @@ impl std::fmt::Display for SessionError {
                  use a helper of release {RELEASE} (--helper-image; in the lab SOCKPATH_LAB_PROGRAM) or the plugin of release {release}"
             ),
             Self::CutOff { detail } => with(f, "it ended early, its last observations are missing", detail),
+            Self::Disconnected { after, suspended: true, detail } => with(f, &stood_still(*after), detail),
+            Self::Disconnected { after, suspended: false, detail } => with(
+                f,
+                &format!("the connection to it was lost for {} s, and it ends without one after {PATIENCE} s", after.as_secs()),
+                detail,
+            ),
+            Self::Terminated { detail } => with(f, "it was terminated", detail),
+            Self::Abandoned { suspended: Some(slept) } => f.write_str(&stood_still(*slept)),
+            Self::Abandoned { suspended: None } => {
+                write!(f, "it received nothing from this plugin for {PATIENCE} s and ended: the connection between them was interrupted")
+            }
             Self::Garbled { detail } => {
                 with(f, "it sent a message that this plugin does not understand (are both of the same release?)", detail)
             }
         }
     }
+}
+
+fn stood_still(slept: Duration) -> String {
+    format!("this machine or the plugin was suspended for {} s, and it ends when it receives nothing for {PATIENCE} s", slept.as_secs())
 }
 
 impl std::error::Error for SessionError {}
@@ -104,6 +141,7 @@ impl SessionError {
     pub(super) fn with(self, aftermath: &Aftermath) -> Self {
         match self {
             Self::CutOff { detail } => Self::CutOff { detail: join(&detail, aftermath) },
+            Self::Terminated { .. } => Self::Terminated { detail: aftermath.cause.clone() },
             Self::NoHello { detail } => Self::NoHello { detail: join(&detail, aftermath) },
             Self::Silent { patience, detail } => Self::Silent { patience, detail: join(&detail, aftermath) },
             // It ran until we ended it; its exit status is not the cause.

@@ -1,16 +1,20 @@
 //! One or several helpers as one stream of events. Helpers join when they have started, without waiting for the slowest.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use sockpath_protocol::message::{EndReason, Hello};
 use sockpath_protocol::{Message, Request};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
-use super::ready::{Mailbox, Ready};
-use super::stream::{Clock, Queued, Sink, listen};
+use super::ready::{Mailbox, Outgoing, Ready};
+use super::resume::{Broken, Outcome, Resumed};
+use super::stream::{Clock, Lines, Queued, Sink, listen};
+use super::suspension::Suspension;
 use super::{ClockEstimate, Ending, Keeper, SessionError};
 
 /// What comes from a helper.
@@ -24,6 +28,10 @@ pub enum Event {
     Ended(EndReason),
     /// The stream is over without `end`, or the helper could not be started.
     Lost(SessionError),
+    /// The connection broke, and why; it is being restored.
+    Disconnected(String),
+    /// The connection was restored after this time; messages of that time, in either direction, may be lost.
+    Reconnected(Duration),
 }
 
 /// Says what a helper that starts waits for, where that is known.
@@ -39,13 +47,15 @@ pub(super) struct Starting {
 pub struct Member {
     /// The nodes it serves.
     pub nodes: Vec<String>,
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) requests: mpsc::Sender<Outgoing>,
     clock: Clock,
     pub(super) starting: Option<Starting>,
     joined: bool,
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) keeper: Option<Box<dyn Keeper>>,
     pub(super) over: bool,
+    /// It answers heartbeats at once, and its session can be resumed.
+    pub(super) works: Arc<AtomicBool>,
     /// It has said that it goes on without us.
     pub(super) stays: bool,
 }
@@ -75,6 +85,11 @@ impl Member {
         self.joined
     }
 
+    /// Hands on what its stream brings.
+    fn listen(&mut self, index: usize, lines: Lines, sink: Sink) {
+        self.tasks.push(tokio::spawn(listen(index, lines, sink, self.clock.clone(), self.works.clone())));
+    }
+
     /// Whether it takes requests; it does not while we clean up behind a helper that went away.
     pub(super) fn listens(&self) -> bool {
         !self.over && (self.keeper.is_some() || self.starting.is_some())
@@ -98,8 +113,11 @@ pub struct Fleet {
     pending: VecDeque<(usize, Event)>,
     /// Helpers that could not be started: reported once others work, or none is left that may.
     held: VecDeque<(usize, String)>,
-    /// Cleaning up behind helpers that went away, which takes as long as the API server does; each ends in the event that tells of it.
-    pub(super) aftermaths: JoinSet<(usize, Event)>,
+    /// Resuming sessions whose connection broke, and cleaning up behind helpers that went away, which takes as long as the API server does.
+    pub(super) aftermaths: JoinSet<(usize, Outcome)>,
+    /// Whether the command ends: no session is resumed any more.
+    pub(super) ending: watch::Sender<bool>,
+    suspension: Suspension,
 }
 
 impl Default for Fleet {
@@ -113,6 +131,8 @@ impl Default for Fleet {
             pending: VecDeque::new(),
             held: VecDeque::new(),
             aftermaths: JoinSet::new(),
+            ending: watch::Sender::new(false),
+            suspension: Suspension::default(),
         }
     }
 }
@@ -124,6 +144,7 @@ impl Fleet {
     where
         F: Future<Output = Result<Ready>> + Send + 'static,
     {
+        self.suspension.watch();
         let index = self.members.len();
         let (mailbox, requests, clock) = Mailbox::new();
         let start = start(mailbox);
@@ -137,6 +158,7 @@ impl Fleet {
             tasks: Vec::new(),
             keeper: None,
             over: false,
+            works: Arc::default(),
             stays: false,
         });
         index
@@ -181,7 +203,7 @@ impl Fleet {
                     // It was given up a moment ago; it ends with the fleet.
                     return;
                 }
-                member.tasks.push(tokio::spawn(listen(index, ready.reader, self.sink.clone(), member.clock.clone())));
+                member.listen(index, ready.reader, self.sink.clone());
                 member.joined = true;
                 self.pending.push_back((index, Event::Joined(Box::new(ready.hello))));
             }
@@ -206,6 +228,14 @@ impl Fleet {
                 self.members[index].tasks.push(ready.talk);
                 self.members[index].keeper = Some(ready.keeper);
             }
+        }
+    }
+
+    /// A helper has begun with its work: it answers heartbeats at once from now on, and when its connection breaks, its session is
+    /// resumed over another one.
+    pub fn works(&self, index: usize) {
+        if let Some(member) = self.members.get(index) {
+            member.works.store(true, Ordering::Relaxed);
         }
     }
 
@@ -234,7 +264,14 @@ impl Fleet {
     /// [`Fleet::next`], not here.
     pub async fn send(&self, index: usize, request: Request) {
         if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
-            let _ = member.requests.send(request).await;
+            let _ = member.requests.send(Outgoing::Request(request)).await;
+        }
+    }
+
+    /// The same for a large request: it is built when it is sent, after those to other helpers.
+    pub async fn send_large(&self, index: usize, build: impl FnOnce() -> Request + Send + 'static) {
+        if let Some(member) = self.members.get(index).filter(|m| m.listens()) {
+            let _ = member.requests.send(Outgoing::Large(Box::new(build))).await;
         }
     }
 
@@ -260,7 +297,7 @@ impl Fleet {
                     continue;
                 }
                 Some(joined) = self.aftermaths.join_next() => match joined {
-                    Ok(event) => event,
+                    Ok((index, outcome)) => (index, self.settle(index, outcome)),
                     // It panicked, which has been printed; `close` counts its helper as one that did not end.
                     Err(_) => continue,
                 },
@@ -294,23 +331,62 @@ impl Fleet {
                 member.stays |= matches!(&*message, Message::Summary(summary) if summary.detached);
                 Some((index, Event::Said(message)))
             }
-            Event::Lost(error) => match member.keeper.take() {
-                // The caller may cancel at any moment, so nothing is awaited here.
-                Some(keeper) => {
-                    self.aftermaths.spawn(async move { (index, Event::Lost(error.with(&keeper.end(Ending::Kill).await))) });
-                    None
-                }
-                None => {
+            Event::Lost(error) => self.lose(index, error),
+            // It received nothing for too long: it ended, and not because its work was done.
+            Event::Ended(EndReason::HeartbeatMissed | EndReason::StdinClosed) => {
+                self.lose(index, SessionError::Abandoned { suspended: self.suspension.lately() })
+            }
+            // The pod's status says why.
+            Event::Ended(EndReason::Signal) => {
+                let Some(keeper) = member.keeper.take() else {
                     member.over = true;
-                    Some((index, Event::Lost(error)))
-                }
-            },
+                    return Some((index, Event::Ended(EndReason::Signal)));
+                };
+                let error = SessionError::Terminated { detail: String::new() };
+                self.aftermaths.spawn(async move { (index, Outcome::Over(Event::Lost(error.with(&keeper.end(Ending::Signalled).await)))) });
+                None
+            }
             Event::Ended(reason) => {
                 member.over = true;
                 Some((index, Event::Ended(reason)))
             }
-            Event::Joined(hello) => Some((index, Event::Joined(hello))),
+            other => Some((index, other)),
         }
+    }
+
+    /// A helper's stream has ended without `end`. The caller may cancel at any moment, so nothing is awaited here.
+    fn lose(&mut self, index: usize, error: SessionError) -> Option<(usize, Event)> {
+        let member = self.members.get_mut(index)?;
+        let Some(keeper) = member.keeper.take() else {
+            member.over = true;
+            return Some((index, Event::Lost(error)));
+        };
+        let broke = matches!(error, SessionError::CutOff { .. } | SessionError::Silent { .. });
+        if broke && member.works.load(Ordering::Relaxed) && !*self.ending.borrow() {
+            member.tasks.drain(..).for_each(|task| task.abort());
+            let (sink, ending, suspension) = (self.sink.clone(), self.ending.subscribe(), self.suspension.clone());
+            let broken = Broken { index, keeper, error, sink, ending, suspension };
+            self.aftermaths.spawn(async move { (index, broken.resume().await) });
+        } else {
+            self.aftermaths.spawn(async move { (index, Outcome::Over(Event::Lost(error.with(&keeper.end(Ending::Kill).await)))) });
+        }
+        None
+    }
+
+    /// What became of a helper whose stream ended.
+    pub(super) fn settle(&mut self, index: usize, outcome: Outcome) -> Event {
+        let resumed = match outcome {
+            Outcome::Over(event) => return event,
+            Outcome::Resumed(resumed) => resumed,
+        };
+        let Resumed { keeper, lines, writer, away } = *resumed;
+        let member = &mut self.members[index];
+        let (mailbox, requests) = Mailbox::with(member.clock.clone());
+        member.requests = requests;
+        member.keeper = Some(keeper);
+        member.tasks.push(mailbox.deliver(writer));
+        member.listen(index, lines, self.sink.clone());
+        Event::Reconnected(away)
     }
 }
 

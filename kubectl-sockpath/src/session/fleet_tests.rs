@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::session::error::RELEASE;
-use crate::session::{Aftermath, Transport};
+use crate::session::{Aftermath, Reopened, Transport};
 use sockpath_protocol::message::End;
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, split};
@@ -418,4 +418,128 @@ async fn what_waits_for_the_plugin_is_bounded_in_bytes() {
     }
     assert_eq!(warnings, 16);
     writer.abort();
+}
+
+/// A helper's pod: how it answers attempts to attach again, in turn.
+struct Pod {
+    answers: Vec<Reopened>,
+    endings: Arc<Mutex<Vec<Ending>>>,
+}
+
+impl Keeper for Pod {
+    fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
+        self.endings.lock().unwrap().push(how);
+        Box::pin(async { Aftermath { cause: "exit code 0".to_owned(), stderr: String::new() } })
+    }
+
+    fn reopen(&mut self) -> Pin<Box<dyn Future<Output = Reopened> + Send + '_>> {
+        let last = self.answers.len() == 1;
+        let answer = match &self.answers[0] {
+            Reopened::NotYet(why) if last => Reopened::NotYet(why.clone()),
+            _ => self.answers.remove(0),
+        };
+        Box::pin(async { answer })
+    }
+}
+
+/// A fleet of one helper that works, whose pod answers like this.
+async fn working(answers: Vec<Reopened>) -> (Fleet, DuplexStream, Arc<Mutex<Vec<Ending>>>) {
+    let (mut fleet, [theirs], [endings]) = fleet_of(["a"]).await;
+    fleet.members[0].keeper = Some(Box::new(Pod { answers, endings: endings.clone() }));
+    fleet.works(0);
+    (fleet, theirs, endings)
+}
+
+fn not_yet() -> Reopened {
+    Reopened::NotYet("connection refused".to_owned())
+}
+
+#[tokio::test]
+async fn a_session_goes_on_over_another_connection() {
+    let (ours, mut again) = tokio::io::duplex(1 << 16);
+    let (reader, writer) = split(ours);
+    let (mut fleet, theirs, endings) = working(vec![not_yet(), Reopened::Open(Box::new(reader), Box::new(writer))]).await;
+    // The rest of a line, and a message from before the request.
+    again.write_all(b"tx\":5}\n").await.unwrap();
+    say(&mut again, &Message::Warning { text: "missed".to_owned() }).await;
+    say(&mut again, &hello(PROTOCOL_VERSION)).await;
+    drop(theirs);
+    assert!(matches!(fleet.next().await, Some((0, Event::Reconnected(_)))));
+    say(&mut again, &Message::Warning { text: "w".to_owned() }).await;
+    assert!(matches!(fleet.next().await, Some((0, Event::Said(m))) if *m == Message::Warning { text: "w".to_owned() }));
+    fleet.send(0, Request::Status).await;
+    let mut lines = BufReader::new(&mut again).lines();
+    while lines.next_line().await.unwrap().unwrap() != "{\"type\":\"status\"}" {}
+    assert_eq!(*endings.lock().unwrap(), [], "its pod is not touched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_cannot_be_restored_is_reported_at_once_and_given_up() {
+    let (mut fleet, theirs, endings) = working(vec![not_yet()]).await;
+    let began = Instant::now();
+    drop(theirs);
+    let Some((0, Event::Disconnected(why))) = fleet.next().await else { panic!("it is reported") };
+    assert!(why == "connection refused" && began.elapsed() < Duration::from_secs(3), "{why} after {:?}", began.elapsed());
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("it is given up") };
+    let text = error.to_string();
+    assert!(text.contains("was lost for 11 s") || text.contains("was lost for 12 s"), "{text}");
+    assert!(text.contains("connection refused"), "{text}");
+    assert_eq!(*endings.lock().unwrap(), [Ending::Kill]);
+    assert!(fleet.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_of_a_helper_that_works_is_a_broken_connection() {
+    let (mut fleet, theirs, _) = working(vec![Reopened::Never(String::new())]).await;
+    // The patience of before it worked still counts for what is being awaited.
+    let mut theirs = theirs;
+    say(&mut theirs, &Message::Heartbeat).await;
+    let began = Instant::now();
+    let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("it is given up") };
+    assert!(error.to_string().contains("no message from it for 6 s: exit code 0"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_helper_that_has_ended_or_refuses_us_is_not_asked_again() {
+    for (answer, words) in
+        [("", "it ended early, its last observations are missing: exit code 0"), ("you may not attach", "you may not attach")]
+    {
+        let (mut fleet, theirs, _) = working(vec![not_yet(), Reopened::Never(answer.to_owned())]).await;
+        drop(theirs);
+        let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("it is lost") };
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_restored_when_the_command_ends() {
+    let (mut fleet, theirs, endings) = working(vec![not_yet()]).await;
+    drop(theirs);
+    assert!(timeout(Duration::from_millis(300), fleet.next()).await.is_err(), "it is being restored");
+    let (began, mut lost) = (Instant::now(), 0);
+    fleet.finish(Duration::from_secs(10), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
+    assert!(lost == 1 && began.elapsed() < Duration::from_secs(5), "{lost} after {:?}", began.elapsed());
+    assert_eq!(*endings.lock().unwrap(), [Ending::Kill]);
+}
+
+#[tokio::test]
+async fn a_helper_that_received_nothing_did_not_end_in_order() {
+    for reason in [EndReason::HeartbeatMissed, EndReason::StdinClosed] {
+        let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
+        say(&mut theirs, &Message::End(End { reason })).await;
+        let Some((0, Event::Lost(error))) = fleet.next().await else { panic!("it is lost") };
+        assert!(error.to_string().starts_with("it received nothing from this plugin for 10 s and ended"), "{error}");
+    }
+}
+
+/// What containerd cannot deliver to a helper that has ended costs the helper's last lines.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_after_finish() {
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
+    fleet.finish(Duration::from_secs(9), |_, _| {}).await;
+    drop(fleet);
+    let mut said = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut theirs, &mut said).await.unwrap();
+    assert!(said.ends_with("{\"type\":\"finish\"}\n"), "{said}");
 }

@@ -44,7 +44,7 @@ impl Keeper for Parent {
     fn end(mut self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>> {
         Box::pin(async move {
             // A helper whose stdout is closed is exiting: give it the moment that tells its own status from our SIGKILL.
-            let patience = if matches!(how, Ending::Done | Ending::Stay) { EXIT_PATIENCE } else { EXIT_PATIENCE / 5 };
+            let patience = if matches!(how, Ending::Done | Ending::Stay | Ending::Signalled) { EXIT_PATIENCE } else { EXIT_PATIENCE / 5 };
             let status = match timeout(patience, self.child.wait()).await {
                 Ok(status) => status.ok(),
                 Err(_) => {

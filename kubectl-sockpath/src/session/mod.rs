@@ -10,7 +10,9 @@ mod kept;
 mod last_lines;
 mod local;
 mod ready;
+mod resume;
 mod stream;
+mod suspension;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -49,6 +51,21 @@ pub trait Keeper: Send {
     /// error messages. With [`Ending::Done`] the helper has said `end` and is about to exit by itself; with [`Ending::Kill`]
     /// nothing more is expected of it. Must come back within about a second, but for [`Ending::Gone`].
     fn end(self: Box<Self>, how: Ending) -> Pin<Box<dyn Future<Output = Aftermath> + Send>>;
+
+    /// Opens the stream to the helper again, once, after it broke, and asks for a `hello`. A child process has only one stream.
+    fn reopen(&mut self) -> Pin<Box<dyn Future<Output = Reopened> + Send + '_>> {
+        Box::pin(async { Reopened::Never(String::new()) })
+    }
+}
+
+/// What came of an attempt to open a stream again.
+pub enum Reopened {
+    /// It is open; the helper's stdout and stdin.
+    Open(Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>),
+    /// It is not, and why; it may be later.
+    NotYet(String),
+    /// It cannot be, and why; empty where the helper has ended.
+    Never(String),
 }
 
 /// How a helper is to be ended.
@@ -60,6 +77,8 @@ pub enum Ending {
     Stay,
     /// It has not, or does not answer.
     Kill,
+    /// It has said `end`, because a signal asked for it.
+    Signalled,
     /// Its stream was over before it was used. Its status may take some seconds to be known.
     Gone,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sockpath_protocol::message::Hello;
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -16,19 +17,43 @@ use super::{Ending, Keeper, SessionError, Transport};
 /// Requests that wait for a helper before who asks has to: those of commands that ask before it has started.
 const REQUESTS_AHEAD: usize = 64;
 
+/// A request that waits to be sent.
+pub(super) enum Outgoing {
+    /// As it is.
+    Request(Request),
+    /// A large one, built when it is its turn: hundreds of them at once would take hundreds of MiB.
+    Large(Box<dyn FnOnce() -> Request + Send>),
+}
+
 /// The helper's end of the requests to it. Requests to a starting helper wait in it.
-#[derive(Debug)]
 pub struct Mailbox {
-    inbox: mpsc::Receiver<Request>,
+    inbox: mpsc::Receiver<Outgoing>,
     clock: Clock,
 }
 
 impl Mailbox {
     /// An empty one, with the end to put requests in and the helper's clock.
-    pub(super) fn new() -> (Self, mpsc::Sender<Request>, Clock) {
-        let (requests, inbox) = mpsc::channel(REQUESTS_AHEAD);
+    pub(super) fn new() -> (Self, mpsc::Sender<Outgoing>, Clock) {
         let clock = Clock::default();
-        (Self { inbox, clock: clock.clone() }, requests, clock)
+        let (mailbox, requests) = Self::with(clock.clone());
+        (mailbox, requests, clock)
+    }
+
+    /// One for a helper whose clock is being measured.
+    pub(super) fn with(clock: Clock) -> (Self, mpsc::Sender<Outgoing>) {
+        let (requests, inbox) = mpsc::channel(REQUESTS_AHEAD);
+        (Self { inbox, clock }, requests)
+    }
+
+    /// Sends what is put into it, and heartbeats in between.
+    pub(super) fn deliver(self, writer: Box<dyn AsyncWrite + Send + Unpin>) -> JoinHandle<()> {
+        tokio::spawn(talk(writer, self.inbox, self.clock, Duration::from_millis(HEARTBEAT_INTERVAL_MS)))
+    }
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
     }
 }
 
@@ -57,8 +82,7 @@ impl Ready {
         let mut ending = Ending::Kill;
         let error = match timeout(patience, reader.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) if hello.protocol == PROTOCOL_VERSION => {
-                let beat = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
-                let talk = tokio::spawn(talk(writer, mailbox.inbox, mailbox.clock, beat));
+                let talk = mailbox.deliver(writer);
                 return Ok(Self { hello, reader, talk, keeper });
             }
             Ok(Ok(Some(Message::Hello(hello)))) => SessionError::Version { protocol: hello.protocol, release: hello.version },

@@ -1,21 +1,27 @@
 //! One helper's stream: messages in, requests and heartbeats out.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sockpath_protocol::limits::LONGEST_MESSAGE;
 use sockpath_protocol::text::field_within;
-use sockpath_protocol::{Message, Request, SILENCE_TIMEOUT_MS};
+use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request, SILENCE_TIMEOUT_MS};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::fleet::Event;
+use super::ready::Outgoing;
 use super::{ClockMeter, SessionError};
 
 /// Bytes of a line's buffer that stay allocated for the next one; only snapshots of thousands of pairs are longer.
 const LINE_KEPT: usize = 256 << 10;
+
+/// Bytes that are read at a time: kept for each of hundreds of helpers.
+const READ_AT_ONCE: usize = 16 << 10;
 
 /// Events that wait for the plugin before helpers have to wait, and how many bytes their lines may have together.
 const EVENTS_AHEAD: usize = 1024;
@@ -52,7 +58,7 @@ pub struct Lines {
 impl Lines {
     /// Those of this stream.
     pub fn new(reader: Box<dyn AsyncRead + Send + Unpin>) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, reader), line: Vec::new() }
+        Self { reader: BufReader::with_capacity(READ_AT_ONCE, reader), line: Vec::new() }
     }
 
     /// The next message; `None` at the end of the stream. A half line at the end counts as cut off.
@@ -117,18 +123,30 @@ impl Sink {
     }
 
     /// Queues an event whose line has this many bytes, when there is room for it; `false` if the receiver is gone.
-    async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
+    pub(super) async fn put(&self, helper: usize, event: Event, bytes: usize) -> bool {
         let units = u32::try_from((bytes / ROOM_UNIT + 1).min(BYTES_AHEAD / ROOM_UNIT)).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units).await else { return false };
         self.events.send(Queued { helper, event, _room: room }).await.is_ok()
     }
 }
 
-/// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`].
-pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock) {
-    let silence = Duration::from_millis(SILENCE_TIMEOUT_MS);
+/// Silence of a helper that works, after which its connection counts as broken: three of its answers to heartbeats are missing.
+const QUIET: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
+/// What has arrived may still be in the event loop, when this process was suspended.
+const ARRIVING: Duration = Duration::from_millis(500);
+
+/// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`]; for [`QUIET`] once it works.
+pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, works: Arc<AtomicBool>) {
     loop {
-        let Ok(next) = timeout(silence, lines.next()).await else {
+        let silence = if works.load(Ordering::Relaxed) { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) };
+        let next = {
+            let mut next = pin!(lines.next());
+            match timeout(silence, &mut next).await {
+                Err(_) => timeout(ARRIVING, next).await,
+                next => next,
+            }
+        };
+        let Ok(next) = next else {
             sink.put(index, Event::Lost(SessionError::Silent { patience: silence, detail: String::new() }), 0).await;
             return;
         };
@@ -151,7 +169,7 @@ pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock) {
 }
 
 /// Writes requests and, in between, heartbeats; ends when the helper's stdin or the sender of requests is gone.
-pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Request>, clock: Clock, beat: Duration) {
+pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mpsc::Receiver<Outgoing>, clock: Clock, beat: Duration) {
     let mut ticks = interval(beat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut questions = interval(CLOCK_INTERVAL);
@@ -160,7 +178,13 @@ pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mps
         let request = tokio::select! {
             biased;
             request = inbox.recv() => match request {
-                Some(request) => request,
+                Some(Outgoing::Request(request)) => request,
+                Some(Outgoing::Large(build)) => {
+                    if write_large(&mut writer, build).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 None => return,
             },
             _ = ticks.tick() => Request::Heartbeat,
@@ -175,13 +199,41 @@ pub async fn talk(mut writer: Box<dyn AsyncWrite + Send + Unpin>, mut inbox: mps
         if write(&mut writer, &request).await.is_err() {
             return;
         }
+        if matches!(request, Request::Finish) {
+            // The helper exits when it is done. Where its stdin is not `stdinOnce`, containerd closes its stdout with the first byte that
+            // it can no longer read, and its last lines would be lost. The writer stays open until the session is over.
+            return std::future::pending().await;
+        }
     }
 }
 
+/// Large requests that are being sent at one time, and how long one may hold the others up.
+static LARGE: Semaphore = Semaphore::const_new(2);
+const LARGE_ALONE: Duration = Duration::from_secs(3);
+
+async fn write_large(writer: &mut (dyn AsyncWrite + Send + Unpin), build: Box<dyn FnOnce() -> Request + Send>) -> Result<()> {
+    let turn = LARGE.acquire().await;
+    let line = line_of(&build())?;
+    let mut writing = pin!(write_line(writer, &line));
+    if let Ok(written) = timeout(LARGE_ALONE, &mut writing).await {
+        return written;
+    }
+    drop(turn);
+    writing.await
+}
+
 async fn write(writer: &mut (dyn AsyncWrite + Send + Unpin), request: &Request) -> Result<()> {
+    write_line(writer, &line_of(request)?).await
+}
+
+fn line_of(request: &Request) -> Result<Vec<u8>> {
     let mut line = serde_json::to_vec(request).context("cannot encode a request")?;
     line.push(b'\n');
-    writer.write_all(&line).await?;
+    Ok(line)
+}
+
+async fn write_line(writer: &mut (dyn AsyncWrite + Send + Unpin), line: &[u8]) -> Result<()> {
+    writer.write_all(line).await?;
     writer.flush().await?;
     Ok(())
 }

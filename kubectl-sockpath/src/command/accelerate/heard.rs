@@ -1,14 +1,15 @@
 //! What helpers have said about an acceleration, and how it is told at the end.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
 use sockpath_protocol::bypass::{Bypassed, gather};
-use sockpath_protocol::message::EndReason;
 
+use crate::duration::human;
 use crate::exit::Exit;
 use crate::output::{self, Machine};
 use crate::render::bypassed;
@@ -88,13 +89,14 @@ impl Heard {
     pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
         match event {
             Event::Joined(_) => {}
-            Event::Said(message) => return self.hear(helper, name, *message),
-            Event::Ended(EndReason::Signal) => {
-                self.over.insert(helper);
-                return Some(
-                    self.lose(format!("the helper on {name} was told to end (its pod was deleted or evicted, or its node is drained)")),
-                );
+            Event::Disconnected(why) => {
+                return Some(format!("the connection to the helper on {name} was lost and is being restored, connections go on: {why}"));
             }
+            Event::Reconnected(away) => {
+                let away = human(away.max(Duration::from_secs(1)));
+                return Some(format!("the connection to the helper on {name} was interrupted for {away} and is restored"));
+            }
+            Event::Said(message) => return self.hear(helper, name, *message),
             Event::Ended(_) => {
                 self.over.insert(helper);
             }
@@ -118,7 +120,6 @@ impl Heard {
                 if let Some(node) = self.nodes.get_mut(helper) {
                     node.snapshot = snapshot;
                 }
-                join_halves(&mut self.nodes);
                 self.started.insert(helper);
             }
             Message::Bypassed { found } => {
@@ -156,8 +157,14 @@ impl Heard {
         text
     }
 
+    /// Joins what the nodes of a connection know about it.
+    pub fn join_halves(&mut self) {
+        join_halves(&mut self.nodes);
+    }
+
     /// Prints how it went and says how the command ends.
-    pub fn conclude(self, form: &Form) -> Result<Exit> {
+    pub fn conclude(mut self, form: &Form) -> Result<Exit> {
+        self.join_halves();
         let pairs: usize = self.nodes.iter().map(|n| n.snapshot.pairs.len()).sum();
         if form.json {
             output::emit(&Machine::document(&self.document(form))?)?;
@@ -269,8 +276,8 @@ mod tests {
         let lost = heard.take(0, "n1", Event::Lost(SessionError::CutOff { detail: "evicted".into() })).unwrap();
         assert!(lost.contains("helper on n1") && lost.contains("evicted") && lost.contains("TCP by themselves"), "{lost}");
         assert!(heard.error.is_none() && heard.over.contains(&0) && !heard.over.contains(&1));
-        let drained = heard.take(1, "n2", Event::Ended(EndReason::Signal)).unwrap();
-        assert!(drained.contains("n2 was told to end"), "{drained}");
+        let drained = heard.take(1, "n2", Event::Lost(SessionError::Terminated { detail: "drained".into() })).unwrap();
+        assert!(drained.contains("n2: it was terminated: drained"), "{drained}");
         let form = Form {
             json: false,
             wide: false,
@@ -315,6 +322,7 @@ mod tests {
         assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::PeerNotChosen));
         let servers = vec![half("10.42.1.2:40000", "10.42.2.3:8080", db, Some("10.42.2.3:8080"), Reason::OtherNode)];
         heard.take(1, "n2", Event::Said(Box::new(snapshot(servers))));
+        heard.join_halves();
         let joined = &heard.nodes[0].snapshot.pairs[0];
         assert_eq!((joined.reason, joined.via_service), (Some(Reason::OtherNode), true));
         assert_eq!(joined.server_pod.as_deref(), Some("shop/db"));

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
-use sockpath_protocol::bypass::gather;
+use sockpath_protocol::bypass::{Bypassed, gather};
 use sockpath_protocol::request::{Node, Pod};
-use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, Message, Request};
+use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::heard::{Form, Heard};
@@ -44,8 +45,8 @@ const LONGEST: Duration = Duration::from_secs(86_400 - 300);
 /// Changes of pods are gathered for this long before pods are chosen again.
 const GATHER: Duration = Duration::from_millis(400);
 
-/// A helper sends a snapshot every second. One that was silent for longer than it may be without us has ended.
-const SILENCE: Duration = Duration::from_millis(HEARTBEAT_TIMEOUT_MS + 2_000);
+/// Time between two drawings of the table: hundreds of nodes send hundreds of snapshots a second.
+const BETWEEN_DRAWINGS: Duration = Duration::from_millis(250);
 
 /// Something that is under way beside the loop.
 type Task<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
@@ -67,6 +68,7 @@ enum Step {
     Interrupted,
     TimeIsUp,
     Helper(Option<(usize, Event)>),
+    Bypassed((Vec<Bypassed>, Option<String>)),
     News(News),
     ChooseAgain,
     Chosen(Result<Vec<PodInfo>>),
@@ -104,7 +106,7 @@ pub struct Session<'a> {
     progress: &'a Progress,
     scope: Scope,
     fleet: Fleet,
-    pods: Vec<Pod>,
+    pods: Arc<Vec<Pod>>,
     nodes: Vec<Node>,
     watch: Watch,
     interrupt: Interrupt,
@@ -113,9 +115,13 @@ pub struct Session<'a> {
     heard_at: BTreeMap<usize, Instant>,
     /// Pods whose pairs a changed policy keeps on TCP.
     paused: BTreeSet<PodName>,
+    /// Namespaces that are being deleted.
+    terminating: BTreeSet<String>,
     /// Nodes where a helper went away or could not be started: not tried again.
     given_up: BTreeSet<String>,
     choose_at: Option<Instant>,
+    /// What the API server knows that would be bypassed, while it is looked up.
+    looking: Task<'a, (Vec<Bypassed>, Option<String>)>,
     choosing: Task<'a, Result<Vec<PodInfo>>>,
     /// Nodes that have chosen pods for the first time, while they are looked up.
     locating: Task<'a, (Vec<String>, Result<Vec<Node>>)>,
@@ -126,6 +132,9 @@ pub struct Session<'a> {
     /// The live table.
     screen: Screen,
     changes: Changes,
+    /// When it was drawn last, and whether there is something newer.
+    drawn: Option<Instant>,
+    outdated: bool,
 }
 
 impl<'a> Session<'a> {
@@ -143,15 +152,17 @@ impl<'a> Session<'a> {
             backend,
             progress,
             scope,
-            pods,
+            pods: Arc::new(pods),
             nodes,
             watch,
             interrupt,
             heard: Heard::default(),
             heard_at: BTreeMap::new(),
             paused: BTreeSet::new(),
+            terminating: BTreeSet::new(),
             given_up: BTreeSet::new(),
             choose_at: None,
+            looking: None,
             choosing: None,
             locating: None,
             dry_run,
@@ -159,6 +170,8 @@ impl<'a> Session<'a> {
             style,
             screen: Screen::default(),
             changes: Changes::default(),
+            drawn: None,
+            outdated: false,
             fleet,
         }
     }
@@ -167,17 +180,21 @@ impl<'a> Session<'a> {
     pub async fn run(mut self) -> Result<Exit> {
         self.progress.phase("", if self.dry_run { "watching connections" } else { "pairing connections" });
         self.make_room();
-        let (bypassed, warning) = self.backend.bypassed(&self.pods).await;
-        self.heard.bypassed.extend(bypassed);
-        if let Some(text) = warning {
-            self.heard.warnings.push(text.clone());
-            self.warn(&text)?;
-        }
+        let (backend, pods) = (self.backend, Arc::clone(&self.pods));
+        self.looking = Some(Box::pin(async move { backend.bypassed(&pods).await }));
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
             self.progress.note(&format!("note: {UNWATCHED}"));
         }
         let end = self.attend().await?;
         let interrupted = matches!(end, End::Interrupted);
+        if self.looking.is_some() {
+            let interrupt = self.interrupt.clone();
+            tokio::select! {
+                biased;
+                () = interrupt.wait() => {}
+                found = done(&mut self.looking) => self.take_bypassed(found)?,
+            }
+        }
         self.progress.clear();
         self.screen.erase()?;
         let names: Vec<String> = self.fleet.members().iter().map(Member::name).collect();
@@ -224,15 +241,14 @@ impl<'a> Session<'a> {
     async fn begin(&mut self, index: usize) {
         let Some(member) = self.fleet.members().get(index).filter(|m| !m.is_over()) else { return };
         let lease = if self.args.detach { self.args.lease.unwrap_or(DETACHED_LEASE) } else { FOREGROUND_LEASE };
-        let parted::Parted { here: pods, elsewhere } = parted::at(&self.pods, &member.nodes);
-        if pods.is_empty() {
+        if !self.pods.iter().any(|p| member.nodes.contains(&p.node)) {
             // They have gone since the helper was asked for; it begins when others come.
             return;
         }
         self.heard_at.insert(index, Instant::now());
         let request = AccelerateRequest {
-            pods,
-            elsewhere,
+            pods: Vec::new(),
+            elsewhere: Vec::new(),
             nodes: self.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect(),
             lease_ms: millis(lease),
             detach: self.args.detach,
@@ -247,8 +263,23 @@ impl<'a> Session<'a> {
                 cli::Via::Short => Via::Short,
             },
         };
-        self.fleet.send(index, Request::Accelerate(Box::new(request))).await;
+        let (pods, nodes) = (Arc::clone(&self.pods), member.nodes.clone());
+        let build = move || {
+            let parted::Parted { here: pods, elsewhere } = parted::at(&pods, &nodes);
+            Request::Accelerate(Box::new(AccelerateRequest { pods, elsewhere, ..request }))
+        };
+        self.fleet.send_large(index, build).await;
         self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+    }
+
+    /// Takes in what the API server knows that would be bypassed.
+    fn take_bypassed(&mut self, (bypassed, warning): (Vec<Bypassed>, Option<String>)) -> Result<()> {
+        self.heard.bypassed.extend(bypassed);
+        if let Some(text) = warning {
+            self.heard.warnings.push(text.clone());
+            self.warn(&text)?;
+        }
+        self.report_bypassed()
     }
 
     /// Goes on until there is a reason to end.
@@ -267,13 +298,14 @@ impl<'a> Session<'a> {
                 return Ok(End::Over);
             }
             let step = {
-                let Self { interrupt, fleet, watch, choosing, locating, choose_at, .. } = self;
+                let Self { interrupt, fleet, watch, looking, choosing, locating, choose_at, .. } = self;
                 let (due, idle) = (choose_at.unwrap_or(never), choosing.is_none() && locating.is_none());
                 tokio::select! {
                     biased;
                     () = interrupt.wait() => Step::Interrupted,
                     () = sleep_until(end) => Step::TimeIsUp,
                     news = watch.next() => Step::News(news),
+                    found = done(looking) => Step::Bypassed(found),
                     event = fleet.next() => Step::Helper(event),
                     found = done(choosing) => Step::Chosen(found),
                     (names, nodes) = done(locating) => Step::Located(names, nodes),
@@ -289,13 +321,22 @@ impl<'a> Session<'a> {
                     if matches!(event, Event::Joined(_)) {
                         self.begin(helper).await;
                     }
+                    if matches!(event, Event::Reconnected(_)) {
+                        self.catch_up(helper).await;
+                    }
                     self.hear(helper, event)?;
                 }
+                Step::Bypassed(found) => self.take_bypassed(found)?,
                 Step::News(news) => self.react(news).await?,
                 Step::ChooseAgain => self.choose_again(),
                 Step::Chosen(found) => self.choose(found).await?,
                 Step::Located(names, nodes) => self.recruit_on(names, nodes)?,
-                Step::LookAround => self.give_up_the_silent(),
+                Step::LookAround => {
+                    self.give_up_the_silent();
+                    if self.outdated {
+                        self.draw()?;
+                    }
+                }
             }
         }
     }
@@ -316,6 +357,9 @@ impl<'a> Session<'a> {
         if let Some(at) = self.heard_at.get_mut(&helper) {
             *at = Instant::now();
         }
+        if snapshot {
+            self.fleet.works(helper);
+        }
         if let Some(text) = self.heard.take(helper, &name, event) {
             self.warn(&text)?;
         }
@@ -324,8 +368,10 @@ impl<'a> Session<'a> {
         }
         self.report_bypassed()?;
         if snapshot && matches!(self.args.output, None | Some(ObjectOutput::Wide)) && !self.args.detach && !self.dry_run {
-            self.progress.clear();
-            self.draw()?;
+            self.outdated = true;
+            if self.drawn.is_none_or(|at| at.elapsed() >= BETWEEN_DRAWINGS) {
+                self.draw()?;
+            }
         }
         Ok(())
     }
@@ -333,7 +379,12 @@ impl<'a> Session<'a> {
     /// Shows once, in a line, what accelerated connections bypass, when every helper that has begun has reported its part. A dry run lists it.
     fn report_bypassed(&mut self) -> Result<()> {
         let has_reported = |helper: &usize| self.heard.reported_bypassed.contains(helper) || self.heard.over.contains(helper);
-        if self.dry_run || self.bypassed_reported || self.heard_at.is_empty() || !self.heard_at.keys().all(has_reported) {
+        if self.dry_run
+            || self.bypassed_reported
+            || self.looking.is_some()
+            || self.heard_at.is_empty()
+            || !self.heard_at.keys().all(has_reported)
+        {
             return Ok(());
         }
         self.bypassed_reported = true;
@@ -353,12 +404,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Ends sessions that say nothing any more: a node that is cut off breaks no connection. The start may take longer.
+    /// Ends sessions that do not begin. Silence of helpers that have begun is a broken connection, which the fleet restores.
     fn give_up_the_silent(&mut self) {
         for (index, at) in &self.heard_at {
-            let limit = if self.heard.started.contains(index) { SILENCE } else { STARTING };
-            if at.elapsed() > limit && !self.heard.over.contains(index) {
-                let why = format!("nothing was heard from it for {}: its node or kubelet is cut off", human(limit));
+            let begins = !self.heard.started.contains(index) && !self.heard.over.contains(index);
+            if begins && at.elapsed() > STARTING {
+                let why = format!("no message from it for {}: its node or kubelet is cut off", human(STARTING));
                 self.fleet.give_up(*index, why);
             }
         }
@@ -366,6 +417,9 @@ impl<'a> Session<'a> {
 
     /// Redraws the table on a terminal, appends what changed elsewhere.
     fn draw(&mut self) -> Result<()> {
+        (self.drawn, self.outdated) = (Some(Instant::now()), false);
+        self.progress.clear();
+        self.heard.join_halves();
         if !output::is_terminal() {
             return output::print(&self.changes.lines(&self.heard.nodes));
         }

@@ -46,7 +46,7 @@ impl Shortcut {
                 },
                 Some((index, Event::Lost(SessionError::Absent { .. }))) => drop(waiting.remove(&index)),
                 Some((_, Event::Lost(error))) => bail!("cannot accelerate for the comparison: {error}"),
-                Some((_, Event::Joined(_) | Event::Ended(_))) => {}
+                Some((_, Event::Joined(_) | Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_))) => {}
                 None => bail!("cannot accelerate for the comparison: the helper ended"),
             }
         }
@@ -63,7 +63,7 @@ impl Shortcut {
                     _ => {}
                 },
                 Some((_, Event::Lost(error))) => self.lost = Some(error.to_string()),
-                Some((_, Event::Joined(_) | Event::Ended(_))) => {}
+                Some((_, Event::Joined(_) | Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_))) => {}
                 None => std::future::pending().await,
             }
         }

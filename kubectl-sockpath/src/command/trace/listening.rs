@@ -24,6 +24,9 @@ const AFTER_PROBE: Duration = Duration::from_millis(300);
 /// How long to listen after a pod is gone: its node still has the last packets.
 const AFTER_LOSS: Duration = Duration::from_millis(500);
 
+/// With `--follow`: how long the pods may take to go when no helper is left. A pod has 30 s to end by default.
+const AFTER_HELPERS: Duration = Duration::from_secs(60);
+
 /// Least time between two probes.
 const BETWEEN_PROBES: Duration = Duration::from_millis(10);
 
@@ -129,7 +132,7 @@ impl Session<'_> {
         let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
         // After a single probe there is no need to wait for the whole duration.
         let mut after_probe: Option<Instant> = None;
-        let mut shown = Instant::now();
+        let (mut shown, mut helpers_gone) = (Instant::now(), false);
         self.announce();
         loop {
             if self.count.is_some_and(|n| self.delivered() - delivered_before >= n) {
@@ -137,14 +140,14 @@ impl Session<'_> {
             }
             let probes_sent = self.probes_sent - probes_before;
             let answered = probes_sent > 0 && self.capture.probed >= self.probes_sent;
-            if answered && self.args.count.is_none() && self.args.duration.is_none() && after_probe.is_none() {
+            if answered && self.args.count.is_none() && self.args.duration.is_none() && !self.args.follow && after_probe.is_none() {
                 after_probe = Some(Instant::now() + AFTER_PROBE);
             }
             // With a count, one probe after the other, but not without end if they are not answered.
             if let (true, Some(count)) = (answered, self.args.count) {
                 if self.answers_come() && (probes_sent as u64) < count {
                     probe_at.get_or_insert_with(|| Instant::now() + BETWEEN_PROBES);
-                } else if self.args.duration.is_none() {
+                } else if self.args.duration.is_none() && !self.args.follow {
                     after_probe.get_or_insert_with(|| Instant::now() + AFTER_PROBE);
                 }
             }
@@ -154,7 +157,7 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 () = self.interrupt.wait() => return Stop::Interrupted,
-                () = sleep_until(end) => return Stop::Enough,
+                () = sleep_until(end) => return if helpers_gone && !self.lost { Stop::Over } else { Stop::Enough },
                 () = sleep_until(after_probe.unwrap_or(never)), if after_probe.is_some() => return Stop::Enough,
                 () = sleep_until(probe_at.unwrap_or(never)), if probe_at.is_some() => {
                     probe_at = None;
@@ -171,13 +174,15 @@ impl Session<'_> {
                 () = attend(&mut self.shortcut) => {}
                 news = self.pods.next() => match self.notice(news) {
                     Ok(true) => {
-                        self.progress.note("the trace ends, because the pods can no longer be observed");
+                        if !self.args.follow {
+                            self.progress.note("the trace ends, because the pods can no longer be observed");
+                        }
                         end = end.min(Instant::now() + AFTER_LOSS);
                     }
                     Ok(false) => {}
                     Err(stop) => return stop,
                 },
-                event = self.fleet.next() => match event {
+                event = self.fleet.next(), if !helpers_gone => match event {
                     Some((helper, event)) => {
                         if let Err(stop) = self.take(helper, event).await {
                             return stop;
@@ -186,6 +191,12 @@ impl Session<'_> {
                             shown = Instant::now();
                             self.show_counts();
                         }
+                    }
+                    // A node that is drained or fails ends the helper before the pods are gone.
+                    None if self.args.follow && !self.lost => {
+                        helpers_gone = true;
+                        end = end.min(Instant::now() + AFTER_HELPERS);
+                        self.progress.note(&format!("no helper is left; waiting {} for what happens to the pods", human(AFTER_HELPERS)));
                     }
                     None => return Stop::Over,
                 },
@@ -213,7 +224,8 @@ impl Session<'_> {
     fn announce(&self) {
         let plan = &self.capture.origin.plan;
         let took = self.capture.helpers.iter().filter_map(|h| h.armed.as_ref()).map(|a| a.took_ns).max().unwrap_or(0);
-        let one_probe = self.args.probe && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
+        let one_probe =
+            self.args.probe && !self.args.follow && self.args.count.is_none() && self.args.duration.is_none() && plan.probe.is_some();
         let span = match (self.count, self.duration) {
             _ if one_probe && !self.args.compare => "for one probe".to_owned(),
             (Some(n), d) => format!("until {n} requests or {}", human(d)),

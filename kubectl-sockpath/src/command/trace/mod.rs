@@ -1,6 +1,7 @@
 //! `trace`.
 
 mod compare;
+mod follow;
 mod listening;
 mod output;
 mod session;
@@ -17,6 +18,7 @@ use crate::progress::Progress;
 use crate::recording::Recorder;
 use crate::target;
 use crate::terminal::Style;
+use follow::Following;
 use output::replay;
 use session::Session;
 
@@ -46,16 +48,16 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     for path in [&args.html, &args.svg, &args.perfetto, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    let recorder = args.record.as_deref().map(Recorder::create).transpose()?;
+    let mut recorder = args.record.as_deref().map(Recorder::create).transpose()?;
     let interrupt = Interrupt::watch()?;
 
     progress.phase("", "looking up names");
-    let backend = tokio::select! {
+    let mut backend = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
         backend = Backend::connect(global, true) => backend?,
     };
-    let plan = tokio::select! {
+    let mut plan = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
         plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(protocol)) => plan?,
@@ -65,13 +67,23 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
             "--probe needs a port, and `{target}` has no known port: use {target}:PORT, or --protocol icmp"
         )));
     }
-    let fleet = tokio::select! {
-        biased;
-        () = interrupt.wait() => return Err(Interrupted.into()),
-        fleet = backend.helpers(&plan.request.nodes, mode, progress) => fleet?,
-    };
-    let session = Session::new(args, plan, fleet, recorder, interrupt, progress, &backend)?;
-    session.run(&style).await
+    let mut following = Following::new(args);
+    loop {
+        let fleet = tokio::select! {
+            biased;
+            () = interrupt.wait() => return Err(Interrupted.into()),
+            fleet = backend.helpers(&plan.request.nodes, mode, progress) => fleet?,
+        };
+        let session = Session::new(args, plan, fleet, recorder.take(), interrupt.clone(), progress, &backend)?;
+        let leg = session.within(&mut following).run(&style).await?;
+        if let Some(exit) = following.take(leg) {
+            return Ok(exit);
+        }
+        (backend, plan) = match following.successor(global, &interrupt, progress).await? {
+            Some(found) => found,
+            None => return Ok(Exit::Done),
+        };
+    }
 }
 
 fn protocol(protocol: ProbeProtocol) -> Protocol {

@@ -12,6 +12,7 @@ use sockpath_protocol::request::Pod;
 use tokio::time::Instant;
 
 use super::compare::Shortcut;
+use super::follow::Following;
 use super::output::{exports, show};
 use crate::backend::Backend;
 use crate::cli::{self, TraceOutput};
@@ -59,6 +60,18 @@ pub(super) enum Stop {
     Failed(anyhow::Error),
 }
 
+/// How a trace, or a part of one that follows its pods, ended.
+#[derive(Debug)]
+pub(super) struct Leg {
+    pub(super) exit: Exit,
+    /// The pods can no longer be observed.
+    pub(super) lost: bool,
+    /// Request packets that were delivered.
+    pub(super) delivered: u64,
+    /// The pods that are gone, by UID.
+    pub(super) gone: BTreeSet<String>,
+}
+
 /// A running trace.
 pub(super) struct Session<'a> {
     pub(super) args: &'a cli::Trace,
@@ -80,6 +93,8 @@ pub(super) struct Session<'a> {
     pub(super) pods: PodWatch,
     /// Those that are gone, by UID.
     pub(super) gone: BTreeSet<String>,
+    /// With them the source or all targets.
+    pub(super) lost: bool,
     /// When all hooks were attached.
     pub(super) began: Option<Instant>,
 }
@@ -105,11 +120,11 @@ impl<'a> Session<'a> {
         let duration = match args.duration {
             Some(duration) => duration,
             None if args.count.is_some() => DURATION_WITH_COUNT,
-            None if streaming => DURATION_OF_STREAM,
+            None if streaming || args.follow => DURATION_OF_STREAM,
             None => DURATION,
         };
         // A duration alone decides alone.
-        let open = streaming || args.duration.is_some();
+        let open = streaming || args.follow || args.duration.is_some();
         Ok(Self {
             args,
             fleet,
@@ -126,12 +141,19 @@ impl<'a> Session<'a> {
             warming_up: false,
             pods: backend.watch_pods(&pods),
             gone: BTreeSet::new(),
+            lost: false,
             began: None,
         })
     }
 
+    /// The same with what earlier parts have left of time and count.
+    pub(super) fn within(mut self, following: &mut Following<'_>) -> Self {
+        (self.count, self.duration) = following.left(self.count, self.duration);
+        self
+    }
+
     /// Traces to the end, whatever ends it: helpers, the recording and stdout are closed on every exit path.
-    pub(super) async fn run(mut self, style: &Style) -> Result<Exit> {
+    pub(super) async fn run(mut self, style: &Style) -> Result<Leg> {
         self.fleet.compare_clocks();
         let mut stop = match self.arm().await {
             Ok(()) => self.listen().await,
@@ -157,7 +179,17 @@ impl<'a> Session<'a> {
             stop = Stop::Failed(e);
         }
         let flushed = self.recorder.take().map_or(Ok(()), Recorder::finish);
-        self.conclude(stop, clocks.and(rest).and(flushed), style)
+        let (progress, follows, lost) = (self.progress, self.args.follow, self.lost);
+        let (delivered, saw, gone) = (self.capture.requests_delivered, self.capture.saw_something(), std::mem::take(&mut self.gone));
+        let exit = match self.conclude(stop, clocks.and(rest).and(flushed), style) {
+            // The node went with the pods.
+            Err(e) if follows && lost && !crate::exit::is_broken_pipe(&e) => {
+                progress.warn(&format!("{e:#}"));
+                if saw { Exit::Done } else { Exit::Nothing }
+            }
+            concluded => concluded?,
+        };
+        Ok(Leg { exit, lost, delivered, gone })
     }
 
     /// Keeps how the helpers' clocks lie to ours, in the report and in the recording.
@@ -210,6 +242,26 @@ impl<'a> Session<'a> {
 
     /// Keeps, records and streams what a helper said.
     pub(super) async fn take(&mut self, helper: usize, event: Event) -> Result<(), Stop> {
+        let event = match event {
+            Event::Disconnected(why) => {
+                let name = self.fleet.members().get(helper).map(Member::name).unwrap_or_default();
+                self.progress.warn(&format!("the connection to the helper on {name} was lost and is being restored: {why}"));
+                return Ok(());
+            }
+            Event::Reconnected(away) => {
+                let name = self.fleet.members().get(helper).map(Member::name).unwrap_or_default();
+                // A watch may have broken with it.
+                let request = &self.capture.origin.plan.request;
+                let pods: Vec<Pod> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
+                self.pods = self.backend.watch_pods(&pods);
+                let text = format!(
+                    "the connection to the helper on {name} was interrupted for {} and is restored: packets of this time are missing",
+                    human(away.max(Duration::from_secs(1)))
+                );
+                Event::Said(Box::new(Message::Warning { text }))
+            }
+            other => other,
+        };
         let observed = |m: &Message| matches!(m, Message::Packet(_) | Message::Incident(_));
         if self.warming_up && self.stream.is_none() && matches!(&event, Event::Said(message) if observed(message)) {
             return Ok(());
@@ -222,6 +274,7 @@ impl<'a> Session<'a> {
         }
         if let Event::Said(message) = &event {
             match &**message {
+                Message::Armed(_) => self.fleet.works(helper),
                 Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.warn(text),
                 Message::Packet(packet) => {
                     if let Some(stream) = &mut self.stream {
@@ -247,13 +300,19 @@ impl<'a> Session<'a> {
             recorder.change(&news.text).map_err(Stop::Failed)?;
         }
         self.capture.change(news.text);
+        if news.readdressed && self.args.follow {
+            // The same pod in another network namespace, as after a reboot of its node.
+            self.lost = true;
+            return Ok(true);
+        }
         if !news.gone {
             return Ok(false);
         }
         self.gone.insert(news.uid);
         let request = &self.capture.origin.plan.request;
         let targets_gone = !request.targets.is_empty() && request.targets.iter().all(|t| self.gone.contains(&t.uid));
-        Ok(targets_gone || self.gone.contains(&request.source.uid))
+        self.lost |= targets_gone || self.gone.contains(&request.source.uid);
+        Ok(self.lost)
     }
 
     fn conclude(self, stop: Stop, recorded: Result<()>, style: &Style) -> Result<Exit> {

@@ -1,6 +1,7 @@
 //! What changes in the cluster meanwhile: pods come and go, further nodes join, NetworkPolicies pause the pairs they touch.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use anyhow::Result;
 use sockpath_protocol::Request;
@@ -18,13 +19,21 @@ use crate::target::select_pods;
 impl Session<'_> {
     /// Reacts to a change in the cluster.
     pub(super) async fn react(&mut self, news: News) -> Result<()> {
-        if !matches!(news, News::Unwatched(_)) {
+        if !matches!(news, News::Unwatched(_) | News::Node { .. } | News::Terminating(_)) {
             self.choose_at.get_or_insert(Instant::now() + GATHER);
         }
         match news {
             News::Pods => Ok(()),
+            News::Node { name, text } if self.nodes.iter().any(|n| n.name == name) => self.note(&text),
+            News::Terminating(name) => {
+                let text = format!("namespace {name} is being deleted: its pods go, and their connections with them");
+                self.terminating.insert(name);
+                self.note(&text)
+            }
+            // The deletion of the namespace has been reported.
+            News::Gone(name) if self.terminating.contains(&name.namespace) => Ok(()),
             News::Gone(name) if self.is_chosen(&name) => self.note(&format!("pod {name} was deleted: its connections are let go")),
-            News::Gone(_) => Ok(()),
+            News::Gone(_) | News::Node { .. } => Ok(()),
             News::Unwatched(text) => self.warn(&text),
             News::Policies { what, pause, resume } => self.obey(&what, pause, resume).await,
         }
@@ -67,6 +76,30 @@ impl Session<'_> {
         }
     }
 
+    /// Brings a helper up to date whose connection was interrupted: requests of that time may not have arrived, and the API server may
+    /// have been away for as long.
+    pub(super) async fn catch_up(&mut self, index: usize) {
+        let Some(member) = self.fleet.members().get(index) else { return };
+        let here: Vec<&Pod> = self.pods.iter().filter(|p| member.nodes.contains(&p.node)).collect();
+        self.send_chosen(index).await;
+        let names = here.iter().map(|p| PodName { namespace: p.namespace.clone(), name: p.name.clone() });
+        let resume: Vec<PodName> = names.filter(|name| !self.paused.contains(name)).collect();
+        self.fleet.send(index, Request::Resume(ResumeRequest { pods: resume })).await;
+        self.pause(Some(index), self.paused.iter().cloned().collect()).await;
+        self.watch.renew();
+    }
+
+    /// Sends one helper the pods that are chosen now.
+    async fn send_chosen(&self, index: usize) {
+        let Some(member) = self.fleet.members().get(index) else { return };
+        let (pods, nodes) = (Arc::clone(&self.pods), member.nodes.clone());
+        let build = move || {
+            let parted::Parted { here, elsewhere } = parted::at(&pods, &nodes);
+            Request::Choose(ChoosePods { pods: here, elsewhere })
+        };
+        self.fleet.send_large(index, build).await;
+    }
+
     /// The helpers that have begun.
     fn begun(&self) -> Vec<usize> {
         self.heard_at.keys().copied().collect()
@@ -95,7 +128,7 @@ impl Session<'_> {
                 return Ok(());
             }
         };
-        let before = std::mem::replace(&mut self.pods, found);
+        let before = std::mem::replace(&mut self.pods, Arc::new(found));
         let uids = |pods: &[Pod]| pods.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
         if uids(&before) == uids(&self.pods) {
             return Ok(());
@@ -103,10 +136,10 @@ impl Session<'_> {
         // Those that have not begun begin with the pods that are meant by then.
         for index in self.begun() {
             let nodes = &self.fleet.members()[index].nodes;
-            let parted::Parted { here, elsewhere } = parted::at(&self.pods, nodes);
-            let changed_here = uids(&parted::at(&before, nodes).here) != uids(&here);
-            // Every helper is told: where the other pods are is why connections with them are left alone.
-            self.fleet.send(index, Request::Choose(ChoosePods { pods: here, elsewhere })).await;
+            let here = |pods: &[Pod]| pods.iter().filter(|p| nodes.contains(&p.node)).map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
+            let changed_here = here(&before) != here(&self.pods);
+            // Every helper gets them: the places of the other pods are the reason why connections with them are excluded.
+            self.send_chosen(index).await;
             if changed_here {
                 self.pause(Some(index), self.paused.iter().cloned().collect()).await;
             }
