@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use nix::time::ClockId;
-
-use crate::session::clock_ns;
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
 
 /// How long the kernel redirects without a renewal: what is left of an acceleration whose helper was killed.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -28,7 +26,8 @@ pub fn is_late(left: Duration, renewed: Duration) -> bool {
 /// # Errors
 /// When the clock cannot be read.
 pub fn left_until(moment_ns: u64) -> Result<Duration> {
-    Ok(Duration::from_nanos(moment_ns.saturating_sub(clock_ns(ClockId::CLOCK_MONOTONIC_COARSE)?)))
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the clock")?;
+    Ok(Duration::from_nanos(moment_ns).saturating_sub(Duration::from(now)))
 }
 
 /// Milliseconds, rounded up: 0 means that nothing is left.
