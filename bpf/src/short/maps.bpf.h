@@ -20,7 +20,7 @@ const volatile enum short_estimate estimate_layout = 0;
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
 
-/* A random number, so that nobody can choose flows whose entries in `counted` are others'. */
+/* A random number, so that a pod cannot choose flows that occupy the entries of other flows in `counted`. */
 const volatile __u64 tally_seed = 0;
 
 struct {
