@@ -119,9 +119,10 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         at_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
+    let until = clock_ns(ClockId::CLOCK_MONOTONIC)?;
     trace.observe(session, &mut assembler)?;
     trace.look_at_counters(&mut assembler)?;
-    assembler.finish(clock_ns(ClockId::CLOCK_MONOTONIC)?);
+    assembler.finish(until);
     let mut last = assembler.take_last(RULES_PATIENCE);
     last.push(Message::Counters(trace.counters(&assembler)?));
     session.send_all(&last)?;

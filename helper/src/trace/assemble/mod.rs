@@ -14,7 +14,7 @@ use sockpath_protocol::request::Protocol;
 use self::conversation::{Conversations, Course, Pair};
 use self::hops::Answer;
 use self::open::Open;
-use self::outcome::{Verdict, verdict};
+use self::outcome::{Verdict, last_verdict, verdict};
 use self::pending::Pending;
 use super::event::{Hook, Sight};
 use super::names::Names;
@@ -191,12 +191,12 @@ impl Assembler {
         }
     }
 
-    /// Reports every packet as it is: the trace ends.
+    /// Reports every packet as it is: the trace ends, everything until `now` was observed. Packets that were on their way are left out.
     pub fn finish(&mut self, now: u64) {
         let open: Vec<(u32, Verdict)> = self
             .open
             .iter()
-            .map(|(id, open)| (*id, verdict(open, &mut self.places, self.conversations.pair(), now, true).unwrap_or(Verdict::Vanished)))
+            .filter_map(|(id, open)| Some((*id, last_verdict(open, &mut self.places, self.conversations.pair(), now)?)))
             .collect();
         for (id, verdict) in open {
             self.report(id, verdict);

@@ -235,7 +235,7 @@ fn a_rewrite_names_its_hook_and_keeps_the_conversation() {
     answer = Sight { flow: back, ..sight(2, Hook::TRACE_NF_FIRST_POST_ROUTING, NODE, 2, 51_000) };
     a.see(answer.clone());
     a.see(Sight { flow: dialled.reversed(), ..sight(2, Hook::TRACE_NF_LAST_POST_ROUTING, NODE, 2, 52_000) });
-    a.finish(60_000);
+    a.finish(100 * MS);
     let packets = packets(&mut a);
     let [there, back] = packets.as_slice() else { panic!("{packets:?}") };
     assert_eq!(there.conversation, back.conversation);
@@ -294,6 +294,16 @@ fn a_drop_of_a_packet_that_was_not_recorded_is_told_too() {
     assert_eq!(packets.len(), 1);
     assert!(matches!(&packets[0].outcome, Outcome::Dropped(d) if d.reason == "NETFILTER_DROP"));
     assert_eq!(packets[0].hops.len(), 1);
+}
+
+#[test]
+fn a_packet_that_is_on_its_way_when_the_trace_ends_has_not_vanished() {
+    for (end, reported) in [(20 * MS, 0), (100 * MS, 1)] {
+        let mut a = assembler();
+        see_all(&mut a, same_node(1, 1000).into_iter().take(8));
+        a.finish(end);
+        assert_eq!(packets(&mut a).len(), reported, "{end} ns after it was seen last");
+    }
 }
 
 #[test]
@@ -357,7 +367,7 @@ fn fragments_are_cut_and_put_together() {
         s.flags |= u8::try_from(trace_flag::TRACE_F_MORE_FRAGMENTS.0).expect("a flag");
     }
     see_all(&mut a, way);
-    a.finish(MS);
+    a.finish(100 * MS);
     let packet = &packets(&mut a)[0];
     assert_eq!(packet.hops[2].stage.key(), "segment");
     assert_eq!(packet.hops[3].note.as_deref(), Some("noqueue, first fragment"));
@@ -375,7 +385,7 @@ fn in_a_pod_the_one_who_asks_is_the_source_and_a_port_may_be_used_again() {
     a.see(out(2, 9, there.reversed(), SYN | ACK, 2000));
     a.see(out(3, 5, there, SYN, 3000));
     a.see(out(4, 77, there, SYN, 4000));
-    a.finish(MS);
+    a.finish(100 * MS);
     let packets = packets(&mut a);
     let of: Vec<_> = packets.iter().map(|p| (p.conversation, p.direction)).collect();
     let (there, back) = (Direction::Request, Direction::Reply);
@@ -413,7 +423,7 @@ fn packets_of_two_cpus_may_come_in_the_other_order() {
     for id in [2, 1] {
         a.see(Sight { flags: origin, ..sight(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2, 1000) });
     }
-    a.finish(MS);
+    a.finish(100 * MS);
     assert_eq!(packets(&mut a).len(), 2);
 }
 
@@ -430,7 +440,7 @@ fn memory_stays_bounded_whatever_comes() {
             assert!(a.sights <= MAX_SIGHTS + 500 * 8);
         }
     }
-    a.finish(MS);
+    a.finish(100 * MS);
     reported += packets(&mut a).len();
     assert_eq!(reported, 20_000);
     assert_eq!(a.sights, 0);
