@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -128,6 +129,13 @@ impl Session {
         }
     }
 
+    /// Waits until the plugin has read the last line: it deletes the pod then. The runtime may close the streams of a pod without
+    /// `stdinOnce` when its process ends, before what was written last has reached the plugin.
+    async fn await_its_end(&mut self) {
+        let ended = async { while matches!(self.inbound.recv().await, Some(Ok(Inbound::Request(_)))) {} };
+        let _ = tokio::time::timeout(LAST_LINE, ended).await;
+    }
+
     /// Writes something as one line, piece by piece while it is encoded: for what may be megabytes.
     pub fn stream(&mut self, message: &impl Serialize) -> Result<()> {
         if self.closed {
@@ -183,6 +191,9 @@ impl Session {
     }
 }
 
+/// How long the last line may take to the plugin.
+const LAST_LINE: Duration = Duration::from_secs(2);
+
 /// Serves one session on stdin and stdout.
 ///
 /// # Errors
@@ -220,6 +231,8 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
     session.send(&Message::End(End { reason }))?;
     if let Some(afterwards) = session.afterwards.take() {
         accelerate::detached::stay(&mut session, afterwards).await?;
+    } else if matches!(session.site, Site::Node) && matches!(reason, EndReason::Done | EndReason::Finished | EndReason::Failed) {
+        session.await_its_end().await;
     }
     Ok(code)
 }

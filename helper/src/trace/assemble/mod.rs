@@ -191,7 +191,7 @@ impl Assembler {
         }
     }
 
-    /// Reports every packet as it is: the trace ends, everything until `now` was observed. Packets that were on their way are left out.
+    /// Reports every packet as it is: the trace ends, everything until `now` was observed. Packets in transit are left out.
     pub fn finish(&mut self, now: u64) {
         let open: Vec<(u32, Verdict)> = self
             .open

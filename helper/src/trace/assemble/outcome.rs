@@ -22,8 +22,8 @@ const QUEUE: u64 = 5_000 * MS;
 /// A reader may be slow: the packet is reported without it after this time.
 const READ: u64 = 2_000 * MS;
 
-/// A packet that was seen so shortly before the end of the trace may still be on its way, on a busy machine.
-const UNDER_WAY: u64 = 50 * MS;
+/// A packet last observed within this time of the end of the trace may still be in transit on a busy machine.
+const IN_TRANSIT: u64 = 50 * MS;
 
 /// How the way of a packet ended, before the details are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +76,10 @@ pub fn verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64, at_the_e
     (quiet >= patience).then_some(Verdict::Vanished)
 }
 
-/// The verdict at the end of the trace, which was observed until `now`; `None` if nothing can be known of the packet's end.
+/// The verdict at the end of the trace, which was observed until `now`; `None` if the end of the packet is unknown.
 pub fn last_verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64) -> Option<Verdict> {
     let verdict = verdict(open, places, pair, now, true).unwrap_or(Verdict::Vanished);
-    (verdict != Verdict::Vanished || now.saturating_sub(open.last) >= UNDER_WAY).then_some(verdict)
+    (verdict != Verdict::Vanished || now.saturating_sub(open.last) >= IN_TRANSIT).then_some(verdict)
 }
 
 /// The stage that should have come after this one.

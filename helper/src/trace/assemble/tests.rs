@@ -297,7 +297,7 @@ fn a_drop_of_a_packet_that_was_not_recorded_is_told_too() {
 }
 
 #[test]
-fn a_packet_that_is_on_its_way_when_the_trace_ends_has_not_vanished() {
+fn a_packet_in_transit_when_the_trace_ends_has_not_vanished() {
     for (end, reported) in [(20 * MS, 0), (100 * MS, 1)] {
         let mut a = assembler();
         see_all(&mut a, same_node(1, 1000).into_iter().take(8));
