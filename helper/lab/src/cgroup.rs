@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -15,9 +14,6 @@ use super::plan::RUN_DIR;
 
 /// How long killed processes may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Labs that end at one time can remove the mount point of one that starts so often.
-const MOUNT_ATTEMPTS: u32 = 100;
 
 /// Where the labs mount cgroup v2 when the machine does not.
 #[must_use]
@@ -31,26 +27,17 @@ pub fn mounted() -> Result<Option<PathBuf>> {
     Ok(find_in(&table))
 }
 
-/// The cgroup v2 mount point; mounts one in a private place when there is none.
+/// The cgroup v2 mount point; mounts one in a private place when there is none. Another lab may release that until a state names it:
+/// `Locked::begin` keeps it from that.
 pub fn ensure_mounted() -> Result<PathBuf> {
     if let Some(root) = mounted()? {
         return Ok(root);
     }
     let root = private_mount();
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let mut attempts = 0;
-    loop {
-        fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-        attempts += 1;
-        match mount(Some("cgroup2"), &root, Some("cgroup2"), flags, None::<&str>) {
-            // Another lab that ends removes the directory while no lab uses it.
-            Err(Errno::ENOENT) if attempts < MOUNT_ATTEMPTS => {}
-            mounted => {
-                mounted.context("cannot mount cgroup v2, which pods need; is CONFIG_CGROUPS set and may this process mount?")?;
-                return Ok(root);
-            }
-        }
-    }
+    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    mount(Some("cgroup2"), &root, Some("cgroup2"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)
+        .context("cannot mount cgroup v2, which pods need; is CONFIG_CGROUPS set and may this process mount?")?;
+    Ok(root)
 }
 
 /// Undoes the private mount. The caller knows that no lab uses it.

@@ -88,9 +88,7 @@ pub async fn down(instance: &Instance) -> Result<ExitCode> {
 }
 
 async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked: &Locked) -> Result<()> {
-    let cgroup_root = cgroup::ensure_mounted()?;
-    let mut state = State { phase: Phase::Building, overlay, cgroup_root, servers: Default::default() };
-    locked.save(&state)?;
+    let mut state = locked.begin(overlay)?;
     netns::prepare_dir()?;
     node::load_bridge_netfilter();
 

@@ -69,6 +69,13 @@ fn any_uses(cgroup_root: &Path) -> bool {
     states.any(|s| s.cgroup_root == cgroup_root)
 }
 
+/// Held while a lab takes the private mount of cgroup v2 into use, or finds out that no lab uses it. The directory exists as long as any
+/// instance's does, and is removed by who holds it.
+fn hold_mount() -> Result<Flock<File>> {
+    let dir = File::open(RUN_DIR).with_context(|| format!("cannot open {RUN_DIR}"))?;
+    Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e).with_context(|| format!("cannot lock {RUN_DIR}"))
+}
+
 /// The instance's state directory, held exclusively.
 #[derive(Debug)]
 pub struct Locked {
@@ -104,6 +111,18 @@ impl Locked {
         }
     }
 
+    /// Writes the first state, with the cgroup v2 mount point that it needs.
+    ///
+    /// # Errors
+    /// When there is none and none can be made, or the state cannot be written.
+    pub fn begin(&self, overlay: Overlay) -> Result<State> {
+        let _held = hold_mount()?;
+        let cgroup_root = cgroup::ensure_mounted()?;
+        let state = State { phase: Phase::Building, overlay, cgroup_root, servers: BTreeMap::default() };
+        self.save(&state)?;
+        Ok(state)
+    }
+
     /// Writes the state so that a crash leaves the old or the new one.
     pub fn save(&self, state: &State) -> Result<()> {
         let (new, path) = (self.dir.join("state.json.new"), file(&self.dir));
@@ -113,6 +132,7 @@ impl Locked {
 
     /// Forgets the instance. Servers watch this directory and take its end for theirs.
     pub fn remove(self) -> Result<()> {
+        let _held = hold_mount()?;
         fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
         if !any_uses(&cgroup::private_mount()) {
             cgroup::release_mount();
