@@ -82,7 +82,7 @@ static __always_inline void count_unknown(const struct packet *p, __u64 now_ns)
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return;
 	packets = tally(&p->key, now_ns, p->tcp_flags & TCP_SYN);
-	if (packets >= candidate_packets && packets < TALLY_PACKETS && !(packets & (packets - 1)))
+	if (packets >= candidate_packets && !(packets & (packets - 1)))
 		report(SHORT_CANDIDATE, 0, &p->key);
 }
 

@@ -12,9 +12,9 @@
 
 /* A period is 2 to this power nanoseconds, 69 seconds. */
 #define PERIOD_SHIFT 36
-/* Bits of an entry: packets, period, and above them a part of the hash. */
-#define TALLY_PACKETS ((1u << 20) - 1)
-#define TALLY_PERIOD_SHIFT 20
+/* Bits of an entry: packets, up to a maximum that is not a power of two, period, and above them a part of the hash. */
+#define TALLY_PACKETS 0xfffffull
+#define TALLY_PERIOD 0xfff00000ull
 #define TALLY_HASH (~0ull << 32)
 
 static __always_inline __u64 mix(__u64 hash, __u64 more)
@@ -41,17 +41,15 @@ static __always_inline __u64 hash_of(const struct short_key *key, __u64 period)
 static __always_inline __u32 tally(const struct short_key *key, __u64 now_ns, bool restart)
 {
 	__u64 period = now_ns >> PERIOD_SHIFT, hash = hash_of(key, period), of_flow, *entry;
-	__u32 index = (__u32)hash & (SHORT_COUNTED - 1), packets;
+	__u32 index = (__u32)hash & (SHORT_COUNTED - 1), packets = 0;
 
-	of_flow = (hash & TALLY_HASH) | (period & 0xfff) << TALLY_PERIOD_SHIFT;
+	of_flow = (hash & TALLY_HASH) | (period << 20 & TALLY_PERIOD);
 	entry = bpf_map_lookup_elem(&counted, &index);
 	if (!entry)
 		return 0;
-	if ((*entry & ~(__u64)TALLY_PACKETS) == of_flow)
+	if ((*entry & ~TALLY_PACKETS) == of_flow)
 		packets = *entry & TALLY_PACKETS;
-	else if (((*entry >> TALLY_PERIOD_SHIFT) & 0xfff) != (period & 0xfff) || !(*entry & TALLY_PACKETS))
-		packets = 0;
-	else
+	else if (!((*entry ^ of_flow) & TALLY_PERIOD) && (*entry & TALLY_PACKETS))
 		return 0;
 	if (restart)
 		packets = 0;
