@@ -196,7 +196,7 @@ mod tests {
             (0..100).for_each(|n| drop(fs::File::create(pins.path(&n.to_string())).expect("a file")));
             let removed: Vec<usize> = std::thread::scope(|scope| {
                 let removers = [(); 2].map(|()| scope.spawn(|| pins.remove()));
-                removers.map(|r| r.join().expect("it ends").expect("both remove what is there")).into()
+                removers.map(|r| r.join().expect("no panic").expect("a removal")).into()
             });
             assert_eq!(removed.iter().sum::<usize>(), 100, "each pin was removed by one: {removed:?}");
             assert!(!pins.exist());

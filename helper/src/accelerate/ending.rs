@@ -33,11 +33,9 @@ pub async fn status(session: &mut Session) -> Result<EndReason> {
 /// Puts connections back on their normal path.
 pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndReason> {
     let pins = Pins::of(session.site());
-    if pins.exist()
-        && let Err(e) = stop_existing(session, &pins, request).await
-        && !is_gone(&pins, &e).await
-    {
-        return Err(e);
+    if pins.exist() {
+        let stopped = stop_existing(session, &pins, request).await;
+        unless_gone(&pins, stopped).await?;
     }
     Ok(EndReason::Done)
 }
@@ -45,11 +43,9 @@ pub async fn stop(session: &mut Session, request: &StopRequest) -> Result<EndRea
 /// Removes everything of sockpath that remains on this node and is not in use.
 pub async fn cleanup(session: &mut Session) -> Result<EndReason> {
     let pins = Pins::of(session.site());
-    if pins.exist()
-        && let Err(e) = clean_existing(session, &pins).await
-        && !is_gone(&pins, &e).await
-    {
-        return Err(e);
+    if pins.exist() {
+        let cleaned = clean_existing(session, &pins).await;
+        unless_gone(&pins, cleaned).await?;
     }
     Ok(EndReason::Done)
 }
@@ -63,6 +59,14 @@ async fn clean_existing(session: &mut Session, pins: &Pins) -> Result<()> {
     match existing.user().await? {
         Some(owner) => session.warn(format!("what {owner} accelerates; `stop` ends it")),
         None => end(session, pins, &existing, CLEANUP_DRAIN, "").await,
+    }
+}
+
+/// The same, where nothing that is missing by then is an error.
+async fn unless_gone(pins: &Pins, done: Result<()>) -> Result<()> {
+    match done {
+        Err(e) if is_gone(pins, &e).await => Ok(()),
+        done => done,
     }
 }
 
