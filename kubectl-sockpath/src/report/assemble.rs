@@ -186,7 +186,7 @@ fn nodes(capture: &Capture) -> Vec<NodeRow> {
                 hooks: hooks.clone(),
                 unavailable: unavailable.clone(),
                 armed_ns,
-                clock_offset_ns: i64::try_from(i128::from(origin.hello.realtime_ns) - i128::from(origin.hello.monotonic_ns)).unwrap_or(0),
+                clock_offset_ns: i64::try_from(origin.clock_offset_ns()).unwrap_or(0),
             });
         }
     }

@@ -57,6 +57,12 @@ impl HelperOrigin {
         Self { nodes, hello: Hello::default() }
     }
 
+    /// What turns its `CLOCK_MONOTONIC` into nanoseconds since 1970, on its own clock.
+    #[must_use]
+    pub fn clock_offset_ns(&self) -> i128 {
+        i128::from(self.hello.realtime_ns) - i128::from(self.hello.monotonic_ns)
+    }
+
     /// Whether it has started; its nodes were not watched otherwise.
     #[must_use]
     pub fn has_joined(&self) -> bool {
@@ -268,9 +274,8 @@ impl Capture {
     /// A time of a helper's `CLOCK_MONOTONIC` on the plugin's clock, in nanoseconds since 1970.
     #[must_use]
     pub fn common_time(&self, helper: usize, at_ns: u64) -> Option<i128> {
-        let hello = &self.origin.helpers.get(helper)?.hello;
         let offset = self.helpers.get(helper)?.clock.map_or(0, |c| i128::from(c.offset_ns));
-        Some(i128::from(at_ns) + i128::from(hello.realtime_ns) - i128::from(hello.monotonic_ns) - offset)
+        Some(i128::from(at_ns) + self.origin.helpers.get(helper)?.clock_offset_ns() - offset)
     }
 
     /// How many helpers have started.
