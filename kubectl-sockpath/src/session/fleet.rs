@@ -245,6 +245,12 @@ impl Fleet {
         &self.members
     }
 
+    /// How people call the helper with this index.
+    #[must_use]
+    pub fn name(&self, index: usize) -> String {
+        self.members.get(index).map(Member::name).unwrap_or_default()
+    }
+
     /// Whether nothing comes any more: all streams have ended.
     #[must_use]
     pub fn is_over(&self) -> bool {

@@ -26,6 +26,7 @@ pub use kept::Kept;
 pub use last_lines::LastLines;
 pub use local::spawn;
 pub use ready::{Mailbox, Ready};
+pub use resume::{disconnected, reconnected};
 
 /// A byte stream to a helper and the means to end it.
 pub struct Transport {

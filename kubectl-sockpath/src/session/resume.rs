@@ -11,6 +11,7 @@ use super::fleet::Event;
 use super::stream::{Lines, Sink};
 use super::suspension::Suspension;
 use super::{Ending, Keeper, Reopened, SessionError};
+use crate::duration::human;
 
 /// How long a helper goes on without its plugin, and what its report may take to arrive: after that it has ended.
 const LIMIT: Duration = Duration::from_millis(HEARTBEAT_TIMEOUT_MS + 2_000);
@@ -21,6 +22,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// An interruption that lasts no longer is reported when it is over, if at all: most streams that end belong to a helper that ended.
 const UNREPORTED: Duration = Duration::from_millis(1_500);
+
+/// The message that a connection was lost; `meanwhile`: what that means for the command.
+pub fn disconnected(name: &str, meanwhile: &str, why: &str) -> String {
+    format!("the connection to the helper on {name} was lost and is being restored{meanwhile}: {why}")
+}
+
+/// The message that it is restored; `meanwhile`: what that means for the command.
+pub fn reconnected(name: &str, away: Duration, meanwhile: &str) -> String {
+    let away = human(away.max(Duration::from_secs(1)));
+    format!("the connection to the helper on {name} was interrupted for {away} and is restored{meanwhile}")
+}
 
 /// What became of a helper whose stream ended.
 pub(super) enum Outcome {

@@ -1,7 +1,6 @@
 //! What helpers have said about an acceleration, and how it is told at the end.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -9,12 +8,11 @@ use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
 use sockpath_protocol::bypass::{Bypassed, gather};
 
-use crate::duration::human;
 use crate::exit::Exit;
 use crate::output::{self, Machine};
 use crate::render::bypassed;
 use crate::render::pairs::{self, NodePairs};
-use crate::session::{Event, Kept, SessionError};
+use crate::session::{Event, Kept, SessionError, disconnected, reconnected};
 use crate::terminal::Style;
 
 /// The whole as `-o json` prints it.
@@ -90,12 +88,9 @@ impl Heard {
         match event {
             Event::Joined(_) => {}
             Event::Disconnected(why) => {
-                return Some(format!("the connection to the helper on {name} was lost and is being restored, connections go on: {why}"));
+                return Some(disconnected(name, ", connections go on", &why));
             }
-            Event::Reconnected(away) => {
-                let away = human(away.max(Duration::from_secs(1)));
-                return Some(format!("the connection to the helper on {name} was interrupted for {away} and is restored"));
-            }
+            Event::Reconnected(away) => return Some(reconnected(name, away, "")),
             Event::Said(message) => return self.hear(helper, name, *message),
             Event::Ended(_) => {
                 self.over.insert(helper);

@@ -353,7 +353,7 @@ impl<'a> Session<'a> {
 
     fn hear(&mut self, helper: usize, event: Event) -> Result<()> {
         let snapshot = matches!(&event, Event::Said(m) if matches!(**m, Message::Pairs(_)));
-        let name = self.fleet.members().get(helper).map_or_else(String::new, Member::name);
+        let name = self.fleet.name(helper);
         if let Some(at) = self.heard_at.get_mut(&helper) {
             *at = Instant::now();
         }

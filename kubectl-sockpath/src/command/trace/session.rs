@@ -24,7 +24,7 @@ use crate::output::{Machine, Stream, Text, complain};
 use crate::progress::Progress;
 use crate::recording::Recorder;
 use crate::report::{self, Capture, HelperOrigin, Origin};
-use crate::session::{Event, Fleet, Member, SessionError};
+use crate::session::{Event, Fleet, Member, SessionError, disconnected, reconnected};
 use crate::target::Plan;
 use crate::terminal::Style;
 
@@ -244,20 +244,15 @@ impl<'a> Session<'a> {
     pub(super) async fn take(&mut self, helper: usize, event: Event) -> Result<(), Stop> {
         let event = match event {
             Event::Disconnected(why) => {
-                let name = self.fleet.members().get(helper).map(Member::name).unwrap_or_default();
-                self.progress.warn(&format!("the connection to the helper on {name} was lost and is being restored: {why}"));
+                self.progress.warn(&disconnected(&self.fleet.name(helper), "", &why));
                 return Ok(());
             }
             Event::Reconnected(away) => {
-                let name = self.fleet.members().get(helper).map(Member::name).unwrap_or_default();
                 // A watch may have broken with it.
                 let request = &self.capture.origin.plan.request;
                 let pods: Vec<Pod> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
                 self.pods = self.backend.watch_pods(&pods);
-                let text = format!(
-                    "the connection to the helper on {name} was interrupted for {} and is restored: packets of this time are missing",
-                    human(away.max(Duration::from_secs(1)))
-                );
+                let text = reconnected(&self.fleet.name(helper), away, ": packets of this time are missing");
                 Event::Said(Box::new(Message::Warning { text }))
             }
             other => other,
