@@ -78,6 +78,12 @@ pub fn field_within(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The first line of a text of several.
+#[must_use]
+pub fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
 /// A message that may have several lines, without a line break at its end. All lines but the first are indented, so that none can
 /// pass for a message of its own.
 #[must_use]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{AttachParams, AttachedProcess};
 use sockpath_protocol::Request;
+use sockpath_protocol::text::first_line;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -194,7 +195,7 @@ impl Keeper for PodKeeper {
                 Ok(Ok(Some(pod))) if cause_of_end(&pod, &self.node).is_some() => Reopened::Never(String::new()),
                 Ok(Ok(None)) => Reopened::Never(String::new()),
                 _ if matches!(problem.kind, Kind::Forbidden | Kind::Unauthorized) => Reopened::Never(problem.to_string()),
-                _ => Reopened::NotYet(problem.to_string().lines().next().unwrap_or_default().to_owned()),
+                _ => Reopened::NotYet(first_line(&problem.to_string()).to_owned()),
             }
         })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use sockpath_protocol::text::first_line;
 use tokio::time::{Instant, sleep};
 
 use super::protocol;
@@ -90,7 +91,7 @@ impl<'a> Following<'a> {
                 progress.note(&text);
                 return Ok(None);
             }
-            progress.phase("", &format!("waiting for a successor ({})", first_line(&why)));
+            progress.phase("", &format!("waiting for a successor ({})", first_line(&why.to_string())));
             tokio::select! {
                 biased;
                 () = interrupt.wait() => return Err(Interrupted.into()),
@@ -124,10 +125,6 @@ fn announcement(plan: &Plan) -> String {
         several => format!("{} pods of {}", several.len(), plan.target),
     };
     format!("the trace continues: {} to {to}", place(&request.source))
-}
-
-fn first_line(error: &anyhow::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
