@@ -1,6 +1,6 @@
 //! What happens to nodes and namespaces while an acceleration runs: cordoned, drained, rebooted, not ready, deleted. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::ResourceExt;
@@ -17,7 +17,7 @@ pub struct Surroundings {
     /// Namespaces whose deletion was reported.
     terminating: BTreeSet<String>,
     /// What else a change brought.
-    more: Vec<News>,
+    more: VecDeque<News>,
 }
 
 /// What is kept of a node.
@@ -74,7 +74,7 @@ impl State {
 impl Surroundings {
     /// A further piece of news that a change brought.
     pub fn next(&mut self) -> Option<News> {
-        if self.more.is_empty() { None } else { Some(self.more.remove(0)) }
+        self.more.pop_front()
     }
 
     /// Applies a change of nodes.
@@ -100,7 +100,7 @@ impl Surroundings {
             }
             let before = self.nodes.insert(name.clone(), state.clone());
             if let Some(text) = before.and_then(|before| state.changed_from(&before, &name)) {
-                self.more.push(News::Node { name, text });
+                self.more.push_back(News::Node { name, text });
             }
         }
         self.next()
@@ -108,7 +108,7 @@ impl Surroundings {
 
     fn delete(&mut self, name: &str) {
         if self.nodes.remove(name).is_some() {
-            self.more.push(News::Node { name: name.to_owned(), text: format!("node {name} was deleted") });
+            self.more.push_back(News::Node { name: name.to_owned(), text: format!("node {name} was deleted") });
         }
     }
 
@@ -122,7 +122,7 @@ impl Surroundings {
         for namespace in objects.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
             let name = namespace.name_any();
             if self.terminating.insert(name.clone()) {
-                self.more.push(News::Terminating(name));
+                self.more.push_back(News::Terminating(name));
             }
         }
         self.next()

@@ -79,7 +79,7 @@ fn row(page: &mut Page, stage: &StageRow, start: u64, scale: u64) {
             .markup("%;width:")
             .text(&per_cent(took, scale))
             .markup("%\"></i></div></td><td class=\"by w\">"),
-        // Why there is no time takes the place of the bar.
+        // The reason for the missing time replaces the bar.
         None => page.markup("<td class=\"by\" colspan=\"2\">"),
     };
     page.text(by).markup("</td></tr>\n");
