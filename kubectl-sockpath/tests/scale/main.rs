@@ -4,6 +4,8 @@
 
 mod cluster;
 mod helper;
+#[path = "../peak/mod.rs"]
+mod peak;
 mod server;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use cluster::{NODES, REFUSED, UNPULLED, UNREADY};
+use peak::peak_kib;
 use server::{Call, Server};
 
 /// The goals of docs/benchmarks.md.
@@ -55,13 +58,10 @@ fn run(server: &Server, address: &str, args: &[&str]) -> Run {
         }
         printed
     });
-    let path = format!("/proc/{}/status", child.id());
-    let mut peak_kib = 0;
+    let (process, mut peak) = (child.id().to_string(), 0);
     let status = loop {
         // The kernel keeps the most there was; it is read until the process is gone.
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let peak = text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-        peak_kib = peak.unwrap_or(0).max(peak_kib);
+        peak = peak_kib(&process).unwrap_or(0).max(peak);
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
@@ -69,7 +69,7 @@ fn run(server: &Server, address: &str, args: &[&str]) -> Run {
     };
     let (took, printed) = (began.elapsed(), printed.join().unwrap());
     let first = first.try_recv().ok().map(|at: Instant| at - began);
-    let run = Run { status, said: said.join().unwrap(), printed, first, took, peak_kib, calls: server.take_calls() };
+    let run = Run { status, said: said.join().unwrap(), printed, first, took, peak_kib: peak, calls: server.take_calls() };
     if std::env::var_os("SCALE_VERBOSE").is_some() {
         eprintln!("{}\n{}\n{:#?}", run.said, run.printed.lines().take(5).collect::<Vec<_>>().join("\n"), kinds(&run.calls));
     }
