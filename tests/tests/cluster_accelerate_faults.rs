@@ -67,6 +67,11 @@ fn processes(cluster: &Cluster, node: &str) -> Vec<i32> {
     pids.filter(is_helper).collect()
 }
 
+/// Waits until a helper is reported that was deleted or evicted.
+fn await_loss(running: &mut Running) -> String {
+    running.expect("the loss of the helper", Duration::from_secs(30), |l| l.contains("it was terminated") || l.contains("ended early"))
+}
+
 #[test]
 fn a_killed_helper_loses_nothing() {
     let Some(cluster) = own_cluster_or_skip("a_killed_helper_loses_nothing").map(with_servers) else { return };
@@ -100,8 +105,8 @@ fn a_deleted_helper_pod_puts_everything_back() {
     let Both { mut running, near, far } = Both::start(&cluster);
     let name = helper_on(&cluster, &cluster.nodes()[0]);
     run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--wait=false"]));
-    let told = running.expect("it is told", Duration::from_secs(30), |l| l.contains("it was terminated") || l.contains("ended early"));
-    assert!(told.contains("n1") || told.contains(&cluster.nodes()[0]), "{told}");
+    let loss = await_loss(&mut running);
+    assert!(loss.contains("n1") || loss.contains(&cluster.nodes()[0]), "{loss}");
     Both::end_after_a_loss(&cluster, running, near, far);
 }
 
@@ -115,7 +120,7 @@ fn an_evicted_helper_puts_everything_back() {
     fs::write(&file, eviction.to_string()).unwrap();
     run(cluster.kubectl().args(["create", "--raw", &format!("/api/v1/namespaces/{HELPERS}/pods/{name}/eviction"), "-f"]).arg(&file));
     let _ = fs::remove_file(file);
-    running.expect("it is told", Duration::from_secs(30), |l| l.contains("it was terminated") || l.contains("ended early"));
+    await_loss(&mut running);
     near.goes_on();
     Both::end_after_a_loss(&cluster, running, near, far);
 }
@@ -128,7 +133,7 @@ fn a_drained_node_puts_everything_back() {
     // Only the helper is evicted, so that there are connections left to look at.
     let drain = ["drain", &node, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"];
     run(cluster.kubectl().args(drain).args(["--pod-selector", "app.kubernetes.io/name=sockpath-helper"]));
-    running.expect("it is told", Duration::from_secs(30), |l| l.contains("it was terminated") || l.contains("ended early"));
+    await_loss(&mut running);
     // A pod that changes does not bring the helper back to the node.
     run(cluster.kubectl().args(["-n", sockpath_tests::cluster::NAMESPACE, "annotate", "pod", "web-1", "e2e=1", "--overwrite"]));
     near.goes_on();
