@@ -120,7 +120,7 @@ fn a_full_disk_and_a_closed_pipe() {
     let output = script(&lab, &format!("exec unshare -m sh -c '{full}'"));
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("/mnt/r"), "{}", said(&output));
-    for file in ["--record", "--html", "--pcapng"] {
+    for file in ["--record", "--html", "--svg", "--perfetto", "--pcapng"] {
         let output = script(&lab, &format!("exec \"$PLUGIN\" trace --lab curl httpbin --probe {file} /dev/full"));
         assert_eq!(output.status.code(), Some(1), "{file}: {}", said(&output));
         assert!(said(&output).contains("/dev/full"), "{file}: {}", said(&output));
