@@ -184,13 +184,9 @@ struct accel_end {
 	/* accel_control.counting then. */
 	__u32 counted;
 	__u32 flags;
-	/* Who reads: changes with the process and with execve(2). What its program is: identity and name of the file. */
-	__u64 reader;
-	__u64 program;
+	/* The last reader's memory (task_struct.mm) and process. */
+	__u64 reader_mm;
 	__u32 reader_tgid;
-	char program_name[ACCEL_PROGRAM_NAME];
-	/* Written by user space: the reader whose program it has judged. */
-	__u64 judged;
 
 	/* As a writer: written under the socket's lock. */
 	__u32 fast;
@@ -199,6 +195,13 @@ struct accel_end {
 	__u64 pass_bytes;
 	enum accel_pass last_pass;
 	__u32 passes[ACCEL_PASSES];
+
+	/* Who reads: changes with the process and with execve(2). What its program is: identity and name of the file. */
+	__u64 reader;
+	__u64 program;
+	char program_name[ACCEL_PROGRAM_NAME];
+	/* Written by user space: the reader whose program it has judged. */
+	__u64 judged;
 
 	/* Turnarounds. They come last: user space looks at what is above often, and at these when it tells of them. */
 	__u32 peer_reads;

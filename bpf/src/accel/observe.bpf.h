@@ -43,9 +43,9 @@
 /* A program that asks on one connection may ask on each, when it likes. */
 static __always_inline void note_asking_program(struct accel_control *ctl)
 {
-	__u64 reader, program;
-	struct file *exe = current_exe(&reader);
+	struct file *exe = current_exe();
 	__u32 yes = 1;
+	__u64 program;
 
 	if (!exe)
 		return;
@@ -166,17 +166,14 @@ static __always_inline __u32 what_is_peculiar(struct pt_regs *regs, long id)
 	return 0;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(system_call, struct pt_regs *regs, long id)
+/* A separate function: the many other system calls pay for no stack frame. */
+static __noinline int peculiar_call(struct pt_regs *regs, __u32 seen)
 {
-	__u32 seen = what_is_peculiar(regs, id);
 	struct task_struct *task;
 	struct file **files, *file;
 	struct socket *socket;
 	unsigned int fd;
 
-	if (!seen)
-		return 0;
 	fd = ARG1(regs);
 	task = bpf_get_current_task_btf();
 	if (fd >= BPF_CORE_READ(task, files, fdt, max_fds))
@@ -187,4 +184,12 @@ int BPF_PROG(system_call, struct pt_regs *regs, long id)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	return note_peculiar(BPF_CORE_READ(socket, sk), seen);
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(system_call, struct pt_regs *regs, long id)
+{
+	__u32 seen = what_is_peculiar(regs, id);
+
+	return seen ? peculiar_call(regs, seen) : 0;
 }

@@ -108,34 +108,35 @@ static __always_inline __u64 program_of(const struct file *exe)
 }
 
 /* The file of the program that runs; NULL for tasks of the kernel. */
-static __always_inline struct file *current_exe(__u64 *reader)
+static __always_inline struct file *current_exe(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 
-	if (!mm)
-		return NULL;
-	/* execve(2) changes the memory, fork(2) the process, too. */
-	*reader = (__u64)mm + task->tgid;
-	return BPF_CORE_READ(mm, exe_file);
+	return task->mm ? BPF_CORE_READ(task, mm, exe_file) : NULL;
 }
 
 /* Notes whose program reads the socket: what a program may ask decides, not what it has asked on this connection so far. */
 static __always_inline void note_reader(struct accel_control *ctl, struct accel_end *e)
 {
-	__u64 reader = 0, program;
-	struct file *exe = current_exe(&reader);
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 program;
+	struct file *exe;
 
-	if (!exe || e->reader == reader)
+	/* execve(2) changes the memory, fork(2) the process, too. */
+	if (e->reader_mm == (__u64)task->mm && e->reader_tgid == (__u32)task->tgid)
+		return;
+	if (!(exe = current_exe()))
 		return;
 	program = program_of(exe);
 	bpf_probe_read_kernel_str(e->program_name, sizeof(e->program_name), BPF_CORE_READ(exe, f_path.dentry, d_name.name));
 	e->program = program;
-	e->reader_tgid = bpf_get_current_pid_tgid() >> 32;
+	e->reader_mm = (__u64)task->mm;
+	e->reader_tgid = task->tgid;
 	if (bpf_map_lookup_elem(&programs, &program))
 		__sync_fetch_and_or(&e->flags, ACCEL_PROGRAM_ASKS);
 	barrier();
-	e->reader = reader;
+	/* The verifier lets pointers be stored and compared, but no number be added to one that it knows as a pointer: it is read back. */
+	e->reader = *(volatile __u64 *)&e->reader_mm + e->reader_tgid;
 	if (e->state == ACCEL_ENROLLED)
 		ring(ctl);
 }
