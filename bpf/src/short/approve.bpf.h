@@ -32,6 +32,14 @@ static __always_inline void note_seen(struct short_slot *mine, __u32 slot, __u32
 	ask_when_ready(mine, slot, now);
 }
 
+static __always_inline bool was_redirected(const struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	const struct redirected *last = bpf_map_lookup_elem(&redirected, &zero);
+
+	return last && last->skb == (__u64)skb && last->ns == bpf_ktime_get_coarse_ns();
+}
+
 /* A packet goes out: it is of the other direction of the flow that comes in here with its addresses swapped. */
 static __always_inline void note_delivered(struct __sk_buff *skb)
 {
@@ -41,7 +49,7 @@ static __always_inline void note_delivered(struct __sk_buff *skb)
 	struct packet p;
 	__u16 port;
 
-	if (!read_packet(skb, &p))
+	if (was_redirected(skb) || !read_packet(skb, &p))
 		return;
 	copy_address(address, p.key.saddr);
 	copy_address(p.key.saddr, p.key.daddr);

@@ -59,6 +59,23 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 18);
+/*
+ * The last packet that this CPU has redirected to a next hop, and when: it passes the egress hook of the next device before the redirecting
+ * softirq goes on, and the stack has not delivered it there. A packet that has to wait for its neighbour comes later, and counts as
+ * delivered; so does one of another tick, as the memory of packets is used again.
+ */
+struct redirected {
+	__u64 skb;
+	__u64 ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct redirected);
+} redirected SEC(".maps");
+
 } events SEC(".maps");
 
 static __always_inline struct short_slot *slot_at(__u32 index)

@@ -45,15 +45,22 @@ static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, con
 	return SHORT_PASSES;
 }
 
-static __always_inline int send_on(struct __sk_buff *skb, const struct short_plan *plan)
+static __always_inline int send_on(struct __sk_buff *skb, const struct short_plan *plan, __u64 now_ns)
 {
 	struct bpf_redir_neigh hop = { .nh_family = plan->next_hop_family };
+	struct redirected *last;
+	__u32 zero = 0;
 
 	if (plan->action == SHORT_TO_PEER) {
 		/* On a bridge the frame is for another MAC address than the port's, and the receiver would drop it for that. */
 		if (skb->pkt_type != PACKET_HOST)
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(plan->ifindex, 0);
+	}
+	last = bpf_map_lookup_elem(&redirected, &zero);
+	if (last) {
+		last->skb = (__u64)skb;
+		last->ns = now_ns;
 	}
 	copy_address(hop.ipv6_nh, plan->next_hop);
 	return bpf_redirect_neigh(plan->ifindex, &hop, sizeof(hop), 0);
@@ -89,7 +96,7 @@ static __always_inline int redirect(struct __sk_buff *skb, bool from_pod)
 	mine->last_ns = now_ns;
 	if (!rewrite(skb, &p, plan))
 		return TC_SHOT;
-	return send_on(skb, plan);
+	return send_on(skb, plan, now_ns);
 }
 
 #endif
