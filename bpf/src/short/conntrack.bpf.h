@@ -3,6 +3,7 @@
 #ifndef SOCKPATH_SHORT_CONNTRACK_H
 #define SOCKPATH_SHORT_CONNTRACK_H
 
+#include "short/maps.bpf.h"
 #include "short/packet.bpf.h"
 #include <bpf/bpf_helpers.h>
 
@@ -28,7 +29,7 @@ static __always_inline bool is_assured(struct __sk_buff *skb, const struct packe
 	struct nf_conn *entry;
 	unsigned long status;
 
-	if (!bpf_ksym_exists(bpf_skb_ct_lookup))
+	if (!can_ask_conntrack)
 		return true;
 	if (p->key.family == AF_INET) {
 		tuple.ipv4.saddr = p->key.saddr[0];

@@ -20,6 +20,9 @@ const volatile enum short_estimate estimate_layout = 0;
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
 
+/* The kernel has bpf_skb_ct_lookup(). Its address cannot tell: before 6.3 no program may take the address of a kernel function. */
+const volatile __u8 can_ask_conntrack = 0;
+
 /* A random number, so that a pod cannot choose flows that occupy the entries of other flows in `counted`. */
 const volatile __u64 tally_seed = 0;
 
@@ -56,9 +59,6 @@ struct {
 	__type(value, __u64);
 } counted SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 18);
 /*
  * The last packet that this CPU has redirected to a next hop, and when: it passes the egress hook of the next device before the redirecting
  * softirq goes on, and the stack has not delivered it there. A packet that has to wait for its neighbour comes later, and counts as
@@ -76,6 +76,9 @@ struct {
 	__type(value, struct redirected);
 } redirected SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
 static __always_inline struct short_slot *slot_at(__u32 index)

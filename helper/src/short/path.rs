@@ -20,7 +20,7 @@ use super::connections::{Connection, Connections};
 use super::devices::{self, Pod};
 use super::eligible::{Leg, Target, Topology, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
-use super::programs::{Control, Event, Programs, Slot};
+use super::programs::{Control, Event, Programs, Slot, can_ask_conntrack};
 use super::rules::PacketRules;
 use super::timeouts::Timeouts;
 use crate::node::Netns;
@@ -76,7 +76,7 @@ impl Path {
         let ours = ids.into_iter().collect::<Result<Vec<_>, _>>().context("cannot identify the programs of the short path")?;
         let (conntrack, destroyed, routes, watch) = inside(&netns.file, || {
             let conntrack = Conntrack::open().context("cannot reach connection tracking")?;
-            let destroyed = (!programs_can_ask()).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
+            let destroyed = (!can_ask_conntrack()).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
             let routes = Socket::open(NETLINK_ROUTE).context("cannot reach the routing tables")?;
             Ok((conntrack, destroyed, routes, Watch::open().context("cannot follow changes of rules and routes")?))
         })?;
@@ -538,20 +538,6 @@ impl Path {
         }
         Ok(true)
     }
-}
-
-/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18): its name is in the type
-/// information of the kernel, or of the module.
-fn programs_can_ask() -> bool {
-    let has = |file: &str| {
-        let text = std::fs::read(format!("/sys/kernel/btf/{file}")).unwrap_or_default();
-        memmem(&text, b"bpf_skb_ct_lookup")
-    };
-    has("vmlinux") || has("nf_conntrack")
-}
-
-fn memmem(text: &[u8], what: &[u8]) -> bool {
-    text.windows(what.len()).any(|w| w == what)
 }
 
 /// Whether every packet has to be seen, whatever its connection is: the socket path may not bypass that by itself either.

@@ -184,6 +184,20 @@ impl std::fmt::Debug for Programs {
     }
 }
 
+/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18): its name is in the type
+/// information of the kernel, or of the module.
+pub fn can_ask_conntrack() -> bool {
+    let has = |file: &str| {
+        let text = std::fs::read(format!("/sys/kernel/btf/{file}")).unwrap_or_default();
+        memmem(&text, b"bpf_skb_ct_lookup")
+    };
+    has("nf_conntrack") || has("vmlinux")
+}
+
+fn memmem(text: &[u8], what: &[u8]) -> bool {
+    text.windows(what.len()).any(|w| w == what)
+}
+
 impl Programs {
     /// Loads them.
     pub fn load() -> Result<Self> {
@@ -194,6 +208,7 @@ impl Programs {
         let mut open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the programs of the short path have no constants")?;
         constants.tally_seed = RandomState::new().build_hasher().finish();
+        constants.can_ask_conntrack = can_ask_conntrack().into();
         let skel = open.load().context("the kernel refused the programs of the short path")?;
         let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
         let slots = &skel.maps.slots;
