@@ -35,17 +35,18 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that nothing was done about yet.
-    pub fn new(entry: &Entry, state: State, live: bool) -> Self {
+    pub fn new(entry: &Entry, state: State, live: bool) -> Box<Self> {
         let Entry { original, reply, id, .. } = *entry;
-        Self { original, reply, id, state, installed: None, live, asked: Instant::now(), last_ns: 0, packets: 0, bytes: 0 }
+        Box::new(Self { original, reply, id, state, installed: None, live, asked: Instant::now(), last_ns: 0, packets: 0, bytes: 0 })
     }
 }
 
 /// The connections of a node.
 #[derive(Debug, Default)]
 pub struct Connections {
-    by_tuple: HashMap<Tuple, Connection>,
-    by_slot: HashMap<u32, Tuple>,
+    by_tuple: HashMap<Tuple, Box<Connection>>,
+    /// Whose a pair of slots is; the index is half the even slot.
+    by_slot: Vec<Option<Tuple>>,
     /// Released slots, the one that has rested longest first: a program may still be at work on a packet of its old user.
     free: VecDeque<u32>,
     fresh: u32,
@@ -63,32 +64,38 @@ impl Connections {
 
     /// Gives a pair of slots back.
     pub fn free_slot(&mut self, slot: u32) {
-        self.by_slot.remove(&slot);
+        if let Some(name) = self.by_slot.get_mut(slot as usize / 2) {
+            *name = None;
+        }
         self.free.push_back(slot);
     }
 
     /// Notes whose slot this is.
     pub fn name_slot(&mut self, slot: u32, tuple: Tuple) {
-        self.by_slot.insert(slot, tuple);
+        let at = slot as usize / 2;
+        if self.by_slot.len() <= at {
+            self.by_slot.resize(at + 1, None);
+        }
+        self.by_slot[at] = Some(tuple);
     }
 
     /// The connection with this slot.
     pub fn of_slot(&self, slot: u32) -> Option<Tuple> {
-        self.by_slot.get(&slot).copied()
+        self.by_slot.get(slot as usize / 2).copied().flatten()
     }
 
     /// The connection with this original tuple.
     pub fn get(&self, tuple: &Tuple) -> Option<&Connection> {
-        self.by_tuple.get(tuple)
+        self.by_tuple.get(tuple).map(Box::as_ref)
     }
 
     /// Removes it, to be inserted again.
-    pub fn take(&mut self, tuple: &Tuple) -> Option<Connection> {
+    pub fn take(&mut self, tuple: &Tuple) -> Option<Box<Connection>> {
         self.by_tuple.remove(tuple)
     }
 
     /// Puts it in.
-    pub fn put(&mut self, connection: Connection) {
+    pub fn put(&mut self, connection: Box<Connection>) {
         self.by_tuple.insert(connection.original, connection);
     }
 
@@ -99,7 +106,7 @@ impl Connections {
 
     /// All.
     pub fn iter(&self) -> impl Iterator<Item = &Connection> {
-        self.by_tuple.values()
+        self.by_tuple.values().map(Box::as_ref)
     }
 }
 

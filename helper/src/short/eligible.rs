@@ -55,21 +55,23 @@ pub enum Target {
     },
 }
 
-/// One direction of a connection.
+/// One direction of a connection; the tuples of its packets are those of [`directions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leg {
-    /// Its packets as they come in.
-    pub from: Tuple,
-    /// The device that they come in by.
+    /// The device that its packets come in by.
     pub device: u32,
-    /// What they are translated to.
-    pub to: Tuple,
     /// Where they go.
     pub target: Target,
     /// MTU of the next link, in bytes.
     pub mtu: u32,
     /// The node routes them, so that TTL or hop limit goes down.
     pub routed: bool,
+}
+
+/// The two directions of a connection, the original one first: its packets as they come in, and what they are translated to.
+#[must_use]
+pub fn directions(original: Tuple, reply: Tuple) -> [(Tuple, Tuple); 2] {
+    [(original, reply.reversed()), (reply, original.reversed())]
 }
 
 /// An end of a connection as this node sees it.
@@ -79,7 +81,7 @@ enum End<'a> {
     Elsewhere(IpAddr),
 }
 
-/// The two directions of a connection, the original one first.
+/// What becomes of the two directions of a connection, the original one first.
 ///
 /// # Errors
 /// Why it may not use the short path.
@@ -90,13 +92,13 @@ pub fn legs(entry: &Entry, topology: &Topology, mut route: impl FnMut(IpAddr, Ip
     let client = topology.end(entry.original.source.ip())?;
     let server = topology.end(entry.reply.source.ip())?;
     match (client, server) {
-        (End::Here(client), End::Here(server)) => between(entry, client, server),
+        (End::Here(client), End::Here(server)) => between(client, server),
         (End::Here(port), End::Elsewhere(ip)) => {
-            let (out, back) = topology.half(port, entry.original, entry.reply, ip, &mut route)?;
+            let (out, back) = topology.half(port, entry.original.source.ip(), ip, &mut route)?;
             Ok([out, back])
         }
         (End::Elsewhere(ip), End::Here(port)) => {
-            let (out, back) = topology.half(port, entry.reply, entry.original, ip, &mut route)?;
+            let (out, back) = topology.half(port, entry.reply.source.ip(), ip, &mut route)?;
             Ok([back, out])
         }
         (End::Elsewhere(_), End::Elsewhere(_)) => Err(Reason::PeerNotChosen),
@@ -117,7 +119,7 @@ pub fn refusal(entry: &Entry) -> Option<Reason> {
 
 /// Two pods of this node. On one bridge their packets are not routed, even when they are translated: a bridge that shows its packets to
 /// netfilter forwards those itself whose new destination is behind it, too.
-fn between(entry: &Entry, client: &Port, server: &Port) -> Result<[Leg; 2], Reason> {
+fn between(client: &Port, server: &Port) -> Result<[Leg; 2], Reason> {
     if client.device == server.device {
         return Err(Reason::Hairpin);
     }
@@ -125,15 +127,8 @@ fn between(entry: &Entry, client: &Port, server: &Port) -> Result<[Leg; 2], Reas
         return Err(Reason::MtuDiffers);
     }
     let routed = client.bridge.is_none() || client.bridge != server.bridge;
-    let leg = |from: Tuple, port: &Port, other: Tuple, to: &Port| Leg {
-        from,
-        device: port.device,
-        to: other.reversed(),
-        target: Target::Pod { device: to.device },
-        mtu: to.mtu,
-        routed,
-    };
-    Ok([leg(entry.original, client, entry.reply, server), leg(entry.reply, server, entry.original, client)])
+    let leg = |from: &Port, to: &Port| Leg { device: from.device, target: Target::Pod { device: to.device }, mtu: to.mtu, routed };
+    Ok([leg(client, server), leg(server, client)])
 }
 
 impl Topology {
@@ -151,8 +146,7 @@ impl Topology {
     fn half(
         &self,
         port: &Port,
-        sent: Tuple,
-        received: Tuple,
+        near: IpAddr,
         far: IpAddr,
         route: &mut impl FnMut(IpAddr, IpAddr, u32) -> Option<Route>,
     ) -> Result<(Leg, Leg), Reason> {
@@ -160,28 +154,19 @@ impl Topology {
             return Err(Reason::Ipsec);
         }
         let way_in = port.bridge.unwrap_or(port.device);
-        let found = route(sent.source.ip(), far, way_in).filter(|r| r.forwards && !r.encapsulates).ok_or(Reason::NoRoute)?;
+        let found = route(near, far, way_in).filter(|r| r.forwards && !r.encapsulates).ok_or(Reason::NoRoute)?;
         let usable = |l: &&Link| l.ethernet && l.up && !l.loopback;
         let link = self.links.get(&found.device).filter(usable).ok_or(Reason::NoRoute)?;
         if let Some(reason) = self.refused_devices.get(&found.device) {
             return Err(*reason);
         }
         let out = Leg {
-            from: sent,
             device: port.device,
-            to: received.reversed(),
             target: Target::Hop { device: found.device, address: found.gateway.unwrap_or(far) },
             mtu: found.mtu.unwrap_or(link.mtu).min(link.mtu),
             routed: true,
         };
-        let back = Leg {
-            from: received,
-            device: found.device,
-            to: sent.reversed(),
-            target: Target::Pod { device: port.device },
-            mtu: port.mtu,
-            routed: true,
-        };
+        let back = Leg { device: found.device, target: Target::Pod { device: port.device }, mtu: port.mtu, routed: true };
         Ok((out, back))
     }
 }
@@ -256,17 +241,17 @@ mod tests {
     fn pods_of_one_bridge_are_not_routed() {
         let [there, back] = legs(&direct("10.42.1.2:4000", "10.42.1.3:80"), &topology(), no_route).expect("eligible");
         assert_eq!((there.device, there.target, there.routed), (5, Target::Pod { device: 6 }, false));
-        assert_eq!((back.device, back.target, back.from), (6, Target::Pod { device: 5 }, tuple("10.42.1.3:80", "10.42.1.2:4000")));
-        assert_eq!(there.from, there.to);
+        assert_eq!((back.device, back.target), (6, Target::Pod { device: 5 }));
     }
 
     #[test]
     fn a_service_is_translated_both_ways() {
         let entry = entry(tuple("10.42.1.2:4000", "10.96.0.10:80"), tuple("10.42.1.3:8080", "10.42.1.2:4000"));
         let [there, back] = legs(&entry, &topology(), no_route).expect("eligible");
-        assert_eq!(there.to, tuple("10.42.1.2:4000", "10.42.1.3:8080"));
-        assert_eq!(back.to, tuple("10.96.0.10:80", "10.42.1.2:4000"));
         assert!(!there.routed && !back.routed);
+        let [there, back] = directions(entry.original, entry.reply);
+        assert_eq!(there, (entry.original, tuple("10.42.1.2:4000", "10.42.1.3:8080")));
+        assert_eq!(back, (entry.reply, tuple("10.96.0.10:80", "10.42.1.2:4000")));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use sockpath_protocol::accel::Reason;
 use super::attach::{Attachments, Role};
 use super::connections::{Connection, Connections};
 use super::devices::{self, Pod};
-use super::eligible::{Leg, Target, Topology, legs};
+use super::eligible::{Leg, Target, Topology, directions, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
 use super::programs::{Control, Event, Programs, Slot, can_ask_conntrack};
 use super::rules::PacketRules;
@@ -372,7 +372,7 @@ impl Path {
     }
 
     /// A connection is over.
-    fn close(&mut self, mut connection: Connection) {
+    fn close(&mut self, mut connection: Box<Connection>) {
         self.uninstall(&mut connection);
         self.control().add_closed(connection.packets, connection.bytes);
     }
@@ -403,11 +403,12 @@ impl Path {
             return Ok(true);
         }
         let Some(slot) = self.connections.take_slot(self.programs.slots()) else { return Ok(false) };
-        for (number, leg) in (slot..).zip(&legs) {
+        let tuples = directions(connection.original, connection.reply);
+        for ((number, leg), tuples) in (slot..).zip(&legs).zip(&tuples) {
             if let Some(state) = self.programs.slot(number) {
                 state.clear();
             }
-            self.programs.install(leg, number)?;
+            self.programs.install(tuples, leg, number)?;
         }
         self.connections.name_slot(slot, connection.original);
         connection.installed = Some((slot, legs));
@@ -419,8 +420,8 @@ impl Path {
     fn uninstall(&mut self, connection: &mut Connection) {
         let Some((slot, legs)) = connection.installed.take() else { return };
         self.arm(slot, 0);
-        for (number, leg) in (slot..).zip(&legs) {
-            self.programs.remove(leg);
+        for ((number, leg), from) in (slot..).zip(&legs).zip([&connection.original, &connection.reply]) {
+            self.programs.remove(from, leg);
             if let Some(state) = self.programs.slot(number) {
                 connection.bytes += state.bytes.load(Ordering::Relaxed);
                 connection.packets += state.packets.load(Ordering::Relaxed);

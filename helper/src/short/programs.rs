@@ -304,15 +304,15 @@ impl Programs {
     }
 
     /// Makes a direction known under a slot.
-    pub fn install(&self, leg: &Leg, slot: u32) -> Result<()> {
-        let (key, plan) = (key(&leg.from, leg.device), plan(leg, slot));
+    pub fn install(&self, (from, to): &(Tuple, Tuple), leg: &Leg, slot: u32) -> Result<()> {
+        let (key, plan) = (key(from, leg.device), plan(from != to, to, leg, slot));
         self.flows.update(bytes_of(&key), bytes_of(&plan), MapFlags::ANY).context("cannot add a flow to the map")
     }
 
     /// Makes a direction unknown.
-    pub fn remove(&self, leg: &Leg) {
+    pub fn remove(&self, from: &Tuple, leg: &Leg) {
         // It may be gone: a map entry that is not there is what is wanted.
-        let _ = self.flows.delete(bytes_of(&key(&leg.from, leg.device)));
+        let _ = self.flows.delete(bytes_of(&key(from, leg.device)));
     }
 }
 
@@ -357,12 +357,12 @@ fn key(tuple: &Tuple, device: u32) -> short_key {
     }
 }
 
-fn plan(leg: &Leg, slot: u32) -> short_plan {
+fn plan(is_translated: bool, to: &Tuple, leg: &Leg, slot: u32) -> short_plan {
     let (action, ifindex, hop) = match leg.target {
         Target::Pod { device } => (short_action::SHORT_TO_PEER, device, None),
         Target::Hop { device, address } => (short_action::SHORT_TO_NEIGHBOUR, device, Some(address)),
     };
-    let rewrite = if leg.from == leg.to { 0 } else { short_flag::SHORT_REWRITE.0 };
+    let rewrite = if is_translated { short_flag::SHORT_REWRITE.0 } else { 0 };
     let routed = if leg.routed { short_flag::SHORT_ROUTED.0 } else { 0 };
     let byte = |value: u32| u8::try_from(value).unwrap_or(0);
     short_plan {
@@ -371,10 +371,10 @@ fn plan(leg: &Leg, slot: u32) -> short_plan {
         mtu: u16::try_from(leg.mtu).unwrap_or(u16::MAX),
         action: byte(action.0),
         flags: byte(rewrite | routed),
-        sport: leg.to.source.port().to_be(),
-        dport: leg.to.destination.port().to_be(),
-        saddr: words(leg.to.source.ip()),
-        daddr: words(leg.to.destination.ip()),
+        sport: to.source.port().to_be(),
+        dport: to.destination.port().to_be(),
+        saddr: words(to.source.ip()),
+        daddr: words(to.destination.ip()),
         next_hop: hop.map(words).unwrap_or_default(),
         next_hop_family: hop.map_or(0, family).into(),
     }
