@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{SpliceFFlags, splice};
@@ -23,7 +23,7 @@ fn ssh() {
             stage.server.dir.join("user").display()
         );
         let host = format!("root@{}", stage.service);
-        // Bulk both ways through one session, then many small round trips through another.
+        // Bulk in both directions through one session, then many small round trips through another.
         let data = Content::new(3, 3, Direction::ToServer);
         let command = format!("ssh {options} {host} cat");
         let words = ["timeout", "90"].into_iter().chain(command.split(' '));
@@ -103,10 +103,12 @@ fn proxies_that_splice() {
                 for client in listener.incoming().take(connections) {
                     let client = client.expect("accept");
                     let server = stage.lab.inside("httpbin-remote", || TcpStream::connect(upstream)).expect("the upstream");
-                    scope.spawn(move || std::thread::scope(|both| {
-                        both.spawn(|| relay(&client, &server));
-                        relay(&server, &client);
-                    }));
+                    scope.spawn(move || {
+                        std::thread::scope(|both| {
+                            both.spawn(|| relay(&client, &server));
+                            relay(&server, &client);
+                        })
+                    });
                 }
             });
             echoes(connections as u64, 7, |connection, content| {
@@ -147,7 +149,7 @@ fn echo(connection: u64, content: Content, (reader, writer): (&mut (impl Read + 
     }
 }
 
-/// Moves bytes by way of a pipe until the sender ends, then ends the receiver's direction.
+/// Moves bytes through a pipe until the sender ends, then ends the receiver's direction.
 fn relay(from: &TcpStream, to: &TcpStream) {
     const MOST: usize = 64 << 10;
     from.set_nonblocking(true).and_then(|()| to.set_nonblocking(true)).expect("O_NONBLOCK");

@@ -33,7 +33,7 @@ fn whole_files(stage: &Stage, port: u16) {
     let large = Content::new(1, 1, Direction::ToClient);
     for _ in 0..3 {
         let url = format!("http://{}:{port}/large", stage.service);
-        let files = stage.downloaded(&[&url; 3]);
+        let files = stage.downloaded(&[url.as_str(); 3]);
         assert_eq!(files.len(), 3 * LARGE);
         for file in files.chunks(LARGE) {
             large.check(0, file).expect("a file arrived altered");
@@ -83,7 +83,7 @@ fn haproxy_splices() {
     });
 }
 
-/// Messages from 1 B to 1 MB in a stream both ways.
+/// Messages from 1 B to 1 MB in streams of both directions.
 #[test]
 fn grpc_streams() {
     over(&[Via::Short], "grpc_streams", Program::Grpc, |stage| {
