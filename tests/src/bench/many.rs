@@ -1,14 +1,17 @@
 //! Ten thousand connections at once.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use sockpath_protocol::accel::Via;
 
-use super::ground::{Ground, Process};
-use super::measure::Effort;
-use super::peer::Run;
+use super::accel::accelerated_with;
+use super::ground::{Cpus, Ground, PORT, Process, Way};
+use super::measure::{Case, Column, Effort};
+use super::peer::{Load, Run};
 use super::table::{Table, goal, reached};
 use crate::torture::accelerator::{Accelerator, Choice};
 
@@ -47,15 +50,110 @@ fn resident(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
+/// A client that holds them all open, and how fast it opened them.
+fn open(ground: &Ground) -> Result<(Process, Run)> {
+    let to = SocketAddr::new(ground.ip("httpbin")?, PORT).to_string();
+    let mut client = ground.start("curl", &["many", "--cpu", "0", "--to", &to, "--count", &COUNT.to_string()])?;
+    let opened = serde_json::from_str(&client.line()?).context("the client printed no result")?;
+    Ok((client, opened))
+}
+
+/// Uses them in turn, for a minute at most: what is approved or opened for redirection is so by what it carries. The number of those that
+/// are accelerated at the end.
+fn use_until_accelerated(client: &mut Process, on: &mut Accelerator) -> Result<u64> {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        turnaround(client, STEP)?;
+        on.0.drain();
+        let accelerated = on.0.pairs.totals.accelerated;
+        if accelerated >= COUNT as u64 || Instant::now() >= end {
+            return Ok(accelerated);
+        }
+    }
+}
+
+/// Bytes of maps that are not in `before`, and of the helper.
+fn memory(before: &BTreeMap<u64, u64>, on: &Accelerator) -> Result<(u64, u64)> {
+    // On a machine that does nothing else, new maps are ours.
+    let maps = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
+    Ok((maps, resident(on.0.pid())?))
+}
+
+/// The short path: time until all are approved, memory, and what connections that come and go meanwhile cost the others.
+///
+/// # Errors
+/// When a peer or the helper fails.
+pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+    let mut table = Table::new("10,000 connections on the short path", &["what", "measured", "goal"]);
+    let choice = Choice { lease: Duration::from_secs(60), via: Via::Short, ..Choice::default() };
+    let before = maps()?;
+    let idle = Accelerator::start_with(&ground.lab, &choice)?;
+    let (fixed_maps, fixed_helper) = memory(&before, &idle)?;
+    idle.finish()?;
+    let (mut client, _) = open(ground)?;
+    let plain = turnaround(&mut client, EXCHANGES)?;
+    let before = maps()?;
+    let start = Instant::now();
+    let mut on = Accelerator::start_with(&ground.lab, &choice)?;
+    let armed = start.elapsed();
+    let accelerated = use_until_accelerated(&mut client, &mut on)?;
+    let took = start.elapsed();
+    let soon = goal("<= 1 s", took <= Duration::from_secs(1) && accelerated >= COUNT as u64);
+    let what = format!("{accelerated} of them approved (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
+    table.row(vec![what, format!("{:.2} s", took.as_secs_f64()), soon]);
+    let fast = turnaround(&mut client, EXCHANGES)?;
+    let ratio = plain.p50_ns as f64 / fast.p50_ns.max(1) as f64;
+    table.row(vec!["turnaround, all in turn".to_owned(), format!("{ratio:.2} x the stack's"), reached(ratio, 1.0)]);
+    let (maps, helper) = memory(&before, &on)?;
+    let grown = (maps.saturating_sub(fixed_maps) + helper.saturating_sub(fixed_helper)) as f64 / COUNT as f64;
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (of_maps, of_helper) = (maps.saturating_sub(fixed_maps) / COUNT as u64, helper.saturating_sub(fixed_helper) / COUNT as u64);
+    let fixed = format!("{:.1} MiB of maps, {:.1} MiB of the helper without any", mib(fixed_maps), mib(fixed_helper));
+    let what = format!("memory for each: {of_maps} B of maps, {of_helper} B of the helper ({fixed})");
+    table.row(vec![what, format!("{grown:.0} B"), goal("<= 512 B", grown <= 512.0)]);
+    let start = Instant::now();
+    on.finish()?;
+    table.row(vec!["back to the stack".to_owned(), format!("{:.2} s", start.elapsed().as_secs_f64()), "-".to_owned()]);
+    turnaround(&mut client, COUNT).context("after the end")?;
+    let [stack, short] = [false, true].map(|on| coming_and_going(ground, on.then_some(&choice), effort));
+    let (stack, short) = (stack?, short?);
+    table.row(vec!["request-response beside 100 more a second, by the stack".to_owned(), format!("{stack:.3} x without"), "-".to_owned()]);
+    let what = "the same by the short path".to_owned();
+    table.row(vec![what, format!("{short:.3} x without"), reached(short / stack, 0.98)]);
+    Ok(vec![table])
+}
+
+/// The rate of request-response beside 100 connections a second that come, have 16 exchanges and go, to that without them. They run on
+/// another CPU, the helper on that of the request-response.
+fn coming_and_going(ground: &Ground, choice: Option<&Choice>, effort: Effort) -> Result<f64> {
+    let case = Case { load: Load::RequestResponse, size: 64, cpus: Cpus::One };
+    let (_, place) = ground.place(Way::Direct, Cpus::Two)?;
+    let super::peer::Place::Tcp(to) = place else { anyhow::bail!("connections come and go by TCP") };
+    let args = ["churn", "--cpu", "1", "--rate", "100", "--exchanges", "16", "--to", &to.to_string()];
+    let (mut quiet, mut busy) = (Column::default(), Column::default());
+    let mut rounds = || -> Result<()> {
+        for _ in 0..effort.repeats {
+            quiet.0.push(case.run(ground, Way::Direct, effort.time)?);
+            let mut others = ground.start("curl", &args)?;
+            others.line()?;
+            busy.0.push(case.run(ground, Way::Direct, effort.time)?);
+        }
+        Ok(())
+    };
+    match choice {
+        Some(choice) => accelerated_with(ground, Cpus::One, choice, |_| rounds())?.context("no acceleration")?,
+        None => rounds()?,
+    }
+    Ok(busy.rates().over(&quiet.rates()).median())
+}
+
 /// Opens them, accelerates them while they are open, and looks at time, memory and turnaround.
 ///
 /// # Errors
 /// When a peer or the helper fails.
 pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("10,000 connections between two pods", &["what", "measured", "goal"]);
-    let to = std::net::SocketAddr::new(ground.ip("httpbin")?, super::ground::PORT).to_string();
-    let mut client = ground.start("curl", &["many", "--cpu", "0", "--to", &to, "--count", &COUNT.to_string()])?;
-    let opened: Run = serde_json::from_str(&client.line()?)?;
+    let (mut client, opened) = open(ground)?;
     let plain = turnaround(&mut client, EXCHANGES)?;
     table.row(vec!["opened over plain TCP".to_owned(), format!("{:.0} connections/s", opened.rate), "-".to_owned()]);
     let us = |run: &Run| format!("p50 {:.1} us, p99 {:.1} us", run.p50_ns as f64 / 1e3, run.p99_ns as f64 / 1e3);
@@ -71,14 +169,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
         }
     };
     let armed = start.elapsed();
-    // Pairs are opened for redirection by what their readers do, so they have to be used meanwhile.
-    let end = Instant::now() + Duration::from_secs(60);
-    let mut accelerated = 0;
-    while accelerated < COUNT as u64 && Instant::now() < end {
-        turnaround(&mut client, STEP)?;
-        on.0.drain();
-        accelerated = on.0.pairs.totals.accelerated;
-    }
+    let accelerated = use_until_accelerated(&mut client, &mut on)?;
     let took = start.elapsed();
     let soon = goal("< 2 s", took < Duration::from_secs(2) && accelerated >= COUNT as u64);
     let what = format!("{accelerated} of them accelerated (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
@@ -86,9 +177,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     let fast = turnaround(&mut client, EXCHANGES)?;
     let ratio = plain.p50_ns as f64 / fast.p50_ns.max(1) as f64;
     table.row(vec!["turnaround accelerated, all in turn".to_owned(), format!("{} ({ratio:.2} x plain)", us(&fast)), reached(ratio, 1.0)]);
-    // On a machine that does nothing else, new maps are ours.
-    let maps: u64 = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
-    let rss = resident(on.0.pid())?;
+    let (maps, rss) = memory(&before, &on)?;
     let each = (maps + rss) as f64 / COUNT as f64 / 1024.0;
     let sizes = format!("{:.1} MiB of maps, {:.1} MiB of the helper", maps as f64 / f64::from(1 << 20), rss as f64 / f64::from(1 << 20));
     table.row(vec![format!("our memory per connection ({sizes})"), format!("{each:.2} KiB"), goal("< 4 KiB", each < 4.0)]);

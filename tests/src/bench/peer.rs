@@ -26,6 +26,8 @@ pub enum Load {
     Stream,
     /// Connect, one request and answer, close.
     Connect,
+    /// Request and answer of equal size in turn, as datagrams.
+    Datagrams,
 }
 
 /// Where a server is.
@@ -127,7 +129,8 @@ pub fn pin(cpu: usize) -> Result<()> {
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).context("cannot bind to a CPU")
 }
 
-/// Serves on a TCP port of all addresses (and discards datagrams there) or on a path, until stdin closes.
+/// Serves on a TCP port of all addresses or on a path, until stdin closes. Datagrams to that port are discarded, or sent back when they
+/// begin with [`SEND_BACK`].
 ///
 /// # Errors
 /// When it cannot listen.
@@ -135,8 +138,16 @@ pub fn serve(port: Option<u16>, path: Option<PathBuf>) -> Result<()> {
     if let Some(port) = port {
         let any = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), port);
         let listener = TcpListener::bind(any).with_context(|| format!("cannot listen on {any}"))?;
-        let sink = UdpSocket::bind(any).with_context(|| format!("cannot take datagrams on {any}"))?;
-        std::thread::spawn(move || while sink.recv(&mut [0; 2048]).is_ok() {});
+        let datagrams = UdpSocket::bind(any).with_context(|| format!("cannot take datagrams on {any}"))?;
+        std::thread::spawn(move || {
+            let mut buf = [0; 2048];
+            while let Ok((n, from)) = datagrams.recv_from(&mut buf) {
+                if buf[0] == SEND_BACK {
+                    // A client that is gone needs no answer.
+                    let _ = datagrams.send_to(&buf[..n], from);
+                }
+            }
+        });
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 if stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).is_ok() {
@@ -205,7 +216,32 @@ pub fn run(to: &Place, load: Load, size: usize, time: Duration) -> Result<Run> {
         Load::Blocking => request_response(open(to, b'b', size)?.sleeping()?.as_mut(), size, time),
         Load::Stream => stream(open(to, b's', size)?.as_mut(), size, time),
         Load::Connect => connect(to, size, time),
+        Load::Datagrams => datagrams(to, size, time),
     }
+}
+
+/// A datagram that the server sends back begins with this byte.
+const SEND_BACK: u8 = b'e';
+
+fn datagrams(to: &Place, size: usize, time: Duration) -> Result<Run> {
+    let Place::Tcp(to) = to else { bail!("datagrams go to an address") };
+    let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
+    socket.connect(to)?;
+    // A datagram that is lost ends the run.
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut buf = vec![SEND_BACK; size];
+    let mut exchange = || {
+        socket.send(&buf)?;
+        socket.recv(&mut buf)?;
+        Ok(())
+    };
+    // Connection tracking assures a flow of datagrams when it has lasted for two seconds.
+    let assured = Instant::now() + Duration::from_millis(2200);
+    while Instant::now() < assured {
+        exchange()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    turns(time, exchange)
 }
 
 fn open(to: &Place, load: u8, size: usize) -> Result<Box<dyn Stream>> {
@@ -235,17 +271,24 @@ fn header(load: u8, size: usize) -> [u8; 16] {
 
 fn request_response(stream: &mut dyn Stream, size: usize, time: Duration) -> Result<Run> {
     let mut buf = vec![1; size];
-    let warm = Instant::now() + time / 8;
-    while Instant::now() < warm {
+    turns(time, || {
         stream.write_all(&buf)?;
         stream.read_exact(&mut buf)?;
+        Ok(())
+    })
+}
+
+/// Exchanges one after the other, after a short warm-up.
+fn turns(time: Duration, mut exchange: impl FnMut() -> Result<()>) -> Result<Run> {
+    let warm = Instant::now() + time / 8;
+    while Instant::now() < warm {
+        exchange()?;
     }
     let mut turnarounds: Vec<u64> = Vec::with_capacity(1 << 17);
     let (start, cpu) = (Instant::now(), cpu_ns());
     let mut now = start;
     while now - start < time {
-        stream.write_all(&buf)?;
-        stream.read_exact(&mut buf)?;
+        exchange()?;
         let then = now;
         now = Instant::now();
         turnarounds.push(u64::try_from((now - then).as_nanos()).unwrap_or(u64::MAX));
@@ -380,5 +423,34 @@ pub fn many(to: SocketAddr, count: usize) -> Result<()> {
         }
         println!("{}", serde_json::to_string(&summary(turnarounds, start.elapsed(), cpu_ns() - cpu))?);
     }
+    Ok(())
+}
+
+/// Makes connections at `rate` per second, each with `exchanges` requests and answers before it ends, until stdin closes; prints how many
+/// there were.
+///
+/// # Errors
+/// When a connection fails.
+pub fn churn(to: SocketAddr, rate: u64, exchanges: u32) -> Result<()> {
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let watch = over.clone();
+    std::thread::spawn(move || {
+        // The end of stdin is all that counts.
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        watch.store(true, std::sync::atomic::Ordering::Release);
+    });
+    println!("ready");
+    let (start, mut made) = (Instant::now(), 0u64);
+    while !over.load(std::sync::atomic::Ordering::Acquire) {
+        std::thread::sleep((start + Duration::from_secs_f64(made as f64 / rate as f64)).saturating_duration_since(Instant::now()));
+        let mut stream = open(&Place::Tcp(to), b'r', 64)?;
+        for _ in 0..exchanges {
+            let mut buf = [1; 64];
+            stream.write_all(&buf)?;
+            stream.read_exact(&mut buf)?;
+        }
+        made += 1;
+    }
+    println!("{made}");
     Ok(())
 }

@@ -1,53 +1,91 @@
-//! Real programs through the Service.
+//! Real programs through the Service: by the stack, by the short path, and as the default has it.
 
 use anyhow::{Context, Result, ensure};
+use sockpath_protocol::accel::Via;
 
-use super::accel::accelerated;
+use super::accel::accelerated_with;
 use super::ground::{Cpus, Ground};
 use super::measure::Effort;
 use super::stats::Sample;
 use super::table::{Table, reached};
 use crate::services::{Program, Service};
+use crate::torture::accelerator::Choice;
 
 /// One load.
 #[derive(Debug, Clone, Copy)]
 struct Job {
     name: &'static str,
     program: Program,
-    least: f64,
+    /// The least ratio to the stack by the short path, and by the default.
+    least: [f64; 2],
     command: fn(&str, u64) -> String,
     rate: fn(&str) -> Option<f64>,
 }
 
-const JOBS: [Job; 5] = [
-    Job { name: "redis GET, 1 client", program: Program::Redis, least: 1.5, command: |ip, s| redis(ip, 1, 8_000 * s), rate: redis_rate },
+/// The paths beside the stack.
+const PATHS: [Via; 2] = [Via::Short, Via::Auto];
+
+const JOBS: [Job; 8] = [
+    Job {
+        name: "redis GET, 1 client",
+        program: Program::Redis,
+        least: [1.2, 1.45],
+        command: |ip, s| redis(ip, 1, 8_000 * s),
+        rate: redis_rate,
+    },
     Job {
         name: "redis GET, 50 clients",
         program: Program::Redis,
-        least: 1.2,
+        least: [1.0, 1.5],
         command: |ip, s| redis(ip, 50, 40_000 * s),
         rate: redis_rate,
     },
     Job {
         name: "pgbench select-only, 8 clients",
         program: Program::Postgres,
-        least: 1.2,
+        least: [1.0, 1.6],
         command: |ip, s| format!("/usr/bin/pgbench -h {ip} -p 5432 -U postgres -S -n -c 8 -T {s} postgres"),
         rate: |out| number(out.lines().find(|l| l.starts_with("tps"))?.split(' ').nth(2)?),
     },
     Job {
+        name: "memcached, 16 connections",
+        program: Program::Memcached,
+        least: [1.0, 1.6],
+        command: |ip, s| format!("/usr/bin/memcaslap -s {ip}:5211 -T 1 -c 16 -t {s}s"),
+        rate: |out| number(out.rsplit_once("TPS: ")?.1.split(' ').next()?),
+    },
+    Job {
+        name: "MariaDB point select, 8 clients",
+        program: Program::MariaDb,
+        least: [1.0, 1.4],
+        command: |ip, s| {
+            format!(
+                "/usr/bin/sysbench oltp_point_select --db-driver=mysql --mysql-host={ip} --mysql-port=5306 --mysql-user=root --mysql-db=test \
+                 --table-size=1000 --threads=8 --time={s} run"
+            )
+        },
+        rate: |out| number(out.split_once("queries:")?.1.split_once('(')?.1.split(' ').next()?),
+    },
+    Job {
         name: "nginx 1 KiB, 16 connections",
         program: Program::Nginx,
-        least: 1.2,
+        least: [1.0, 1.0],
         command: |ip, s| format!("/usr/bin/wrk -t 1 -c 16 -d {s} http://{ip}:5080/small"),
-        rate: |out| number(out.lines().find(|l| l.starts_with("Requests/sec"))?.split_whitespace().last()?),
+        rate: wrk_rate,
     },
     Job {
         name: "nginx 8 MiB by sendfile, 2 connections",
         program: Program::Nginx,
-        least: 1.0,
+        least: [1.0, 1.0],
         command: |ip, s| format!("/usr/bin/wrk -t 1 -c 2 -d {s} http://{ip}:5080/large"),
-        rate: |out| number(out.lines().find(|l| l.starts_with("Requests/sec"))?.split_whitespace().last()?),
+        rate: wrk_rate,
+    },
+    Job {
+        name: "iperf3",
+        program: Program::Iperf,
+        least: [1.0, 1.0],
+        command: |ip, s| format!("/usr/bin/iperf3 -c {ip} -p 5201 -t {s} -J"),
+        rate: |out| serde_json::from_str::<serde_json::Value>(out).ok()?["end"]["sum_received"]["bits_per_second"].as_f64(),
     },
 ];
 
@@ -59,6 +97,10 @@ fn redis_rate(out: &str) -> Option<f64> {
     number(out.lines().find(|l| l.starts_with("\"GET\""))?.split(',').nth(1)?.trim_matches('"'))
 }
 
+fn wrk_rate(out: &str) -> Option<f64> {
+    number(out.lines().find(|l| l.starts_with("Requests/sec"))?.split_whitespace().last()?)
+}
+
 fn number(word: &str) -> Option<f64> {
     word.parse().ok()
 }
@@ -68,29 +110,44 @@ fn number(word: &str) -> Option<f64> {
 /// # Errors
 /// When a program or the helper fails.
 pub fn programs(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
-    let head = ["program", "plain TCP /s", "accelerated /s", "x plain", "goal"];
+    let head = ["program", "stack /s", "short path /s", "x stack", "goal", "default /s", "x stack", "goal"];
     let mut table = Table::new("Programs, through the Service", &head);
     let seconds = effort.time.as_secs().max(1);
-    for program in [Program::Redis, Program::Postgres, Program::Nginx] {
+    let mut measured: Vec<Program> = JOBS.iter().map(|job| job.program).collect();
+    measured.dedup();
+    for program in measured {
         if let Some(why) = program.missing() {
             table.unmeasured(format!("{program:?} was not measured: {why}"));
             continue;
         }
         let service = Service::start(&ground.lab, "httpbin", program)?;
         for job in JOBS.iter().filter(|j| j.program == program) {
-            let (mut plain, mut fast) = (Vec::new(), Vec::new());
-            for _ in 0..effort.repeats {
-                plain.push(run(ground, job, seconds)?);
-                fast.extend(accelerated(ground, Cpus::Two, &[], |_| run(ground, job, seconds))?);
-            }
-            let (plain, fast) = (Sample(plain), Sample(fast));
-            let gain = fast.over(&plain);
-            let goal = reached(gain.median(), job.least);
-            table.row(vec![job.name.to_owned(), format!("{plain:.0}"), format!("{fast:.0}"), gain.to_string(), goal]);
+            table.row(measure(ground, job, effort.repeats, seconds)?);
         }
         drop(service);
     }
     Ok(vec![table])
+}
+
+/// In each round by the stack, then by each path.
+fn measure(ground: &Ground, job: &Job, repeats: usize, seconds: u64) -> Result<Vec<String>> {
+    let mut stack = Vec::new();
+    let mut paths = PATHS.map(|_| Vec::new());
+    for _ in 0..repeats {
+        stack.push(run(ground, job, seconds)?);
+        for (via, rates) in PATHS.into_iter().zip(&mut paths) {
+            let choice = Choice { via, ..Choice::default() };
+            rates.extend(accelerated_with(ground, Cpus::Two, &choice, |_| run(ground, job, seconds))?);
+        }
+    }
+    let stack = Sample(stack);
+    let mut cells = vec![job.name.to_owned(), format!("{stack:.0}")];
+    for (rates, least) in paths.into_iter().zip(job.least) {
+        let rates = Sample(rates);
+        let gain = rates.over(&stack);
+        cells.extend([format!("{rates:.0}"), gain.to_string(), reached(gain.median(), least)]);
+    }
+    Ok(cells)
 }
 
 fn run(ground: &Ground, job: &Job, seconds: u64) -> Result<f64> {

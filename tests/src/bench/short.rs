@@ -34,6 +34,7 @@ impl Row {
             Load::Blocking => "request-response, readers block in recv",
             Load::Stream => "stream",
             Load::Connect => "connect-request-close",
+            Load::Datagrams => "UDP request-response",
         };
         let service = if self.way == Way::Service { ", through the Service" } else { "" };
         let rate = |c: &Column| match self.case.load {
@@ -53,10 +54,10 @@ impl Row {
     }
 }
 
-/// The rows of one node: issue text and docs/benchmarks.md have the same numbers.
+/// The rows of one node: docs/benchmarks.md has the same numbers.
 fn on_one_node() -> Vec<Row> {
     use Cpus::{One, Two};
-    use Load::{Blocking, Connect, RequestResponse, Stream};
+    use Load::{Blocking, Connect, Datagrams, RequestResponse, Stream};
     use Way::{Direct, Service};
     let mut rows = vec![
         Row::new(Direct, RequestResponse, 64, One, 1.25),
@@ -66,6 +67,7 @@ fn on_one_node() -> Vec<Row> {
         Row::new(Direct, Blocking, 64, One, 1.25),
         Row::new(Direct, RequestResponse, 64, Two, 1.1),
         Row::new(Direct, RequestResponse, 16 * KIB, Two, 1.1),
+        Row::new(Direct, Datagrams, 64, One, 1.2),
         Row::new(Direct, Connect, 64, One, 0.98),
     ];
     for (cpus, least) in [(One, 1.05), (Two, 0.98)] {

@@ -18,7 +18,7 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
     type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
-    let sections: [(&str, Section, Effort); 11] = [
+    let sections: [(&str, Section, Effort); 12] = [
         ("rr", accel::request_response, Effort { repeats, time: short }),
         ("short", short_path::short, Effort { repeats, time: long }),
         ("sleeping", accel::sleeping_readers, Effort { repeats, time: short }),
@@ -27,6 +27,7 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
         ("programs", programs::programs, Effort { repeats: if quick { 2 } else { 5 }, time: Duration::from_secs(1) }),
         ("bystanders", accel::bystanders, Effort { repeats, time: short }),
         ("many", many::many, Effort { repeats: 1, time: short }),
+        ("many-short", many::many_short, Effort { repeats, time: long }),
         ("trace", trace::trace, Effort { repeats, time: short }),
         ("lab", lab::lab, Effort { repeats, time: short }),
         ("cluster", cluster::cluster, Effort { repeats, time: short }),

@@ -21,7 +21,7 @@ struct Args {
     /// Fail, and list them, when goals are missed
     #[arg(long)]
     strict: bool,
-    /// Only these sections: rr, short, sleeping, streams, connections, programs, bystanders, many, trace, lab, cluster
+    /// Only these sections: rr, short, sleeping, streams, connections, programs, bystanders, many, many-short, trace, lab, cluster
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -82,6 +82,21 @@ enum Role {
         #[arg(long)]
         count: usize,
     },
+    /// Make connections one after the other until stdin closes
+    Churn {
+        /// Bind to this CPU
+        #[arg(long)]
+        cpu: usize,
+        /// ADDRESS:PORT
+        #[arg(long)]
+        to: SocketAddr,
+        /// Connections per second
+        #[arg(long)]
+        rate: u64,
+        /// Requests and answers on each
+        #[arg(long)]
+        exchanges: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -125,6 +140,10 @@ fn serve(role: Role) -> Result<()> {
         Role::Many { cpu, to, count } => {
             peer::pin(cpu)?;
             peer::many(to, count)
+        }
+        Role::Churn { cpu, to, rate, exchanges } => {
+            peer::pin(cpu)?;
+            peer::churn(to, rate, exchanges)
         }
     }
 }
