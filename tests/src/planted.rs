@@ -107,18 +107,19 @@ impl Planted {
     }
 }
 
-/// How many programs are attached by tcx to a device of this thread's network namespace, at ingress; none before Linux 6.6.
+/// How many programs are attached by tcx to a device of this thread's network namespace, at ingress; `None` before Linux 6.6, which has no
+/// such links.
 ///
 /// # Panics
 /// When the device does not exist, or the kernel does not report it.
 #[must_use]
-pub fn tcx_ingress_programs(device: &str) -> usize {
+pub fn tcx_ingress_programs(device: &str) -> Option<usize> {
     let (mut ids, mut flags) = ([0_u32; 64], 0);
     let mut count = u32::try_from(ids.len()).expect("a small number");
     // SAFETY: the kernel writes to flags, count and at most `count` ids, which live until the call returns.
     let outcome = unsafe { sys::bpf_prog_query(index(device), sys::BPF_TCX_INGRESS, 0, &raw mut flags, ids.as_mut_ptr(), &raw mut count) };
     assert!([0, -libc::EINVAL].contains(&outcome), "cannot query the programs of {device}: {}", io::Error::from_raw_os_error(-outcome));
-    if outcome == 0 { count as usize } else { 0 }
+    (outcome == 0).then_some(count as usize)
 }
 
 fn owned(what: &str, fd: i32) -> OwnedFd {

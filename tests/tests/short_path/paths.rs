@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use sockpath_protocol::accel::PairState;
+use sockpath_protocol::accel::{Pair, PairState};
 use sockpath_protocol::lab::Overlay;
+use sockpath_tests::planted::tcx_ingress_programs;
 use sockpath_tests::torture::accelerator::Accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::{Pod, Remote};
@@ -39,12 +41,17 @@ fn carry(client: &Remote, server: &Remote, bytes: usize) {
 
 fn carries(scene: &Scene, on: &mut Accelerator, server: &Pod, port: u16, ip: IpAddr) {
     let (client, accepted) = scene.connect_to(server, port, SocketAddr::new(ip, port));
-    let before = await_short(on, &client, &accepted);
-    carry(&client, &accepted, MEGABYTES);
-    let after = await_short(on, &client, &accepted);
-    for (before, after) in before.iter().zip(&after) {
-        let moved = after.bypassed_bytes - before.bypassed_bytes;
-        assert!(moved as usize > 2 * MEGABYTES * 9 / 10, "most bytes took the stack: {after:#?}");
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let before = await_short(on, &client, &accepted);
+        carry(&client, &accepted, MEGABYTES);
+        let after = await_short(on, &client, &accepted);
+        let most = |(before, after): (&Pair, &Pair)| (after.bypassed_bytes - before.bypassed_bytes) as usize > 2 * MEGABYTES * 9 / 10;
+        if before.iter().zip(&after).all(most) {
+            break;
+        }
+        // A device that was made with the lab may have changed meanwhile, which sends everything back to the stack for a while.
+        assert!(Instant::now() < end, "most bytes took the stack: {after:#?}");
     }
     client.close();
     assert!(accepted.recv(1).is_empty());
@@ -113,35 +120,40 @@ fn through_services() {
 }
 
 /// What the receiver sees in a packet's TTL or hop limit: of the echo server's answer.
-fn answers_ttl(socket: &UdpSocket) -> i32 {
+fn answers_ttl(socket: &UdpSocket) -> nix::Result<i32> {
     let mut buffer = [0; 64];
     let mut iov = [std::io::IoSliceMut::new(&mut buffer)];
     let mut space = nix::cmsg_space!(i32);
-    let message =
-        recvmsg::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).expect("an answer");
-    message
-        .cmsgs()
-        .expect("control messages")
-        .find_map(|c| match c {
-            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => Some(ttl),
-            _ => None,
-        })
-        .expect("no TTL")
+    let message = recvmsg::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty())?;
+    let ttl = |c| match c {
+        ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => Some(ttl),
+        _ => None,
+    };
+    Ok(message.cmsgs()?.find_map(ttl).expect("no TTL"))
 }
 
-fn echo(socket: &UdpSocket, times: usize) -> i32 {
-    let mut ttl = None;
+/// Sends datagrams until so many were answered; of these, `losses` may get lost.
+fn echo(socket: &UdpSocket, times: usize, mut losses: usize) -> nix::Result<i32> {
+    let mut ttl = Err(Errno::EAGAIN);
     for _ in 0..times {
-        socket.send(b"ping").expect("send");
-        ttl = Some(answers_ttl(socket));
+        ttl = loop {
+            socket.send(b"ping").expect("send");
+            match answers_ttl(socket) {
+                Err(Errno::EAGAIN) if losses > 0 => losses -= 1,
+                answered => break Ok(answered?),
+            }
+        };
     }
-    ttl.expect("at least once")
+    ttl
 }
 
 /// UDP that both sides have sent is carried too, and its TTL is what routing would have made of it.
 fn datagrams(test: &str, family: Family) {
     let Some(scene) = Scene::new(test) else { return };
     let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
+    // Before tcx links (6.6), a device drops what it sends while it gets the queue discipline of the filters.
+    let device = scene.lab.host_veth("curl", "node-1");
+    let losses = if scene.lab.inside("node-1", || tcx_ingress_programs(&device)).is_some() { 0 } else { 2 };
     for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
         let socket = scene.lab.inside("curl", || {
             let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -155,14 +167,15 @@ fn datagrams(test: &str, family: Family) {
             .expect("an option");
             socket
         });
-        let by_stack = echo(&socket, 3);
+        let by_stack = echo(&socket, 3, 0).unwrap_or_else(|e| panic!("no answer from {to} by the stack: {e}"));
         let mut on = scene.accelerate();
         let local = socket.local_addr().expect("an address");
         let end = Instant::now() + Duration::from_secs(15);
         loop {
-            let by_short = echo(&socket, 30);
+            let answers = echo(&socket, 30, losses);
             let pairs = on.next_pairs().expect("a table").pairs;
             let rows: Vec<_> = pairs.into_iter().filter(|p| p.client == local && p.dialled == to).collect();
+            let by_short = answers.unwrap_or_else(|e| panic!("no answer from {to}: {e}: {rows:#?}"));
             if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 40) {
                 assert_eq!(by_short, by_stack, "TTL of answers from {to}");
                 break;
