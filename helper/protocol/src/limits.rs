@@ -218,7 +218,11 @@ impl Message {
                 cut_some(detail);
                 Ok(())
             }
-            Self::Counters(counters) => at_most(counters.programs.len(), MOST_ITEMS, "programs", "a message of totals"),
+            Self::Counters(counters) => {
+                at_most(counters.programs.len().max(counters.conntrack.len()), MOST_ITEMS, "programs or nodes", "a message of totals")?;
+                counters.conntrack.iter_mut().for_each(|of| cut(&mut of.node));
+                Ok(())
+            }
             Self::Probed(probed) => {
                 cut(&mut probed.to);
                 cut_some(&mut probed.error);

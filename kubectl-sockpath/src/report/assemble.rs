@@ -187,6 +187,7 @@ fn nodes(capture: &Capture) -> Vec<NodeRow> {
                 unavailable: unavailable.clone(),
                 armed_ns,
                 clock_offset_ns: i64::try_from(origin.clock_offset_ns()).unwrap_or(0),
+                conntrack: log.counters.iter().flat_map(|c| &c.conntrack).find(|of| of.node == *name).map(|of| of.counts),
             });
         }
     }
