@@ -49,6 +49,14 @@ mechanisms! {
         "The packet had passed all rules of its last hook; conntrack's counter insert_failed rose.",
         "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules may use: a wider --to-ports, more addresses, or --random-fully",
         ["truth_netfilter: a_source_translation_without_a_free_port_is_named"];
+    Clash "clash" "Two first packets of one UDP socket reached conntrack at once":
+        "A datagram had passed all rules of its last hook without a translation of its source; conntrack's counter insert_failed rose. Since Linux 5.8 conntrack enters both (its counter clash_resolve).",
+        "resolvers that send A and AAAA from one socket do this: `options single-request-reopen` in resolv.conf, a DNS cache on the node, or Linux 5.8 and later",
+        ["unit-question: two_first_datagrams_of_one_socket_are_not_a_missing_port", "conntrack: two_first_datagrams_of_one_socket_are_entered"];
+    ChainTooLong "chain-too-long" "A chain of conntrack's table is too long":
+        "The packet had passed all rules of its last hook; conntrack's counter chaintoolong rose.",
+        "the table has too few buckets for its entries: raise net.netfilter.nf_conntrack_buckets on that node; a flood of similar connections can do it, too",
+        ["unit-question: a_chain_that_is_too_long_is_named_before_a_missing_port"];
     TableFull "table-full" "Conntrack's table is full":
         "The packet was dropped where conntrack sees it first; conntrack's counter drop rose.",
         "raise net.netfilter.nf_conntrack_max there, or find the connections that fill the table: `conntrack -C`, `conntrack -L`",
