@@ -329,9 +329,10 @@ impl Packet {
             rule.iter_mut().try_for_each(|rule| rule.check())?;
             facts.iter_mut().flat_map(|f| f.input.iter_mut().chain(&mut f.output)).for_each(cut);
         }
-        if let Outcome::Dropped(Drop { reason, location, detail, rule, cause, .. }) = &mut self.outcome {
+        if let Outcome::Dropped(Drop { reason, location, socket, detail, rule, cause, .. }) = &mut self.outcome {
             cut(reason);
             cut_some(location);
+            cut_some(socket);
             cut_some(detail);
             rule.iter_mut().try_for_each(|rule| rule.check())?;
             cause.iter_mut().try_for_each(|cause| cause.check())?;

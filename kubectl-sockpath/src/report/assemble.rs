@@ -233,6 +233,7 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
             node: place.map(|p| p.node.clone()),
             pod: place.and_then(|p| p.pod.clone()),
             device: device_name(place),
+            socket: drop.socket.clone(),
             detail: drop.detail.clone().or_else(|| netfilter::detail(drop)),
             rule: drop.rule.as_deref().cloned(),
             mechanism: drop.cause.as_ref().map(|c| c.mechanism),

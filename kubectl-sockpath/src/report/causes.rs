@@ -52,7 +52,7 @@ fn soften(finding: &mut Finding, hint: &Hint, cause: Option<&Hint>) {
         finding.evidence.push("events were lost: the packets may have gone on".to_owned());
     }
     let known = cause.is_some() && matches!(hint, Hint::ProbeFailed { .. });
-    if known || cause.is_some_and(|c| c.id() == Id::StillOpen) {
+    if known || cause.is_some_and(|c| matches!(c.id(), Id::StillOpen | Id::TimeWait)) {
         finding.severity = Severity::Warning;
     }
     // Who takes datagrams need not answer.
@@ -72,8 +72,8 @@ fn rank(hint: &Hint) -> u8 {
         Id::PodChanged | Id::NodeMissing | Id::HelperFailed | Id::HelperLost => 0,
         Id::LostEvents => 1,
         Id::NoEndpoints => 2,
-        Id::UnexpectedDnat | Id::StaleEntry => 3,
-        Id::Untranslated | Id::StillOpen => 4,
+        Id::UnexpectedDnat | Id::StaleEntry | Id::Forgotten => 3,
+        Id::Untranslated | Id::StillOpen | Id::TimeWait => 4,
         Id::CpuThrottled => 5,
         Id::Dropped if !is_side_effect(hint) => 5,
         Id::Backlog | Id::ReceiveQueueFull | Id::SynQueueFull => 6,
@@ -109,6 +109,10 @@ fn explains(cause: &Hint, of: &Hint) -> bool {
         (Hint::UnexpectedDnat(row) | Hint::StaleEntry(row), of) => {
             flows(of).iter().any(|f| [row.from, row.to].iter().any(|a| f.to == *a || f.from == *a))
         }
+        (Hint::Forgotten(f), Hint::Untranslated(u)) => f.node == u.node,
+        (Hint::Forgotten(f), Hint::ProbeFailed { to, mechanism: None, .. }) => f.flows.iter().any(|flow| flow.to.to_string() == *to),
+        (Hint::Forgotten(_), Hint::NoReply { .. }) => true,
+        (Hint::Forgotten(f), of) => flows(of).iter().any(|flow| f.flows.iter().any(|known| share(known, flow))),
         (
             Hint::Untranslated(u),
             Hint::Dropped { kind: PacketKind::IcmpRedirect, .. } | Hint::ProbeFailed { .. } | Hint::Retransmissions { .. },
@@ -123,10 +127,12 @@ fn explains(cause: &Hint, of: &Hint) -> bool {
         (Hint::Dropped { flow, .. }, Hint::Resets { .. } | Hint::Retransmissions { .. }) => flows(of).iter().any(|f| share(flow, f)),
         (Hint::BacklogOverflow { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::Resets { .. }) => true,
         (Hint::SynQueueFull { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::SynCookies { .. }) => true,
-        (Hint::StillOpen { .. }, Hint::Dropped { reason, .. }) => matches!(reason.as_str(), "TCP_INVALID_SYN" | "TCP_INVALID_ACK_SEQUENCE"),
-        (Hint::StillOpen { flows: open, .. }, Hint::Resets { .. } | Hint::Retransmissions { .. }) => {
-            flows(of).iter().any(|f| open.iter().any(|o| share(o, f)))
+        (Hint::StillOpen(_), Hint::Dropped { reason, .. }) => matches!(reason.as_str(), "TCP_INVALID_SYN" | "TCP_INVALID_ACK_SEQUENCE"),
+        (Hint::TimeWait(reached), Hint::Dropped { flow, .. }) => reached.flows.iter().any(|syn| share(syn, flow)),
+        (Hint::StillOpen(reached) | Hint::TimeWait(reached), Hint::Resets { .. } | Hint::Retransmissions { .. }) => {
+            flows(of).iter().any(|f| reached.flows.iter().any(|o| share(o, f)))
         }
+        (Hint::TimeWait(reached), Hint::ProbeFailed { to, mechanism: None, .. }) => reached.flows.iter().any(|f| f.to.to_string() == *to),
         (Hint::CpuThrottled { place, .. }, Hint::ZeroWindow { place: at } | Hint::BacklogOverflow { place: at, .. }) => place == at,
         (Hint::CpuThrottled { .. }, Hint::ReaderSlow { .. }) => true,
         (Hint::Vanished { .. } | Hint::HalfMissing { .. }, Hint::Retransmissions { .. }) => true,
@@ -151,9 +157,14 @@ fn share(a: &Flow, b: &Flow) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use sockpath_protocol::packet::Direction;
     use sockpath_protocol::stage::StageId;
 
+    use super::super::forgotten::Forgotten;
+    use super::super::still_open::Reached;
+    use super::super::untranslated::{Untranslated, Why};
     use super::*;
 
     fn flow(from: &str, to: &str) -> Flow {

@@ -190,6 +190,9 @@ pub struct DropRow {
     pub pod: Option<String>,
     /// Device there.
     pub device: Option<String>,
+    /// State of the socket that dropped them, where the kernel names it: `TIME_WAIT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
     /// What is known besides.
     pub detail: Option<String>,
     /// The netfilter rule that did it, when it could be found.

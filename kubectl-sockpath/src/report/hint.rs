@@ -6,9 +6,11 @@ use sockpath_protocol::packet::{Certainty, Direction, Flow, Mechanism, PacketKin
 use sockpath_protocol::stage::StageId;
 
 use super::document::{Finding, Severity};
+use super::forgotten::Forgotten;
 use super::kind::Id;
 use super::repeats::Repeats;
 use super::rewrites::RewriteRow;
+use super::still_open::Reached;
 use super::untranslated::{Untranslated, Why};
 use crate::duration::nanos;
 use crate::session::SessionError;
@@ -87,7 +89,11 @@ pub(super) enum Hint {
     /// A pod used up its CPU limit.
     CpuThrottled { place: String, details: Vec<String> },
     /// The other side holds a connection that the client has forgotten.
-    StillOpen { count: usize, place: String, flows: Vec<Flow> },
+    StillOpen(Box<Reached>),
+    /// The other side keeps the addresses and ports of a closed connection.
+    TimeWait(Box<Reached>),
+    /// Conntrack does not know a connection any more.
+    Forgotten(Box<Forgotten>),
     /// Connections were reset.
     Resets { count: usize, sent: bool, place: String, flows: Vec<Flow> },
     /// Segments were sent again.
@@ -145,7 +151,9 @@ impl Hint {
             Self::SynQueueFull { .. } => Id::SynQueueFull,
             Self::ZeroWindow { .. } => Id::ZeroWindow,
             Self::CpuThrottled { .. } => Id::CpuThrottled,
-            Self::StillOpen { .. } => Id::StillOpen,
+            Self::StillOpen(_) => Id::StillOpen,
+            Self::TimeWait(_) => Id::TimeWait,
+            Self::Forgotten(_) => Id::Forgotten,
             Self::Resets { .. } => Id::Reset,
             Self::Retransmissions { .. } => Id::Retransmission,
             Self::ReceiveQueueFull { .. } => Id::ReceiveQueueFull,
@@ -171,12 +179,14 @@ impl Hint {
         let kind = self.id().kind();
         let direction = match self {
             Self::Dropped { direction, .. } | Self::Vanished { direction, .. } => Some(*direction),
-            Self::Untranslated(_) => Some(Direction::Reply),
+            Self::Untranslated(_) | Self::Forgotten(_) => Some(Direction::Reply),
             _ => None,
         };
         let (certainty, evidence) = match self {
             Self::Dropped { certainty, evidence, .. } => (*certainty, evidence.clone()),
-            Self::ProbeFailed { mechanism: Some(_), evidence, .. } => (Some(Certainty::Inferred), evidence.clone()),
+            Self::ProbeFailed { mechanism: Some(_), certainty, evidence, .. } => (*certainty, evidence.clone()),
+            Self::StillOpen(r) | Self::TimeWait(r) => (Some(r.certainty), r.evidence.clone()),
+            Self::Forgotten(f) => (Some(f.certainty()), f.evidence.clone()),
             Self::Untranslated(u) => {
                 (Some(if u.why == Why::Unknown { Certainty::Observed } else { Certainty::Inferred }), u.evidence.clone())
             }
@@ -201,6 +211,7 @@ impl Hint {
     fn mechanism(&self) -> Option<Mechanism> {
         match self {
             Self::Dropped { mechanism, .. } | Self::ProbeFailed { mechanism, .. } => *mechanism,
+            Self::Forgotten(f) if f.early => Some(Mechanism::EarlyDrop),
             // It still waits for the answer.
             Self::Vanished { last: StageId::NeighbourOut | StageId::NodeNeighbour, .. } => Some(Mechanism::NeighbourSilent),
             _ => None,
@@ -212,7 +223,7 @@ impl Hint {
         let kind = self.id().kind();
         match self {
             Self::Dropped { advice, .. } => advice.map(str::to_owned),
-            Self::ProbeFailed { .. } | Self::Vanished { .. } if self.mechanism().is_some() => {
+            Self::ProbeFailed { .. } | Self::Vanished { .. } | Self::Forgotten(_) if self.mechanism().is_some() => {
                 self.mechanism().map(|m| m.row().advice.to_owned())
             }
             Self::Untranslated(u) => Some(untranslated_next(u.why).to_owned()),
@@ -253,6 +264,7 @@ impl Hint {
             Self::Sidecar { name, from, to, place } => {
                 format!("connections to {from} go to {name}'s proxy at {to} {place}: it connects to the target itself")
             }
+            Self::Forgotten(f) => forgotten_text(f),
             Self::NoEndpoints { service, .. } => {
                 format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it")
             }
@@ -298,10 +310,7 @@ impl Hint {
             Self::SynQueueFull { place } => format!("SYNs were dropped {place}: the queue of half-open connections was full"),
             Self::ZeroWindow { place } => format!("the reader {place} is too slow: TCP closed its receive window, and the writer waits"),
             Self::CpuThrottled { place, details } => format!("CPU limit reached {place}: {}", details.join("; ")),
-            Self::StillOpen { count, place, .. } => format!(
-                "{} reached a connection that is still open {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later",
-                counted(*count, "SYN", false)
-            ),
+            Self::StillOpen(reached) | Self::TimeWait(reached) => self.text_about_reached(reached),
             Self::Resets { count, sent, place, .. } => {
                 format!("{} {} {place}", counted(*count, "reset", true), if *sent { "sent" } else { "received" })
             }
@@ -316,6 +325,25 @@ impl Hint {
             Self::ReceiveQueueFull { count, place } => format!("a receive queue {place} was full {}", times(*count)),
             of_the_trace => of_the_trace.text_about_the_trace(),
         }
+    }
+
+    /// The same of SYNs that reached a connection of before.
+    fn text_about_reached(&self, reached: &Reached) -> String {
+        let Reached { count, place, state, by_timestamp, .. } = reached;
+        let what = match (self.id(), state) {
+            (Id::TimeWait, _) if *by_timestamp => {
+                "a socket in TIME_WAIT with a timestamp that is older than the last of the closed connection".to_owned()
+            }
+            (Id::TimeWait, _) => {
+                "a socket in TIME_WAIT with a sequence number that is not newer than the last of the closed connection".to_owned()
+            }
+            (_, Some(state)) => format!("a connection that is still open (state {state})"),
+            (_, None) => "a connection that is still open".to_owned(),
+        };
+        format!(
+            "{} reached {what} {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later",
+            counted(*count, "SYN", false)
+        )
     }
 
     /// The same of findings that are about the trace rather than about packets.
@@ -338,11 +366,18 @@ impl Hint {
     }
 }
 
+fn forgotten_text(f: &Forgotten) -> String {
+    let why =
+        if f.early { "gave up the entry of the connection, because its table was full" } else { "had no entry of the connection any more" };
+    format!("conntrack on {} {why}: {} not recognised as an answer", f.node, packets(f.count, Direction::Reply))
+}
+
 fn untranslated_text(u: &Untranslated) -> String {
     let why = match u.why {
         Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
         Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
         Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
+        Why::Forgotten => ": conntrack had no entry of the connection any more",
         Why::Unknown => "",
     };
     let place = place(None, u.pod.as_deref(), None);
@@ -358,6 +393,9 @@ fn untranslated_next(why: Why) -> &'static str {
         }
         Why::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
         Why::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
+        Why::Forgotten => {
+            "entries expire without packets (net.netfilter.nf_conntrack_udp_timeout), or a tool deletes them: `conntrack -E -e DESTROY` there"
+        }
         Why::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
     }
 }

@@ -71,6 +71,7 @@ mod tests {
             location: None,
             place: 0,
             stage: StageId::NodeForward,
+            socket: None,
             detail: None,
             rule: rule.map(Box::new),
             cause: Some(Box::new(cause)),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Packet, PacketKind};
+use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Hop, Packet, PacketKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::Side;
 
@@ -24,6 +24,8 @@ pub(super) enum Why {
     Untracked,
     /// Netfilter did not see it: the bridge passed it on without.
     Bridged,
+    /// Conntrack took it for the first packet of a new connection: the entry of the requests was gone.
+    Forgotten,
     /// Nothing shows it.
     Unknown,
 }
@@ -85,7 +87,8 @@ pub(super) fn follows(untranslated: &[Untranslated], flow: Flow) -> bool {
     untranslated.iter().any(|u| flow.from == u.endpoint || flow.to == u.endpoint)
 }
 
-fn is_reply(journey: &Journey<'_>) -> bool {
+/// Whether it is a reply that carries something of the conversation, no error about it.
+pub(super) fn is_reply(journey: &Journey<'_>) -> bool {
     let first = journey.first();
     let carries = !matches!(first.kind, PacketKind::IcmpError | PacketKind::IcmpRedirect | PacketKind::Bypass);
     journey.direction() == Direction::Reply && first.protocol != Protocol::Icmp && carries
@@ -124,7 +127,8 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
         .filter(|s| is_netfilter(s.stage))
         .flat_map(|s| journey.hops[s.first_hop..s.first_hop + s.hops].iter())
         .map(|h| &journey.parts[h.part].1.hops[h.hop]);
-    let states: Vec<(&str, ConnectionState)> = hops.filter_map(|h| Some((h.hook.as_str(), h.facts.as_ref()?.connection))).collect();
+    let state = |h: &'_ Hop| h.facts.as_ref().map(|f| if f.reply { ConnectionState::Established } else { f.connection });
+    let states: Vec<(&str, ConnectionState)> = hops.filter_map(|h| Some((h.hook.as_str(), state(h)?))).collect();
     let seen_by_netfilter = steps().any(|s| is_netfilter(s.stage));
     let mut evidence = Vec::new();
     // Before conntrack's place in PRE_ROUTING no packet has a connection.
@@ -138,6 +142,10 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
         Some((hook, ConnectionState::Untracked)) => {
             evidence.push(format!("at {hook} on {} it was untracked", of.node));
             Why::Untracked
+        }
+        Some((hook, ConnectionState::New)) => {
+            evidence.push(format!("at {hook} on {} conntrack took it for the first packet of a new connection", of.node));
+            Why::Forgotten
         }
         None if !seen_by_netfilter && steps().next().is_some() => {
             evidence.push(format!("the requests went through netfilter's hooks on {}, this reply through none of them", of.node));
