@@ -125,6 +125,8 @@ fn explains(cause: &Hint, of: &Hint) -> bool {
         (Hint::Dropped { .. } | Hint::Vanished { .. }, Hint::NoReply { .. }) => true,
         (Hint::Dropped { .. }, Hint::Dropped { kind: PacketKind::IcmpRedirect, .. }) => true,
         (Hint::Dropped { flow, .. }, Hint::Resets { .. } | Hint::Retransmissions { .. }) => flows(of).iter().any(|f| share(flow, f)),
+        // The kernel consumes a SYN that finds such a queue full as if it had been served.
+        (Hint::BacklogOverflow { .. } | Hint::SynQueueFull { .. }, Hint::NoReply { .. }) => true,
         (Hint::BacklogOverflow { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::Resets { .. }) => true,
         (Hint::SynQueueFull { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::SynCookies { .. }) => true,
         (Hint::StillOpen(_), Hint::Dropped { reason, .. }) => matches!(reason.as_str(), "TCP_INVALID_SYN" | "TCP_INVALID_ACK_SEQUENCE"),
