@@ -48,6 +48,7 @@ mod programs;
 pub mod rules;
 mod scene;
 pub mod settings;
+mod sockets;
 pub mod tc;
 mod throttle;
 
@@ -315,7 +316,8 @@ fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>)
         let _ = done.try_send(failed("the source is not on this node".to_owned()));
         return;
     };
+    let group = scene.group_of_source();
     tokio::task::spawn_blocking(move || {
-        let _ = done.blocking_send(probe::probe(&source, &request));
+        let _ = done.blocking_send(probe::probe(&source, group.as_deref(), &request));
     });
 }

@@ -320,6 +320,7 @@ fn probes(capture: &Capture) -> Vec<ProbeRow> {
         took_ns: p.took_ns,
         error: p.error.clone(),
         mechanism: p.why.as_ref().map(|w| w.cause.mechanism),
+        certainty: p.why.as_ref().map(|w| w.cause.certainty),
         detail: p.why.as_ref().map(|w| w.detail.clone()),
         evidence: p.why.as_ref().map(|w| w.cause.evidence.clone()).unwrap_or_default(),
     };

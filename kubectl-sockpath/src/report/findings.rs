@@ -135,8 +135,14 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     hints.extend(halves::missing(capture, journeys));
     for probe in &report.probes {
         if let Some(error) = &probe.error {
-            let (mechanism, detail, evidence) = (probe.mechanism, probe.detail.clone(), probe.evidence.clone());
-            hints.push(Hint::ProbeFailed { to: probe.to.clone(), error: error.clone(), mechanism, detail, evidence });
+            hints.push(Hint::ProbeFailed {
+                to: probe.to.clone(),
+                error: error.clone(),
+                mechanism: probe.mechanism,
+                certainty: probe.certainty,
+                detail: probe.detail.clone(),
+                evidence: probe.evidence.clone(),
+            });
         }
     }
     hints

@@ -77,7 +77,14 @@ pub(super) enum Hint {
     /// Packets left a node and did not appear on the next.
     HalfMissing { count: usize, node: String },
     /// A probe failed: how, and what in the source did it.
-    ProbeFailed { to: String, error: String, mechanism: Option<Mechanism>, detail: Option<String>, evidence: Vec<String> },
+    ProbeFailed {
+        to: String,
+        error: String,
+        mechanism: Option<Mechanism>,
+        certainty: Option<Certainty>,
+        detail: Option<String>,
+        evidence: Vec<String>,
+    },
     /// A listener refuses connections because its backlog is full.
     BacklogOverflow { count: usize, place: String },
     /// SYNs were answered with cookies.

@@ -103,7 +103,7 @@ kinds! {
         "SYN cookies are off and no more half-open connections fit, so SYNs are dropped and sent again.",
         "The counter TCPReqQFullDrop of the pod's network namespace rose.",
         "raise the listen() backlog and net.ipv4.tcp_max_syn_backlog in the pod, or set net.ipv4.tcp_syncookies=1",
-        [];
+        ["causes: queue of half-open connections full"];
     ZeroWindow "zero-window" Warning "A reader is too slow: zero window":
         "The receive buffer of a socket was full, so TCP stopped the writer. The pod where the window closed has the slow reader.",
         "The counter TCPToZeroWindowAdv of that pod's network namespace rose; other connections of the pod count, too.",
