@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -45,6 +45,8 @@ impl Sockets {
     /// namespace of the node, so it has to be one that ends soon.
     #[must_use]
     pub fn of(group: Option<&Path>) -> Self {
+        // In a frozen group a process would not run, and this thread would wait for it.
+        let group = group.filter(|dir| !is_frozen(&fs::read_to_string(dir.join("cgroup.events")).unwrap_or_default()));
         let group = group.and_then(|dir| File::open(dir).ok());
         if group.is_some() {
             // From a namespace of its own, as containers have, no process could be started in a group outside of it. Without the right
@@ -106,6 +108,11 @@ impl Sockets {
     }
 }
 
+/// Whether a control group's processes are stopped, by its file `cgroup.events`.
+fn is_frozen(events: &str) -> bool {
+    events.lines().any(|line| line == "frozen 1")
+}
+
 /// The address family of sockets that send to an address.
 #[must_use]
 pub fn domain(to: IpAddr) -> i32 {
@@ -135,5 +142,16 @@ fn connect_within(stream: &TcpStream, to: SocketAddr, timeout: Duration) -> io::
     match getsockopt(stream, SocketError)? {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_frozen;
+
+    #[test]
+    fn a_frozen_group_is_known() {
+        assert!(is_frozen("populated 1\nfrozen 1\n"));
+        assert!(!is_frozen("populated 1\nfrozen 0\n") && !is_frozen(""), "before Linux 5.2 it cannot be frozen here");
     }
 }
