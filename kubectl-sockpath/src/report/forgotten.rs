@@ -6,6 +6,7 @@ use sockpath_protocol::message::ConntrackCounts;
 use sockpath_protocol::packet::{Certainty, ConnectionState, Direction, Flow, Outcome, PacketKind};
 
 use super::document::NodeRow;
+use super::hint::packets;
 use super::journey::{Journey, is_netfilter};
 use super::untranslated::{Untranslated, Why, is_reply};
 use crate::duration::nanos;
@@ -26,6 +27,16 @@ pub(super) struct Forgotten {
 }
 
 impl Forgotten {
+    /// What it is, in words.
+    pub(super) fn text(&self) -> String {
+        let why = if self.early {
+            "gave up the entry of the connection, because its table was full"
+        } else {
+            "had no entry of the connection any more"
+        };
+        format!("conntrack on {} {why}: {} not recognised as an answer", self.node, packets(self.count, Direction::Reply))
+    }
+
     /// How sure the reason is: that the entry is gone is observed, what removed it is not.
     pub(super) fn certainty(&self) -> Certainty {
         if self.early { Certainty::Inferred } else { Certainty::Observed }

@@ -233,7 +233,7 @@ impl Hint {
             Self::ProbeFailed { .. } | Self::Vanished { .. } | Self::Forgotten(_) if self.mechanism().is_some() => {
                 self.mechanism().map(|m| m.row().advice.to_owned())
             }
-            Self::Untranslated(u) => Some(untranslated_next(u.why).to_owned()),
+            Self::Untranslated(u) => Some(u.why.next().to_owned()),
             Self::NoEndpoints { service, .. } => kind.next_with(&[("service", service.split('/').next_back().unwrap_or(service))]),
             Self::StaleEntry(row) => kind.next_with(&[("address", &row.from.ip().to_string()), ("port", &row.from.port().to_string())]),
             Self::Queueing { device, .. } => kind.next_with(&[("device", device)]),
@@ -255,7 +255,7 @@ impl Hint {
                 let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
                 format!("{} dropped with {reason} {place}{detail}", packets(*count, *direction))
             }
-            Self::Untranslated(u) => untranslated_text(u),
+            Self::Untranslated(u) => u.text(),
             Self::UnexpectedDnat(row) => {
                 let rule = row.rule.as_ref().map_or_else(String::new, |r| format!(" by {r}"));
                 let (stage, place) = (row.stage.stage().name, place(Some(&row.node), row.pod.as_deref(), None));
@@ -271,7 +271,7 @@ impl Hint {
             Self::Sidecar { name, from, to, place } => {
                 format!("connections to {from} go to {name}'s proxy at {to} {place}: it connects to the target itself")
             }
-            Self::Forgotten(f) => forgotten_text(f),
+            Self::Forgotten(f) => f.text(),
             Self::NoEndpoints { service, .. } => {
                 format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it")
             }
@@ -317,7 +317,7 @@ impl Hint {
             Self::SynQueueFull { place } => format!("SYNs were dropped {place}: the queue of half-open connections was full"),
             Self::ZeroWindow { place } => format!("the reader {place} is too slow: TCP closed its receive window, and the writer waits"),
             Self::CpuThrottled { place, details } => format!("CPU limit reached {place}: {}", details.join("; ")),
-            Self::StillOpen(reached) | Self::TimeWait(reached) => self.text_about_reached(reached),
+            Self::StillOpen(reached) | Self::TimeWait(reached) => reached.text(self.id() == Id::TimeWait),
             Self::Resets { count, sent, place, .. } => {
                 format!("{} {} {place}", counted(*count, "reset", true), if *sent { "sent" } else { "received" })
             }
@@ -332,25 +332,6 @@ impl Hint {
             Self::ReceiveQueueFull { count, place } => format!("a receive queue {place} was full {}", times(*count)),
             of_the_trace => of_the_trace.text_about_the_trace(),
         }
-    }
-
-    /// The same of SYNs that reached a connection of before.
-    fn text_about_reached(&self, reached: &Reached) -> String {
-        let Reached { count, place, state, by_timestamp, .. } = reached;
-        let what = match (self.id(), state) {
-            (Id::TimeWait, _) if *by_timestamp => {
-                "a socket in TIME_WAIT with a timestamp that is older than the last of the closed connection".to_owned()
-            }
-            (Id::TimeWait, _) => {
-                "a socket in TIME_WAIT with a sequence number that is not newer than the last of the closed connection".to_owned()
-            }
-            (_, Some(state)) => format!("a connection that is still open (state {state})"),
-            (_, None) => "a connection that is still open".to_owned(),
-        };
-        format!(
-            "{} reached {what} {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later",
-            counted(*count, "SYN", false)
-        )
     }
 
     /// The same of findings that are about the trace rather than about packets.
@@ -373,42 +354,8 @@ impl Hint {
     }
 }
 
-fn forgotten_text(f: &Forgotten) -> String {
-    let why =
-        if f.early { "gave up the entry of the connection, because its table was full" } else { "had no entry of the connection any more" };
-    format!("conntrack on {} {why}: {} not recognised as an answer", f.node, packets(f.count, Direction::Reply))
-}
-
-fn untranslated_text(u: &Untranslated) -> String {
-    let why = match u.why {
-        Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
-        Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
-        Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
-        Why::Forgotten => ": conntrack had no entry of the connection any more",
-        Why::Unknown => "",
-    };
-    let place = place(None, u.pod.as_deref(), None);
-    let (what, node) = (packets(u.count, Direction::Reply), &u.node);
-    format!("{what} not translated back on {node}{why}; arrived {place} from {} instead of {}", u.endpoint, u.dialled)
-}
-
-fn untranslated_next(why: Why) -> &'static str {
-    match why {
-        Why::Invalid => {
-            "drop INVALID packets in FORWARD there, as kube-proxy does (KUBE-FORWARD), or set net.netfilter.nf_conntrack_tcp_be_liberal=1; \
-             `conntrack -S` counts them"
-        }
-        Why::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
-        Why::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
-        Why::Forgotten => {
-            "entries expire without packets (net.netfilter.nf_conntrack_udp_timeout), or a tool deletes them: `conntrack -E -e DESTROY` there"
-        }
-        Why::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
-    }
-}
-
 /// `1 reset was`, `3 resets were`.
-fn counted(count: usize, one: &str, verb: bool) -> String {
+pub(super) fn counted(count: usize, one: &str, verb: bool) -> String {
     let (s, be) = if count == 1 { ("", " was") } else { ("s", " were") };
     format!("{count} {one}{s}{}", if verb { be } else { "" })
 }
@@ -422,7 +369,8 @@ fn times(count: usize) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-fn packets(count: usize, direction: Direction) -> String {
+/// `1 reply packet was`, `3 request packets were`.
+pub(super) fn packets(count: usize, direction: Direction) -> String {
     let what = match direction {
         Direction::Request => "request",
         Direction::Reply => "reply",

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sockpath_protocol::packet::{Certainty, Drop, Flow, Outcome, PacketKind};
 use sockpath_protocol::request::Protocol;
 
-use super::hint::{Hint, place};
+use super::hint::{Hint, counted, place};
 use super::journey::Journey;
 
 /// The drop reason of a SYN in the window of an open connection.
@@ -34,6 +34,24 @@ pub(super) struct Reached {
     pub(super) certainty: Certainty,
     /// What speaks for it.
     pub(super) evidence: Vec<String>,
+}
+
+impl Reached {
+    /// What it is, in words: `time_wait` for a socket in TIME_WAIT, otherwise it was an open connection.
+    pub(super) fn text(&self, time_wait: bool) -> String {
+        let what = match &self.state {
+            _ if time_wait && self.by_timestamp => {
+                "a socket in TIME_WAIT with a timestamp that is older than the last of the closed connection".to_owned()
+            }
+            _ if time_wait => {
+                "a socket in TIME_WAIT with a sequence number that is not newer than the last of the closed connection".to_owned()
+            }
+            Some(state) => format!("a connection that is still open (state {state})"),
+            None => "a connection that is still open".to_owned(),
+        };
+        let (syns, place) = (counted(self.count, "SYN", false), &self.place);
+        format!("{syns} reached {what} {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later")
+    }
 }
 
 /// What a conversation's first packets were, by conversation in one helper.

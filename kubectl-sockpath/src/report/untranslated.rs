@@ -7,6 +7,7 @@ use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Hop, Packet, P
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::Side;
 
+use super::hint::{packets, place};
 use super::journey::{Journey, is_netfilter};
 
 /// How far beyond the acknowledged bytes a sequence number may lie; the largest window that TCP has.
@@ -30,6 +31,24 @@ pub(super) enum Why {
     Unknown,
 }
 
+impl Why {
+    /// What to do.
+    pub(super) fn next(self) -> &'static str {
+        match self {
+            Self::Invalid => {
+                "drop INVALID packets in FORWARD there, as kube-proxy does (KUBE-FORWARD), or set net.netfilter.nf_conntrack_tcp_be_liberal=1; \
+                 `conntrack -S` counts them"
+            }
+            Self::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
+            Self::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
+            Self::Forgotten => {
+                "entries expire without packets (net.netfilter.nf_conntrack_udp_timeout), or a tool deletes them: `conntrack -E -e DESTROY` there"
+            }
+            Self::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
+        }
+    }
+}
+
 /// Replies of one kind that were not translated back.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Untranslated {
@@ -47,6 +66,22 @@ pub(super) struct Untranslated {
     pub(super) why: Why,
     /// What speaks for it.
     pub(super) evidence: Vec<String>,
+}
+
+impl Untranslated {
+    /// What it is, in words.
+    pub(super) fn text(&self) -> String {
+        let why = match self.why {
+            Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
+            Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
+            Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
+            Why::Forgotten => ": conntrack had no entry of the connection any more",
+            Why::Unknown => "",
+        };
+        let place = place(None, self.pod.as_deref(), None);
+        let (what, node) = (packets(self.count, Direction::Reply), &self.node);
+        format!("{what} not translated back on {node}{why}; arrived {place} from {} instead of {}", self.endpoint, self.dialled)
+    }
 }
 
 /// A conversation whose requests were translated on a node.
