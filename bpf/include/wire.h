@@ -488,7 +488,9 @@ struct trace_event {
 	unsigned int ct_status;
 	/* enum trace_ct */
 	unsigned char ct;
-	unsigned char unused[3];
+	/* kfree_skb: state of the socket that dropped it (enum of include/net/tcp_states.h), 0 where the kernel names none. */
+	unsigned char socket_state;
+	unsigned char unused[2];
 };
 
 /* What a network namespace is in this trace. */

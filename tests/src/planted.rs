@@ -34,11 +34,21 @@ impl Planted {
     /// When the kernel refuses it.
     #[must_use]
     pub fn load(kind: sys::bpf_prog_type, name: &str, answer: i32) -> Self {
+        Self::load_for(kind, name, answer, 0)
+    }
+
+    /// As [`Planted::load`], for one attachment point (`BPF_CGROUP_*`), which programs at calls of sockets need.
+    ///
+    /// # Panics
+    /// When the kernel refuses it.
+    #[must_use]
+    pub fn load_for(kind: sys::bpf_prog_type, name: &str, answer: i32, place: sys::bpf_attach_type) -> Self {
         let name = CString::new(name).expect("a name");
         let code = [(ANSWER, answer), (EXIT, 0)].map(|(code, imm)| sys::bpf_insn { code, imm, ..Default::default() });
-        // SAFETY: name, licence and the two instructions live until the call returns; there are no options.
-        let fd =
-            unsafe { sys::bpf_prog_load(kind, name.as_ptr(), c"GPL".as_ptr(), code.as_ptr(), code.len() as u64, std::ptr::null_mut()) };
+        let mut opts =
+            sys::bpf_prog_load_opts { sz: size_of::<sys::bpf_prog_load_opts>() as u64, expected_attach_type: place, ..Default::default() };
+        // SAFETY: name, licence, the two instructions and the options live until the call returns; the options carry their size.
+        let fd = unsafe { sys::bpf_prog_load(kind, name.as_ptr(), c"GPL".as_ptr(), code.as_ptr(), code.len() as u64, &raw mut opts) };
         Self(owned("load a program", fd))
     }
 
@@ -83,6 +93,16 @@ impl Planted {
     pub fn at_cgroup_egress(&self, dir: &Path) -> Attached {
         let dir = File::open(dir).expect("a control group");
         self.link(dir.as_raw_fd(), sys::BPF_CGROUP_INET_EGRESS)
+    }
+
+    /// Attaches it to a control group, where it was loaded for (`BPF_CGROUP_*`).
+    ///
+    /// # Panics
+    /// When the kernel refuses it.
+    #[must_use]
+    pub fn at_cgroup(&self, dir: &Path, place: sys::bpf_attach_type) -> Attached {
+        let dir = File::open(dir).expect("a control group");
+        self.link(dir.as_raw_fd(), place)
     }
 
     /// Makes it the verdict on messages of a sockmap of its own.

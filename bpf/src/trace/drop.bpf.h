@@ -65,6 +65,8 @@ static __always_inline int dropped(void *ctx, const struct sk_buff *skb, __u64 l
 			e->ifindex = skb->dev->ifindex;
 		e->arg = reason;
 		e->location = location;
+		if (rx_sk)
+			e->socket_state = rx_sk->__sk_common.skc_state;
 		put_skb(e, skb, head);
 		put_view(e, &v);
 		put_facts(e, skb);

@@ -20,6 +20,7 @@ const RTA_VIA: u16 = 18;
 const RTA_ENCAP: u16 = 22;
 const RTAX_MTU: u16 = 2;
 const RTN_UNICAST: u8 = 1;
+const RTN_BROADCAST: u8 = 3;
 const RTN_BLACKHOLE: u8 = 6;
 const RTN_UNREACHABLE: u8 = 7;
 const RTN_PROHIBIT: u8 = 8;
@@ -62,6 +63,17 @@ pub fn output(socket: &mut Socket, destination: IpAddr) -> io::Result<Route> {
     let mut header = [0u8; RTMSG];
     (header[0], header[1]) = (family(destination), bits(destination));
     ask(socket, &Body::new(&header).with(RTA_DST, &octets(destination)))
+}
+
+/// Whether the socket's namespace takes a destination for a broadcast address.
+///
+/// # Errors
+/// As [`output`].
+pub fn is_broadcast(socket: &mut Socket, destination: IpAddr) -> io::Result<bool> {
+    let mut header = [0u8; RTMSG];
+    (header[0], header[1]) = (family(destination), bits(destination));
+    let answers = socket.request(RTM_GETROUTE, 0, Body::new(&header).with(RTA_DST, &octets(destination)).bytes())?;
+    Ok(answers.iter().any(|m| m.kind == RTM_NEWROUTE && m.body.get(7) == Some(&RTN_BROADCAST)))
 }
 
 /// Length of an address, in bits.

@@ -218,7 +218,11 @@ impl Message {
                 cut_some(detail);
                 Ok(())
             }
-            Self::Counters(counters) => at_most(counters.programs.len(), MOST_ITEMS, "programs", "a message of totals"),
+            Self::Counters(counters) => {
+                at_most(counters.programs.len().max(counters.conntrack.len()), MOST_ITEMS, "programs or nodes", "a message of totals")?;
+                counters.conntrack.iter_mut().for_each(|of| cut(&mut of.node));
+                Ok(())
+            }
             Self::Probed(probed) => {
                 cut(&mut probed.to);
                 cut_some(&mut probed.error);
@@ -325,9 +329,10 @@ impl Packet {
             rule.iter_mut().try_for_each(|rule| rule.check())?;
             facts.iter_mut().flat_map(|f| f.input.iter_mut().chain(&mut f.output)).for_each(cut);
         }
-        if let Outcome::Dropped(Drop { reason, location, detail, rule, cause, .. }) = &mut self.outcome {
+        if let Outcome::Dropped(Drop { reason, location, socket, detail, rule, cause, .. }) = &mut self.outcome {
             cut(reason);
             cut_some(location);
+            cut_some(socket);
             cut_some(detail);
             rule.iter_mut().try_for_each(|rule| rule.check())?;
             cause.iter_mut().try_for_each(|cause| cause.check())?;

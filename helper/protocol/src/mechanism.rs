@@ -49,10 +49,22 @@ mechanisms! {
         "The packet had passed all rules of its last hook; conntrack's counter insert_failed rose.",
         "see `conntrack -S` there (insert_failed), and the ports that SNAT and MASQUERADE rules may use: a wider --to-ports, more addresses, or --random-fully",
         ["truth_netfilter: a_source_translation_without_a_free_port_is_named"];
+    Clash "clash" "Two first packets of one UDP socket reached conntrack at once":
+        "A datagram had passed all rules of its last hook without a translation of its source; conntrack's counter insert_failed rose. Since Linux 5.8 conntrack enters both (its counter clash_resolve).",
+        "resolvers that send A and AAAA from one socket do this: `options single-request-reopen` in resolv.conf, a DNS cache on the node, or Linux 5.8 and later",
+        ["unit-question: two_first_datagrams_of_one_socket_are_not_a_missing_port", "conntrack: two_first_datagrams_of_one_socket_are_entered"];
+    ChainTooLong "chain-too-long" "A chain of conntrack's table is too long":
+        "The packet had passed all rules of its last hook; conntrack's counter chaintoolong rose.",
+        "the table has too few buckets for its entries: raise net.netfilter.nf_conntrack_buckets on that node; a flood of similar connections can do it, too",
+        ["unit-question: a_chain_that_is_too_long_is_named_before_a_missing_port"];
     TableFull "table-full" "Conntrack's table is full":
         "The packet was dropped where conntrack sees it first; conntrack's counter drop rose.",
         "raise net.netfilter.nf_conntrack_max there, or find the connections that fill the table: `conntrack -C`, `conntrack -L`",
-        [];
+        ["conntrack: a_full_table_is_named"];
+    EarlyDrop "early-drop" "Conntrack's table was full and gave up an entry":
+        "Packets of one direction were tracked, and then a reply was taken for a new connection, or the answer to a SYN for invalid; conntrack's counter early_drop rose meanwhile. Only entries of connections that have not had packets in both directions for long are given up.",
+        "raise net.netfilter.nf_conntrack_max there, or find the connections that fill the table: `conntrack -C`, `conntrack -L`",
+        ["conntrack: an_entry_that_was_given_up_is_named"];
     Unknown "unknown" "Netfilter, but neither rules nor conntrack as far as they can be read":
         "No rule that can be read drops such a packet.",
         "something at a netfilter hook dropped it: see `nft list hooks` on that node",
@@ -109,10 +121,18 @@ mechanisms! {
         "connect() or bind() in the source fails with EADDRNOTAVAIL.",
         "reuse connections, or widen net.ipv4.ip_local_port_range in the pod: `ss -tan state time-wait` there shows who holds them",
         ["causes: no free port in the pod"];
-    SendRefused "send-refused" "A rule or program in the source refuses to send":
-        "connect() or send() in the source fails with EPERM.",
-        "a rule of the hook OUTPUT in the pod, or a BPF program on its cgroup: `nft list ruleset` in the pod, `bpftool cgroup tree`",
-        [];
+    Broadcast "broadcast" "The destination is a broadcast address":
+        "connect() or send() in the source fails with EACCES, and the route to the address is one for broadcasts.",
+        "use the address of a pod or Service; an application that means to broadcast sets SO_BROADCAST",
+        ["causes: broadcast address"];
+    CgroupProgram "cgroup-program" "A BPF program at the pod's control group":
+        "connect(), sendto() or send() in the source fails with EPERM, or the kernel dropped a packet with BPF_CGROUP_EGRESS; the programs of that kind that are in effect for the pod's control group. It is named where it is the only one.",
+        "find out who attached it (a CNI, a service mesh, a security agent): `bpftool cgroup tree`, `bpftool prog show id ID` on that node",
+        ["causes: program refuses connect()", "causes: program refuses sendto()", "causes: program at the control group", "causes: program refuses to send", "unit-group: a_program_is_named_only_where_it_is_the_only_one"];
+    SendRefused "send-refused" "Something in the source refuses to send":
+        "connect() or send() in the source fails with EPERM, and the kernel runs no program at the pod's control group for that call. A rule of the pod's OUTPUT that does it is a cause of its own, as the packet is seen.",
+        "the kernel or a security module: its audit log (`dmesg`, `ausearch`), `cat /sys/kernel/security/lsm`, `nft list ruleset` in the pod",
+        ["unit-group: without_a_program_nothing_is_certain"];
 }
 
 impl Mechanism {

@@ -168,6 +168,42 @@ pub struct Counters {
     pub helper_rss_bytes: u64,
     /// Time since armed, in nanoseconds.
     pub elapsed_ns: u64,
+    /// What conntrack counted meanwhile, by node; empty where that cannot be read (CAP_NET_ADMIN).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conntrack: Vec<ConntrackOfNode>,
+}
+
+/// Conntrack in the network namespace of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackOfNode {
+    /// Name of the node.
+    pub node: String,
+    /// What it counted.
+    #[serde(flatten)]
+    pub counts: ConntrackCounts,
+}
+
+/// What conntrack counted since the trace began, of all packets of its namespace, and how full its table is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackCounts {
+    /// Packets found invalid.
+    pub invalid: u64,
+    /// New connections that could not be entered into the table.
+    pub insert_failed: u64,
+    /// Packets dropped because the table was full, or memory was short.
+    pub drop: u64,
+    /// Entries that were given up for new ones because the table was full.
+    pub early_drop: u64,
+    /// New connections that another packet had entered at the same time, and that were entered nevertheless.
+    pub clash_resolve: u64,
+    /// New connections that were not entered because a chain of the table was too long.
+    pub chain_too_long: u64,
+    /// Lookups that were done again because the table was resized.
+    pub search_restart: u64,
+    /// Entries in the table at the end.
+    pub entries: u64,
+    /// Entries that it may have; 0 where the kernel does not say.
+    pub max_entries: u64,
 }
 
 /// Run time of one program as the kernel counts it (`bpf_prog_info.run_time_ns`).

@@ -365,6 +365,10 @@ pub struct Drop {
     pub place: u32,
     /// The stage it was in.
     pub stage: StageId,
+    /// State of the socket that dropped it, as the kernel names it: `TIME_WAIT`; absent where no socket did, or the kernel does not say
+    /// which (before 6.11).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
     /// What is known besides: the queue, the sysctl.
     pub detail: Option<String>,
     /// The netfilter rule that dropped it, when it could be found.

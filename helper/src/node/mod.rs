@@ -120,6 +120,18 @@ pub struct FoundPod {
 }
 
 impl FoundPod {
+    /// The directory in cgroup v2 of its first container's process: the group that its sockets belong to. `None` where there is no process
+    /// or no cgroup v2.
+    #[must_use]
+    pub fn group_of_sockets(&self) -> Option<PathBuf> {
+        let process = self.processes.iter().find(|p| p.container.is_some()).or(self.processes.first())?;
+        match &self.cgroup {
+            Placement::Own(_) => Some(process.cgroup.clone()),
+            Placement::Root(root) => process.below(&root.dir),
+            Placement::Nowhere => None,
+        }
+    }
+
     /// Whether it still has a cgroup, in whichever hierarchy its processes are.
     #[must_use]
     pub fn is_there(&self) -> bool {

@@ -22,6 +22,20 @@ pub struct Process {
     pub cgroup: PathBuf,
 }
 
+impl Process {
+    /// Its directory in the v2 hierarchy that is mounted at `root`.
+    pub(super) fn below(&self, root: &Path) -> Option<PathBuf> {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).ok()?;
+        v2_path(&text).map(|path| root.join(path))
+    }
+}
+
+/// The path in the v2 hierarchy out of `/proc/PID/cgroup`. One that leads out of the reader's cgroup namespace is none.
+fn v2_path(text: &str) -> Option<&str> {
+    let path = text.lines().find_map(|l| l.strip_prefix("0::/"))?;
+    (!path.split('/').any(|part| part == "..")).then_some(path)
+}
+
 /// All processes below a pod's cgroup. Within a container the oldest comes first, which is the container's first process.
 pub(super) fn of_pod(pod_dir: &Path, pod: &Pod, proc: &Path) -> Result<Vec<Process>> {
     let mut processes = Vec::new();
@@ -77,4 +91,17 @@ fn pids(dir: &Path) -> Vec<u32> {
 fn start_time(proc: &Path, pid: u32) -> u64 {
     let stat = fs::read_to_string(proc.join(pid.to_string()).join("stat")).unwrap_or_default();
     stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).and_then(|t| t.parse().ok()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::v2_path;
+
+    #[test]
+    fn the_path_in_the_v2_hierarchy_is_read() {
+        assert_eq!(v2_path("4:cpu:/a\n0::/kubepods/pod1/c\n"), Some("kubepods/pod1/c"));
+        assert_eq!(v2_path("0::/\n"), Some(""), "the root");
+        assert_eq!(v2_path("0::/../outside\n"), None);
+        assert_eq!(v2_path("4:cpu:/a\n"), None, "cgroup v1 only");
+    }
 }

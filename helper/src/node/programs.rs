@@ -6,9 +6,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use libbpf_rs::ProgramType;
+use libbpf_rs::btf::{Btf, BtfType};
 use libbpf_rs::libbpf_sys as sys;
-use libbpf_rs::query::ProgInfoIter;
+use libbpf_rs::query::{LinkInfo, LinkInfoIter, LinkTypeInfo, ProgInfoIter};
+use libbpf_rs::{ProgramAttachType, ProgramType};
 
 /// Programs that can hang at one place.
 const MOST: usize = 64;
@@ -33,15 +34,35 @@ impl Programs {
 
     /// Programs that see what a control group sends and receives, or its TCP events: its own and those of the groups above it.
     pub fn of_cgroup(&self, dir: &Path) -> Result<Vec<String>> {
-        let file = File::open(dir).with_context(|| format!("cannot open the cgroup {}", dir.display()))?;
         let mut found = Vec::new();
         for (kind, what) in
             [(sys::BPF_CGROUP_INET_INGRESS, "ingress"), (sys::BPF_CGROUP_INET_EGRESS, "egress"), (sys::BPF_CGROUP_SOCK_OPS, "sock_ops")]
         {
-            let ids = attached(file.as_raw_fd(), kind, sys::BPF_F_QUERY_EFFECTIVE).with_context(|| format!("{what} programs"))?;
-            found.extend(ids.into_iter().map(|id| format!("{what} program {}", self.name(id))));
+            let programs = self.in_effect(dir, kind).with_context(|| format!("{what} programs"))?;
+            found.extend(programs.into_iter().map(|name| format!("{what} program {name}")));
         }
         Ok(found)
+    }
+
+    /// Programs of one kind (`BPF_CGROUP_*`) that are run for a control group, its own and those of the groups above it, by name and id.
+    pub fn in_effect(&self, dir: &Path, kind: u32) -> Result<Vec<String>> {
+        let file = File::open(dir).with_context(|| format!("cannot open the cgroup {}", dir.display()))?;
+        let ids = attached(file.as_raw_fd(), kind, sys::BPF_F_QUERY_EFFECTIVE)?;
+        Ok(ids.into_iter().map(|id| self.name(id)).collect())
+    }
+
+    /// Programs of BPF LSM at a hook (`socket_connect`): they may refuse it to any process.
+    pub fn of_lsm(&self, hook: &str) -> Vec<String> {
+        let Ok(btf) = Btf::from_vmlinux() else { return Vec::new() };
+        let function = format!("bpf_lsm_{hook}");
+        let is_at_hook = |link: &LinkInfo| match &link.info {
+            LinkTypeInfo::Tracing(at) if matches!(at.attach_type, ProgramAttachType::LsmMac) => {
+                let target: Option<BtfType<'_>> = btf.type_by_id(at.target_btf_id.into());
+                target.and_then(|t| t.name()).is_some_and(|name| name == function.as_str())
+            }
+            _ => false,
+        };
+        LinkInfoIter::default().filter(is_at_hook).map(|link| self.name(link.prog_id)).collect()
     }
 
     /// Programs of sockmaps: their owner may own sockets of the pods.

@@ -50,6 +50,8 @@ pub struct Sight {
     pub flags: u8,
     /// For a drop: whether the data is shared with a clone, which may go on.
     pub shared: bool,
+    /// For a drop: state of the socket that dropped it, as the kernel numbers them; 0 where the kernel names none (before 6.11).
+    pub socket_state: u8,
     /// By which kind of hook a function was seen; `None` when it was no function.
     pub way: Option<Way>,
     /// CPU it ran on.
@@ -151,6 +153,7 @@ impl Sight {
             kind: e.kind,
             flags: e.flags,
             shared: e.shared != 0,
+            socket_state: e.socket_state,
             way: match trace_way(u32::from(e.way)) {
                 trace_way::TRACE_WAY_FENTRY => Some(Way::Fentry),
                 trace_way::TRACE_WAY_KPROBE => Some(Way::Kprobe),

@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::accel::pins::Pins;
 use crate::session::{Inbound, Session, clock_ns};
 use assemble::Assembler;
+use conntrack::Conntrack;
 use cost::Meter;
 use counters::{Rise, Watch};
 use hooks::Offer;
@@ -31,6 +32,7 @@ use throttle::Throttles;
 
 pub mod assemble;
 mod attachment;
+mod conntrack;
 mod cost;
 mod counters;
 pub mod devices;
@@ -46,6 +48,7 @@ mod programs;
 pub mod rules;
 mod scene;
 pub mod settings;
+mod sockets;
 pub mod tc;
 mod throttle;
 
@@ -81,6 +84,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     // Reading begins here, so that counters are those of before the first packet.
     let unread = if request.no_rules { Some("--no-rules leaves them out") } else { rules::unreadable() };
     let rules = Rules::of(&scene, unread.is_none())?;
+    let conntrack = Conntrack::begin(&scene);
     let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, names).with_rules(rules);
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
@@ -101,6 +105,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         meter: Meter::start(programs.fds()),
         programs,
         counters,
+        conntrack,
         throttles: scene.throttles(),
         armed: Instant::now(),
         pace,
@@ -134,6 +139,7 @@ struct Trace<'a> {
     programs: Programs<'a>,
     meter: Meter,
     counters: Watch,
+    conntrack: Conntrack,
     throttles: Throttles,
     armed: Instant,
     pace: Pace,
@@ -291,6 +297,7 @@ impl Trace<'_> {
             helper_cpu_ns: cost::cpu_ns(),
             helper_rss_bytes: cost::rss_bytes(),
             elapsed_ns: u64::try_from(self.armed.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            conntrack: self.conntrack.counts(),
         })
     }
 }
@@ -309,7 +316,8 @@ fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>)
         let _ = done.try_send(failed("the source is not on this node".to_owned()));
         return;
     };
+    let group = scene.group_of_source();
     tokio::task::spawn_blocking(move || {
-        let _ = done.blocking_send(probe::probe(&source, &request));
+        let _ = done.blocking_send(probe::probe(&source, group.as_deref(), &request));
     });
 }

@@ -1,10 +1,11 @@
-//! A probe from inside the source's network namespace: an idle pair shows nothing by itself.
+//! A probe from inside the source, its network namespace and its control group: an idle pair shows nothing by itself.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +14,8 @@ use sockpath_protocol::message::{Probed, Why};
 use sockpath_protocol::request::{ProbeRequest, Protocol};
 
 use super::netns::inside;
-use super::settings;
+use super::settings::{self, Call};
+use super::sockets::{During, Sockets, domain};
 
 /// What a datagram of a probe says.
 const GREETING: &[u8] = b"sockpath probe\n";
@@ -27,17 +29,20 @@ const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 
 /// Sends one probe and waits for its answer. Blocks, so it runs on a thread.
 #[must_use]
-pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
+pub fn probe(netns: &File, group: Option<&Path>, request: &ProbeRequest) -> Probed {
     let start = Instant::now();
     let timeout = Duration::from_millis(request.timeout_ms.clamp(1, 60_000));
     let result = inside(netns, || {
+        let sockets = Sockets::of(group);
         let result = match request.protocol {
-            Protocol::Tcp if request.http && request.requests > 1 => conversation(request.to, timeout, request.requests),
-            Protocol::Tcp => tcp(request.to, timeout, request.http),
-            Protocol::Udp => udp(request.to, timeout),
-            Protocol::Icmp => icmp(request.to.ip(), timeout),
+            Protocol::Tcp if request.http && request.requests > 1 => conversation(&sockets, request.to, timeout, request.requests),
+            Protocol::Tcp => tcp(&sockets, request.to, timeout, request.http),
+            Protocol::Udp => udp(&sockets, request.to, timeout),
+            Protocol::Icmp => icmp(&sockets, request.to.ip(), timeout),
         };
-        let why = result.as_ref().err().and_then(errno).and_then(|errno| settings::of_call(request.to.ip(), errno));
+        let group = group.filter(|_| sockets.are_of_the_group());
+        let why = result.as_ref().err().and_then(|e| Some((e.downcast_ref::<During>().map_or(Call::Send, |d| d.0), errno(e)?)));
+        let why = why.and_then(|(call, errno)| settings::of_call(call, request.to.ip(), errno, group));
         Ok((result, why))
     });
     let took_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -48,10 +53,7 @@ pub fn probe(netns: &File, request: &ProbeRequest) -> Probed {
         answered: result.is_ok(),
         took_ns,
         error: result.err().map(|e| words(&e)),
-        why: why.map(|finding| {
-            let (detail, cause) = finding.cause();
-            Box::new(Why { detail, cause })
-        }),
+        why: why.map(|(detail, cause)| Box::new(Why { detail, cause })),
     }
 }
 
@@ -72,8 +74,8 @@ fn words(error: &anyhow::Error) -> String {
     error.chain().map(cause).collect::<Vec<_>>().join(": ")
 }
 
-fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, timeout).context("cannot connect")?;
+fn tcp(sockets: &Sockets, to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
+    let mut stream = sockets.tcp(to, timeout)?;
     if !http {
         return Ok(());
     }
@@ -97,8 +99,8 @@ fn tcp(to: SocketAddr, timeout: Duration, http: bool) -> Result<()> {
 }
 
 /// Requests on one connection, waited for in poll(2) as event loops do: receive calls that may sleep are not accelerated.
-fn conversation(to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, timeout).context("cannot connect")?;
+fn conversation(sockets: &Sockets, to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> {
+    let mut stream = sockets.tcp(to, timeout)?;
     stream.set_nonblocking(true).context("cannot make a socket non-blocking")?;
     let wait = nix::poll::PollTimeout::try_from(timeout).unwrap_or(nix::poll::PollTimeout::MAX);
     let mut answer = vec![0; MAX_ANSWER];
@@ -119,12 +121,10 @@ fn conversation(to: SocketAddr, timeout: Duration, requests: u32) -> Result<()> 
     Ok(())
 }
 
-fn udp(to: SocketAddr, timeout: Duration) -> Result<()> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).context("cannot open a UDP socket")?;
+fn udp(sockets: &Sockets, to: SocketAddr, timeout: Duration) -> Result<()> {
+    let socket = sockets.udp(to)?;
     socket.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
-    socket.connect(to).context("no way there")?;
-    socket.send(GREETING).context("cannot send the datagram")?;
+    socket.send(GREETING).context(During(Call::Send, "cannot send the datagram"))?;
     socket.recv(&mut [0; 2048]).map(drop).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("nothing came back (a server need not answer)"),
         _ => e.into(),
@@ -132,18 +132,13 @@ fn udp(to: SocketAddr, timeout: Duration) -> Result<()> {
 }
 
 /// A raw socket, because what the ping socket asks for (net.ipv4.ping_group_range) is off by default.
-fn icmp(to: IpAddr, timeout: Duration) -> Result<()> {
-    let (family, protocol) = if to.is_ipv4() { (libc::AF_INET, libc::IPPROTO_ICMP) } else { (libc::AF_INET6, libc::IPPROTO_ICMPV6) };
-    // SAFETY: socket(2) takes three integers; its result is checked before it is used.
-    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error()).context("cannot open a raw socket (that needs CAP_NET_RAW)");
-    }
-    // SAFETY: fd is a descriptor that socket(2) has just given and nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+fn icmp(sockets: &Sockets, to: IpAddr, timeout: Duration) -> Result<()> {
+    let protocol = if to.is_ipv4() { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 };
+    let raw = sockets.open(domain(to), libc::SOCK_RAW, protocol);
+    let fd = raw.context(During(Call::Open, "cannot open a raw socket (that needs CAP_NET_RAW)"))?;
     let id = (std::process::id() & 0xffff) as u16;
     let packet = echo_request(to.is_ipv4(), id, 1);
-    send_to(&fd, &packet, to).context("no way there")?;
+    send_to(&fd, &packet, to).context(During(Call::Send, "no way there"))?;
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

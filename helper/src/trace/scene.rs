@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
@@ -45,6 +46,8 @@ pub struct Scene {
     links: Links,
     /// Processes of the pods, by namespace.
     processes: Vec<(u32, Vec<Process>)>,
+    /// Control groups that the pods' sockets belong to, by namespace.
+    pub groups: Vec<(u32, PathBuf)>,
 }
 
 impl Scene {
@@ -59,6 +62,7 @@ impl Scene {
             uplinks: Vec::new(),
             links: Links::new(),
             processes: Vec::new(),
+            groups: Vec::new(),
         };
         for node in &request.nodes {
             let netns = node::node_netns(site, node).with_context(|| format!("node {}", node.name))?;
@@ -104,7 +108,10 @@ impl Scene {
 
     fn add_pod(&mut self, site: &Site, pod: &Pod, source: bool) -> Result<File> {
         let name = format!("{}/{}", pod.namespace, pod.name);
-        let FoundPod { netns, processes, .. } = node::find(site, pod).with_context(|| format!("pod {name}"))?;
+        let found = node::find(site, pod).with_context(|| format!("pod {name}"))?;
+        let group = found.group_of_sockets();
+        let FoundPod { netns, processes, .. } = found;
+        self.groups.extend(group.map(|group| (netns.inode, group)));
         self.processes.push((netns.inode, processes));
         let file = netns.file.try_clone().context("cannot keep a namespace open")?;
         let pod_name = (!pod.host_network).then_some(name);
@@ -172,6 +179,14 @@ impl Scene {
     #[must_use]
     pub fn links_of(&self, netns: u32) -> &[Link] {
         self.links.get(&netns).map_or(&[], Vec::as_slice)
+    }
+
+    /// The control group that the source's sockets belong to.
+    #[must_use]
+    pub fn group_of_source(&self) -> Option<PathBuf> {
+        // The source was looked for first, and shares its namespace with others only where it has the node's.
+        let (_, territory) = self.netns.iter().find(|(_, t)| t.source)?;
+        self.groups.iter().find(|(netns, _)| *netns == territory.netns).map(|(_, group)| group.clone())
     }
 
     /// The CPU limits of the pods.

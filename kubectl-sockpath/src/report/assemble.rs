@@ -187,6 +187,7 @@ fn nodes(capture: &Capture) -> Vec<NodeRow> {
                 unavailable: unavailable.clone(),
                 armed_ns,
                 clock_offset_ns: i64::try_from(origin.clock_offset_ns()).unwrap_or(0),
+                conntrack: log.counters.iter().flat_map(|c| &c.conntrack).find(|of| of.node == *name).map(|of| of.counts),
             });
         }
     }
@@ -232,6 +233,7 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
             node: place.map(|p| p.node.clone()),
             pod: place.and_then(|p| p.pod.clone()),
             device: device_name(place),
+            socket: drop.socket.clone(),
             detail: drop.detail.clone().or_else(|| netfilter::detail(drop)),
             rule: drop.rule.as_deref().cloned(),
             mechanism: drop.cause.as_ref().map(|c| c.mechanism),
@@ -318,6 +320,7 @@ fn probes(capture: &Capture) -> Vec<ProbeRow> {
         took_ns: p.took_ns,
         error: p.error.clone(),
         mechanism: p.why.as_ref().map(|w| w.cause.mechanism),
+        certainty: p.why.as_ref().map(|w| w.cause.certainty),
         detail: p.why.as_ref().map(|w| w.detail.clone()),
         evidence: p.why.as_ref().map(|w| w.cause.evidence.clone()).unwrap_or_default(),
     };

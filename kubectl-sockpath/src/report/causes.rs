@@ -52,7 +52,7 @@ fn soften(finding: &mut Finding, hint: &Hint, cause: Option<&Hint>) {
         finding.evidence.push("events were lost: the packets may have gone on".to_owned());
     }
     let known = cause.is_some() && matches!(hint, Hint::ProbeFailed { .. });
-    if known || cause.is_some_and(|c| c.id() == Id::StillOpen) {
+    if known || cause.is_some_and(|c| matches!(c.id(), Id::StillOpen | Id::TimeWait)) {
         finding.severity = Severity::Warning;
     }
     // Who takes datagrams need not answer.
@@ -72,8 +72,8 @@ fn rank(hint: &Hint) -> u8 {
         Id::PodChanged | Id::NodeMissing | Id::HelperFailed | Id::HelperLost => 0,
         Id::LostEvents => 1,
         Id::NoEndpoints => 2,
-        Id::UnexpectedDnat | Id::StaleEntry => 3,
-        Id::Untranslated | Id::StillOpen => 4,
+        Id::UnexpectedDnat | Id::StaleEntry | Id::Forgotten => 3,
+        Id::Untranslated | Id::StillOpen | Id::TimeWait => 4,
         Id::CpuThrottled => 5,
         Id::Dropped if !is_side_effect(hint) => 5,
         Id::Backlog | Id::ReceiveQueueFull | Id::SynQueueFull => 6,
@@ -109,6 +109,10 @@ fn explains(cause: &Hint, of: &Hint) -> bool {
         (Hint::UnexpectedDnat(row) | Hint::StaleEntry(row), of) => {
             flows(of).iter().any(|f| [row.from, row.to].iter().any(|a| f.to == *a || f.from == *a))
         }
+        (Hint::Forgotten(f), Hint::Untranslated(u)) => f.node == u.node,
+        (Hint::Forgotten(f), Hint::ProbeFailed { to, mechanism: None, .. }) => f.flows.iter().any(|flow| flow.to.to_string() == *to),
+        (Hint::Forgotten(_), Hint::NoReply { .. }) => true,
+        (Hint::Forgotten(f), of) => flows(of).iter().any(|flow| f.flows.iter().any(|known| share(known, flow))),
         (
             Hint::Untranslated(u),
             Hint::Dropped { kind: PacketKind::IcmpRedirect, .. } | Hint::ProbeFailed { .. } | Hint::Retransmissions { .. },
@@ -116,17 +120,25 @@ fn explains(cause: &Hint, of: &Hint) -> bool {
         (Hint::Untranslated(u), of) => flows(of).iter().any(|f| f.from == u.endpoint || f.to == u.endpoint),
         (Hint::Dropped { reason, .. }, Hint::NeighbourLookups(_)) => reason.starts_with("NEIGH_"),
         // A call that fails for a reason of its own left no packet.
+        // A drop in the source makes send() fail.
+        (Hint::Dropped { flow, .. }, Hint::ProbeFailed { to, mechanism: Some(Mechanism::CgroupProgram), certainty, .. }) => {
+            *certainty == Some(Certainty::Possible) && flow.to.to_string() == *to
+        }
         (Hint::Dropped { .. }, Hint::ProbeFailed { mechanism, .. }) => matches!(mechanism, None | Some(Mechanism::SendRefused)),
         (Hint::Vanished { .. }, Hint::ProbeFailed { mechanism, .. }) => mechanism.is_none(),
         (Hint::Dropped { .. } | Hint::Vanished { .. }, Hint::NoReply { .. }) => true,
         (Hint::Dropped { .. }, Hint::Dropped { kind: PacketKind::IcmpRedirect, .. }) => true,
         (Hint::Dropped { flow, .. }, Hint::Resets { .. } | Hint::Retransmissions { .. }) => flows(of).iter().any(|f| share(flow, f)),
+        // The kernel consumes a SYN that finds such a queue full as if it had been served.
+        (Hint::BacklogOverflow { .. } | Hint::SynQueueFull { .. }, Hint::NoReply { .. }) => true,
         (Hint::BacklogOverflow { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::Resets { .. }) => true,
         (Hint::SynQueueFull { .. }, Hint::Retransmissions { .. } | Hint::ProbeFailed { .. } | Hint::SynCookies { .. }) => true,
-        (Hint::StillOpen { .. }, Hint::Dropped { reason, .. }) => matches!(reason.as_str(), "TCP_INVALID_SYN" | "TCP_INVALID_ACK_SEQUENCE"),
-        (Hint::StillOpen { flows: open, .. }, Hint::Resets { .. } | Hint::Retransmissions { .. }) => {
-            flows(of).iter().any(|f| open.iter().any(|o| share(o, f)))
+        (Hint::StillOpen(_), Hint::Dropped { reason, .. }) => matches!(reason.as_str(), "TCP_INVALID_SYN" | "TCP_INVALID_ACK_SEQUENCE"),
+        (Hint::TimeWait(reached), Hint::Dropped { flow, .. }) => reached.flows.iter().any(|syn| share(syn, flow)),
+        (Hint::StillOpen(reached) | Hint::TimeWait(reached), Hint::Resets { .. } | Hint::Retransmissions { .. }) => {
+            flows(of).iter().any(|f| reached.flows.iter().any(|o| share(o, f)))
         }
+        (Hint::TimeWait(reached), Hint::ProbeFailed { to, mechanism: None, .. }) => reached.flows.iter().any(|f| f.to.to_string() == *to),
         (Hint::CpuThrottled { place, .. }, Hint::ZeroWindow { place: at } | Hint::BacklogOverflow { place: at, .. }) => place == at,
         (Hint::CpuThrottled { .. }, Hint::ReaderSlow { .. }) => true,
         (Hint::Vanished { .. } | Hint::HalfMissing { .. }, Hint::Retransmissions { .. }) => true,
@@ -151,9 +163,14 @@ fn share(a: &Flow, b: &Flow) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use sockpath_protocol::packet::Direction;
     use sockpath_protocol::stage::StageId;
 
+    use super::super::forgotten::Forgotten;
+    use super::super::still_open::Reached;
+    use super::super::untranslated::{Untranslated, Why};
     use super::*;
 
     fn flow(from: &str, to: &str) -> Flow {
@@ -180,6 +197,79 @@ mod tests {
     fn vanished() -> Hint {
         let (last, expected) = (StageId::NodeXmit, StageId::DeviceHandover);
         Hint::Vanished { count: 1, last, expected, place: "on n".to_owned(), direction: Direction::Request, flows: Vec::new() }
+    }
+
+    fn failed(to: &str, mechanism: Option<Mechanism>, certainty: Option<Certainty>) -> Hint {
+        Hint::ProbeFailed { to: to.to_owned(), error: "refused".to_owned(), mechanism, certainty, detail: None, evidence: Vec::new() }
+    }
+
+    #[test]
+    fn a_drop_explains_a_refused_send_and_not_a_refused_connect() {
+        let dropped = || dropped("NETFILTER_DROP", PacketKind::Data, flow(CLIENT, SERVER));
+        let refused = |certainty| listed(&[dropped(), failed(SERVER, Some(Mechanism::CgroupProgram), Some(certainty))]);
+        assert_eq!(refused(Certainty::Possible)[1], ("probe-failed", Severity::Warning, Some("dropped"), Some(0)));
+        assert_eq!(refused(Certainty::Inferred)[1], ("probe-failed", Severity::Critical, None, None));
+    }
+
+    #[test]
+    fn a_full_queue_of_a_listener_explains_that_nothing_came_back() {
+        let no_reply = || Hint::NoReply { requests: 1, datagrams: false };
+        let place = || "in pod b".to_owned();
+        let full = [Hint::SynQueueFull { place: place() }, Hint::BacklogOverflow { count: 1, place: place() }];
+        for full in full {
+            let id = full.id().kind().id;
+            let found = listed(&[no_reply(), full]);
+            assert_eq!(found, [(id, Severity::Critical, None, None), ("no-reply", Severity::Critical, Some(id), Some(0))]);
+        }
+    }
+
+    fn reached(flow: Flow, state: &str) -> Box<Reached> {
+        let (place, state, certainty) = ("in pod b".to_owned(), Some(state.to_owned()), Certainty::Observed);
+        Box::new(Reached { count: 1, place, flows: vec![flow], state, by_timestamp: false, certainty, evidence: Vec::new() })
+    }
+
+    #[test]
+    fn the_drop_at_a_socket_in_time_wait_stands_below_it() {
+        let syn = || flow(CLIENT, SERVER);
+        let waiting = Hint::TimeWait(reached(syn(), "TIME_WAIT"));
+        let resets = Hint::Resets { count: 1, sent: true, place: "in pod a".to_owned(), flows: vec![syn()] };
+        let found = listed(&[dropped("NOT_SPECIFIED", PacketKind::Syn, syn()), resets, waiting]);
+        let expected = [
+            ("time-wait", Severity::Warning, None, None),
+            ("dropped", Severity::Warning, Some("time-wait"), Some(0)),
+            ("reset", Severity::Warning, Some("time-wait"), Some(0)),
+        ];
+        assert_eq!(found, expected);
+        // Another connection's drop is a cause of its own.
+        let elsewhere = dropped("NO_SOCKET", PacketKind::Syn, flow("10.0.0.7:1", "10.0.0.8:2"));
+        assert_eq!(listed(&[elsewhere, Hint::TimeWait(reached(syn(), "TIME_WAIT"))])[0].0, "dropped");
+    }
+
+    #[test]
+    fn what_conntrack_forgot_comes_before_what_was_not_translated_back() {
+        let service: SocketAddr = "10.96.0.1:80".parse().expect("an address");
+        let untranslated = Untranslated {
+            count: 1,
+            dialled: service,
+            endpoint: SERVER.parse().expect("an address"),
+            node: "n".to_owned(),
+            pod: None,
+            why: Why::Forgotten,
+            evidence: Vec::new(),
+        };
+        let flows = vec![flow(CLIENT, "10.96.0.1:80"), flow(SERVER, CLIENT)];
+        let forgotten = Forgotten { count: 1, node: "n".to_owned(), flows, early: true, evidence: Vec::new() };
+        let hints = [
+            Hint::Untranslated(Box::new(untranslated)),
+            failed("10.96.0.1:80", None, None),
+            Hint::Forgotten(Box::new(forgotten)),
+            dropped("NO_SOCKET", PacketKind::Syn, flow("10.0.0.7:1", "10.0.0.8:2")),
+        ];
+        let found = listed(&hints);
+        assert_eq!(found[0], ("forgotten-connection", Severity::Critical, None, None));
+        assert_eq!(found[1], ("untranslated-reply", Severity::Critical, Some("forgotten-connection"), Some(0)));
+        assert_eq!(found[2], ("probe-failed", Severity::Warning, Some("forgotten-connection"), Some(0)));
+        assert_eq!(found[3], ("dropped", Severity::Critical, None, None));
     }
 
     fn listed(hints: &[Hint]) -> Vec<(&'static str, Severity, Option<&'static str>, Option<usize>)> {
@@ -231,7 +321,7 @@ mod tests {
         let hints = [
             dropped("NETFILTER_DROP", PacketKind::Syn, flow(CLIENT, service)),
             Hint::NoEndpoints { service: "a/b".to_owned(), frontends: vec![service.parse().expect("an address")] },
-            Hint::ProbeFailed { to: service.to_owned(), error: "refused".to_owned(), mechanism: None, detail: None, evidence: Vec::new() },
+            failed(service, None, None),
         ];
         let expected = [
             ("no-endpoints", Severity::Critical, None, None),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
+use sockpath_protocol::message::ConntrackCounts;
 use sockpath_protocol::packet::{
     Certainty, Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Mechanism, Outcome, PacketKind, Rule, RuleFacts,
 };
@@ -111,6 +112,9 @@ pub struct NodeRow {
     pub armed_ns: Option<u64>,
     /// Add this to `at_ns` of a hop for nanoseconds since 1970; by the node's own clocks.
     pub clock_offset_ns: i64,
+    /// What conntrack counted there during the trace, of all traffic; absent where it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conntrack: Option<ConntrackCounts>,
 }
 
 /// How a node's clock lies to that of the first node, by round trips to both. Times are never computed across nodes with it.
@@ -186,6 +190,9 @@ pub struct DropRow {
     pub pod: Option<String>,
     /// Device there.
     pub device: Option<String>,
+    /// State of the socket that dropped them, where the kernel names it: `TIME_WAIT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
     /// What is known besides.
     pub detail: Option<String>,
     /// The netfilter rule that did it, when it could be found.
@@ -269,6 +276,9 @@ pub struct ProbeRow {
     /// What in the source's namespace did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mechanism: Option<Mechanism>,
+    /// How sure that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<Certainty>,
     /// The same in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,

@@ -10,6 +10,7 @@ use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;
 use super::document::{DropRow, Party, Report};
+use super::forgotten;
 use super::halves;
 use super::hint::{Hint, NeighbourLookup, place};
 use super::journey::Journey;
@@ -28,6 +29,7 @@ const LONG_QUEUE_NS: u64 = 100_000;
 pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Report, untranslated: Vec<Untranslated>) -> Vec<Hint> {
     let mut hints = helpers(capture);
     let incidents = incidents(report, &untranslated, repeats(journeys));
+    hints.extend(forgotten::forgotten(journeys, &untranslated, &report.nodes).into_iter().map(|f| Hint::Forgotten(Box::new(f))));
     hints.extend(untranslated.into_iter().map(|u| Hint::Untranslated(Box::new(u))));
     hints.extend(reachability(capture, journeys, report));
     hints.extend(incidents);
@@ -133,8 +135,14 @@ fn reachability(capture: &Capture, journeys: &[Journey<'_>], report: &Report) ->
     hints.extend(halves::missing(capture, journeys));
     for probe in &report.probes {
         if let Some(error) = &probe.error {
-            let (mechanism, detail, evidence) = (probe.mechanism, probe.detail.clone(), probe.evidence.clone());
-            hints.push(Hint::ProbeFailed { to: probe.to.clone(), error: error.clone(), mechanism, detail, evidence });
+            hints.push(Hint::ProbeFailed {
+                to: probe.to.clone(),
+                error: error.clone(),
+                mechanism: probe.mechanism,
+                certainty: probe.certainty,
+                detail: probe.detail.clone(),
+                evidence: probe.evidence.clone(),
+            });
         }
     }
     hints

@@ -6,9 +6,11 @@ use sockpath_protocol::packet::{Certainty, Direction, Flow, Mechanism, PacketKin
 use sockpath_protocol::stage::StageId;
 
 use super::document::{Finding, Severity};
+use super::forgotten::Forgotten;
 use super::kind::Id;
 use super::repeats::Repeats;
 use super::rewrites::RewriteRow;
+use super::still_open::Reached;
 use super::untranslated::{Untranslated, Why};
 use crate::duration::nanos;
 use crate::session::SessionError;
@@ -75,7 +77,14 @@ pub(super) enum Hint {
     /// Packets left a node and did not appear on the next.
     HalfMissing { count: usize, node: String },
     /// A probe failed: how, and what in the source did it.
-    ProbeFailed { to: String, error: String, mechanism: Option<Mechanism>, detail: Option<String>, evidence: Vec<String> },
+    ProbeFailed {
+        to: String,
+        error: String,
+        mechanism: Option<Mechanism>,
+        certainty: Option<Certainty>,
+        detail: Option<String>,
+        evidence: Vec<String>,
+    },
     /// A listener refuses connections because its backlog is full.
     BacklogOverflow { count: usize, place: String },
     /// SYNs were answered with cookies.
@@ -87,7 +96,11 @@ pub(super) enum Hint {
     /// A pod used up its CPU limit.
     CpuThrottled { place: String, details: Vec<String> },
     /// The other side holds a connection that the client has forgotten.
-    StillOpen { count: usize, place: String, flows: Vec<Flow> },
+    StillOpen(Box<Reached>),
+    /// The other side keeps the addresses and ports of a closed connection.
+    TimeWait(Box<Reached>),
+    /// Conntrack does not know a connection any more.
+    Forgotten(Box<Forgotten>),
     /// Connections were reset.
     Resets { count: usize, sent: bool, place: String, flows: Vec<Flow> },
     /// Segments were sent again.
@@ -145,7 +158,9 @@ impl Hint {
             Self::SynQueueFull { .. } => Id::SynQueueFull,
             Self::ZeroWindow { .. } => Id::ZeroWindow,
             Self::CpuThrottled { .. } => Id::CpuThrottled,
-            Self::StillOpen { .. } => Id::StillOpen,
+            Self::StillOpen(_) => Id::StillOpen,
+            Self::TimeWait(_) => Id::TimeWait,
+            Self::Forgotten(_) => Id::Forgotten,
             Self::Resets { .. } => Id::Reset,
             Self::Retransmissions { .. } => Id::Retransmission,
             Self::ReceiveQueueFull { .. } => Id::ReceiveQueueFull,
@@ -171,12 +186,14 @@ impl Hint {
         let kind = self.id().kind();
         let direction = match self {
             Self::Dropped { direction, .. } | Self::Vanished { direction, .. } => Some(*direction),
-            Self::Untranslated(_) => Some(Direction::Reply),
+            Self::Untranslated(_) | Self::Forgotten(_) => Some(Direction::Reply),
             _ => None,
         };
         let (certainty, evidence) = match self {
             Self::Dropped { certainty, evidence, .. } => (*certainty, evidence.clone()),
-            Self::ProbeFailed { mechanism: Some(_), evidence, .. } => (Some(Certainty::Inferred), evidence.clone()),
+            Self::ProbeFailed { mechanism: Some(_), certainty, evidence, .. } => (*certainty, evidence.clone()),
+            Self::StillOpen(r) | Self::TimeWait(r) => (Some(r.certainty), r.evidence.clone()),
+            Self::Forgotten(f) => (Some(f.certainty()), f.evidence.clone()),
             Self::Untranslated(u) => {
                 (Some(if u.why == Why::Unknown { Certainty::Observed } else { Certainty::Inferred }), u.evidence.clone())
             }
@@ -201,6 +218,7 @@ impl Hint {
     fn mechanism(&self) -> Option<Mechanism> {
         match self {
             Self::Dropped { mechanism, .. } | Self::ProbeFailed { mechanism, .. } => *mechanism,
+            Self::Forgotten(f) if f.early => Some(Mechanism::EarlyDrop),
             // It still waits for the answer.
             Self::Vanished { last: StageId::NeighbourOut | StageId::NodeNeighbour, .. } => Some(Mechanism::NeighbourSilent),
             _ => None,
@@ -212,10 +230,10 @@ impl Hint {
         let kind = self.id().kind();
         match self {
             Self::Dropped { advice, .. } => advice.map(str::to_owned),
-            Self::ProbeFailed { .. } | Self::Vanished { .. } if self.mechanism().is_some() => {
+            Self::ProbeFailed { .. } | Self::Vanished { .. } | Self::Forgotten(_) if self.mechanism().is_some() => {
                 self.mechanism().map(|m| m.row().advice.to_owned())
             }
-            Self::Untranslated(u) => Some(untranslated_next(u.why).to_owned()),
+            Self::Untranslated(u) => Some(u.why.next().to_owned()),
             Self::NoEndpoints { service, .. } => kind.next_with(&[("service", service.split('/').next_back().unwrap_or(service))]),
             Self::StaleEntry(row) => kind.next_with(&[("address", &row.from.ip().to_string()), ("port", &row.from.port().to_string())]),
             Self::Queueing { device, .. } => kind.next_with(&[("device", device)]),
@@ -237,7 +255,7 @@ impl Hint {
                 let detail = detail.as_ref().map_or_else(String::new, |d| format!(" ({d})"));
                 format!("{} dropped with {reason} {place}{detail}", packets(*count, *direction))
             }
-            Self::Untranslated(u) => untranslated_text(u),
+            Self::Untranslated(u) => u.text(),
             Self::UnexpectedDnat(row) => {
                 let rule = row.rule.as_ref().map_or_else(String::new, |r| format!(" by {r}"));
                 let (stage, place) = (row.stage.stage().name, place(Some(&row.node), row.pod.as_deref(), None));
@@ -253,6 +271,7 @@ impl Hint {
             Self::Sidecar { name, from, to, place } => {
                 format!("connections to {from} go to {name}'s proxy at {to} {place}: it connects to the target itself")
             }
+            Self::Forgotten(f) => f.text(),
             Self::NoEndpoints { service, .. } => {
                 format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it")
             }
@@ -298,10 +317,7 @@ impl Hint {
             Self::SynQueueFull { place } => format!("SYNs were dropped {place}: the queue of half-open connections was full"),
             Self::ZeroWindow { place } => format!("the reader {place} is too slow: TCP closed its receive window, and the writer waits"),
             Self::CpuThrottled { place, details } => format!("CPU limit reached {place}: {}", details.join("; ")),
-            Self::StillOpen { count, place, .. } => format!(
-                "{} reached a connection that is still open {place}: it answers with a challenge ACK, the client resets, and the next SYN comes a second later",
-                counted(*count, "SYN", false)
-            ),
+            Self::StillOpen(reached) | Self::TimeWait(reached) => reached.text(self.id() == Id::TimeWait),
             Self::Resets { count, sent, place, .. } => {
                 format!("{} {} {place}", counted(*count, "reset", true), if *sent { "sent" } else { "received" })
             }
@@ -338,32 +354,8 @@ impl Hint {
     }
 }
 
-fn untranslated_text(u: &Untranslated) -> String {
-    let why = match u.why {
-        Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
-        Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
-        Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
-        Why::Unknown => "",
-    };
-    let place = place(None, u.pod.as_deref(), None);
-    let (what, node) = (packets(u.count, Direction::Reply), &u.node);
-    format!("{what} not translated back on {node}{why}; arrived {place} from {} instead of {}", u.endpoint, u.dialled)
-}
-
-fn untranslated_next(why: Why) -> &'static str {
-    match why {
-        Why::Invalid => {
-            "drop INVALID packets in FORWARD there, as kube-proxy does (KUBE-FORWARD), or set net.netfilter.nf_conntrack_tcp_be_liberal=1; \
-             `conntrack -S` counts them"
-        }
-        Why::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
-        Why::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
-        Why::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
-    }
-}
-
 /// `1 reset was`, `3 resets were`.
-fn counted(count: usize, one: &str, verb: bool) -> String {
+pub(super) fn counted(count: usize, one: &str, verb: bool) -> String {
     let (s, be) = if count == 1 { ("", " was") } else { ("s", " were") };
     format!("{count} {one}{s}{}", if verb { be } else { "" })
 }
@@ -377,7 +369,8 @@ fn times(count: usize) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-fn packets(count: usize, direction: Direction) -> String {
+/// `1 reply packet was`, `3 request packets were`.
+pub(super) fn packets(count: usize, direction: Direction) -> String {
     let what = match direction {
         Direction::Request => "request",
         Direction::Reply => "reply",

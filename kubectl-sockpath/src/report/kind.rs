@@ -64,6 +64,11 @@ kinds! {
         "UDP whose destination changes at a hook, rules that could be read, and none of them that translates so.",
         "conntrack -D -p udp --orig-dst {address} --orig-port-dst {port} on that node; kube-proxy and CNIs delete such entries, unless they restarted meanwhile",
         ["causes: entry of connection tracking that no rule names"];
+    Forgotten "forgotten-connection" Critical "Conntrack does not know a connection any more":
+        "Conntrack on a node had tracked packets of one direction, and then took the answer for a new connection, or found it invalid. Such an answer is not translated back, and rules that let only answers pass drop it.",
+        "The state of the connection at the node's hooks, in both directions; for `early-drop`, conntrack's counter early_drop before and after the trace. Reported only where an answer was dropped by rules or not translated back.",
+        "entries expire without packets (net.netfilter.nf_conntrack_udp_timeout) or a tool deletes them: `conntrack -E -e DESTROY` there; a restart of a CNI or firewall does that",
+        ["conntrack: an_entry_that_was_given_up_is_named", "conntrack: an_entry_that_was_deleted_is_not_blamed_on_the_table"];
     Sidecar "sidecar-redirect" Info "Connections go through a sidecar":
         "A rule in the pod redirects connections to the proxy of a service mesh in the same pod, which makes its own connection to the target. Both belong to the trace.",
         "The destination changes to the pod itself at a port that meshes use (Istio 15001, 15006, 15008; Linkerd 4140, 4143).",
@@ -98,7 +103,7 @@ kinds! {
         "SYN cookies are off and no more half-open connections fit, so SYNs are dropped and sent again.",
         "The counter TCPReqQFullDrop of the pod's network namespace rose.",
         "raise the listen() backlog and net.ipv4.tcp_max_syn_backlog in the pod, or set net.ipv4.tcp_syncookies=1",
-        [];
+        ["causes: queue of half-open connections full"];
     ZeroWindow "zero-window" Warning "A reader is too slow: zero window":
         "The receive buffer of a socket was full, so TCP stopped the writer. The pod where the window closed has the slow reader.",
         "The counter TCPToZeroWindowAdv of that pod's network namespace rose; other connections of the pod count, too.",
@@ -114,6 +119,11 @@ kinds! {
         "A SYN that reached its socket and was dropped there with TCP_INVALID_SYN, or answered with an ACK instead of a SYN-ACK.",
         "let the client close connections, or the server find dead ones (SO_KEEPALIVE, TCP_USER_TIMEOUT); a NAT or firewall between them may have dropped its entry",
         ["causes: connection still open at the target"];
+    TimeWait "time-wait" Warning "A SYN reached a socket in TIME_WAIT":
+        "The side that closes a connection first keeps its addresses and ports for a minute. A SYN with the same ones opens a connection only if its sequence number or its timestamp is newer than the last of the closed connection; otherwise an ACK of the closed connection answers it, the client resets that, and its next SYN succeeds. Clients behind one address (SNAT, masquerade) share the ports, but not the clocks that sequence numbers and timestamps come from.",
+        "A SYN that the kernel dropped at a socket in TIME_WAIT (the kernel names the socket since Linux 6.11), or with TCP_RFC7323_TW_PAWS.",
+        "let clients close first, or keep connections open; behind SNAT more addresses or ports (`--random-fully`) make reuse within a minute rare",
+        ["causes: TIME_WAIT at the target", "causes: TIME_WAIT at the target, by timestamp"];
     ReceiveQueueFull "receive-queue-full" Warning "A receive queue was full":
         "A socket had no room for a packet.",
         "The tracepoint `sock_rcvqueue_full`.",

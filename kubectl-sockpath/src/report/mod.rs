@@ -11,11 +11,14 @@ pub mod diff;
 pub mod document;
 pub mod explain;
 mod findings;
+mod forgotten;
 mod halves;
 mod hint;
 mod journey;
 pub mod kind;
 pub mod leg;
+#[cfg(test)]
+mod made;
 mod netfilter;
 mod overhead;
 pub mod packets;

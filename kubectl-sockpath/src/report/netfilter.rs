@@ -19,6 +19,11 @@ pub(super) fn detail(drop: &Drop) -> Option<String> {
              free port to translate it to"
                 .to_owned()
         }
+        Mechanism::Clash => {
+            "not by a rule: conntrack did not enter the connection, because another first packet of the same socket had entered it a moment before"
+                .to_owned()
+        }
+        Mechanism::ChainTooLong => "not by a rule: conntrack did not enter the connection, because a chain of its table is too long".to_owned(),
         Mechanism::TableFull => "not by a rule: conntrack's table is full".to_owned(),
         Mechanism::Unknown => "by no rule that can be read".to_owned(),
         mechanism => mechanism.row().title.to_lowercase(),
@@ -66,6 +71,7 @@ mod tests {
             location: None,
             place: 0,
             stage: StageId::NodeForward,
+            socket: None,
             detail: None,
             rule: rule.map(Box::new),
             cause: Some(Box::new(cause)),

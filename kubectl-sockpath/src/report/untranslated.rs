@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Packet, PacketKind};
+use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Hop, Packet, PacketKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::Side;
 
+use super::hint::{packets, place};
 use super::journey::{Journey, is_netfilter};
 
 /// How far beyond the acknowledged bytes a sequence number may lie; the largest window that TCP has.
@@ -24,8 +25,28 @@ pub(super) enum Why {
     Untracked,
     /// Netfilter did not see it: the bridge passed it on without.
     Bridged,
+    /// Conntrack took it for the first packet of a new connection: the entry of the requests was gone.
+    Forgotten,
     /// Nothing shows it.
     Unknown,
+}
+
+impl Why {
+    /// What to do.
+    pub(super) fn next(self) -> &'static str {
+        match self {
+            Self::Invalid => {
+                "drop INVALID packets in FORWARD there, as kube-proxy does (KUBE-FORWARD), or set net.netfilter.nf_conntrack_tcp_be_liberal=1; \
+                 `conntrack -S` counts them"
+            }
+            Self::Untracked => "look for NOTRACK or notrack in the tables raw there: `iptables-save -t raw`, `nft list ruleset`",
+            Self::Bridged => "load br_netfilter and set net.bridge.bridge-nf-call-iptables=1 on that node",
+            Self::Forgotten => {
+                "entries expire without packets (net.netfilter.nf_conntrack_udp_timeout), or a tool deletes them: `conntrack -E -e DESTROY` there"
+            }
+            Self::Unknown => "see `conntrack -L` and `nft list ruleset` on that node",
+        }
+    }
 }
 
 /// Replies of one kind that were not translated back.
@@ -45,6 +66,22 @@ pub(super) struct Untranslated {
     pub(super) why: Why,
     /// What speaks for it.
     pub(super) evidence: Vec<String>,
+}
+
+impl Untranslated {
+    /// What it is, in words.
+    pub(super) fn text(&self) -> String {
+        let why = match self.why {
+            Why::Invalid => ": conntrack held it for invalid (out of window, or a bad checksum)",
+            Why::Untracked => ": a rule had taken it out of connection tracking (notrack)",
+            Why::Bridged => ": the bridge passed it on without netfilter (net.bridge.bridge-nf-call-iptables is off)",
+            Why::Forgotten => ": conntrack had no entry of the connection any more",
+            Why::Unknown => "",
+        };
+        let place = place(None, self.pod.as_deref(), None);
+        let (what, node) = (packets(self.count, Direction::Reply), &self.node);
+        format!("{what} not translated back on {node}{why}; arrived {place} from {} instead of {}", self.endpoint, self.dialled)
+    }
 }
 
 /// A conversation whose requests were translated on a node.
@@ -85,7 +122,8 @@ pub(super) fn follows(untranslated: &[Untranslated], flow: Flow) -> bool {
     untranslated.iter().any(|u| flow.from == u.endpoint || flow.to == u.endpoint)
 }
 
-fn is_reply(journey: &Journey<'_>) -> bool {
+/// Whether it is a reply that carries something of the conversation, no error about it.
+pub(super) fn is_reply(journey: &Journey<'_>) -> bool {
     let first = journey.first();
     let carries = !matches!(first.kind, PacketKind::IcmpError | PacketKind::IcmpRedirect | PacketKind::Bypass);
     journey.direction() == Direction::Reply && first.protocol != Protocol::Icmp && carries
@@ -124,7 +162,8 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
         .filter(|s| is_netfilter(s.stage))
         .flat_map(|s| journey.hops[s.first_hop..s.first_hop + s.hops].iter())
         .map(|h| &journey.parts[h.part].1.hops[h.hop]);
-    let states: Vec<(&str, ConnectionState)> = hops.filter_map(|h| Some((h.hook.as_str(), h.facts.as_ref()?.connection))).collect();
+    let state = |h: &'_ Hop| h.facts.as_ref().map(|f| if f.reply { ConnectionState::Established } else { f.connection });
+    let states: Vec<(&str, ConnectionState)> = hops.filter_map(|h| Some((h.hook.as_str(), state(h)?))).collect();
     let seen_by_netfilter = steps().any(|s| is_netfilter(s.stage));
     let mut evidence = Vec::new();
     // Before conntrack's place in PRE_ROUTING no packet has a connection.
@@ -138,6 +177,10 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
         Some((hook, ConnectionState::Untracked)) => {
             evidence.push(format!("at {hook} on {} it was untracked", of.node));
             Why::Untracked
+        }
+        Some((hook, ConnectionState::New)) => {
+            evidence.push(format!("at {hook} on {} conntrack took it for the first packet of a new connection", of.node));
+            Why::Forgotten
         }
         None if !seen_by_netfilter && steps().next().is_some() => {
             evidence.push(format!("the requests went through netfilter's hooks on {}, this reply through none of them", of.node));

@@ -9,6 +9,7 @@ use sockpath_tests::planted::{Attached, Planted};
 use sockpath_tests::trace::{Trace, Traced};
 use sockpath_tests::{program_or_skip, root_or_skip, skipped};
 
+mod conntrack;
 mod halves;
 mod rows;
 use rows::{BRIDGES, NEIGHBOURS, PROGRAMS, ROUTES, RULES, SHAPES, TRANSLATIONS, TRANSPORT};
@@ -23,7 +24,8 @@ struct Row {
     plant: &'static str,
     /// The setting that does harm, and the same that does none.
     differs: (&'static str, &'static str),
-    /// A BPF program that answers the setting: at `xdp` or `tc` (egress) of httpbin's eth0, or at what curl's control group sends (`cgroup`).
+    /// A BPF program that answers the setting: at `xdp` or `tc` (egress) of httpbin's eth0, or at what curl's control group sends
+    /// (`cgroup`), connects to (`connect`) or sends to without a connection (`sendto`).
     program: &'static str,
     /// As `plant`: takes it away.
     undo: &'static str,
@@ -94,6 +96,12 @@ fn attach(lab: &Lab, place: &str, setting: &str) -> Option<Attached> {
             None
         }
         "cgroup" => Some(load(sys::BPF_PROG_TYPE_CGROUP_SKB).at_cgroup_egress(Path::new(&lab.pod("curl").cgroup))),
+        "connect" | "sendto" => {
+            let answer = setting.parse().expect("a number");
+            let call = if place == "connect" { sys::BPF_CGROUP_INET4_CONNECT } else { sys::BPF_CGROUP_UDP4_SENDMSG };
+            let program = Planted::load_for(sys::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, "planted_cause", answer, call);
+            Some(program.at_cgroup(Path::new(&lab.pod("curl").cgroup), call))
+        }
         _ => None,
     }
 }

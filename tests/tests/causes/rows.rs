@@ -145,6 +145,15 @@ pub const ROUTES: &[Row] = &[
         ..EMPTY
     },
     Row {
+        name: "broadcast address",
+        differs: ("10.42.1.255", "10.42.1.3"),
+        trace: "curl {}:8080 --protocol udp",
+        id: "probe-failed",
+        mechanism: "broadcast",
+        says: &["Permission denied", "10.42.1.255 is a broadcast address"],
+        ..EMPTY
+    },
+    Row {
         name: "ttl runs out",
         plant: "curl: sysctl -qw net.ipv4.ip_default_ttl={}",
         differs: ("1", "64"),
@@ -264,6 +273,26 @@ pub const RULES: &[Row] = &[
     Row {
         name: "rule in the source's OUTPUT",
         plant: "curl: nft 'table inet planted { chain o { type filter hook output priority 0; tcp dport {} counter drop comment \"egress\"; }; }'",
+        differs: ("8080", "9090"),
+        undo: "curl: nft delete table inet planted",
+        trace: TO_HTTPBIN,
+        mechanism: "rule",
+        says: &["in pod default/curl", "chain o of table inet planted", "egress"],
+        ..EMPTY
+    },
+    Row {
+        name: "rule in the source's OUTPUT makes send() fail",
+        plant: "curl: nft 'table inet planted { chain o { type filter hook output priority 0; udp dport {} counter drop comment \"egress\"; }; }'",
+        differs: ("8080", "9090"),
+        undo: "curl: nft delete table inet planted",
+        trace: "curl httpbin:8080 --protocol udp",
+        mechanism: "rule",
+        says: &["in pod default/curl", "chain o of table inet planted", "egress"],
+        ..EMPTY
+    },
+    Row {
+        name: "reject in the source's OUTPUT",
+        plant: "curl: nft 'table inet planted { chain o { type filter hook output priority 0; tcp dport {} counter reject comment \"egress\"; }; }'",
         differs: ("8080", "9090"),
         undo: "curl: nft delete table inet planted",
         trace: TO_HTTPBIN,
@@ -649,6 +678,56 @@ pub const TRANSPORT: &[Row] = &[
         ..EMPTY
     },
     Row {
+        name: "TIME_WAIT at the target",
+        plant: "curl: sysctl -qw net.ipv4.tcp_timestamps=0
+httpbin: python3 -c 'import socket,os
+ l=socket.socket(); l.setsockopt(1,2,1); l.bind((\"\",9050)); l.listen()
+ if os.fork(): os._exit(0)
+ os.setsid(); os.close(1); os.close(2); l.settimeout(30); n={}*(1<<22)+1
+ s,a=l.accept()
+ while n: n-=len(s.recv(min(n,1<<20)))
+ s.close()
+ s,a=l.accept(); s.recv(100); s.send(b\"x\"); s.close()'
+curl: python3 -c 'import socket
+ s=socket.socket(); s.setsockopt(1,2,1); s.bind((\"\",50200)); s.connect((\"10.42.1.3\",9050)); b=bytes(1<<22)
+ for i in range({}): s.sendall(b)
+ s.sendall(b\"x\"); s.recv(1)'",
+        differs: ("100", "0"),
+        undo: "curl: sysctl -qw net.ipv4.tcp_timestamps=1",
+        trace: "curl httpbin:9050",
+        traffic: "curl: python3 -c 'import socket
+ s=socket.socket(); s.setsockopt(1,2,1); s.bind((\"\",50200)); s.settimeout(5); s.connect((\"10.42.1.3\",9050)); s.send(b\"x\"); s.recv(1)'",
+        id: "time-wait",
+        says: &["in pod default/httpbin", "TIME_WAIT", "sequence number", "at a socket in state TIME_WAIT"],
+        ..EMPTY
+    },
+    Row {
+        name: "TIME_WAIT at the target, by timestamp",
+        plant: "httpbin: python3 -c 'import socket,os
+ l=socket.socket(); l.setsockopt(1,2,1); l.bind((\"\",9060)); l.listen()
+ if os.fork(): os._exit(0)
+ os.setsid(); os.close(1); os.close(2); l.settimeout(30)
+ s,a=l.accept(); s.recv(1); s.close()'",
+        differs: ("-100000", "100000"),
+        trace: "curl httpbin:9060",
+        // A SYN as another client behind the same address sends it, from the port of a connection that the target has closed.
+        traffic: "curl: python3 -c 'import socket,struct
+ s=socket.socket(); s.setsockopt(1,2,1); s.bind((\"\",50300)); s.connect((\"10.42.1.3\",9060)); s.send(b\"x\"); s.recv(1)
+ stamp=(s.getsockopt(6,24)+({}))%(1<<32); s.shutdown(1)
+ while s.getsockopt(6,11,1)!=b\"\\7\": pass
+ r=socket.socket(socket.AF_INET,socket.SOCK_RAW,6); r.settimeout(3)
+ tcp=struct.pack(\">HHIIBBHHHBBBBII\",50300,9060,1,0,128,2,1000,0,0,1,1,8,10,stamp,0)
+ whole=socket.inet_aton(\"10.42.1.2\")+socket.inet_aton(\"10.42.1.3\")+struct.pack(\">HH\",6,len(tcp))+tcp
+ n=sum(struct.unpack(\">%dH\"%(len(whole)//2),whole)); n=(n&65535)+(n>>16); n=(n&65535)+(n>>16)
+ r.sendto(tcp[:16]+struct.pack(\">H\",65535-n)+tcp[18:],(\"10.42.1.3\",0))
+ while 1:
+  p=r.recv(200); p=p[(p[0]&15)*4:]
+  if p[:2]==struct.pack(\">H\",9060): break'",
+        id: "time-wait",
+        says: &["in pod default/httpbin", "TIME_WAIT", "timestamp", "TCP_RFC7323_TW_PAWS"],
+        ..EMPTY
+    },
+    Row {
         name: "SYN cookies",
         plant: "httpbin: sysctl -qw net.ipv4.tcp_syncookies={}",
         differs: ("2", "1"),
@@ -657,6 +736,29 @@ pub const TRANSPORT: &[Row] = &[
         traffic: "curl: curl -s -m 3 -o /dev/null http://10.42.1.3:8080/",
         id: "syn-cookies",
         says: &["in pod default/httpbin", "cookies"],
+        ..EMPTY
+    },
+    Row {
+        name: "queue of half-open connections full",
+        plant: "httpbin: sysctl -qw net.ipv4.tcp_syncookies=0
+httpbin: python3 -c 'import socket,os,time
+ l=socket.socket(); l.setsockopt(1,2,1); l.bind((\"\",907{})); l.listen(2)
+ if os.fork(): os._exit(0)
+ os.setsid(); os.close(1); os.close(2); time.sleep(6)'
+curl: python3 -c 'import socket,struct
+ r=socket.socket(socket.AF_INET,socket.SOCK_RAW,255)
+ for port in range({}):
+  tcp=struct.pack(\">HHIIBBHHH\",20000+port,907{},1,0,80,2,1000,0,0)
+  ends=socket.inet_aton(\"10.42.1.77\")+socket.inet_aton(\"10.42.1.3\"); whole=ends+struct.pack(\">HH\",6,20)+tcp
+  n=sum(struct.unpack(\">16H\",whole)); n=(n&65535)+(n>>16); n=(n&65535)+(n>>16)
+  ip=struct.pack(\">BBHHHBBH\",69,0,40,0,0,64,6,0)+ends
+  r.sendto(ip+tcp[:16]+struct.pack(\">H\",65535-n)+tcp[18:],(\"10.42.1.3\",0))'",
+        differs: ("8", "0"),
+        undo: "httpbin: sysctl -qw net.ipv4.tcp_syncookies=1",
+        trace: "curl httpbin:907{}",
+        traffic: "curl: python3 -c 'import socket; s=socket.socket(); s.settimeout(1); s.connect_ex((\"10.42.1.3\",907{}))'",
+        id: "syn-queue-full",
+        says: &["in pod default/httpbin", "half-open"],
         ..EMPTY
     },
     Row {
@@ -751,7 +853,47 @@ pub const PROGRAMS: &[Row] = &[
         differs: ("0", "1"),
         trace: TO_HTTPBIN,
         traffic: "curl: curl -s -m 1 -o /dev/null http://10.42.1.3:8080/",
-        says: &["BPF_CGROUP_EGRESS", "in pod default/curl"],
+        mechanism: "cgroup-program",
+        says: &["BPF_CGROUP_EGRESS", "in pod default/curl", "planted_cause (id ", "cgroup_skb/egress"],
+        ..EMPTY
+    },
+    Row {
+        name: "program refuses to send",
+        program: "cgroup",
+        differs: ("0", "1"),
+        trace: "curl httpbin:8080 --protocol udp",
+        mechanism: "cgroup-program",
+        says: &["BPF_CGROUP_EGRESS", "in pod default/curl", "planted_cause (id "],
+        ..EMPTY
+    },
+    Row {
+        name: "program refuses connect()",
+        program: "connect",
+        differs: ("0", "1"),
+        trace: TO_HTTPBIN,
+        id: "probe-failed",
+        mechanism: "cgroup-program",
+        says: &["Operation not permitted", "planted_cause (id ", "cgroup/connect4", "EPERM"],
+        ..EMPTY
+    },
+    Row {
+        name: "program refuses sendto()",
+        program: "sendto",
+        differs: ("0", "1"),
+        trace: "curl httpbin:8080 --protocol udp",
+        id: "probe-failed",
+        mechanism: "cgroup-program",
+        says: &["Operation not permitted", "planted_cause (id ", "cgroup/sendmsg4", "sendto() fails with EPERM"],
+        ..EMPTY
+    },
+    Row {
+        name: "program refuses connect() of a UDP socket",
+        program: "connect",
+        differs: ("0", "1"),
+        trace: "curl httpbin:8080 --protocol udp",
+        id: "probe-failed",
+        mechanism: "cgroup-program",
+        says: &["Operation not permitted", "planted_cause (id ", "cgroup/connect4"],
         ..EMPTY
     },
     Row {

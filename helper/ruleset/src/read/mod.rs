@@ -11,7 +11,7 @@ pub mod legacy;
 pub mod netlink;
 
 /// The rules of a namespace, and its addresses.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Namespace {
     /// Rules of nftables and of iptables-legacy.
     pub rules: Ruleset,

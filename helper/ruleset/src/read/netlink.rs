@@ -125,7 +125,7 @@ fn each(socket: &Socket, ask: u16, answer: u16, body: &[u8], take: &mut dyn FnMu
     .context("cannot ask netfilter")
 }
 
-/// Conntrack's counters of one namespace, of all CPUs.
+/// Conntrack's counters of one namespace, of all CPUs, and how full its table is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConntrackCounters {
     /// Packets found invalid.
@@ -134,23 +134,54 @@ pub struct ConntrackCounters {
     pub insert_failed: u64,
     /// Packets dropped because the table was full, or memory was short.
     pub drop: u64,
+    /// Entries that the table gave up for new ones because it was full.
+    pub early_drop: u64,
+    /// Lookups that were done again because the table was resized meanwhile.
+    pub search_restart: u64,
+    /// New connections whose addresses and ports another packet had entered at the same time, and that were entered nevertheless.
+    pub clash_resolve: u64,
+    /// New connections that were not entered because a chain of the table was too long (since 5.15).
+    pub chain_too_long: u64,
+    /// Entries in the table.
+    pub entries: u64,
+    /// Entries that the table may have; 0 where the kernel does not say (before 5.9).
+    pub most: u64,
+}
+
+impl ConntrackCounters {
+    /// Adds the counters of one CPU (`enum ctattr_stats_cpu` of include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+    fn add(&mut self, a: &Attributes<'_>) {
+        let number = |kind| u64::from(a.number(kind).unwrap_or(0));
+        self.invalid += number(4);
+        self.insert_failed += number(9);
+        self.drop += number(10);
+        self.early_drop += number(11);
+        self.search_restart += number(13);
+        self.clash_resolve += number(14);
+        self.chain_too_long += number(15);
+    }
+
+    /// Takes the state of the table (`enum ctattr_stats_global`).
+    fn table(&mut self, a: &Attributes<'_>) {
+        let number = |kind| u64::from(a.number(kind).unwrap_or(0));
+        (self.entries, self.most) = (number(1), number(2));
+    }
 }
 
 /// Conntrack's counters in the namespace this thread is in; `None` where they cannot be read.
 pub fn conntrack_counters() -> Option<ConntrackCounters> {
     const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-    /// `IPCTNL_MSG_CT_GET_STATS_CPU`, of question and answer.
-    const STATS: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 4;
+    /// `IPCTNL_MSG_CT_GET_STATS_CPU` and `IPCTNL_MSG_CT_GET_STATS`, of question and answer.
+    const OF_CPUS: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 4;
+    const OF_TABLE: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 5;
     let socket = Socket::open(SockProtocol::NetlinkNetFilter).ok()?;
     let mut sum = ConntrackCounters::default();
-    let read = each(&socket, STATS, STATS, &[0; GENERIC], &mut |_, body| {
-        let a = Attributes::of(body);
-        let number = |kind| u64::from(a.number(kind).unwrap_or(0));
-        sum.invalid += number(4);
-        sum.insert_failed += number(9);
-        sum.drop += number(10);
-    });
-    read.ok().map(|()| sum)
+    each(&socket, OF_CPUS, OF_CPUS, &[0; GENERIC], &mut |_, body| sum.add(&Attributes::of(body))).ok()?;
+    // A kernel that does not know this question leaves the state of the table at 0.
+    let asked = request(&socket, OF_TABLE, libc::NLM_F_REQUEST, &[0; GENERIC]);
+    let _ = asked
+        .and_then(|()| receive(&socket, OF_TABLE, true, &mut |body| sum.table(&Attributes::of(body.get(GENERIC..).unwrap_or_default()))));
+    Some(sum)
 }
 
 /// The addresses of the namespace this thread is in, and the broadcast addresses of its links.
@@ -235,4 +266,25 @@ fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     (length >= HEADER && length <= bytes.len()).then_some((length, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(numbers: &[(u16, u32)]) -> Vec<u8> {
+        numbers.iter().flat_map(|(kind, n)| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &n.to_be_bytes()].concat()).collect()
+    }
+
+    #[test]
+    fn counters_of_all_cpus_are_added() {
+        let mut sum = ConntrackCounters::default();
+        sum.add(&Attributes::of(&attributes(&[(4, 1), (9, 2), (10, 3), (11, 4), (13, 5), (14, 6), (15, 7)])));
+        // A kernel before 5.9 has neither clash_resolve nor chaintoolong.
+        sum.add(&Attributes::of(&attributes(&[(4, 10), (9, 20), (10, 30), (11, 40), (13, 50)])));
+        sum.table(&Attributes::of(&attributes(&[(1, 60), (2, 64)])));
+        let of_cpus = (sum.invalid, sum.insert_failed, sum.drop, sum.early_drop, sum.search_restart, sum.clash_resolve, sum.chain_too_long);
+        assert_eq!(of_cpus, (11, 22, 33, 44, 55, 6, 7));
+        assert_eq!((sum.entries, sum.most), (60, 64));
+    }
 }

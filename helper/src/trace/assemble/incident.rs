@@ -16,6 +16,9 @@ const NUD: &[(u32, &str)] = &[
     (0x80, "permanent"),
 ];
 
+/// `TCP_TIME_WAIT` of include/net/tcp_states.h.
+pub const TIME_WAIT: u32 = 6;
+
 /// The incident a hook stands for.
 pub fn kind(hook: Hook) -> Option<IncidentKind> {
     Some(match hook {
@@ -50,15 +53,15 @@ pub fn detail(sight: &Sight) -> Option<String> {
     })
 }
 
-/// `enum` of include/net/tcp_states.h.
-fn state(state: u32) -> &'static str {
+/// The state of a socket by its number in include/net/tcp_states.h.
+pub fn state(state: u32) -> &'static str {
     match state {
         1 => "ESTABLISHED",
         2 => "SYN_SENT",
         3 => "SYN_RECV",
         4 => "FIN_WAIT1",
         5 => "FIN_WAIT2",
-        6 => "TIME_WAIT",
+        TIME_WAIT => "TIME_WAIT",
         7 => "CLOSE",
         8 => "CLOSE_WAIT",
         9 => "LAST_ACK",

@@ -1,7 +1,7 @@
 //! Saying what became of packets: hops, outcomes, drops and incidents.
 
 use sockpath_protocol::Message;
-use sockpath_protocol::packet::{Direction, Drop, Hop, Incident, IncidentKind, Outcome, Packet};
+use sockpath_protocol::packet::{Direction, Drop, Hop, Incident, IncidentKind, Outcome, Packet, PacketKind};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -22,7 +22,9 @@ impl Assembler {
         if let Some(open) = self.open.get_mut(&sight.id) {
             // A socket that closes frees what it has: that was delivered, unless somebody should have read it.
             // ICMP goes to raw sockets as clones, and the original is dropped if nobody else wants it.
-            let done_with = open.arrived_in.is_some() && !open.is_for_a_reader() && self.names.is_no_loss(sight.arg);
+            // But a SYN that a socket in TIME_WAIT took opens nothing: the kernel frees it without a reason, and answers with an ACK.
+            let refused = open.kind == PacketKind::Syn && u32::from(sight.socket_state) == incident::TIME_WAIT;
+            let done_with = open.arrived_in.is_some() && !open.is_for_a_reader() && self.names.is_no_loss(sight.arg) && !refused;
             let cloned = open.protocol == Protocol::Icmp && open.woken;
             // A bridge floods clones, which others drop.
             let flooded = sight.shared && open.arrived_in.is_some_and(|netns| netns != sight.netns);
@@ -87,7 +89,8 @@ impl Assembler {
             }
         }
         let place = self.places.number(sight.netns, sight.ifindex);
-        Drop { reason, location, place, stage, detail, rule: None, cause: None }
+        let socket = (sight.socket_state != 0).then(|| incident::state(sight.socket_state.into()).to_owned());
+        Drop { reason, location, place, stage, socket, detail, rule: None, cause: None }
     }
 
     pub(super) fn report(&mut self, id: u32, verdict: Verdict) {

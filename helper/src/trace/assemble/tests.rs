@@ -51,6 +51,7 @@ pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> S
         kind: ACK,
         flags: 0,
         shared: false,
+        socket_state: 0,
         way: None,
         cpu: 0,
         segments: 0,
@@ -284,6 +285,28 @@ fn a_drop_is_told_with_its_stage_unless_it_was_a_clones() {
     assert_eq!((drop.reason.as_str(), drop.stage.key()), ("NETFILTER_DROP", "node-forward"));
     a.finish(20 * MS);
     assert_eq!(packets(&mut a)[0].outcome, Outcome::Delivered);
+}
+
+#[test]
+fn a_syn_that_a_socket_in_time_wait_took_was_dropped() {
+    const NOT_SPECIFIED: u32 = 2;
+    let syn = |id, at| {
+        same_node(id, at).into_iter().take_while(|s| s.hook != Hook::TRACE_DATA_READY).map(|s| Sight { kind: SYN, payload: 0, ..s })
+    };
+    let drop =
+        |id, socket_state, at| Sight { arg: NOT_SPECIFIED, socket_state, kind: SYN, ..sight(id, Hook::TRACE_KFREE_SKB, HTTPBIN, 2, at) };
+    let outcome = |state| {
+        let mut a = assembler();
+        see_all(&mut a, syn(1, 1000));
+        a.see(drop(1, state, 40_000));
+        a.finish(100 * MS);
+        packets(&mut a)[0].outcome.clone()
+    };
+    // TCP_TIME_WAIT and TCP_LISTEN: a listener that has a request of this connection answers again.
+    let Outcome::Dropped(dropped) = outcome(6) else { panic!("{:?}", outcome(6)) };
+    assert_eq!((dropped.socket.as_deref(), dropped.reason.as_str()), (Some("TIME_WAIT"), "NOT_SPECIFIED"));
+    assert_eq!(outcome(10), Outcome::Delivered);
+    assert_eq!(outcome(0), Outcome::Delivered, "before Linux 6.11 the kernel names no socket");
 }
 
 #[test]

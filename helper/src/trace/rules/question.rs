@@ -230,6 +230,7 @@ impl DropQuestion {
         let mut words =
             vec!["conntrack had found the packet invalid (out of window, bad checksum, or an answer to nothing it knows)".to_owned()];
         words.extend(rose("invalid", namespace, before, |c| c.invalid));
+        words.extend(rose("early_drop", namespace, before, |c| c.early_drop).map(|r| format!("{r}: its entry may have been given up")));
         words
     }
 
@@ -253,13 +254,24 @@ impl DropQuestion {
         if self.entered.flow.from != self.dropped.flow.from {
             evidence.push(format!("its source had been translated to {}, which another connection has", self.dropped.flow.from));
         }
-        let rose = rose("insert_failed", namespace, before, |c| c.insert_failed);
-        let certainty = if rose.is_some() { Sure::ProvenByCounters } else { Sure::Inferred };
-        evidence.extend(rose);
-        Found {
-            rule: None,
-            cause: Some(Told { mechanism: Mechanism::Confirmation, certainty, evidence, candidates: Vec::new() }),
-            detail: None,
+        let failed = rose("insert_failed", namespace, before, |c| c.insert_failed);
+        let long = rose("chaintoolong", namespace, before, |c| c.chain_too_long);
+        let mechanism = self.not_entered(failed.is_some(), long.is_some());
+        if mechanism == Mechanism::Clash {
+            evidence.push("its source was not translated, so that no port was missing: only another first packet of its socket has these addresses and ports".to_owned());
+        }
+        let certainty = if failed.is_some() || long.is_some() { Sure::ProvenByCounters } else { Sure::Inferred };
+        evidence.extend([failed, long].into_iter().flatten());
+        Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), detail: None }
+    }
+
+    /// Why conntrack did not enter the connection, by what its counters say.
+    fn not_entered(&self, failed: bool, long: bool) -> Mechanism {
+        let translated = self.entered.flow.from != self.dropped.flow.from;
+        match self.protocol {
+            _ if long => Mechanism::ChainTooLong,
+            Protocol::Udp if failed && !translated => Mechanism::Clash,
+            _ => Mechanism::Confirmation,
         }
     }
 
@@ -267,7 +279,9 @@ impl DropQuestion {
     fn full_table(&self, namespace: &Namespace, before: Option<&Before>) -> Option<Found> {
         let sees_first =
             matches!(self.hook, Hook::PreRouting | Hook::LocalOut) && self.dropped.facts.is_none_or(|f| f.connection.is_none());
-        let evidence = vec![rose("drop", namespace, before, |c| c.drop).filter(|_| sees_first)?];
+        let mut evidence = vec![rose("drop", namespace, before, |c| c.drop).filter(|_| sees_first)?];
+        let table = namespace.conntrack.filter(|c| c.most > 0);
+        evidence.extend(table.map(|c| format!("the table has {} entries, and net.netfilter.nf_conntrack_max is {}", c.entries, c.most)));
         let cause = Told { mechanism: Mechanism::TableFull, certainty: Sure::ProvenByCounters, evidence, candidates: Vec::new() };
         Some(Found { rule: None, cause: Some(cause), detail: None })
     }
@@ -351,5 +365,61 @@ fn rule(candidate: &Candidate) -> Rule {
         legacy: candidate.engine == Engine::Legacy,
         element,
         counter: candidate.counters.map(|c| Counter { before: c.before, after: c.after }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dropped(protocol: Protocol, source: &str) -> DropQuestion {
+        let flow = |from: &str| Flow { from: from.parse().expect("an address"), to: "10.42.1.3:53".parse().expect("an address") };
+        let facts = |from: &str| PacketFacts { flow: flow(from), kind: 0, length: None, facts: None };
+        let (entered, dropped) = (facts("10.42.1.2:40000"), facts(source));
+        DropQuestion { protocol, hook: Hook::PostRouting, behind_rules: true, entered, dropped, input: None, output: None, engine: None }
+    }
+
+    fn asked(question: &DropQuestion, after: ConntrackCounters) -> Told {
+        let mut namespace = Namespace::default();
+        namespace.conntrack = Some(after);
+        let before = Before { rules: Baseline::of(&namespace.rules), conntrack: Some(ConntrackCounters::default()) };
+        question.ask(&namespace, Some(&before)).cause.expect("a cause").clone()
+    }
+
+    const SAME: &str = "10.42.1.2:40000";
+    const TRANSLATED: &str = "10.0.0.1:40000";
+
+    #[test]
+    fn two_first_datagrams_of_one_socket_are_not_a_missing_port() {
+        let failed = ConntrackCounters { insert_failed: 1, drop: 1, ..ConntrackCounters::default() };
+        let mechanism = |protocol, source| asked(&dropped(protocol, source), failed).mechanism;
+        assert_eq!(mechanism(Protocol::Udp, SAME), Mechanism::Clash);
+        assert_eq!(mechanism(Protocol::Udp, TRANSLATED), Mechanism::Confirmation);
+        assert_eq!(mechanism(Protocol::Tcp, SAME), Mechanism::Confirmation);
+        let cause = asked(&dropped(Protocol::Udp, SAME), failed);
+        assert_eq!(cause.certainty, Sure::ProvenByCounters);
+        assert!(cause.evidence.iter().any(|e| e.contains("insert_failed rose from 0 to 1")), "{cause:?}");
+        // A clash that was resolved lost nothing.
+        let resolved = ConntrackCounters { clash_resolve: 1, ..ConntrackCounters::default() };
+        assert_eq!(asked(&dropped(Protocol::Udp, SAME), resolved).mechanism, Mechanism::Confirmation);
+    }
+
+    #[test]
+    fn a_chain_that_is_too_long_is_named_before_a_missing_port() {
+        let long = ConntrackCounters { insert_failed: 1, chain_too_long: 1, ..ConntrackCounters::default() };
+        let cause = asked(&dropped(Protocol::Tcp, TRANSLATED), long);
+        assert_eq!((cause.mechanism, cause.certainty), (Mechanism::ChainTooLong, Sure::ProvenByCounters));
+        assert!(cause.evidence.iter().any(|e| e.contains("chaintoolong")), "{cause:?}");
+    }
+
+    #[test]
+    fn a_full_table_has_its_size_as_evidence() {
+        let mut question = dropped(Protocol::Udp, SAME);
+        (question.hook, question.behind_rules) = (Hook::PreRouting, false);
+        let cause = asked(&question, ConntrackCounters { drop: 3, entries: 64, most: 64, ..ConntrackCounters::default() });
+        assert_eq!(cause.mechanism, Mechanism::TableFull);
+        assert!(cause.evidence.iter().any(|e| e.contains("64 entries")), "{cause:?}");
+        let innocent = asked(&question, ConntrackCounters { entries: 64, most: 64, ..ConntrackCounters::default() });
+        assert_ne!(innocent.mechanism, Mechanism::TableFull);
     }
 }

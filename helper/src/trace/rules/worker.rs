@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,8 +46,9 @@ impl Rules {
         // Most rules are a node's, so its counters are read first.
         let mut order = scene.nodes.clone();
         order.extend(files.keys().filter(|n| !scene.nodes.contains(n)));
+        let groups = scene.groups.iter().rev().cloned().collect();
         Self::answered_by(move || {
-            let mut worker = Worker::begin(files, if readable { &order } else { &[] }, readable);
+            let mut worker = Worker::begin(files, groups, if readable { &order } else { &[] }, readable);
             move |question: &Question| worker.answer(question)
         })
     }
@@ -104,6 +106,8 @@ impl Rules {
 /// What the thread knows.
 struct Worker {
     files: HashMap<u32, File>,
+    /// Control groups of the pods' sockets, by namespace.
+    groups: HashMap<u32, PathBuf>,
     /// Whether rules may be read.
     readable: bool,
     /// Counters as the trace began, and when they had been read.
@@ -120,8 +124,8 @@ fn now() -> u64 {
 }
 
 impl Worker {
-    fn begin(files: HashMap<u32, File>, order: &[u32], readable: bool) -> Self {
-        let mut worker = Self { files, readable, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
+    fn begin(files: HashMap<u32, File>, groups: HashMap<u32, PathBuf>, order: &[u32], readable: bool) -> Self {
+        let mut worker = Self { files, groups, readable, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
         for netns in order {
             let began = now();
             if let Some(namespace) = worker.files.get(netns).and_then(|f| rules_of(f).ok()) {
@@ -159,7 +163,8 @@ impl Worker {
     fn look(&mut self, question: &Question, fresh: u64) -> Found {
         let netns = question.netns;
         if let What::Kernel(drop) = &question.what {
-            let found = self.files.get(&netns).and_then(|file| settings::look(file, drop)).map(settings::Finding::cause);
+            let group = self.groups.get(&netns).map(PathBuf::as_path);
+            let found = self.files.get(&netns).and_then(|file| settings::look(file, group, drop));
             return found.map_or_else(Found::default, |(detail, cause)| Found { rule: None, cause: Some(cause), detail: Some(detail) });
         }
         if !self.readable {

@@ -1,27 +1,39 @@
 //! Why a call of a socket fails before there is a packet.
 
 use std::net::IpAddr;
+use std::path::Path;
 
-use sockpath_protocol::packet::Mechanism;
+use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_protocol::packet::{Cause, Mechanism};
 
+use super::control_group::{self, Call};
 use super::{Finding, route};
 
-/// What in this thread's namespace makes connect() or send() to a destination fail with this errno.
+/// What makes a call to a destination fail with this errno: in this thread's network namespace, or in the control group that the socket
+/// belonged to, where that was the pod's.
 #[must_use]
-pub fn of_call(to: IpAddr, errno: i32) -> Option<Finding> {
-    match errno {
-        libc::EPERM => Some(Finding {
-            mechanism: Mechanism::SendRefused,
-            detail: "a rule of the pod's OUTPUT, or a program, refuses it".to_owned(),
-            evidence: vec!["the call fails with EPERM".to_owned()],
-        }),
+pub fn of_call(call: Call, to: IpAddr, errno: i32, group: Option<&Path>) -> Option<(String, Cause)> {
+    let found = match errno {
+        libc::EPERM => return Some(control_group::of_call(call, to, group)),
         libc::EADDRNOTAVAIL => Some(no_port(
             &std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default(),
             &std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default(),
             &std::fs::read_to_string("/proc/thread-self/net/sockstat").unwrap_or_default(),
         )),
+        libc::EACCES => route::of_errno(to, errno).or_else(|| broadcast(to)),
         errno => route::of_errno(to, errno),
-    }
+    };
+    found.map(Finding::cause)
+}
+
+/// That a destination is a broadcast address, which only sockets with SO_BROADCAST may send to.
+fn broadcast(to: IpAddr) -> Option<Finding> {
+    let is_one = sockpath_kernel::route::is_broadcast(&mut Socket::open(NETLINK_ROUTE).ok()?, to).ok()?;
+    is_one.then(|| Finding {
+        mechanism: Mechanism::Broadcast,
+        detail: format!("{to} is a broadcast address"),
+        evidence: vec!["the call fails with EACCES, and the route to the address is one for broadcasts".to_owned()],
+    })
 }
 
 fn no_port(range: &str, reserved: &str, sockets: &str) -> Finding {

@@ -1,8 +1,9 @@
 //! What the settings of a network namespace say about a drop that no rule did: routes, forwarding, reverse path filter, bridge ports,
-//! neighbours and MTUs, read when it happened.
+//! neighbours and MTUs, and programs at control groups, read when it happened.
 
 use std::fs::File;
 use std::net::IpAddr;
+use std::path::Path;
 
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_protocol::packet::{Cause, Certainty, Flow, Mechanism};
@@ -11,11 +12,13 @@ use super::netns::inside;
 
 mod bridge;
 mod call;
+mod control_group;
 mod mtu;
 mod neighbour;
 mod route;
 
 pub use call::of_call;
+pub use control_group::Call;
 
 /// A drop that the kernel did without netfilter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,10 +57,14 @@ impl Finding {
     }
 }
 
-/// Reads what explains the drop in this namespace; `None` where nothing does.
+/// Reads what explains the drop in this namespace, in words and as the protocol has it; `None` where nothing does. `group` is the control
+/// group of the sockets of the pod whose namespace it is.
 #[must_use]
-pub fn look(netns: &File, drop: &KernelDrop) -> Option<Finding> {
-    inside(netns, || Ok(look_here(drop))).ok().flatten()
+pub fn look(netns: &File, group: Option<&Path>, drop: &KernelDrop) -> Option<(String, Cause)> {
+    if drop.reason == "BPF_CGROUP_EGRESS" {
+        return control_group::of_drop(group);
+    }
+    inside(netns, || Ok(look_here(drop))).ok().flatten().map(Finding::cause)
 }
 
 fn look_here(drop: &KernelDrop) -> Option<Finding> {
