@@ -20,7 +20,6 @@ use super::programs::Programs;
 use super::proven::Proven;
 use super::relay;
 use super::review::Review;
-use super::shared::field;
 use super::stop::rearm;
 use super::suspension::{self, Suspension};
 use crate::session::clock_ns;
@@ -147,7 +146,7 @@ struct Attendance<'a> {
 impl Attendance<'_> {
     /// Answers the doorbell: sockets to pair and to enrol.
     fn pass(&mut self) -> Result<Found> {
-        self.instance.control.set(0, field!(rung), 0);
+        self.instance.control().answer_wakeup();
         connections::pair(self.instance);
         self.look_after()
     }
@@ -167,7 +166,7 @@ impl Attendance<'_> {
         connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
         connections::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
         // Not as `all` has it: some have been ordered out since.
-        let leaving = all.iter().any(|k| self.instance.ends.read(k.slot, field!(hold)).is_some_and(|hold| hold != 0));
+        let leaving = all.iter().any(|k| self.instance.ends.get(k.slot).is_some_and(|end| end.hold.get() != 0));
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
             self.instance.look()?;
@@ -221,7 +220,7 @@ pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl 
         return outcome;
     }
     // With the pins gone, any of their uses may have failed first.
-    let who = instance.stopped_by().unwrap_or_else(|| "another session".to_owned());
+    let who = instance.control().stopped_by().unwrap_or_else(|| "another session".to_owned());
     client.warn(format!("{who} has ended this acceleration with `stop` or `cleanup`"))?;
     Ok(outcome.unwrap_or(EndReason::Done))
 }

@@ -13,7 +13,6 @@ use sockpath_protocol::accel::Canary;
 use super::connections;
 use super::instance::{Instance, LEARN_READS};
 use super::private::{close, connected_pair, exchange, in_private_netns};
-use super::shared::field;
 
 /// The self-test that decides whether programs that may ask FIONREAD are left alone.
 const FIONREAD_TCP: &str = "fionread-tcp";
@@ -33,26 +32,23 @@ struct Ground<'a> {
 /// Runs all of them; nothing else may be known to the instance yet.
 pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
-    instance.begin_lesson();
-    let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
-    instance.control.set(0, field!(leave_blocking), 0);
+    instance.control().begin_epoch();
+    let leave_blocking = instance.control().set_leave_blocking(0);
     let mut ground = Ground::prepare(instance)?;
     let canaries =
         vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
     let lies = canaries.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
-    instance.control.set(0, field!(fionread_lies), u32::from(lies));
+    instance.control().set_fionread_lies(lies);
     let Ground { writer, reader, .. } = ground;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
     for known in connections::known(instance) {
-        instance.ends.set(known.slot, field!(messages), 0);
-        instance.ends.set(known.slot, field!(bytes), 0);
-        instance.ends.set(known.slot, field!(passes), Default::default());
+        instance.ends.forget_traffic(known.slot);
     }
     // One that stays known longer is forgotten like any other that is gone.
     let _in_time = close(instance, [writer, reader], PATIENCE)?;
-    instance.forget_totals();
-    instance.control.set(0, field!(leave_blocking), leave_blocking);
-    instance.end_lesson();
+    instance.control().forget_totals();
+    instance.control().set_leave_blocking(leave_blocking);
+    instance.control().end_epoch();
     Ok(canaries)
 }
 
@@ -77,18 +73,18 @@ impl<'a> Ground<'a> {
         let port = writer.local_addr().context("a socket without an address")?.port();
         let slot = connections::known(instance)
             .into_iter()
-            .find(|k| instance.ends.read(k.slot, field!(lport)) == Some(port) && k.end.state == accel_state::ACCEL_ENROLLED)
+            .find(|k| instance.ends.get(k.slot).is_some_and(|end| end.lport.get() == port) && k.end.state == accel_state::ACCEL_ENROLLED)
             .context("a private socket is not known")?
             .slot;
         Ok(Self { instance, writer, reader, slot })
     }
 
     fn redirected(&self) -> u64 {
-        self.instance.ends.read(self.slot, field!(messages)).unwrap_or(0)
+        self.instance.ends.get(self.slot).map_or(0, |end| end.messages.get())
     }
 
-    fn hold(&self, hold: u32) {
-        self.instance.ends.set(self.slot, field!(hold), hold);
+    fn force_tcp(&self, forced: bool) {
+        self.instance.ends.force_tcp(self.slot, forced);
     }
 
     fn take(&mut self, expected: &[u8]) -> Result<bool> {
@@ -114,9 +110,9 @@ impl<'a> Ground<'a> {
 
     /// TCP bytes are unread when the next message could be redirected: it must not overtake them.
     fn order(&mut self) -> Result<Canary> {
-        self.hold(1);
+        self.force_tcp(true);
         self.writer.write_all(b"first ").context("cannot write to a private socket")?;
-        self.hold(0);
+        self.force_tcp(false);
         self.writer.write_all(b"second").context("cannot write to a private socket")?;
         let right = self.take(b"first second")?;
         Ok(canary("order", right, true, if right { "bytes stay in order" } else { "bytes were reordered" }))
@@ -133,9 +129,9 @@ impl<'a> Ground<'a> {
     /// Passes only if it was seen that the bytes went by TCP to a socket in the map: otherwise their number shows nothing.
     fn fionread_of_tcp(&mut self) -> Result<Canary> {
         let before = self.redirected();
-        self.hold(1);
+        self.force_tcp(true);
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
-        self.hold(0);
+        self.force_tcp(false);
         let until = Instant::now() + Duration::from_millis(50);
         let mut told = self.unread();
         while told != 5 && Instant::now() < until {

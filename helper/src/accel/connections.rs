@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_control, accel_end, accel_flag, accel_order, accel_pass, accel_state};
+use sockpath_bpf::accel::types::{accel_flag, accel_pass, accel_state};
 
 use super::instance::{Instance, LEARN_READS};
 use super::matching::{self, Identity};
-use super::shared::{Ends, field};
+use super::memory::ends::Socket;
+use super::memory::layout::Slot;
 
 /// What was seen at one end that keeps a pair out of the map, and the reason that is told; the gravest first.
 const PECULIARITIES: [(accel_flag, accel_pass); 8] = [
@@ -38,8 +39,8 @@ macro_rules! standing {
         }
 
         impl Standing {
-            fn read(ends: &Ends, slot: usize) -> Option<Self> {
-                Some(Self { $($name: ends.read(slot, field!($name))?,)* })
+            fn read(slot: &Slot) -> Self {
+                Self { $($name: slot.$name.get(),)* }
             }
         }
     };
@@ -82,6 +83,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// The socket itself.
+    pub fn socket(&self) -> Socket {
+        Socket { slot: self.slot, cookie: self.end.cookie }
+    }
+
     /// Whether this was seen of it.
     pub fn has(&self, flag: accel_flag) -> bool {
         self.end.flags & flag.0 != 0
@@ -104,9 +110,8 @@ pub fn known(instance: &Instance) -> Vec<Known> {
     let mut all: Vec<Known> = Vec::new();
     let mut places: Vec<Option<u32>> = vec![None; used];
     for (slot, place) in places.iter_mut().enumerate() {
-        if instance.ends.read(slot, field!(cookie)).is_some_and(|c| c != 0)
-            && let Some(end) = Standing::read(&instance.ends, slot).filter(|end| end.cookie != 0)
-        {
+        let end = instance.ends.get(slot).filter(|end| end.cookie.get() != 0).map(Standing::read);
+        if let Some(end) = end.filter(|end| end.cookie != 0) {
             *place = u32::try_from(all.len()).ok();
             all.push(Known { slot, end, peer_at: None });
         }
@@ -124,8 +129,7 @@ pub fn known(instance: &Instance) -> Vec<Known> {
 
 /// Messages that this end sent by TCP for one reason.
 pub fn passes(instance: &Instance, k: &Known, why: accel_pass) -> u32 {
-    let offset = why.0 as usize;
-    instance.ends.read(k.slot, field!(passes)).and_then(|passes| passes.get(offset).copied()).unwrap_or(0)
+    instance.ends.get(k.slot).map_or(0, |end| end.passes(why))
 }
 
 /// The peer of one of `all`, if it is still there.
@@ -140,59 +144,40 @@ pub fn note_peculiar(instance: &Instance) -> Result<()> {
         return Ok(());
     }
     for slot in 0..instance.used() {
-        let Some(seen) = instance.ends.read(slot, field!(cookie)).and_then(|cookie| observed.get(&cookie)) else { continue };
-        instance.ends.or(slot, field!(flags), *seen);
+        let Some(cookie) = instance.ends.get(slot).map(|end| end.cookie.get()) else { continue };
+        if let Some(seen) = observed.get(&cookie) {
+            instance.ends.note_flags(Socket { slot, cookie }, *seen);
+        }
     }
     Ok(())
 }
 
 /// Notes the peers of sockets that have none yet. Returns the cookies of those whose match is not unique.
 pub fn pair(instance: &Instance) -> HashSet<u64> {
-    let is_single = |slot: &usize| {
-        instance.ends.read(*slot, field!(cookie)).is_some_and(|c| c != 0) && instance.ends.read(*slot, field!(peer_cookie)) == Some(0)
-    };
+    let is_single = |slot: &usize| instance.ends.get(*slot).is_some_and(|end| end.cookie.get() != 0 && end.peer_cookie.get() == 0);
     let single: Vec<Identity> = (0..instance.used())
         .filter(is_single)
-        .filter_map(|slot| instance.ends.get(slot).map(|end| Identity::of(slot, &end)))
+        .filter_map(|slot| instance.ends.get(slot).map(|end| Identity::of(slot, &end.copy())))
         .filter(|identity| identity.cookie != 0)
         .collect();
     let matches = matching::find(&single);
     for &(a, b) in &matches.pairs {
-        let (a, b) = (&single[a], &single[b]);
-        // The slot of a connection that has closed since may be another's.
-        if [a, b].iter().any(|end| instance.ends.read(end.slot, field!(cookie)) != Some(end.cookie)) {
-            continue;
-        }
-        for (end, peer) in [(a, b), (b, a)] {
-            instance.ends.set(end.slot, field!(peer), u32::try_from(peer.slot).unwrap_or(u32::MAX));
-            instance.ends.set(end.slot, field!(peer_cookie), peer.cookie);
-        }
+        instance.ends.pair([a, b].map(|i| Socket { slot: single[i].slot, cookie: single[i].cookie }));
     }
     matches.ambiguous.iter().map(|&i| single[i].cookie).collect()
 }
 
-/// Gives an order to the socket with this cookie. Its slot may have another socket by now, for which the order means nothing.
-fn order(instance: &Instance, slot: usize, cookie: u64, what: accel_order) {
-    instance.ends.set(slot, field!(ordered), cookie);
-    instance.ends.set(slot, field!(order), what);
-}
-
 /// Orders pairs of `all` into the map whose readers are known well enough; both ends or none.
 pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
-    let Some(lesson) = Lesson::of(instance) else { return Ok(0) };
+    let lesson = Lesson::of(instance);
     let mut ordered = Vec::new();
     // `all` may be older than what was decided since.
-    let stays_out = |k: &Known| {
-        let read = |f: fn(*mut accel_end) -> *mut u32| instance.ends.read(k.slot, f);
-        read(field!(hold)) != Some(0) || instance.ends.read(k.slot, field!(left)) != Some(accel_pass(0))
-    };
+    let stays_out = |k: &Known| instance.ends.get(k.slot).is_none_or(|end| end.hold.get() != 0 || end.left.get() != accel_pass(0));
     for k in all {
         let Some(peer) = peer_of(all, k) else { continue };
         if k.slot < peer.slot && is_ready(k, peer, &lesson) && !stays_out(k) && !stays_out(peer) {
-            for k in [k, peer] {
-                order(instance, k.slot, k.end.cookie, accel_order::ACCEL_ENROL);
-                ordered.push(k);
-            }
+            instance.ends.order_in([k.socket(), peer.socket()]);
+            ordered.extend([k, peer]);
         }
     }
     if ordered.is_empty() {
@@ -202,10 +187,10 @@ pub fn enrol(instance: &Instance, all: &[Known]) -> Result<usize> {
     // A lone end would only make its own writes slower.
     let mut lone = false;
     for pair in ordered.chunks_exact(2) {
-        let enrolled = |k: &Known| instance.ends.read(k.slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED);
+        let enrolled = |k: &Known| is_in(instance, k.slot);
         for (k, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
             if enrolled(k) && !enrolled(other) {
-                order(instance, k.slot, k.end.cookie, accel_order::ACCEL_REMOVE);
+                instance.ends.order_end_out(k.socket());
                 lone = true;
             }
         }
@@ -267,14 +252,13 @@ pub struct Lesson {
 }
 
 impl Lesson {
-    /// `None` when the instance tells nothing.
-    pub fn of(instance: &Instance) -> Option<Self> {
-        let read = |f: fn(*mut accel_control) -> *mut u32| instance.control.read(0, f);
-        let reads = read(field!(learn_reads))?;
-        let polls = if read(field!(leave_blocking))? != 0 { read(field!(learn_polls))? } else { 0 };
-        let selective = read(field!(selective))? != 0;
-        let judges_programs = selective || read(field!(fionread_lies))? != 0;
-        Some(Self { number: read(field!(observing))?, reads, polls, judges_programs, selective })
+    /// As the programs have it now.
+    pub fn of(instance: &Instance) -> Self {
+        let control = instance.control();
+        let polls = if control.leave_blocking.get() != 0 { control.learn_polls.get() } else { 0 };
+        let selective = control.selective.get() != 0;
+        let judges_programs = selective || control.fionread_lies.get() != 0;
+        Self { number: control.observing.get(), reads: control.learn_reads.get(), polls, judges_programs, selective }
     }
 
     /// Whether this pair may go into the map once its readers are known, and may be observed for that.
@@ -304,35 +288,12 @@ fn is_ready(a: &Known, b: &Known, lesson: &Lesson) -> bool {
     is_fresh(a) && is_fresh(b) && learned && (lesson.takes_all() || converses(a, b))
 }
 
-/// Writes one field of both ends of a pair, unless they are gone.
-fn set_both<F: Copy>(instance: &Instance, a: &Known, b: &Known, field: impl Fn(*mut accel_end) -> *mut F, value: F) {
-    for known in [a, b] {
-        if instance.ends.read(known.slot, field!(cookie)) == Some(known.end.cookie) {
-            instance.ends.set(known.slot, &field, value);
-        }
-    }
-}
-
-/// Begins to take a pair out of the map: from now on it goes by TCP, and leaves when nothing can be lost.
-pub fn order_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
-    set_both(instance, a, b, field!(left), why);
-    set_both(instance, a, b, field!(hold), 1);
-    for k in [a, b] {
-        order(instance, k.slot, k.end.cookie, accel_order::ACCEL_REMOVE);
-    }
-}
-
-/// Keeps a pair that is not in the map out of it.
-pub fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
-    set_both(instance, a, b, field!(left), why);
-}
-
 /// Keeps pairs of `all` out whose ends are `apart`, by their network namespaces, before they were ever in.
 pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -> bool) {
     for a in all {
         let Some(b) = peer_of(all, a).filter(|b| a.slot < b.slot) else { continue };
         if a.end.left.0 == 0 && a.end.state == accel_state::ACCEL_WATCHED && apart([a.end.netns, b.end.netns]) {
-            keep_out(instance, a, b, accel_pass::ACCEL_OTHER_NODE);
+            instance.ends.keep_out([a.socket(), b.socket()], accel_pass::ACCEL_OTHER_NODE);
         }
     }
 }
@@ -340,22 +301,14 @@ pub fn keep_apart(instance: &Instance, all: &[Known], apart: impl Fn([u32; 2]) -
 /// Notes of lone ends of `all` whether a chosen pod of another node is at the other end.
 pub fn note_elsewhere(instance: &Instance, all: &mut [Known], elsewhere: impl Fn(IpAddr) -> bool) {
     for k in all.iter_mut().filter(|k| k.end.peer_cookie == 0) {
-        let Some(end) = instance.ends.get(k.slot).filter(|end| end.cookie == k.end.cookie) else { continue };
+        let Some(end) = instance.end_of(k.socket()) else { continue };
         let remote = Identity::of(k.slot, &end).remote.ip();
         let why = if elsewhere(remote) { accel_pass::ACCEL_OTHER_NODE } else { accel_pass(0) };
         if k.end.left != why && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_OTHER_NODE) {
-            instance.ends.set(k.slot, field!(left), why);
+            instance.ends.note_lone(k.socket(), why);
             k.end.left = why;
         }
     }
-}
-
-/// Lets a pair that had left come back when its readers have been learned afresh: while it was out its sends may not have been observed.
-pub fn let_back(instance: &Instance, a: &Known, b: &Known) {
-    set_both(instance, a, b, field!(learned), 0);
-    set_both(instance, a, b, field!(polled), 0);
-    set_both(instance, a, b, field!(left), accel_pass(0));
-    set_both(instance, a, b, field!(result), 0);
 }
 
 /// Ends the hold of pairs that are out.
@@ -363,30 +316,23 @@ pub fn release_those_out(instance: &Instance, all: &[Known]) {
     for k in all {
         let Some(peer) = peer_of(all, k) else { continue };
         if k.end.hold != 0 && [k, peer].iter().all(|k| k.end.state == accel_state::ACCEL_WATCHED) {
-            set_both(instance, k, peer, field!(hold), 0);
-        }
-    }
-}
-
-/// Orders everything out of the map. With `paused` set nothing goes in any more.
-pub fn order_all_out(instance: &Instance) {
-    for slot in 0..instance.used() {
-        if instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_ENROLLED)
-            && let Some(cookie) = instance.ends.read(slot, field!(cookie))
-        {
-            order(instance, slot, cookie, accel_order::ACCEL_REMOVE);
+            instance.ends.release([k.socket(), peer.socket()]);
         }
     }
 }
 
 /// Whether slots of connections that are over wait to be freed.
 pub fn has_any_over(instance: &Instance) -> bool {
-    (0..instance.used()).any(|slot| instance.ends.read(slot, field!(state)) == Some(accel_state::ACCEL_OVER))
+    (0..instance.used()).any(|slot| instance.ends.get(slot).is_some_and(|end| end.state.get() == accel_state::ACCEL_OVER))
 }
 
 /// Sockets that are in the map.
 pub fn enrolled(instance: &Instance) -> u64 {
-    (0..instance.used()).filter(|&s| instance.ends.read(s, field!(state)) == Some(accel_state::ACCEL_ENROLLED)).count() as u64
+    (0..instance.used()).filter(|&slot| is_in(instance, slot)).count() as u64
+}
+
+fn is_in(instance: &Instance, slot: usize) -> bool {
+    instance.ends.get(slot).is_some_and(|end| end.state.get() == accel_state::ACCEL_ENROLLED)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub const PROGRAM: &str = "established";
 /// When the kernel refuses.
 pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
-        instance.namespaces.track(&instance.control, &pod.netns)?;
+        instance.namespaces.track(instance.control(), &pod.netns)?;
         match &pod.cgroup {
             Placement::Own(cgroup) => attach_to(instance, cgroup)?,
             Placement::Root(root) if !instance.pins().has(&link_to(root)) => attach_to(instance, root)?,
@@ -35,7 +35,7 @@ pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 /// # Errors
 /// When a namespace cannot be identified or held.
 pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
-    pods.iter().try_for_each(|pod| instance.namespaces.track(&instance.control, &pod.netns))
+    pods.iter().try_for_each(|pod| instance.namespaces.track(instance.control(), &pod.netns))
 }
 
 /// No longer tracks the sockets that this pod opens from now on.
@@ -43,7 +43,7 @@ pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
-    instance.namespaces.release(&instance.control, &pod.netns)?;
+    instance.namespaces.release(instance.control(), &pod.netns)?;
     if let Placement::Own(cgroup) = &pod.cgroup {
         take_away(&instance.pins().path(&link_to(cgroup)))?;
     }
@@ -87,7 +87,6 @@ mod tests {
     use super::super::connections;
     use super::super::instance::Start;
     use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
-    use super::super::shared::field;
     use super::*;
     use crate::node::{Hierarchies, Netns};
 
@@ -144,12 +143,11 @@ mod tests {
             let pods = [pod(private()?), pod(private()?)];
             attach(&instance, &pods)?;
             let all = u32::try_from(instance.ends.len())?;
-            assert_eq!(instance.control.read(0, field!(fair_share)), Some(all / 2));
+            assert_eq!(instance.control().fair_share.get(), all / 2);
 
             // As if half of the slots were in use and two were a fair share.
             let greedy = talk_in(&pods[0].netns)?;
-            instance.control.set(0, field!(used), all / 2);
-            instance.control.set(0, field!(fair_share), 2);
+            instance.control().pretend(all / 2, 2);
             let more = talk_in(&pods[0].netns)?;
             assert_eq!(connections::known(&instance).len(), 2, "a pod got more than its share");
             let modest = talk_in(&pods[1].netns)?;
@@ -183,7 +181,7 @@ mod tests {
             let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
             let ports = || {
                 let mut ports: Vec<u16> =
-                    connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field!(lport))).collect();
+                    connections::known(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
                 ports.sort_unstable();
                 ports
             };

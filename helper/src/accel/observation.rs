@@ -59,8 +59,8 @@ pub struct Observation<'a> {
 impl<'a> Observation<'a> {
     /// Nobody yet. A process before this one may have had observers, which went with it: what it said of them no longer holds.
     pub fn new(instance: &'a Instance) -> Self {
-        instance.end_lesson();
-        instance.learn_sleepers(false);
+        instance.control().end_epoch();
+        instance.control().observe_arrivals(false);
         Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default(), counting: Counting::new() }
     }
 
@@ -80,7 +80,7 @@ impl<'a> Observation<'a> {
     /// must never count.
     pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
         let instance = self.instance;
-        let Some(lesson) = Lesson::of(instance) else { return Ok(()) };
+        let lesson = Lesson::of(instance);
         let (mut calls, mut learning, mut sleepers) = (false, false, false);
         for k in all {
             let candidate = peer_of(all, k).is_some_and(|peer| lesson.is_candidate(k, peer));
@@ -93,19 +93,19 @@ impl<'a> Observation<'a> {
         // One time for all: who learns needs calls, so these can never go before the lesson has ended.
         let now = Instant::now();
         let of_tracepoint = |_: &OwnedFd| TRACEPOINT_LINGER;
-        self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.learn_sleepers(false));
-        self.sends.release_unless(learning, now, of_tracepoint, || instance.end_lesson());
+        self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.control().observe_arrivals(false));
+        self.sends.release_unless(learning, now, of_tracepoint, || instance.control().end_epoch());
         self.calls.release_unless(calls, now, Attachment::linger, || {});
         self.counting.adjust(instance, all, calls)?;
         self.calls.attach_if(calls, || instance.observe_calls())?;
         self.sends.attach_if(learning, || {
             let link = instance.observe_sends()?;
-            instance.begin_lesson();
+            instance.control().begin_epoch();
             Ok(link)
         })?;
         self.arrivals.attach_if(sleepers, || {
             let link = instance.observe_arrivals()?;
-            instance.learn_sleepers(true);
+            instance.control().observe_arrivals(true);
             Ok(link)
         })
     }
@@ -113,8 +113,8 @@ impl<'a> Observation<'a> {
 
 impl Drop for Observation<'_> {
     fn drop(&mut self) {
-        self.instance.end_lesson();
-        self.instance.learn_sleepers(false);
+        self.instance.control().end_epoch();
+        self.instance.control().observe_arrivals(false);
     }
 }
 

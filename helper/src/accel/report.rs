@@ -11,7 +11,6 @@ use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsS
 use super::connections::{Known, peer_of, streams};
 use super::instance::Instance;
 use super::matching::Identity;
-use super::shared::field;
 
 /// Names of the chosen pods.
 #[derive(Debug, Default)]
@@ -120,7 +119,7 @@ impl Serialize for Sequence<'_> {
 }
 
 fn closed_totals(instance: &Instance) -> Totals {
-    let Some(control) = instance.control.get(0) else { return Totals::default() };
+    let control = instance.control().copy();
     let mut passes = BTreeMap::new();
     for (count, reason) in control.closed_passes.iter().zip(REASONS) {
         if let (Some(reason), 1..) = (reason, *count) {
@@ -151,7 +150,7 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     /// `None` when its connection is over by now.
     fn of(instance: &Instance, known: &'a Known) -> Option<Self> {
-        let end = instance.ends.get(known.slot).filter(|end| end.cookie == known.end.cookie)?;
+        let end = instance.end_of(known.socket())?;
         Some(Self { known, identity: Identity::of(known.slot, &end), end })
     }
 }
@@ -165,7 +164,7 @@ impl Snapshot<'_> {
         };
         let mut pair = pair(&known, peer.as_ref(), self.pods);
         let ends = || std::iter::once(&known).chain(&peer);
-        let selective = self.instance.control.read(0, field!(selective)) == Some(1);
+        let selective = self.instance.control().selective.get() == 1;
         if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.known.is_judged())) {
             pair.via = Carrier::Socket;
         }

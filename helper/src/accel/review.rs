@@ -77,14 +77,14 @@ impl Review {
                         let length = self.exiles.get(&key).map_or(FIRST_EXILE, |e| (e.length * 2).min(LONGEST_EXILE));
                         self.exiles.insert(key, Exile { since: now, length });
                     }
-                    connections::order_out(instance, a, b, why);
+                    instance.ends.order_out([a.socket(), b.socket()], why);
                 }
             } else if a.end.left == accel_pass::ACCEL_SLOWER
                 && a.end.hold == 0
                 && self.exiles.get(&key).is_none_or(|e| now.duration_since(e.since) >= e.length)
                 && before.is_some_and(|before| converses(&before, &look))
             {
-                connections::let_back(instance, a, b);
+                instance.ends.let_back([a.socket(), b.socket()]);
             }
         }
         self.exiles.retain(|key, _| looks.contains_key(key));

@@ -70,11 +70,11 @@ impl Suspension {
             let out = is_out(a) && is_out(b);
             match self.verdict(a, b) {
                 Some(why) if out => keep_out(instance, a, b, why),
-                Some(why) if a.end.hold == 0 => connections::order_out(instance, a, b, why),
+                Some(why) if a.end.hold == 0 => instance.ends.order_out([a.socket(), b.socket()], why),
                 // On its way out; if for a reason that passes, this one is noted when it is there.
                 Some(_) => {}
                 None if !PASSING.contains(&a.end.left) => {}
-                None if out && a.end.hold == 0 => connections::let_back(instance, a, b),
+                None if out && a.end.hold == 0 => instance.ends.let_back([a.socket(), b.socket()]),
                 // It comes back when it is out.
                 None => leaving = true,
             }
@@ -94,7 +94,7 @@ fn is_out(k: &Known) -> bool {
 /// Notes why a pair stays out, unless something lasting keeps it out anyway.
 fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
     if may_come_back(a) && may_come_back(b) {
-        connections::keep_out(instance, a, b, why);
+        instance.ends.keep_out([a.socket(), b.socket()], why);
     }
 }
 

@@ -168,10 +168,10 @@ impl Client for Driver<'_> {
             return Ok(true);
         }
         let over = match &self.controller {
-            Controller::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
+            Controller::Plugin { lease, .. } => instance.control().renew(*lease).map(|()| false)?,
             Controller::Nobody { .. } => {
-                let left = instance.run_left()?;
-                instance.renew(left)?;
+                let left = instance.control().run_left()?;
+                instance.control().renew(left)?;
                 left.is_zero()
             }
         };

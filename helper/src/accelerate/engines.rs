@@ -13,7 +13,6 @@ use crate::accel::instance::{Instance, Start};
 use crate::accel::mechanism::Mechanism;
 use crate::accel::meeting;
 use crate::accel::pins::Pins;
-use crate::accel::shared::field;
 use crate::accel::stop::summary;
 use crate::session::{Coded, Session};
 use crate::short::{Worker, pins as short};
@@ -125,7 +124,7 @@ fn start_socket(session: &mut Session, pins: &Pins, request: &AccelerateRequest,
             ),
         ));
     }
-    instance.control.set(0, field!(selective), u32::from(request.via == Via::Auto && !is_sound));
+    instance.control().set_selective(request.via == Via::Auto && !is_sound);
     meeting::attach(&instance, chosen.pods())?;
     for pod in chosen.pods() {
         instance.meet_live(pod)?;
