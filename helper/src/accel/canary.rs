@@ -7,12 +7,14 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use sockpath_bpf::accel::types::accel_state;
 use sockpath_protocol::accel::Canary;
 
-use super::connections;
-use super::instance::{Instance, LEARN_READS};
-use super::private::{close, connected_pair, exchange, in_private_netns};
+use super::connection::PROFILE_READS;
+use super::insertion;
+use super::instance::Instance;
+use super::known::{self, known};
+use super::pairing;
+use super::private::{connected_pair, exchange, in_private_netns};
 
 /// The self-test that decides whether programs that may ask FIONREAD are left alone.
 const FIONREAD_TCP: &str = "fionread-tcp";
@@ -41,8 +43,8 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     instance.control().set_fionread_lies(lies);
     let Ground { writer, reader, .. } = ground;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
-    for known in connections::known(instance) {
-        instance.ends.forget_traffic(known.slot);
+    for socket in known(instance) {
+        instance.ends.forget_traffic(socket.slot);
     }
     // One that stays known longer is forgotten like any other that is gone.
     let _in_time = close(instance, [writer, reader], PATIENCE)?;
@@ -50,6 +52,27 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     instance.control().set_leave_blocking(leave_blocking);
     instance.control().end_epoch();
     Ok(canaries)
+}
+
+/// Closes both ends by reset and waits until the instance has forgotten them. Says whether it has within `patience`: the kernel frees
+/// closed sockets a little later (an RCU grace period and a work item of the sockmap).
+pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> Result<bool> {
+    for stream in &ends {
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once).context("cannot set SO_LINGER")?;
+    }
+    drop(ends);
+    let until = Instant::now() + patience;
+    loop {
+        instance.look()?;
+        if known(instance).is_empty() {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 impl<'a> Ground<'a> {
@@ -62,18 +85,18 @@ impl<'a> Ground<'a> {
         for stream in [&writer, &reader] {
             stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
         }
-        for _ in 0..=LEARN_READS {
+        for _ in 0..=PROFILE_READS {
             exchange(&mut writer, &mut reader)?;
             exchange(&mut reader, &mut writer)?;
         }
-        connections::pair(instance);
-        if connections::enrol(instance, &connections::known(instance))? != 1 {
+        pairing::pair(instance);
+        if insertion::insert_ready(instance, &known(instance))? != 1 {
             bail!("the kernel did not take two private sockets into a sockmap");
         }
         let port = writer.local_addr().context("a socket without an address")?.port();
-        let slot = connections::known(instance)
+        let slot = known(instance)
             .into_iter()
-            .find(|k| instance.ends.get(k.slot).is_some_and(|end| end.lport.get() == port) && k.end.state == accel_state::ACCEL_ENROLLED)
+            .find(|k| instance.ends.get(k.slot).is_some_and(|end| end.lport.get() == port) && k.end.is_in())
             .context("a private socket is not known")?
             .slot;
         Ok(Self { instance, writer, reader, slot })
@@ -138,7 +161,7 @@ impl<'a> Ground<'a> {
             std::thread::yield_now();
             told = self.unread();
         }
-        let shows_something = self.redirected() == before && connections::enrolled(self.instance) == 2;
+        let shows_something = self.redirected() == before && known::inserted(self.instance) == 2;
         let right = self.take(b"hello")? && told == 5 && shows_something;
         Ok(canary(
             FIONREAD_TCP,

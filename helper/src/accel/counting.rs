@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::connections::{self, Known};
+use super::connection::is_undecided;
 use super::instance::Instance;
+use super::known::{Known, peer_of};
 use super::links;
 use super::pins::take_away;
 
@@ -138,7 +139,7 @@ impl Counting {
         for k in all {
             let now = (k.end.cookie, k.end.reads);
             let before = std::mem::replace(&mut self.before[k.slot], now);
-            worth |= before.0 != now.0 || (before.1 != now.1 && connections::is_undecided(all, k));
+            worth |= before.0 != now.0 || (before.1 != now.1 && peer_of(all, k).is_some_and(|peer| is_undecided([&k.end, &peer.end])));
         }
         worth
     }
@@ -148,10 +149,13 @@ impl Counting {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use super::super::instance::Start;
+    use super::super::insertion;
+    use super::super::known::known;
     use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
+    use super::super::pairing;
     use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::start::Start;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -166,15 +170,14 @@ mod tests {
                 instance.meet_live_here()?;
                 Ok(pair)
             })?;
-            connections::pair(&instance);
+            pairing::pair(&instance);
             // Those that were open before are candidates from the start, read or not: these shall not be.
-            for k in connections::known(&instance) {
+            for k in known(&instance) {
                 instance.ends.forget_flags(k.slot);
             }
             let mut observation = Observation::new(&instance);
-            let sum = |count: fn(&Slot) -> u64| -> u64 {
-                connections::known(&instance).iter().filter_map(|k| instance.ends.get(k.slot)).map(count).sum()
-            };
+            let sum =
+                |count: fn(&Slot) -> u64| -> u64 { known(&instance).iter().filter_map(|k| instance.ends.get(k.slot)).map(count).sum() };
             exchange(&mut one, &mut other)?;
             assert_eq!(sum(|end| end.reads.get()), 1);
 
@@ -192,7 +195,7 @@ mod tests {
                     let until = Instant::now() + PATIENCE;
                     while goes_on(&instance) {
                         assert!(Instant::now() < until, "a count of others goes on");
-                        observation.adjust(&connections::known(&instance))?;
+                        observation.adjust(&known(&instance))?;
                     }
                     exchange(&mut one, &mut other)?;
                     exchange(&mut other, &mut one)?;
@@ -203,8 +206,8 @@ mod tests {
                         assert!(Instant::now() < until, "a pair that talks is not accelerated");
                         exchange(&mut one, &mut other)?;
                         exchange(&mut other, &mut one)?;
-                        observation.adjust(&connections::known(&instance))?;
-                        connections::enrol(&instance, &connections::known(&instance))?;
+                        observation.adjust(&known(&instance))?;
+                        insertion::insert_ready(&instance, &known(&instance))?;
                     }
                     anyhow::Ok(())
                 })();

@@ -2,68 +2,32 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
-use sockpath_bpf::accel::OpenAccelSkel;
-use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder};
+use sockpath_bpf::accel::types::{accel_end, accel_holder};
 use sockpath_kernel::shared::Mapped;
 
-use super::calibrate;
 use super::calls::{self, Attachment};
-use super::counting;
 use super::holders;
-use super::kernel;
 use super::links::{pinned, read_iterator, run_iterator, run_program};
-use super::mechanism::{self, Loaded, Mechanism, Mechanisms};
-use super::meeting;
+use super::mechanism::{Mechanism, Mechanisms};
 use super::memory::control;
 use super::memory::ends::{Ends, Socket};
 use super::memory::layout::{Control, Slot};
-use super::memory::sleeper::Sleeper;
-use super::namespaces::{self, Namespaces};
+use super::namespaces::Namespaces;
 use super::pins::Pins;
 use crate::node::{FoundPod, Netns};
-use crate::switches;
 use crate::trace::netns::{inside, inside_each};
 
-/// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
-/// and reader share a CPU.
-const BUDGET: u32 = 4 << 20;
-
-/// Observed receive calls that have to be seen on a socket before bytes go to it directly.
-pub const LEARN_READS: u32 = 4;
-
 /// Pin of the iterator over open files.
-const HOLDERS: &str = "holders";
+pub const HOLDERS: &str = "holders";
 
 /// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
 const LOOK_SLOTS: u32 = 1024;
-
-/// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
-/// them has to be told from one that never does.
-const LEARN_POLLS: u32 = 32;
-
-/// How an instance is started.
-#[derive(Debug)]
-pub struct Start<'a> {
-    /// Who starts it.
-    pub owner: &'a str,
-    /// How long it lasts when nobody renews it: the lease is not longer than `LEASE`, a detached run ends after this time.
-    pub lease: Duration,
-    /// Whether readers that sleep in their receive call are left alone.
-    pub leave_blocking_readers: bool,
-    /// Whether it outlives its session.
-    pub detached: bool,
-    /// Mechanisms that are not tried: tests show that the rest does without.
-    pub without: &'a [Mechanism],
-}
 
 /// A running (or left over) acceleration.
 #[derive(Debug)]
@@ -102,89 +66,10 @@ impl Instance {
         Self::of(pins, control, None).map(Some)
     }
 
-    fn of(pins: &Pins, control: Mapped<Control>, mechanisms: Option<Mechanisms>) -> Result<Self> {
+    pub(super) fn of(pins: &Pins, control: Mapped<Control>, mechanisms: Option<Mechanisms>) -> Result<Self> {
         let ends = Ends::open(&pins.path("ends"))?;
         let namespaces = Namespaces::open(pins, ends.len())?;
         Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), mechanisms })
-    }
-
-    /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
-    /// interrupted start, which has enrolled nothing.
-    pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
-        let mut storage = [const { MaybeUninit::uninit() }; 3];
-        let Loaded { mut skel, mechanisms, at_functions } =
-            mechanism::load(&mut storage, kernel::require()?, start.without, apply_switches)?;
-
-        skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
-        skel.maps.socks.pin(pins.path("socks"))?;
-        skel.maps.conns.pin(pins.path("conns"))?;
-        skel.maps.slots.pin(pins.path("slots"))?;
-        skel.maps.ends.pin(pins.path("ends"))?;
-        skel.maps.peculiar.pin(pins.path("peculiar"))?;
-        skel.maps.doorbell.pin(pins.path("doorbell"))?;
-        skel.maps.calls.pin(pins.path(counting::CALLS))?;
-        skel.progs.look.pin(pins.path("look"))?;
-        skel.progs.insert.pin(pins.path("insert"))?;
-        let none = libbpf_rs::IterOpts::None;
-        skel.progs
-            .meet_live
-            .attach_iter_with_opts(none)
-            .context("cannot make the iterator over TCP sockets")?
-            .pin(pins.path("meet_live"))?;
-        skel.progs
-            .rearm
-            .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-            .context("cannot make the iterator over readers")?
-            .pin(pins.path("rearm"))?;
-        if mechanisms.has(Mechanism::OpenFiles) {
-            skel.progs
-                .holders
-                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-                .context("cannot make the iterator over open files")?
-                .pin(pins.path(HOLDERS))?;
-        }
-        skel.progs.received.pin(pins.path(counting::RECEIVED))?;
-        skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
-        for mut program in skel.object_mut().progs_mut() {
-            let name = program.name().to_string_lossy().into_owned();
-            if at_functions.has(&name) {
-                program.pin(pins.path(&name))?;
-            }
-        }
-        skel.progs.sent.pin(pins.path("sent"))?;
-        skel.progs.arrived.pin(pins.path("arrived"))?;
-        skel.progs.established.pin(pins.path(meeting::PROGRAM))?;
-        skel.maps.namespaces.pin(pins.path(namespaces::NAMESPACES))?;
-        skel.maps.shares.pin(pins.path(namespaces::SHARES))?;
-        skel.maps.programs.pin(pins.path("programs"))?;
-        let stack = {
-            let link = skel
-                .progs
-                .show_sleeper
-                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-                .context("cannot make the iterator over sleepers")?;
-            calibrate::measure(link.as_fd().as_raw_fd(), &Sleeper::of(&skel.maps.sleeper)?)?
-        };
-        let control = control::of(&skel.maps.control)?;
-        let initial = accel_control {
-            budget: BUDGET,
-            learn_reads: if switches::without_order_gate() { 0 } else { LEARN_READS },
-            learn_polls: if switches::without_order_gate() { 0 } else { LEARN_POLLS },
-            detached: u32::from(start.detached),
-            leave_blocking: u32::from(start.leave_blocking_readers),
-            wake_function: stack.wake_function,
-            poll_function: stack.poll_function,
-            epoll_function: stack.epoll_function,
-            frame_offset: stack.frame_offset,
-            native_from: stack.native.clone().map(|r| r.start),
-            native_to: stack.native.map(|r| r.end),
-            ..Default::default()
-        };
-        control.first().begin(&initial, start.owner, start.lease)?;
-        let instance = Self::of(pins, control, Some(mechanisms))?;
-        counting::begin(&instance)?;
-        skel.maps.control.pin(pins.path("control"))?;
-        Ok(instance)
     }
 
     /// What controls the programs.
@@ -250,8 +135,11 @@ impl Instance {
             .with_context(|| format!("cannot look at the sockets of {}", netns.path.display()))
     }
 
-    /// Sockets on which peculiar calls were observed, and which; by cookie. Empty when there are no new ones.
-    pub fn peculiar(&self) -> Result<HashMap<u64, u32>> {
+    /// Sockets on which unsupported calls were observed, and which; by cookie. Empty when there are no new ones.
+    ///
+    /// # Errors
+    /// When the map of such calls cannot be read.
+    pub fn unsupported_calls(&self) -> Result<HashMap<u64, u32>> {
         let count = self.control().peculiar.get();
         if self.peculiar_seen.swap(count, Ordering::Relaxed) == count {
             return Ok(HashMap::new());
@@ -383,18 +271,6 @@ impl Instance {
     pub fn used(&self) -> usize {
         (self.control().fresh.get() as usize).min(self.ends.len())
     }
-}
-
-/// Applies test switches to programs before they are loaded.
-fn apply_switches(open: &mut OpenAccelSkel<'_>) {
-    #[cfg(feature = "test-switches")]
-    if switches::without_order_gate()
-        && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
-    {
-        rodata.no_order_gate = true;
-    }
-    #[cfg(not(feature = "test-switches"))]
-    let _ = open;
 }
 
 /// Whether what is pinned has the layout of this version.

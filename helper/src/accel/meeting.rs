@@ -84,9 +84,9 @@ mod tests {
     use anyhow::Context;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
-    use super::super::connections;
-    use super::super::instance::Start;
+    use super::super::known::known;
     use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
+    use super::super::start::Start;
     use super::*;
     use crate::node::{Hierarchies, Netns};
 
@@ -122,10 +122,10 @@ mod tests {
             let pod = FoundPod { netns, cgroup, processes: Vec::new() };
             attach(&instance, std::slice::from_ref(&pod))?;
             let ordinary = talk_in(&pod.netns)?;
-            assert_eq!(connections::known(&instance).len(), 2, "ordinary sockets are tracked");
+            assert_eq!(known(&instance).len(), 2, "ordinary sockets are tracked");
             let repaired = crate::trace::netns::inside(&pod.netns.file, repaired_pair)?;
             instance.meet_live(&pod)?;
-            assert_eq!(connections::known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
+            assert_eq!(known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
             drop((ordinary, repaired));
             Ok(())
         });
@@ -149,21 +149,21 @@ mod tests {
             let greedy = talk_in(&pods[0].netns)?;
             instance.control().pretend(all / 2, 2);
             let more = talk_in(&pods[0].netns)?;
-            assert_eq!(connections::known(&instance).len(), 2, "a pod got more than its share");
+            assert_eq!(known(&instance).len(), 2, "a pod got more than its share");
             let modest = talk_in(&pods[1].netns)?;
-            assert_eq!(connections::known(&instance).len(), 4, "a pod did not get its share");
+            assert_eq!(known(&instance).len(), 4, "a pod did not get its share");
             let refused: Vec<u32> = instance.namespaces.open_shares().iter().map(|(_, share)| share.refused).collect();
             assert_eq!(refused, [2, 0]);
 
             // What is over is free again.
             drop((greedy, more));
             let until = Instant::now() + Duration::from_secs(5);
-            while connections::known(&instance).len() > 2 {
+            while known(&instance).len() > 2 {
                 assert!(Instant::now() < until, "slots of closed sockets are not freed");
                 instance.look()?;
             }
             let again = talk_in(&pods[0].netns)?;
-            assert_eq!(connections::known(&instance).len(), 4);
+            assert_eq!(known(&instance).len(), 4);
             drop((modest, again));
             Ok(())
         });
@@ -180,8 +180,7 @@ mod tests {
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
             let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
             let ports = || {
-                let mut ports: Vec<u16> =
-                    connections::known(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
+                let mut ports: Vec<u16> = known(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
                 ports.sort_unstable();
                 ports
             };

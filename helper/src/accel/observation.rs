@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_flag, accel_state};
+use sockpath_bpf::accel::types::accel_flag;
 
 use super::calls::{Attachment, TRACEPOINT_LINGER};
-use super::connections::{Known, Lesson, peer_of};
 use super::counting::Counting;
 use super::instance::Instance;
+use super::known::{self, Known, peer_of};
 
 /// One of them, attached or not.
 #[derive(Debug)]
@@ -80,15 +80,15 @@ impl<'a> Observation<'a> {
     /// must never count.
     pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
         let instance = self.instance;
-        let lesson = Lesson::of(instance);
+        let profiling = known::profiling(instance.control());
         let (mut calls, mut learning, mut sleepers) = (false, false, false);
         for k in all {
-            let candidate = peer_of(all, k).is_some_and(|peer| lesson.is_candidate(k, peer));
-            let enrolled = k.end.state == accel_state::ACCEL_ENROLLED;
-            calls |= candidate || enrolled;
-            let learns = candidate || (enrolled && !lesson.is_learned(k));
+            let candidate = peer_of(all, k).is_some_and(|peer| profiling.is_candidate([&k.end, &peer.end]));
+            let inserted = k.end.is_in();
+            calls |= candidate || inserted;
+            let learns = candidate || (inserted && !profiling.is_profiled(&k.end));
             learning |= learns;
-            sleepers |= learns && k.has(accel_flag::ACCEL_MAY_SLEEP);
+            sleepers |= learns && k.end.has(accel_flag::ACCEL_MAY_SLEEP);
         }
         // One time for all: who learns needs calls, so these can never go before the lesson has ended.
         let now = Instant::now();
@@ -120,9 +120,12 @@ impl Drop for Observation<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connections;
-    use super::super::instance::{LEARN_READS, Start};
+    use super::super::connection::PROFILE_READS;
+    use super::super::insertion;
+    use super::super::known::known;
+    use super::super::pairing;
     use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::start::Start;
     use super::*;
 
     #[test]
@@ -143,20 +146,20 @@ mod tests {
                 }
                 anyhow::Ok(())
             };
-            let enrol = || connections::enrol(&instance, &connections::known(&instance));
-            connections::pair(&instance);
+            let insert = || insertion::insert_ready(&instance, &known(&instance));
+            pairing::pair(&instance);
 
             let mut before = Observation::new(&instance);
-            before.adjust(&connections::known(&instance))?;
-            talk(LEARN_READS - 1)?;
+            before.adjust(&known(&instance))?;
+            talk(PROFILE_READS - 1)?;
             drop(before);
-            talk(LEARN_READS)?;
+            talk(PROFILE_READS)?;
             let mut after = Observation::new(&instance);
-            after.adjust(&connections::known(&instance))?;
-            talk(LEARN_READS - 1)?;
-            assert_eq!(enrol()?, 0, "reads from before, or that nobody observed, counted");
+            after.adjust(&known(&instance))?;
+            talk(PROFILE_READS - 1)?;
+            assert_eq!(insert()?, 0, "reads from before, or that nobody observed, counted");
             talk(1)?;
-            assert_eq!(enrol()?, 1);
+            assert_eq!(insert()?, 1);
             Ok(())
         })
     }

@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_end, accel_flag};
 
-use super::connections::Known;
 use super::instance::Instance;
+use super::known::Known;
 use super::proven::Proven;
 
 /// How a program is recognised.

@@ -10,10 +10,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay, accel_state};
+use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay};
 
-use super::connections::{Known, peer_of};
 use super::instance::Instance;
+use super::known::{Known, peer_of};
 
 /// How long redirects that are under way may take to arrive. Longer than that the accounts are wrong (bytes were taken that no
 /// receive call was seen to take), and what is in hand goes out as it is.
@@ -24,7 +24,7 @@ const DELIVERY: Duration = Duration::from_secs(5);
 
 /// Helps all readers of `all` that splice and have redirected bytes unread.
 pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
-    let splices = |k: &&Known| k.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.state == accel_state::ACCEL_ENROLLED;
+    let splices = |k: &&Known| k.end.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.is_in();
     let mut readers: Vec<&Known> = all.iter().filter(splices).collect();
     if readers.is_empty() {
         return Ok(());

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sockpath_protocol::accel::AccelSummary;
 
-use super::connections;
 use super::instance::Instance;
+use super::known::{self, known};
 use super::relay;
 use super::report::{PodNames, Snapshot};
 use crate::node::{self, FoundPod};
@@ -22,9 +22,9 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     loop {
         instance.ends.order_all_out(instance.used());
         instance.look()?;
-        relay::recover(instance, &connections::known(instance))?;
+        relay::recover(instance, &known(instance))?;
         rearm(instance, pods)?;
-        if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
+        if known::inserted(instance) == 0 || Instant::now() >= deadline {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -56,11 +56,11 @@ pub fn rearm(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 
 /// What it achieved so far.
 pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
-    let snapshot = Snapshot { instance, all: &connections::known(instance), pods: &PodNames::default(), dry: false };
+    let snapshot = Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false };
     Ok(AccelSummary {
         totals: snapshot.totals(),
         ran_ms: u64::try_from(instance.control().ran()?.as_millis()).unwrap_or(u64::MAX),
-        left_enrolled: if detached { 0 } else { connections::enrolled(instance) },
+        left_enrolled: if detached { 0 } else { known::inserted(instance) },
         detached,
         stopped_by: None,
     })

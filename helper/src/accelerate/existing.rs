@@ -6,8 +6,8 @@ use anyhow::Result;
 use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot};
 
 use super::merge;
-use crate::accel::connections;
 use crate::accel::instance::Instance;
+use crate::accel::known::known;
 use crate::accel::pins::Pins;
 use crate::accel::report::{PodNames, Snapshot};
 use crate::accel::stop::{self, LOOK_AGAIN};
@@ -111,7 +111,7 @@ impl Existing {
         let socket = self
             .instance
             .as_ref()
-            .map(|instance| Snapshot { instance, all: &connections::known(instance), pods: &PodNames::default(), dry: false }.collect());
+            .map(|instance| Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false }.collect());
         match (socket, self.short.is_empty()) {
             (Some(socket), true) => Ok(socket),
             (Some(socket), false) => Ok(merge::snapshots(socket, short::snapshot(&self.short)?)),

@@ -6,6 +6,8 @@ use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_order, accel_pass, accel_relay, accel_state};
 use sockpath_kernel::shared::Mapped;
 
+use super::super::connection::NONE;
+use super::super::decide::Action;
 use super::layout::Slot;
 use super::map;
 
@@ -68,21 +70,32 @@ impl Ends {
         }
     }
 
-    /// Orders both ends into the map. The next insertion carries it out.
-    pub fn order_in(&self, ends: [Socket; 2]) {
-        ends.into_iter().for_each(|end| self.order(end, accel_order::ACCEL_ENROL));
+    /// Carries out what was decided of a connection. The next look takes out what is ordered out, and the next insertion puts in what is
+    /// ordered in.
+    pub fn apply(&self, ends: [Socket; 2], action: Action) {
+        match action {
+            Action::OrderIn => ends.into_iter().for_each(|end| self.order(end, accel_order::ACCEL_ENROL)),
+            Action::OrderOut(why) => {
+                self.both(ends).for_each(|slot| slot.left.set(why));
+                self.take_out(ends);
+            }
+            Action::TakeBack => self.take_out(ends),
+            Action::KeepOut(why) => self.both(ends).for_each(|slot| slot.left.set(why)),
+            Action::Release => self.both(ends).for_each(|slot| slot.hold.set(0)),
+            Action::LetBack => self.both(ends).for_each(|slot| {
+                // While it was out its sends may not have been observed.
+                slot.learned.set(0);
+                slot.polled.set(0);
+                slot.left.set(NONE);
+                slot.result.set(0);
+            }),
+        }
     }
 
-    /// Begins to take a connection out of the map: from now on it goes by TCP, and leaves when nothing can be lost.
-    pub fn order_out(&self, ends: [Socket; 2], why: accel_pass) {
-        self.keep_out(ends, why);
+    /// From now on it goes by TCP, and leaves when nothing can be lost.
+    fn take_out(&self, ends: [Socket; 2]) {
         self.both(ends).for_each(|slot| slot.hold.set(1));
-        ends.into_iter().for_each(|end| self.order_end_out(end));
-    }
-
-    /// Orders one end out of the map.
-    pub fn order_end_out(&self, end: Socket) {
-        self.order(end, accel_order::ACCEL_REMOVE);
+        ends.into_iter().for_each(|end| self.order(end, accel_order::ACCEL_REMOVE));
     }
 
     /// Orders everything in the first `used` slots out of the map.
@@ -91,14 +104,9 @@ impl Ends {
             if let Some(end) = self.get(slot)
                 && end.state.get() == accel_state::ACCEL_ENROLLED
             {
-                self.order_end_out(Socket { slot, cookie: end.cookie.get() });
+                self.order(Socket { slot, cookie: end.cookie.get() }, accel_order::ACCEL_REMOVE);
             }
         }
-    }
-
-    /// Keeps a connection that is not in the map out of it.
-    pub fn keep_out(&self, ends: [Socket; 2], why: accel_pass) {
-        self.both(ends).for_each(|slot| slot.left.set(why));
     }
 
     /// Notes of a socket without a peer why it has none.
@@ -106,20 +114,6 @@ impl Ends {
         if let Some(slot) = self.of(end) {
             slot.left.set(why);
         }
-    }
-
-    /// Ends the hold of a connection that is out.
-    pub fn release(&self, ends: [Socket; 2]) {
-        self.both(ends).for_each(|slot| slot.hold.set(0));
-    }
-
-    /// Lets a connection that has left come back when its readers have been profiled afresh: while it was out its sends may not have
-    /// been observed.
-    pub fn let_back(&self, ends: [Socket; 2]) {
-        self.both(ends).for_each(|slot| slot.learned.set(0));
-        self.both(ends).for_each(|slot| slot.polled.set(0));
-        self.both(ends).for_each(|slot| slot.left.set(accel_pass(0)));
-        self.both(ends).for_each(|slot| slot.result.set(0));
     }
 
     /// Whether this slot waits for its insertion.
@@ -132,7 +126,10 @@ impl Ends {
         for slot in slots.filter(|&slot| self.is_ordered_in(slot)) {
             if let Some(end) = self.get(slot) {
                 end.order.set(accel_order::ACCEL_NOTHING);
-                end.result.set(-libc::ESRCH);
+                // The slot may be another's since the order.
+                if end.ordered.get() == end.cookie.get() {
+                    end.result.set(-libc::ESRCH);
+                }
             }
         }
     }
@@ -189,3 +186,6 @@ impl Ends {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
