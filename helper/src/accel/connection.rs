@@ -1,5 +1,7 @@
 //! A connection between two tracked sockets: what is known of its ends, and where it stands. Pure.
 
+use std::ops::BitOrAssign;
+
 use sockpath_bpf::accel::types::{accel_flag, accel_pass, accel_state};
 
 /// Observed receive calls that have to be seen on a socket before bytes go to it directly.
@@ -176,6 +178,25 @@ fn bytes_per_turn(ends: [&End; 2]) -> u64 {
     (ends[0].taken + ends[1].taken) / turns(ends).max(1)
 }
 
+/// What has to be observed at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Calls that redirected bytes would break.
+    pub calls: bool,
+    /// Sends: readers are profiled, so that an observation epoch goes on.
+    pub sends: bool,
+    /// Data that arrives: of a reader that is profiled the calls may sleep.
+    pub arrivals: bool,
+}
+
+impl BitOrAssign for Needs {
+    fn bitor_assign(&mut self, other: Self) {
+        self.calls |= other.calls;
+        self.sends |= other.sends;
+        self.arrivals |= other.arrivals;
+    }
+}
+
 /// What has to be observed of a connection before it goes into the map.
 #[derive(Debug, Clone, Copy)]
 pub struct Profiling {
@@ -213,8 +234,18 @@ impl Profiling {
             && (!end.has(accel_flag::ACCEL_MAY_SLEEP) || end.polled >= self.polls)
     }
 
+    /// What has to be observed because of this end.
+    pub fn needs(&self, end: &End, peer: Option<&End>) -> Needs {
+        let candidate = peer.is_some_and(|peer| self.is_candidate([end, peer]));
+        let sends = candidate || (end.is_in() && !self.is_profiled(end));
+        Needs { calls: candidate || end.is_in(), sends, arrivals: sends && end.has(accel_flag::ACCEL_MAY_SLEEP) }
+    }
+
     /// Whether this connection may go into the map.
     pub fn is_ready(&self, ends: [&End; 2]) -> bool {
         ends.iter().all(|end| end.is_fresh() && self.is_profiled(end)) && (self.takes_all() || converses(ends))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::accel_flag;
 
 use super::calls::{Attachment, TRACEPOINT_LINGER};
+use super::connection::Needs;
 use super::counting::Counting;
 use super::instance::Instance;
 use super::known::{self, Known, peer_of};
@@ -74,36 +74,31 @@ impl<'a> Observation<'a> {
         self.counting.due()
     }
 
-    /// Attaches who is needed and detaches who is not: receive calls are counted unless that is wasted ([`Counting`]), other calls are
-    /// observed when a pair is in the map or may go there, sends only while the readers of one are learned (the verdict sees those of
-    /// pairs in the map), and arriving data while it is learned of one of them whether its calls sleep. A lesson begins when all it needs is attached and ends before any of it goes: a call that nobody saw
-    /// must never count.
+    /// Attaches the observers that are needed and detaches the others: receive calls are counted unless that is wasted ([`Counting`]), other
+    /// calls are observed when a connection is in the map or may go there, sends only while the readers of one are profiled (the verdict
+    /// sees those of connections in the map), and arriving data while it is open whether calls of one of them sleep. An epoch begins when all
+    /// that it needs is attached, and ends before any of it is detached: a call that was not observed must never count.
     pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
         let instance = self.instance;
         let profiling = known::profiling(instance.control());
-        let (mut calls, mut learning, mut sleepers) = (false, false, false);
+        let mut needs = Needs::default();
         for k in all {
-            let candidate = peer_of(all, k).is_some_and(|peer| profiling.is_candidate([&k.end, &peer.end]));
-            let inserted = k.end.is_in();
-            calls |= candidate || inserted;
-            let learns = candidate || (inserted && !profiling.is_profiled(&k.end));
-            learning |= learns;
-            sleepers |= learns && k.end.has(accel_flag::ACCEL_MAY_SLEEP);
+            needs |= profiling.needs(&k.end, peer_of(all, k).map(|peer| &peer.end));
         }
-        // One time for all: who learns needs calls, so these can never go before the lesson has ended.
+        // One time for all: what needs sends needs calls, so these can never be detached before the epoch has ended.
         let now = Instant::now();
         let of_tracepoint = |_: &OwnedFd| TRACEPOINT_LINGER;
-        self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.control().observe_arrivals(false));
-        self.sends.release_unless(learning, now, of_tracepoint, || instance.control().end_epoch());
-        self.calls.release_unless(calls, now, Attachment::linger, || {});
-        self.counting.adjust(instance, all, calls)?;
-        self.calls.attach_if(calls, || instance.observe_calls())?;
-        self.sends.attach_if(learning, || {
+        self.arrivals.release_unless(needs.arrivals, now, of_tracepoint, || instance.control().observe_arrivals(false));
+        self.sends.release_unless(needs.sends, now, of_tracepoint, || instance.control().end_epoch());
+        self.calls.release_unless(needs.calls, now, Attachment::linger, || {});
+        self.counting.adjust(instance, all, needs.calls)?;
+        self.calls.attach_if(needs.calls, || instance.observe_calls())?;
+        self.sends.attach_if(needs.sends, || {
             let link = instance.observe_sends()?;
             instance.control().begin_epoch();
             Ok(link)
         })?;
-        self.arrivals.attach_if(sleepers, || {
+        self.arrivals.attach_if(needs.arrivals, || {
             let link = instance.observe_arrivals()?;
             instance.control().observe_arrivals(true);
             Ok(link)
