@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI8, AtomicI32, AtomicU16, AtomicU32, AtomicU64};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -14,6 +15,21 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 /// # Safety
 /// The type consists of atomics only, so that every bit pattern is valid and every access atomic, and has no padding that matters.
 pub unsafe trait Shared {}
+
+/// Declares atomics to be such.
+macro_rules! atomics {
+    ($($atomic:ty),*) => {
+        $(
+            // SAFETY: one atomic.
+            unsafe impl Shared for $atomic {}
+        )*
+    };
+}
+
+atomics!(AtomicI8, AtomicI32, AtomicU16, AtomicU32, AtomicU64);
+
+// SAFETY: nothing but elements that are such.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 
 /// The values of a BPF array map with BPF_F_MMAPABLE.
 #[derive(Debug)]
@@ -56,6 +72,13 @@ impl<T: Shared> Mapped<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// The first value, which each mapping has.
+    #[must_use]
+    pub fn first(&self) -> &T {
+        // SAFETY: as in `get`; a mapping of no values is not made (its length is not zero).
+        unsafe { self.start.cast::<T>().as_ref() }
     }
 
     /// The value of that number.

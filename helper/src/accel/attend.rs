@@ -13,16 +13,17 @@ use tokio::io::unix::AsyncFd;
 
 use super::burst::Bursts;
 use super::chosen::Chosen;
-use super::connections::{self, Known};
+use super::insertion;
 use super::instance::Instance;
+use super::known::{self, Known, known};
 use super::observation::Observation;
+use super::pairing;
 use super::programs::Programs;
 use super::proven::Proven;
 use super::relay;
-use super::review::Review;
-use super::shared::field;
 use super::stop::rearm;
-use super::suspension::{self, Suspension};
+use super::suspension;
+use super::upkeep::Upkeep;
 use crate::session::clock_ns;
 
 /// Time between two snapshots.
@@ -79,10 +80,10 @@ pub enum Command {
 
 /// All known sockets for a report, with what has been found out about them since the last one.
 pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<Known>> {
-    connections::note_peculiar(instance)?;
-    connections::pair(instance);
-    let mut all = connections::known(instance);
-    connections::note_elsewhere(instance, &mut all, |ip| chosen.is_elsewhere(ip));
+    pairing::note_unsupported(instance)?;
+    pairing::pair(instance);
+    let mut all = known(instance);
+    pairing::note_elsewhere(instance, &mut all, |ip| chosen.is_elsewhere(ip));
     Ok(all)
 }
 
@@ -135,8 +136,7 @@ impl Telling {
 struct Attendance<'a> {
     instance: &'a Instance,
     chosen: &'a mut Chosen,
-    review: Review,
-    suspension: Suspension,
+    upkeep: Upkeep,
     observation: Observation<'a>,
     bursts: Bursts,
     programs: Programs,
@@ -147,35 +147,35 @@ struct Attendance<'a> {
 impl Attendance<'_> {
     /// Answers the doorbell: sockets to pair and to enrol.
     fn pass(&mut self) -> Result<Found> {
-        self.instance.control.set(0, field!(rung), 0);
-        connections::pair(self.instance);
+        self.instance.control().answer_wakeup();
+        pairing::pair(self.instance);
         self.look_after()
     }
 
     /// Looks after the pairs in the map.
     fn look_after(&mut self) -> Result<Found> {
-        if connections::has_any_over(self.instance) {
+        if known::has_any_over(self.instance) {
             self.instance.look()?;
         }
         self.bursts.look(self.instance, self.chosen.pods())?;
-        connections::note_peculiar(self.instance)?;
-        let mut all = connections::known(self.instance);
+        pairing::note_unsupported(self.instance)?;
+        let mut all = known(self.instance);
         self.programs.judge(self.instance, &mut all)?;
         relay::recover(self.instance, &all)?;
-        self.review.look(self.instance, &all);
-        self.suspension.apply(self.instance);
-        connections::keep_apart(self.instance, &all, |netns| self.chosen.are_apart(netns));
-        connections::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
+        pairing::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
+        self.observation.adjust(&all)?;
+        // What was observed in an epoch that has ended by now does not count.
+        let profiling = known::profiling(self.instance.control());
+        let ready = self.upkeep.decide(self.instance, &all, &profiling, |netns| self.chosen.are_apart(netns));
         // Not as `all` has it: some have been ordered out since.
-        let leaving = all.iter().any(|k| self.instance.ends.read(k.slot, field!(hold)).is_some_and(|hold| hold != 0));
+        let leaving = all.iter().any(|k| self.instance.ends.get(k.slot).is_some_and(|end| end.hold.get() != 0));
         let spilled = all.iter().any(|k| k.end.spilled != 0);
         if leaving || spilled {
             self.instance.look()?;
             // Sockets that have just left the map, too.
             rearm(self.instance, self.chosen.pods())?;
         }
-        self.observation.adjust(&all)?;
-        connections::enrol(self.instance, &all)?;
+        insertion::insert(self.instance, &ready)?;
         let bypassing = all.iter().filter(|k| k.end.messages != 0).count();
         let moving = std::mem::replace(&mut self.bypassing, bypassing) != bypassing;
         Ok(Found { unsettled: leaving || spilled, moving })
@@ -198,12 +198,12 @@ impl Attendance<'_> {
             Command::End(_) => {}
             Command::Choose(request) => {
                 let change = self.chosen.change(self.instance, &request.pods, &request.elsewhere)?;
-                self.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
-                self.suspension.resume(&change.joined, accel_pass::ACCEL_UNCHOSEN);
+                self.upkeep.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
+                self.upkeep.suspension.resume(&change.joined, accel_pass::ACCEL_UNCHOSEN);
                 return Ok(change.warnings);
             }
-            Command::Pause(r) => self.suspension.pause(self.chosen.netns_of(names(&r.pods)), suspension::pass(r.reason)),
-            Command::Resume(r) => self.suspension.resume(&self.chosen.netns_of(names(&r.pods)), accel_pass::ACCEL_POLICY),
+            Command::Pause(r) => self.upkeep.suspension.pause(self.chosen.netns_of(names(&r.pods)), suspension::pass(r.reason)),
+            Command::Resume(r) => self.upkeep.suspension.resume(&self.chosen.netns_of(names(&r.pods)), accel_pass::ACCEL_POLICY),
         }
         Ok(Vec::new())
     }
@@ -221,7 +221,7 @@ pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl 
         return outcome;
     }
     // With the pins gone, any of their uses may have failed first.
-    let who = instance.stopped_by().unwrap_or_else(|| "another session".to_owned());
+    let who = instance.control().stopped_by().unwrap_or_else(|| "another session".to_owned());
     client.warn(format!("{who} has ended this acceleration with `stop` or `cleanup`"))?;
     Ok(outcome.unwrap_or(EndReason::Done))
 }
@@ -236,8 +236,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
     let mut attendance = Attendance {
         instance,
         chosen,
-        review: Review::default(),
-        suspension: Suspension::default(),
+        upkeep: Upkeep::default(),
         observation: Observation::new(instance),
         bursts: Bursts::new(instance),
         programs: Programs::new(proven),
@@ -267,7 +266,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                     return Ok(EndReason::Done);
                 }
                 let limited = attendance.chosen.netns_of(client.limited());
-                attendance.suspension.limit(limited);
+                attendance.upkeep.suspension.limit(limited);
             }
             ready = bell_fd.readable() => {
                 ready.context("cannot wait for the doorbell")?.clear_ready();

@@ -14,8 +14,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use sockpath_bpf::accel::types::accel_sleeper;
 
 use super::links::run_iterator;
+use super::memory::sleeper::Sleeper;
 use super::private::{connected_pair, in_private_netns};
-use super::shared::{SharedArray, field};
 
 /// How long our task may take to fall asleep.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,16 +39,16 @@ pub struct Stack {
 }
 
 /// Looks at sockets of ours on which a task sleeps, or polls; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
-pub fn measure(link: RawFd, sleeper: &SharedArray<accel_sleeper>) -> Result<Stack> {
+pub fn measure(link: RawFd, sleeper: &Sleeper) -> Result<Stack> {
     let first_waiter = |what: &str| -> Result<accel_sleeper> {
         let until = Instant::now() + PATIENCE;
-        sleeper.set(0, field!(wake_function), 0);
+        sleeper.clear();
         loop {
             run_iterator(link)?;
-            match sleeper.get(0) {
-                Some(s) if s.wake_function != 0 => return Ok(s),
-                _ if Instant::now() > until => bail!("a task that waits in {what} for a socket was not seen to"),
-                _ => std::thread::yield_now(),
+            match sleeper.seen() {
+                Some(seen) => return Ok(seen),
+                None if Instant::now() > until => bail!("a task that waits in {what} for a socket was not seen to"),
+                None => std::thread::yield_now(),
             }
         }
     };

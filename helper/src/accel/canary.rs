@@ -7,13 +7,14 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use sockpath_bpf::accel::types::accel_state;
 use sockpath_protocol::accel::Canary;
 
-use super::connections;
-use super::instance::{Instance, LEARN_READS};
-use super::private::{close, connected_pair, exchange, in_private_netns};
-use super::shared::field;
+use super::connection::PROFILE_READS;
+use super::insertion;
+use super::instance::Instance;
+use super::known::{self, known};
+use super::pairing;
+use super::private::{connected_pair, exchange, in_private_netns};
 
 /// The self-test that decides whether programs that may ask FIONREAD are left alone.
 const FIONREAD_TCP: &str = "fionread-tcp";
@@ -33,27 +34,45 @@ struct Ground<'a> {
 /// Runs all of them; nothing else may be known to the instance yet.
 pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
-    instance.begin_lesson();
-    let leave_blocking = instance.control.read(0, field!(leave_blocking)).unwrap_or(1);
-    instance.control.set(0, field!(leave_blocking), 0);
+    instance.control().begin_epoch();
+    let leave_blocking = instance.control().set_leave_blocking(0);
     let mut ground = Ground::prepare(instance)?;
     let canaries =
         vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
     let lies = canaries.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
-    instance.control.set(0, field!(fionread_lies), u32::from(lies));
+    instance.control().set_fionread_lies(lies);
     let Ground { writer, reader, .. } = ground;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
-    for known in connections::known(instance) {
-        instance.ends.set(known.slot, field!(messages), 0);
-        instance.ends.set(known.slot, field!(bytes), 0);
-        instance.ends.set(known.slot, field!(passes), Default::default());
+    for socket in known(instance) {
+        instance.ends.forget_traffic(socket.slot);
     }
     // One that stays known longer is forgotten like any other that is gone.
     let _in_time = close(instance, [writer, reader], PATIENCE)?;
-    instance.forget_totals();
-    instance.control.set(0, field!(leave_blocking), leave_blocking);
-    instance.end_lesson();
+    instance.control().forget_totals();
+    instance.control().set_leave_blocking(leave_blocking);
+    instance.control().end_epoch();
     Ok(canaries)
+}
+
+/// Closes both ends by reset and waits until the instance has forgotten them. Says whether it has within `patience`: the kernel frees
+/// closed sockets a little later (an RCU grace period and a work item of the sockmap).
+pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> Result<bool> {
+    for stream in &ends {
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once).context("cannot set SO_LINGER")?;
+    }
+    drop(ends);
+    let until = Instant::now() + patience;
+    loop {
+        instance.look()?;
+        if known(instance).is_empty() {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 impl<'a> Ground<'a> {
@@ -66,29 +85,29 @@ impl<'a> Ground<'a> {
         for stream in [&writer, &reader] {
             stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
         }
-        for _ in 0..=LEARN_READS {
+        for _ in 0..=PROFILE_READS {
             exchange(&mut writer, &mut reader)?;
             exchange(&mut reader, &mut writer)?;
         }
-        connections::pair(instance);
-        if connections::enrol(instance, &connections::known(instance))? != 1 {
+        pairing::pair(instance);
+        if insertion::insert_ready(instance, &known(instance))? != 1 {
             bail!("the kernel did not take two private sockets into a sockmap");
         }
         let port = writer.local_addr().context("a socket without an address")?.port();
-        let slot = connections::known(instance)
+        let slot = known(instance)
             .into_iter()
-            .find(|k| instance.ends.read(k.slot, field!(lport)) == Some(port) && k.end.state == accel_state::ACCEL_ENROLLED)
+            .find(|k| instance.ends.get(k.slot).is_some_and(|end| end.lport.get() == port) && k.end.is_in())
             .context("a private socket is not known")?
             .slot;
         Ok(Self { instance, writer, reader, slot })
     }
 
     fn redirected(&self) -> u64 {
-        self.instance.ends.read(self.slot, field!(messages)).unwrap_or(0)
+        self.instance.ends.get(self.slot).map_or(0, |end| end.messages.get())
     }
 
-    fn hold(&self, hold: u32) {
-        self.instance.ends.set(self.slot, field!(hold), hold);
+    fn force_tcp(&self, forced: bool) {
+        self.instance.ends.force_tcp(self.slot, forced);
     }
 
     fn take(&mut self, expected: &[u8]) -> Result<bool> {
@@ -114,9 +133,9 @@ impl<'a> Ground<'a> {
 
     /// TCP bytes are unread when the next message could be redirected: it must not overtake them.
     fn order(&mut self) -> Result<Canary> {
-        self.hold(1);
+        self.force_tcp(true);
         self.writer.write_all(b"first ").context("cannot write to a private socket")?;
-        self.hold(0);
+        self.force_tcp(false);
         self.writer.write_all(b"second").context("cannot write to a private socket")?;
         let right = self.take(b"first second")?;
         Ok(canary("order", right, true, if right { "bytes stay in order" } else { "bytes were reordered" }))
@@ -133,16 +152,16 @@ impl<'a> Ground<'a> {
     /// Passes only if it was seen that the bytes went by TCP to a socket in the map: otherwise their number shows nothing.
     fn fionread_of_tcp(&mut self) -> Result<Canary> {
         let before = self.redirected();
-        self.hold(1);
+        self.force_tcp(true);
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
-        self.hold(0);
+        self.force_tcp(false);
         let until = Instant::now() + Duration::from_millis(50);
         let mut told = self.unread();
         while told != 5 && Instant::now() < until {
             std::thread::yield_now();
             told = self.unread();
         }
-        let shows_something = self.redirected() == before && connections::enrolled(self.instance) == 2;
+        let shows_something = self.redirected() == before && known::inserted(self.instance) == 2;
         let right = self.take(b"hello")? && told == 5 && shows_something;
         Ok(canary(
             FIONREAD_TCP,

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::connections::{self, Known};
+use super::connection::is_undecided;
 use super::instance::Instance;
+use super::known::{Known, peer_of};
 use super::links;
 use super::pins::take_away;
-use super::shared::field;
 
 /// The pinned program, and its pinned link while it is attached: a process that hands over leaves no gap.
 pub const RECEIVED: &str = "received";
@@ -41,16 +41,13 @@ pub fn begin(instance: &Instance) -> Result<()> {
     take_away(&path)?;
     let link = instance.attach_program(RECEIVED)?;
     links::pin(&link, &path)?;
-    // 0 means that there is none.
-    let number = instance.control.read(0, field!(counts)).unwrap_or(0).wrapping_add(1).max(1);
-    instance.control.set(0, field!(counts), number);
-    instance.control.set(0, field!(counting), number);
+    instance.control().begin_count();
     Ok(())
 }
 
 /// Ends it. What is read from now on nobody sees, which is said before.
 fn end(instance: &Instance) -> Result<()> {
-    instance.control.set(0, field!(counting), 0);
+    instance.control().end_count();
     take_away(&instance.pins().path(LINK)).map(drop)
 }
 
@@ -61,7 +58,7 @@ fn count_calls(instance: &Instance) -> Result<u64> {
 }
 
 fn goes_on(instance: &Instance) -> bool {
-    instance.control.read(0, field!(counting)) != Some(0)
+    instance.control().counting.get() != 0
 }
 
 /// How long the pause after this count is: between half of the average and half as much again, so that who reads at intervals of his own
@@ -111,7 +108,7 @@ impl Counting {
             let wasted = self.calls_per_second(instance, now)?;
             if now.duration_since(self.worth) >= QUIET && wasted.is_some_and(|rate| rate > WASTED) {
                 end(instance)?;
-                self.resumes = Some(now + pause_after(instance.control.read(0, field!(counts)).unwrap_or(0)));
+                self.resumes = Some(now + pause_after(instance.control().counts.get()));
             }
         } else if (worth || self.resumes.is_none_or(|at| at <= now)) && !instance.is_stopped() {
             // Somebody who ends the acceleration removes the pins.
@@ -142,7 +139,7 @@ impl Counting {
         for k in all {
             let now = (k.end.cookie, k.end.reads);
             let before = std::mem::replace(&mut self.before[k.slot], now);
-            worth |= before.0 != now.0 || (before.1 != now.1 && connections::is_undecided(all, k));
+            worth |= before.0 != now.0 || (before.1 != now.1 && peer_of(all, k).is_some_and(|peer| is_undecided([&k.end, &peer.end])));
         }
         worth
     }
@@ -152,11 +149,13 @@ impl Counting {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use sockpath_bpf::accel::types::accel_end;
-
-    use super::super::instance::Start;
+    use super::super::insertion;
+    use super::super::known::known;
+    use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
+    use super::super::pairing;
     use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::start::Start;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -171,17 +170,16 @@ mod tests {
                 instance.meet_live_here()?;
                 Ok(pair)
             })?;
-            connections::pair(&instance);
+            pairing::pair(&instance);
             // Those that were open before are candidates from the start, read or not: these shall not be.
-            for k in connections::known(&instance) {
-                instance.ends.set(k.slot, field!(flags), 0);
+            for k in known(&instance) {
+                instance.ends.forget_flags(k.slot);
             }
             let mut observation = Observation::new(&instance);
-            let sum = |field: fn(*mut accel_end) -> *mut u64| {
-                connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field)).sum::<u64>()
-            };
+            let sum =
+                |count: fn(&Slot) -> u64| -> u64 { known(&instance).iter().filter_map(|k| instance.ends.get(k.slot)).map(count).sum() };
             exchange(&mut one, &mut other)?;
-            assert_eq!(sum(field!(reads)), 1);
+            assert_eq!(sum(|end| end.reads.get()), 1);
 
             // Somebody whom nobody has chosen reads and reads.
             let (mut noisy, mut listener) = in_private_netns(connected_pair)?;
@@ -197,19 +195,19 @@ mod tests {
                     let until = Instant::now() + PATIENCE;
                     while goes_on(&instance) {
                         assert!(Instant::now() < until, "a count of others goes on");
-                        observation.adjust(&connections::known(&instance))?;
+                        observation.adjust(&known(&instance))?;
                     }
                     exchange(&mut one, &mut other)?;
                     exchange(&mut other, &mut one)?;
-                    assert_eq!(sum(field!(reads)), 1, "this was to be seen by nobody");
+                    assert_eq!(sum(|end| end.reads.get()), 1, "this was to be seen by nobody");
 
                     let until = Instant::now() + PATIENCE;
-                    while sum(field!(messages)) == 0 {
+                    while sum(|end| end.messages.get()) == 0 {
                         assert!(Instant::now() < until, "a pair that talks is not accelerated");
                         exchange(&mut one, &mut other)?;
                         exchange(&mut other, &mut one)?;
-                        observation.adjust(&connections::known(&instance))?;
-                        connections::enrol(&instance, &connections::known(&instance))?;
+                        observation.adjust(&known(&instance))?;
+                        insertion::insert_ready(&instance, &known(&instance))?;
                     }
                     anyhow::Ok(())
                 })();

@@ -2,74 +2,38 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
-use nix::time::ClockId;
-use sockpath_bpf::accel::OpenAccelSkel;
-use sockpath_bpf::accel::types::{accel_control, accel_end, accel_holder, accel_order};
+use sockpath_bpf::accel::types::{accel_end, accel_holder};
+use sockpath_kernel::shared::Mapped;
 
-use super::calibrate;
 use super::calls::{self, Attachment};
-use super::counting;
 use super::holders;
-use super::kernel;
 use super::links::{pinned, read_iterator, run_iterator, run_program};
-use super::mechanism::{self, Loaded, Mechanism, Mechanisms};
-use super::meeting;
-use super::namespaces::{self, Namespaces};
+use super::mechanism::{Mechanism, Mechanisms};
+use super::memory::control;
+use super::memory::ends::{Ends, Socket};
+use super::memory::layout::{Control, Slot};
+use super::namespaces::Namespaces;
 use super::pins::Pins;
-use super::shared::{Control, Ends, SharedArray, field};
-use crate::lease::{LEASE, is_late, left_until};
 use crate::node::{FoundPod, Netns};
-use crate::session::clock_ns;
-use crate::switches;
 use crate::trace::netns::{inside, inside_each};
 
-/// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer
-/// and reader share a CPU.
-const BUDGET: u32 = 4 << 20;
-
-/// Observed receive calls that have to be seen on a socket before bytes go to it directly.
-pub const LEARN_READS: u32 = 4;
-
 /// Pin of the iterator over open files.
-const HOLDERS: &str = "holders";
+pub const HOLDERS: &str = "holders";
 
 /// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
 const LOOK_SLOTS: u32 = 1024;
-
-/// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
-/// them has to be told from one that never does.
-const LEARN_POLLS: u32 = 32;
-
-/// How an instance is started.
-#[derive(Debug)]
-pub struct Start<'a> {
-    /// Who starts it.
-    pub owner: &'a str,
-    /// How long it lasts when nobody renews it: the lease is not longer than [`LEASE`], a detached run ends after this time.
-    pub lease: Duration,
-    /// Whether readers that sleep in their receive call are left alone.
-    pub leave_blocking_readers: bool,
-    /// Whether it outlives its session.
-    pub detached: bool,
-    /// Mechanisms that are not tried: tests show that the rest does without.
-    pub without: &'a [Mechanism],
-}
 
 /// A running (or left over) acceleration.
 #[derive(Debug)]
 pub struct Instance {
     pins: Pins,
-    /// What the programs are told.
-    pub control: Control,
+    control: Mapped<Control>,
     /// What is known about each socket.
     pub ends: Ends,
     /// The network namespaces whose sockets are tracked.
@@ -78,18 +42,6 @@ pub struct Instance {
     peculiar_seen: AtomicU32,
     /// How optional mechanisms are had, where this process loaded the programs.
     mechanisms: Option<Mechanisms>,
-}
-
-/// What stands between the owner and who has ended the acceleration.
-const STOPPED_BY: &str = ", ended by ";
-
-/// A name as the shared memory holds it: cut where it is too long, with a zero at its end.
-fn owner_field(name: &str) -> [i8; 128] {
-    let mut field = [0; 128];
-    for (to, from) in field.iter_mut().zip(name.bytes().take(127)) {
-        *to = i8::from_ne_bytes([from]);
-    }
-    field
 }
 
 impl Instance {
@@ -109,100 +61,25 @@ impl Instance {
             }
             return Ok(None);
         }
-        let control = Control::open(&pins.path("control"))?;
+        let control = control::open(&pins.path("control"))?;
         // What another process found out is in its pins: a mechanism that was refused has none.
         Self::of(pins, control, None).map(Some)
     }
 
-    fn of(pins: &Pins, control: Control, mechanisms: Option<Mechanisms>) -> Result<Self> {
+    pub(super) fn of(pins: &Pins, control: Mapped<Control>, mechanisms: Option<Mechanisms>) -> Result<Self> {
         let ends = Ends::open(&pins.path("ends"))?;
         let namespaces = Namespaces::open(pins, ends.len())?;
         Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), mechanisms })
     }
 
-    /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last, so its absence tells an
-    /// interrupted start, which has enrolled nothing.
-    pub fn create(pins: &Pins, start: &Start<'_>) -> Result<Self> {
-        let mut storage = [const { MaybeUninit::uninit() }; 3];
-        let Loaded { mut skel, mechanisms, at_functions } =
-            mechanism::load(&mut storage, kernel::require()?, start.without, apply_switches)?;
+    /// What controls the programs.
+    pub fn control(&self) -> &Control {
+        self.control.first()
+    }
 
-        skel.progs.verdict.attach_sockmap(skel.maps.socks.as_fd().as_raw_fd()).context("cannot attach the verdict to the sockmap")?;
-        skel.maps.socks.pin(pins.path("socks"))?;
-        skel.maps.conns.pin(pins.path("conns"))?;
-        skel.maps.slots.pin(pins.path("slots"))?;
-        skel.maps.ends.pin(pins.path("ends"))?;
-        skel.maps.peculiar.pin(pins.path("peculiar"))?;
-        skel.maps.doorbell.pin(pins.path("doorbell"))?;
-        skel.maps.calls.pin(pins.path(counting::CALLS))?;
-        skel.progs.look.pin(pins.path("look"))?;
-        skel.progs.insert.pin(pins.path("insert"))?;
-        let none = libbpf_rs::IterOpts::None;
-        skel.progs
-            .meet_live
-            .attach_iter_with_opts(none)
-            .context("cannot make the iterator over TCP sockets")?
-            .pin(pins.path("meet_live"))?;
-        skel.progs
-            .rearm
-            .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-            .context("cannot make the iterator over readers")?
-            .pin(pins.path("rearm"))?;
-        if mechanisms.has(Mechanism::OpenFiles) {
-            skel.progs
-                .holders
-                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-                .context("cannot make the iterator over open files")?
-                .pin(pins.path(HOLDERS))?;
-        }
-        skel.progs.received.pin(pins.path(counting::RECEIVED))?;
-        skel.progs.system_call.pin(pins.path(calls::SYSTEM_CALL))?;
-        for mut program in skel.object_mut().progs_mut() {
-            let name = program.name().to_string_lossy().into_owned();
-            if at_functions.has(&name) {
-                program.pin(pins.path(&name))?;
-            }
-        }
-        skel.progs.sent.pin(pins.path("sent"))?;
-        skel.progs.arrived.pin(pins.path("arrived"))?;
-        skel.progs.established.pin(pins.path(meeting::PROGRAM))?;
-        skel.maps.namespaces.pin(pins.path(namespaces::NAMESPACES))?;
-        skel.maps.shares.pin(pins.path(namespaces::SHARES))?;
-        skel.maps.programs.pin(pins.path("programs"))?;
-        let stack = {
-            let link = skel
-                .progs
-                .show_sleeper
-                .attach_iter_with_opts(libbpf_rs::IterOpts::None)
-                .context("cannot make the iterator over sleepers")?;
-            calibrate::measure(link.as_fd().as_raw_fd(), &SharedArray::map_fd(&skel.maps.sleeper)?)?
-        };
-        let control = Control::map_fd(&skel.maps.control)?;
-        let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-        let initial = accel_control {
-            owner: owner_field(start.owner),
-            deadline_ns: now.saturating_add(nanos(start.lease.min(LEASE))),
-            lease_ns: nanos(start.lease.min(LEASE)),
-            ends_ns: now.saturating_add(nanos(start.lease)),
-            started_ns: now,
-            budget: BUDGET,
-            learn_reads: if switches::without_order_gate() { 0 } else { LEARN_READS },
-            learn_polls: if switches::without_order_gate() { 0 } else { LEARN_POLLS },
-            detached: u32::from(start.detached),
-            leave_blocking: u32::from(start.leave_blocking_readers),
-            wake_function: stack.wake_function,
-            poll_function: stack.poll_function,
-            epoll_function: stack.epoll_function,
-            frame_offset: stack.frame_offset,
-            native_from: stack.native.clone().map(|r| r.start),
-            native_to: stack.native.map(|r| r.end),
-            ..Default::default()
-        };
-        control.set(0, |c| c, initial);
-        let instance = Self::of(pins, control, Some(mechanisms))?;
-        counting::begin(&instance)?;
-        skel.maps.control.pin(pins.path("control"))?;
-        Ok(instance)
+    /// Everything that is known about a socket, unless it is gone.
+    pub fn end_of(&self, socket: Socket) -> Option<accel_end> {
+        self.ends.of(socket).map(Slot::copy).filter(|end| end.cookie == socket.cookie)
     }
 
     /// Where everything is pinned.
@@ -212,21 +89,13 @@ impl Instance {
 
     /// Whether somebody is ending it, or has.
     pub fn is_stopped(&self) -> bool {
-        self.control.read(0, field!(paused)) != Some(0) || !self.pins.path("control").exists()
-    }
-
-    /// Starts the sums over closed connections afresh.
-    pub fn forget_totals(&self) {
-        self.control.set(0, field!(closed_pairs), 0);
-        self.control.set(0, field!(closed_carried), 0);
-        self.control.set(0, field!(closed_messages), 0);
-        self.control.set(0, field!(closed_bytes), 0);
-        self.control.set(0, field!(closed_passes), Default::default());
+        self.control().paused.get() != 0 || !self.pins.path("control").exists()
     }
 
     /// Tracks the network namespace of the calling thread, and the sockets that are open in it.
     pub fn meet_live_here(&self) -> Result<()> {
-        self.namespaces.track(&self.control, &Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?)?;
+        self.namespaces
+            .track(self.control(), &Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?)?;
         run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
     }
 
@@ -241,9 +110,10 @@ impl Instance {
     /// The tasks that hold known sockets, in the process namespace of the helper, and the process that relays: this one.
     pub fn holders(&self) -> Result<Vec<accel_holder>> {
         if !self.mechanisms().has(Mechanism::OpenFiles) {
-            self.control.set(0, field!(relay_tgid), std::process::id());
-            let sockets = (0..self.used()).filter_map(|slot| self.ends.get(slot)).filter(|end| end.cookie != 0 && end.inode != 0);
-            return Ok(holders::by_proc(Path::new("/proc"), &sockets.map(|end| (end.inode, end.cookie)).collect()));
+            self.control().relay_by_this_process();
+            let sockets = (0..self.used()).filter_map(|slot| self.ends.get(slot)).map(|end| (end.inode.get(), end.cookie.get()));
+            let found = sockets.filter(|(inode, cookie)| *inode != 0 && *cookie != 0).collect();
+            return Ok(holders::by_proc(Path::new("/proc"), &found));
         }
         let written = read_iterator(pinned(&self.pins, HOLDERS)?.as_raw_fd())?;
         let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
@@ -265,9 +135,12 @@ impl Instance {
             .with_context(|| format!("cannot look at the sockets of {}", netns.path.display()))
     }
 
-    /// Sockets on which peculiar calls were observed, and which; by cookie. Empty when there are no new ones.
-    pub fn peculiar(&self) -> Result<HashMap<u64, u32>> {
-        let count = self.control.read(0, field!(peculiar)).unwrap_or(0);
+    /// Sockets on which unsupported calls were observed, and which; by cookie. Empty when there are no new ones.
+    ///
+    /// # Errors
+    /// When the map of such calls cannot be read.
+    pub fn unsupported_calls(&self) -> Result<HashMap<u64, u32>> {
+        let count = self.control().peculiar.get();
         if self.peculiar_seen.swap(count, Ordering::Relaxed) == count {
             return Ok(HashMap::new());
         }
@@ -320,21 +193,17 @@ impl Instance {
     /// # Errors
     /// When a namespace cannot be entered or the kernel refuses to run the program.
     pub fn insert_ordered(&self) -> Result<()> {
-        let is_ordered = |slot: usize| self.ends.read(slot, field!(order)) == Some(accel_order::ACCEL_ENROL);
         let mut by_share: HashMap<u16, Vec<(usize, u32)>> = HashMap::new();
-        for slot in (0..self.used()).filter(|&slot| is_ordered(slot)) {
-            let bound_to = self.ends.read(slot, field!(bound_to)).unwrap_or(0);
-            by_share.entry(self.ends.read(slot, field!(share)).unwrap_or(0)).or_default().push((slot, bound_to));
+        for slot in (0..self.used()).filter(|&slot| self.ends.is_ordered_in(slot)) {
+            let Some(end) = self.ends.get(slot) else { continue };
+            by_share.entry(end.share.get()).or_default().push((slot, end.bound_to.get()));
         }
         let namespaces: Vec<_> = by_share.iter().filter_map(|(share, slots)| Some((self.namespaces.file(*share)?, slots))).collect();
         if !namespaces.is_empty() {
             let program = pinned(&self.pins, "insert")?;
             inside_each(&namespaces, |slots| slots.iter().try_for_each(|(slot, device)| self.insert(&program, *slot, *device)))?;
         }
-        for slot in by_share.into_values().flatten().map(|(slot, _)| slot).filter(|&slot| is_ordered(slot)) {
-            self.ends.set(slot, field!(order), accel_order::ACCEL_NOTHING);
-            self.ends.set(slot, field!(result), -libc::ESRCH);
-        }
+        self.ends.refuse(by_share.into_values().flatten().map(|(slot, _)| slot));
         Ok(())
     }
 
@@ -369,27 +238,9 @@ impl Instance {
         self.attach_program("sent")
     }
 
-    /// Readers are learned from now on: calls and sends are observed.
-    pub fn begin_lesson(&self) {
-        // 0 means that there is none.
-        let number = self.control.read(0, field!(lessons)).unwrap_or(0).wrapping_add(1).max(1);
-        self.control.set(0, field!(lessons), number);
-        self.control.set(0, field!(observing), number);
-    }
-
-    /// No reader is learned any more; to be said before observers go, and of those that a process before this one had.
-    pub fn end_lesson(&self) {
-        self.control.set(0, field!(observing), 0);
-    }
-
     /// Observes data that arrives at watched sockets until the returned link is dropped.
     pub fn observe_arrivals(&self) -> Result<OwnedFd> {
         self.attach_program("arrived")
-    }
-
-    /// Whether calls that may sleep teach something: arrivals are observed.
-    pub fn learn_sleepers(&self, learn: bool) {
-        self.control.set(0, field!(observing_arrivals), u32::from(learn));
     }
 
     /// Attaches a program that knows its tracepoint or function.
@@ -416,97 +267,10 @@ impl Instance {
         builder.build().context("cannot listen to the doorbell")
     }
 
-    /// Extends the lease to this long from now, but not beyond [`LEASE`].
-    pub fn renew(&self, lease: Duration) -> Result<()> {
-        let lease = nanos(lease.min(LEASE));
-        self.control.set(0, field!(lease_ns), lease);
-        self.control.set(0, field!(deadline_ns), clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(lease));
-        Ok(())
-    }
-
-    /// Sets when a detached run ends: this long from now.
-    pub fn end_after(&self, duration: Duration) -> Result<()> {
-        self.control.set(0, field!(ends_ns), clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_add(nanos(duration)));
-        Ok(())
-    }
-
-    /// Time left until verdicts pass without a renewal.
-    pub fn lease_left(&self) -> Result<Duration> {
-        self.left(field!(deadline_ns))
-    }
-
-    /// Time left until a detached run ends.
-    pub fn run_left(&self) -> Result<Duration> {
-        self.left(field!(ends_ns))
-    }
-
-    /// Whether the process that renews the lease is late by more than one renewal: it was killed, or stands still.
-    pub fn is_helper_gone(&self) -> Result<bool> {
-        let left = self.lease_left()?;
-        let renewed = Duration::from_nanos(self.control.read(0, field!(lease_ns)).unwrap_or(0));
-        Ok(is_late(left, renewed))
-    }
-
-    /// How long connections stay accelerated if nothing else happens: as long as the helper of a detached run lives, until that ends.
-    pub fn time_left(&self) -> Result<Duration> {
-        if self.is_detached() && !self.is_helper_gone()? { self.run_left() } else { self.lease_left() }
-    }
-
-    fn left(&self, moment: impl FnOnce(*mut accel_control) -> *mut u64) -> Result<Duration> {
-        let moment = self.control.read(0, moment).unwrap_or(0);
-        left_until(moment)
-    }
-
-    /// Whether it was started to outlive its session.
-    pub fn is_detached(&self) -> bool {
-        self.control.read(0, field!(detached)) == Some(1)
-    }
-
-    /// How long it has run.
-    pub fn ran(&self) -> Result<Duration> {
-        let started = self.control.read(0, field!(started_ns)).unwrap_or(0);
-        Ok(Duration::from_nanos(clock_ns(ClockId::CLOCK_MONOTONIC)?.saturating_sub(started)))
-    }
-
-    /// Who started it.
-    pub fn owner(&self) -> String {
-        let Some(owner) = self.control.read(0, field!(owner)) else { return String::new() };
-        let bytes: Vec<u8> = owner.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Notes who ends it, behind its owner.
-    pub fn note_who_stops(&self, by: &str) {
-        if !by.is_empty() && self.stopped_by().is_none() {
-            self.control.set(0, field!(owner), owner_field(&format!("{}{STOPPED_BY}{by}", self.owner())));
-        }
-    }
-
-    /// Who ends it, where that is known.
-    pub fn stopped_by(&self) -> Option<String> {
-        self.owner().split_once(STOPPED_BY).map(|(_, by)| by.to_owned())
-    }
-
     /// Slots that were ever used.
     pub fn used(&self) -> usize {
-        (self.control.read(0, field!(fresh)).unwrap_or(0) as usize).min(self.ends.len())
+        (self.control().fresh.get() as usize).min(self.ends.len())
     }
-}
-
-/// Applies test switches to programs before they are loaded.
-fn apply_switches(open: &mut OpenAccelSkel<'_>) {
-    #[cfg(feature = "test-switches")]
-    if switches::without_order_gate()
-        && let Some(rodata) = open.maps.rodata_data.as_deref_mut()
-    {
-        rodata.no_order_gate = true;
-    }
-    #[cfg(not(feature = "test-switches"))]
-    let _ = open;
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 /// Whether what is pinned has the layout of this version.
@@ -515,7 +279,7 @@ fn fits(pins: &Pins) -> Result<bool> {
         let path = pins.path(name);
         Ok(MapHandle::from_pinned_path(&path).with_context(|| format!("cannot open {}", path.display()))?.value_size())
     };
-    Ok(size("control")? as usize == size_of::<accel_control>() && size("ends")? as usize == size_of::<accel_end>())
+    Ok(size("control")? as usize == size_of::<Control>() && size("ends")? as usize == size_of::<Slot>())
 }
 
 /// Sockets in the sockmap, by asking for each slot.

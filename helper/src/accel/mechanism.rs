@@ -206,8 +206,9 @@ mod tests {
     use std::time::Duration;
 
     use super::super::canary;
-    use super::super::instance::{Instance, Start};
+    use super::super::instance::Instance;
     use super::super::private::on_this_kernel;
+    use super::super::start::Start;
     use super::*;
 
     fn start(without: &[Mechanism]) -> Start<'_> {

@@ -20,7 +20,7 @@ pub const PROGRAM: &str = "established";
 /// When the kernel refuses.
 pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     for pod in pods {
-        instance.namespaces.track(&instance.control, &pod.netns)?;
+        instance.namespaces.track(instance.control(), &pod.netns)?;
         match &pod.cgroup {
             Placement::Own(cgroup) => attach_to(instance, cgroup)?,
             Placement::Root(root) if !instance.pins().has(&link_to(root)) => attach_to(instance, root)?,
@@ -35,7 +35,7 @@ pub fn attach(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 /// # Errors
 /// When a namespace cannot be identified or held.
 pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
-    pods.iter().try_for_each(|pod| instance.namespaces.track(&instance.control, &pod.netns))
+    pods.iter().try_for_each(|pod| instance.namespaces.track(instance.control(), &pod.netns))
 }
 
 /// No longer tracks the sockets that this pod opens from now on.
@@ -43,7 +43,7 @@ pub fn take_over(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn detach(instance: &Instance, pod: &FoundPod) -> Result<()> {
-    instance.namespaces.release(&instance.control, &pod.netns)?;
+    instance.namespaces.release(instance.control(), &pod.netns)?;
     if let Placement::Own(cgroup) = &pod.cgroup {
         take_away(&instance.pins().path(&link_to(cgroup)))?;
     }
@@ -84,10 +84,9 @@ mod tests {
     use anyhow::Context;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
-    use super::super::connections;
-    use super::super::instance::Start;
+    use super::super::known::known;
     use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
-    use super::super::shared::field;
+    use super::super::start::Start;
     use super::*;
     use crate::node::{Hierarchies, Netns};
 
@@ -123,10 +122,10 @@ mod tests {
             let pod = FoundPod { netns, cgroup, processes: Vec::new() };
             attach(&instance, std::slice::from_ref(&pod))?;
             let ordinary = talk_in(&pod.netns)?;
-            assert_eq!(connections::known(&instance).len(), 2, "ordinary sockets are tracked");
+            assert_eq!(known(&instance).len(), 2, "ordinary sockets are tracked");
             let repaired = crate::trace::netns::inside(&pod.netns.file, repaired_pair)?;
             instance.meet_live(&pod)?;
-            assert_eq!(connections::known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
+            assert_eq!(known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
             drop((ordinary, repaired));
             Ok(())
         });
@@ -144,28 +143,27 @@ mod tests {
             let pods = [pod(private()?), pod(private()?)];
             attach(&instance, &pods)?;
             let all = u32::try_from(instance.ends.len())?;
-            assert_eq!(instance.control.read(0, field!(fair_share)), Some(all / 2));
+            assert_eq!(instance.control().fair_share.get(), all / 2);
 
             // As if half of the slots were in use and two were a fair share.
             let greedy = talk_in(&pods[0].netns)?;
-            instance.control.set(0, field!(used), all / 2);
-            instance.control.set(0, field!(fair_share), 2);
+            instance.control().pretend(all / 2, 2);
             let more = talk_in(&pods[0].netns)?;
-            assert_eq!(connections::known(&instance).len(), 2, "a pod got more than its share");
+            assert_eq!(known(&instance).len(), 2, "a pod got more than its share");
             let modest = talk_in(&pods[1].netns)?;
-            assert_eq!(connections::known(&instance).len(), 4, "a pod did not get its share");
+            assert_eq!(known(&instance).len(), 4, "a pod did not get its share");
             let refused: Vec<u32> = instance.namespaces.open_shares().iter().map(|(_, share)| share.refused).collect();
             assert_eq!(refused, [2, 0]);
 
             // What is over is free again.
             drop((greedy, more));
             let until = Instant::now() + Duration::from_secs(5);
-            while connections::known(&instance).len() > 2 {
+            while known(&instance).len() > 2 {
                 assert!(Instant::now() < until, "slots of closed sockets are not freed");
                 instance.look()?;
             }
             let again = talk_in(&pods[0].netns)?;
-            assert_eq!(connections::known(&instance).len(), 4);
+            assert_eq!(known(&instance).len(), 4);
             drop((modest, again));
             Ok(())
         });
@@ -182,8 +180,7 @@ mod tests {
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
             let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
             let ports = || {
-                let mut ports: Vec<u16> =
-                    connections::known(&instance).iter().filter_map(|k| instance.ends.read(k.slot, field!(lport))).collect();
+                let mut ports: Vec<u16> = known(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
                 ports.sort_unstable();
                 ports
             };

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use sockpath_bpf::accel::types::accel_share;
 
+use super::memory::layout::Control;
+use super::memory::shares::Shares;
 use super::pins::Pins;
-use super::shared::{Control, SharedArray, field};
 use crate::node::Netns;
 
 /// Pin of the map from cookies to shares.
@@ -26,7 +27,7 @@ pub const SHARES: &str = "shares";
 #[derive(Debug)]
 pub struct Namespaces {
     by_cookie: MapHandle,
-    shares: SharedArray<accel_share>,
+    shares: Shares,
     /// Those that are open, by share: held for insertions, which take place inside.
     open: Mutex<HashMap<u16, File>>,
     /// How many slots there are to share.
@@ -41,7 +42,7 @@ impl Namespaces {
     pub fn open(pins: &Pins, slots: usize) -> Result<Self> {
         let by_cookie = MapHandle::from_pinned_path(pins.path(NAMESPACES)).context("cannot open the map of namespaces")?;
         let slots = u32::try_from(slots).context("more slots than a map can have")?;
-        Ok(Self { by_cookie, shares: SharedArray::open(&pins.path(SHARES))?, open: Mutex::default(), slots })
+        Ok(Self { by_cookie, shares: Shares::open(&pins.path(SHARES))?, open: Mutex::default(), slots })
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<u16, File>> {
@@ -58,7 +59,7 @@ impl Namespaces {
             Some(index) => index,
             None => self.claim(cookie)?,
         };
-        self.shares.set(index.into(), field!(open), 1);
+        self.shares.set_open(index.into(), true);
         let key = u32::from(index).to_ne_bytes();
         self.by_cookie.update(&cookie.to_ne_bytes(), &key, MapFlags::ANY).context("cannot note a network namespace")?;
         let file = netns.file.try_clone().context("cannot hold a network namespace")?;
@@ -76,7 +77,7 @@ impl Namespaces {
         // Only one that is not there cannot be deleted.
         let _ = self.by_cookie.delete(&cookie.to_ne_bytes());
         if let Some(index) = self.find(cookie) {
-            self.shares.set(index.into(), field!(open), 0);
+            self.shares.set_open(index.into(), false);
             self.held().remove(&index);
         }
         self.divide(control);
@@ -92,17 +93,16 @@ impl Namespaces {
     pub fn open_shares(&self) -> Vec<(usize, accel_share)> {
         let mut open: Vec<usize> = self.held().keys().map(|index| usize::from(*index)).collect();
         open.sort_unstable();
-        open.into_iter().filter_map(|index| Some((index, self.shares.get(index)?))).collect()
+        open.into_iter().filter_map(|index| Some((index, self.shares.get(index)?.copy()))).collect()
     }
 
     /// Writes the count of sockets at which the programs wake the helper, and whether there is a burst.
     pub fn set_burst(&self, index: usize, burst: bool, ring_at: u32) {
-        self.shares.set(index, field!(burst), u32::from(burst));
-        self.shares.set(index, field!(ring_at), ring_at);
+        self.shares.set_burst(index, burst, ring_at);
     }
 
     fn find(&self, cookie: u64) -> Option<u16> {
-        let found = (0..self.shares.len()).find(|&i| self.shares.read(i, field!(cookie)) == Some(cookie))?;
+        let found = (0..self.shares.len()).find(|&i| self.shares.get(i).is_some_and(|share| share.cookie.get() == cookie))?;
         u16::try_from(found).ok()
     }
 
@@ -110,18 +110,18 @@ impl Namespaces {
     fn claim(&self, cookie: u64) -> Result<u16> {
         let is_free = |i: &usize| {
             let share = self.shares.get(*i);
-            share.is_some_and(|s| s.cookie == 0 || s.open == 0 && s.used == 0)
+            share.is_some_and(|s| s.cookie.get() == 0 || s.open.get() == 0 && s.used.get() == 0)
         };
         let Some(index) = (0..self.shares.len()).find(is_free) else {
             bail!("more than {} pods of one node cannot be accelerated at a time", self.shares.len());
         };
-        self.shares.set(index, |s| s, accel_share { cookie, ..accel_share::default() });
+        self.shares.claim(index, cookie);
         u16::try_from(index).context("more shares than a socket can name")
     }
 
     /// Gives each open namespace an equal share of the slots.
     fn divide(&self, control: &Control) {
         let open = u32::try_from(self.held().len()).unwrap_or(u32::MAX).max(1);
-        control.set(0, field!(fair_share), self.slots / open);
+        control.set_fair_share(self.slots / open);
     }
 }

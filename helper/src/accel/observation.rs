@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_flag, accel_state};
 
 use super::calls::{Attachment, TRACEPOINT_LINGER};
-use super::connections::{Known, Lesson, peer_of};
+use super::connection::Needs;
 use super::counting::Counting;
 use super::instance::Instance;
+use super::known::{self, Known, peer_of};
 
 /// One of them, attached or not.
 #[derive(Debug)]
@@ -59,8 +59,8 @@ pub struct Observation<'a> {
 impl<'a> Observation<'a> {
     /// Nobody yet. A process before this one may have had observers, which went with it: what it said of them no longer holds.
     pub fn new(instance: &'a Instance) -> Self {
-        instance.end_lesson();
-        instance.learn_sleepers(false);
+        instance.control().end_epoch();
+        instance.control().observe_arrivals(false);
         Self { instance, calls: Observer::default(), sends: Observer::default(), arrivals: Observer::default(), counting: Counting::new() }
     }
 
@@ -74,38 +74,33 @@ impl<'a> Observation<'a> {
         self.counting.due()
     }
 
-    /// Attaches who is needed and detaches who is not: receive calls are counted unless that is wasted ([`Counting`]), other calls are
-    /// observed when a pair is in the map or may go there, sends only while the readers of one are learned (the verdict sees those of
-    /// pairs in the map), and arriving data while it is learned of one of them whether its calls sleep. A lesson begins when all it needs is attached and ends before any of it goes: a call that nobody saw
-    /// must never count.
+    /// Attaches the observers that are needed and detaches the others: receive calls are counted unless that is wasted ([`Counting`]), other
+    /// calls are observed when a connection is in the map or may go there, sends only while the readers of one are profiled (the verdict
+    /// sees those of connections in the map), and arriving data while it is open whether calls of one of them sleep. An epoch begins when all
+    /// that it needs is attached, and ends before any of it is detached: a call that was not observed must never count.
     pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
         let instance = self.instance;
-        let Some(lesson) = Lesson::of(instance) else { return Ok(()) };
-        let (mut calls, mut learning, mut sleepers) = (false, false, false);
+        let profiling = known::profiling(instance.control());
+        let mut needs = Needs::default();
         for k in all {
-            let candidate = peer_of(all, k).is_some_and(|peer| lesson.is_candidate(k, peer));
-            let enrolled = k.end.state == accel_state::ACCEL_ENROLLED;
-            calls |= candidate || enrolled;
-            let learns = candidate || (enrolled && !lesson.is_learned(k));
-            learning |= learns;
-            sleepers |= learns && k.has(accel_flag::ACCEL_MAY_SLEEP);
+            needs |= profiling.needs(&k.end, peer_of(all, k).map(|peer| &peer.end));
         }
-        // One time for all: who learns needs calls, so these can never go before the lesson has ended.
+        // One time for all: what needs sends needs calls, so these can never be detached before the epoch has ended.
         let now = Instant::now();
         let of_tracepoint = |_: &OwnedFd| TRACEPOINT_LINGER;
-        self.arrivals.release_unless(sleepers, now, of_tracepoint, || instance.learn_sleepers(false));
-        self.sends.release_unless(learning, now, of_tracepoint, || instance.end_lesson());
-        self.calls.release_unless(calls, now, Attachment::linger, || {});
-        self.counting.adjust(instance, all, calls)?;
-        self.calls.attach_if(calls, || instance.observe_calls())?;
-        self.sends.attach_if(learning, || {
+        self.arrivals.release_unless(needs.arrivals, now, of_tracepoint, || instance.control().observe_arrivals(false));
+        self.sends.release_unless(needs.sends, now, of_tracepoint, || instance.control().end_epoch());
+        self.calls.release_unless(needs.calls, now, Attachment::linger, || {});
+        self.counting.adjust(instance, all, needs.calls)?;
+        self.calls.attach_if(needs.calls, || instance.observe_calls())?;
+        self.sends.attach_if(needs.sends, || {
             let link = instance.observe_sends()?;
-            instance.begin_lesson();
+            instance.control().begin_epoch();
             Ok(link)
         })?;
-        self.arrivals.attach_if(sleepers, || {
+        self.arrivals.attach_if(needs.arrivals, || {
             let link = instance.observe_arrivals()?;
-            instance.learn_sleepers(true);
+            instance.control().observe_arrivals(true);
             Ok(link)
         })
     }
@@ -113,16 +108,19 @@ impl<'a> Observation<'a> {
 
 impl Drop for Observation<'_> {
     fn drop(&mut self) {
-        self.instance.end_lesson();
-        self.instance.learn_sleepers(false);
+        self.instance.control().end_epoch();
+        self.instance.control().observe_arrivals(false);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::connections;
-    use super::super::instance::{LEARN_READS, Start};
+    use super::super::connection::PROFILE_READS;
+    use super::super::insertion;
+    use super::super::known::known;
+    use super::super::pairing;
     use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::start::Start;
     use super::*;
 
     #[test]
@@ -143,20 +141,20 @@ mod tests {
                 }
                 anyhow::Ok(())
             };
-            let enrol = || connections::enrol(&instance, &connections::known(&instance));
-            connections::pair(&instance);
+            let insert = || insertion::insert_ready(&instance, &known(&instance));
+            pairing::pair(&instance);
 
             let mut before = Observation::new(&instance);
-            before.adjust(&connections::known(&instance))?;
-            talk(LEARN_READS - 1)?;
+            before.adjust(&known(&instance))?;
+            talk(PROFILE_READS - 1)?;
             drop(before);
-            talk(LEARN_READS)?;
+            talk(PROFILE_READS)?;
             let mut after = Observation::new(&instance);
-            after.adjust(&connections::known(&instance))?;
-            talk(LEARN_READS - 1)?;
-            assert_eq!(enrol()?, 0, "reads from before, or that nobody observed, counted");
+            after.adjust(&known(&instance))?;
+            talk(PROFILE_READS - 1)?;
+            assert_eq!(insert()?, 0, "reads from before, or that nobody observed, counted");
             talk(1)?;
-            assert_eq!(enrol()?, 1);
+            assert_eq!(insert()?, 1);
             Ok(())
         })
     }

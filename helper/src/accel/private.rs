@@ -4,14 +4,11 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::connections;
-use super::instance::Instance;
 use super::pins::{BPFFS, Pins};
 use crate::site::Site;
 
@@ -81,27 +78,6 @@ pub fn connected_pair() -> Result<(TcpStream, TcpStream)> {
         stream.set_nodelay(true)?;
     }
     Ok((client, server))
-}
-
-/// Closes both ends by reset and waits until the instance has forgotten them. Says whether it has within `patience`: the kernel frees
-/// closed sockets a little later (an RCU grace period and a work item of the sockmap).
-pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> Result<bool> {
-    for stream in &ends {
-        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once).context("cannot set SO_LINGER")?;
-    }
-    drop(ends);
-    let until = Instant::now() + patience;
-    loop {
-        instance.look()?;
-        if connections::known(instance).is_empty() {
-            return Ok(true);
-        }
-        if Instant::now() > until {
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// One byte from one end to the other.

@@ -10,10 +10,9 @@ use std::path::Path;
 use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_end, accel_flag};
 
-use super::connections::Known;
 use super::instance::Instance;
+use super::known::Known;
 use super::proven::Proven;
-use super::shared::field;
 
 /// How a program is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +65,12 @@ impl Programs {
     /// # Errors
     /// When the map of programs cannot be read.
     pub fn judge(&mut self, instance: &Instance, all: &mut [Known]) -> Result<()> {
-        let lies = instance.control.read(0, field!(fionread_lies)) == Some(1);
-        let selective = instance.control.read(0, field!(selective)) == Some(1);
+        let lies = instance.control().fionread_lies.get() == 1;
+        let selective = instance.control().selective.get() == 1;
         if !lies && !selective {
             return Ok(());
         }
-        let noted = instance.control.read(0, field!(programs)).unwrap_or(0);
+        let noted = instance.control().programs.get();
         let asked = if noted == self.noted { None } else { Some(instance.asking_programs()?) };
         self.noted = noted;
         if let Some(asked) = &asked {
@@ -81,15 +80,15 @@ impl Programs {
             if k.end.judged == k.end.reader && asked.is_none() {
                 continue;
             }
-            let Some(end) = instance.ends.get(k.slot).filter(|end| end.cookie == k.end.cookie) else { continue };
+            let Some(end) = instance.end_of(k.socket()) else { continue };
             let unproven = selective && !self.proven.has(&program_name(&end));
             let flags = (if unproven { accel_flag::ACCEL_PROGRAM_UNPROVEN.0 } else { 0 })
                 | (if lies && !unproven && self.asks(&end) { accel_flag::ACCEL_PROGRAM_ASKS.0 } else { 0 });
             if flags != 0 {
-                instance.ends.or(k.slot, field!(flags), flags);
+                instance.ends.note_flags(k.socket(), flags);
                 k.end.flags |= flags;
             }
-            instance.ends.set(k.slot, field!(judged), end.reader);
+            instance.ends.note_judged(k.socket(), end.reader);
             k.end.judged = end.reader;
         }
         Ok(())

@@ -10,11 +10,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay, accel_state};
+use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay};
 
-use super::connections::{Known, peer_of};
 use super::instance::Instance;
-use super::shared::field;
+use super::known::{Known, peer_of};
 
 /// How long redirects that are under way may take to arrive. Longer than that the accounts are wrong (bytes were taken that no
 /// receive call was seen to take), and what is in hand goes out as it is.
@@ -25,13 +24,13 @@ const DELIVERY: Duration = Duration::from_secs(5);
 
 /// Helps all readers of `all` that splice and have redirected bytes unread.
 pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
-    let splices = |k: &&Known| k.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.state == accel_state::ACCEL_ENROLLED;
+    let splices = |k: &&Known| k.end.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.is_in();
     let mut readers: Vec<&Known> = all.iter().filter(splices).collect();
     if readers.is_empty() {
         return Ok(());
     }
     instance.look()?;
-    readers.retain(|k| instance.ends.read(k.slot, field!(queued)).is_some_and(|queued| queued > 0) && !is_settled(instance, k));
+    readers.retain(|k| instance.ends.get(k.slot).is_some_and(|end| end.queued.get() > 0) && !is_settled(instance, k));
     if readers.is_empty() {
         return Ok(());
     }
@@ -39,7 +38,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
     for reader in readers {
         let Some(writer) = peer_of(all, reader) else { continue };
         let relay = open(&holders, reader.end.cookie).and_then(|from| Ok((from, open(&holders, writer.end.cookie)?)));
-        let set = |state| instance.ends.set(reader.slot, field!(relay), state);
+        let set = |state| instance.ends.set_relay(reader.slot, state);
         match relay {
             // Bytes by TCP lie behind them, or none can follow: what a descriptor takes cannot go where it belongs.
             Ok((_, to)) if reader.end.spilled != 0 || !can_send(&to) => set(accel_relay::ACCEL_RELAY_FAILED),
@@ -52,7 +51,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
 
 /// Whether it was tried before; what a process that was killed left half done is begun again.
 fn is_settled(instance: &Instance, k: &Known) -> bool {
-    instance.ends.read(k.slot, field!(relay)) == Some(accel_relay::ACCEL_RELAY_FAILED)
+    instance.ends.get(k.slot).is_some_and(|end| end.relay.get() == accel_relay::ACCEL_RELAY_FAILED)
 }
 
 /// One reader and its writer.
@@ -66,7 +65,7 @@ struct Relay<'a> {
 
 impl Relay<'_> {
     fn set(&self, state: accel_relay) {
-        self.instance.ends.set(self.slot, field!(relay), state);
+        self.instance.ends.set_relay(self.slot, state);
         // Programs on other CPUs have to see it before bytes are missing.
         fence(Ordering::SeqCst);
     }
@@ -84,7 +83,7 @@ impl Relay<'_> {
                 // The reader was quicker.
                 return self.set(accel_relay::ACCEL_RELAY_NONE);
             }
-            self.instance.ends.set(self.slot, field!(hand), u32::try_from(hand.len()).unwrap_or(u32::MAX));
+            self.instance.ends.set_hand(self.slot, hand.len());
             let room = Room::make(&self.to, hand.len());
             let sent = send(&self.to, &hand);
             drop(room);

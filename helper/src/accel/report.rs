@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role, accel_state};
+use sockpath_bpf::accel::types::{accel_end, accel_flag, accel_pass, accel_role};
 use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
-use super::connections::{Known, peer_of, streams};
+use super::connection::{End, State, is_refused, streams};
 use super::instance::Instance;
+use super::known::{Known, peer_of};
 use super::matching::Identity;
-use super::shared::field;
 
 /// Names of the chosen pods.
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ impl Serialize for Sequence<'_> {
 }
 
 fn closed_totals(instance: &Instance) -> Totals {
-    let Some(control) = instance.control.get(0) else { return Totals::default() };
+    let control = instance.control().copy();
     let mut passes = BTreeMap::new();
     for (count, reason) in control.closed_passes.iter().zip(REASONS) {
         if let (Some(reason), 1..) = (reason, *count) {
@@ -151,7 +151,7 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     /// `None` when its connection is over by now.
     fn of(instance: &Instance, known: &'a Known) -> Option<Self> {
-        let end = instance.ends.get(known.slot).filter(|end| end.cookie == known.end.cookie)?;
+        let end = instance.end_of(known.socket())?;
         Some(Self { known, identity: Identity::of(known.slot, &end), end })
     }
 }
@@ -165,8 +165,8 @@ impl Snapshot<'_> {
         };
         let mut pair = pair(&known, peer.as_ref(), self.pods);
         let ends = || std::iter::once(&known).chain(&peer);
-        let selective = self.instance.control.read(0, field!(selective)) == Some(1);
-        if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.known.is_judged())) {
+        let selective = self.instance.control().selective.get() == 1;
+        if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.known.end.is_judged())) {
             pair.via = Carrier::Socket;
         }
         Some(pair)
@@ -193,7 +193,7 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
             }
         }
     }
-    let (state, reason) = state(&ends.iter().map(|k| k.known).collect::<Vec<_>>());
+    let (state, reason) = state(&ends.iter().map(|k| &k.known.end).collect::<Vec<_>>());
     let (bytes, messages) = (ends.iter().map(|k| k.end.bytes).sum(), ends.iter().map(|k| k.end.messages).sum());
     let sample = |f: fn(&accel_end) -> &[u32; 16]| median(ends.iter().flat_map(|k| f(&k.end)).copied().filter(|s| *s > 0));
     Pair {
@@ -206,7 +206,7 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
         via: if state == PairState::Accelerated { Carrier::Socket } else { Carrier::Stack },
         state,
         reason,
-        live: ends.iter().any(|k| k.known.has(accel_flag::ACCEL_LIVE)),
+        live: ends.iter().any(|k| k.known.end.has(accel_flag::ACCEL_LIVE)),
         bypassed_bytes: bytes,
         bypassed_messages: messages,
         passes,
@@ -225,40 +225,34 @@ fn is_client(a: &Told<'_>, b: &Told<'_>) -> bool {
     }
 }
 
-fn state(ends: &[&Known]) -> (PairState, Option<Reason>) {
-    let [a, b] = ends else {
-        let why = ends.first().and_then(|lone| reason(lone.end.left)).unwrap_or(Reason::PeerNotChosen);
+fn state(ends: &[&End]) -> (PairState, Option<Reason>) {
+    let &[a, b] = ends else {
+        let why = ends.first().and_then(|lone| reason(lone.left)).unwrap_or(Reason::PeerNotChosen);
         return (PairState::LeftAlone, Some(why));
     };
-    if a.end.hold != 0 || b.end.hold != 0 {
-        return (PairState::Draining, reason(a.end.left));
-    }
-    let both = |s: accel_state| a.end.state == s && b.end.state == s;
-    if both(accel_state::ACCEL_ENROLLED) {
-        if a.end.fast != 0 || b.end.fast != 0 {
-            return (PairState::Accelerated, None);
+    let bypassed = a.messages + b.messages > 0;
+    match State::of([a, b]) {
+        State::Leaving(why) | State::Left(why) => (PairState::Draining, reason(why)),
+        State::Inserted if a.fast != 0 || b.fast != 0 => (PairState::Accelerated, None),
+        State::Inserted => {
+            let reason = reason(a.last_pass).or_else(|| reason(b.last_pass));
+            (if bypassed { PairState::Paused } else { PairState::Waiting }, reason)
         }
-        let reason = reason(a.end.last_pass).or_else(|| reason(b.end.last_pass));
-        return (if a.end.messages + b.end.messages > 0 { PairState::Paused } else { PairState::Waiting }, reason);
-    }
-    if let Some(why) = reason(a.end.left).or_else(|| reason(b.end.left)) {
-        let gone = both(accel_state::ACCEL_WATCHED);
-        let bypassed = a.end.messages + b.end.messages > 0;
-        let state = match () {
-            () if !gone => PairState::Draining,
-            () if why == Reason::NetworkPolicy => PairState::Paused,
-            () if bypassed => PairState::Returned,
-            () => PairState::LeftAlone,
-        };
-        return (state, Some(why));
-    }
-    if a.end.result != 0 || b.end.result != 0 {
-        return (PairState::LeftAlone, Some(Reason::Refused));
-    }
-    let peculiarity = ends.iter().find_map(|k| k.peculiarity()).and_then(reason);
-    match peculiarity.or(streams(a, b).then_some(Reason::SlowerThanTcp)) {
-        Some(reason) => (PairState::LeftAlone, Some(reason)),
-        None => (PairState::Waiting, Some(Reason::Learning)),
+        State::Half => match reason(a.left).or_else(|| reason(b.left)) {
+            Some(why) => (PairState::Draining, Some(why)),
+            None if is_refused([a, b]) => (PairState::LeftAlone, Some(Reason::Refused)),
+            None => (PairState::Waiting, Some(Reason::Learning)),
+        },
+        State::Out(accel_pass::ACCEL_POLICY) => (PairState::Paused, Some(Reason::NetworkPolicy)),
+        State::Out(why) => (if bypassed { PairState::Returned } else { PairState::LeftAlone }, reason(why)),
+        State::Refused => (PairState::LeftAlone, Some(Reason::Refused)),
+        State::Tracked => {
+            let unsupported = ends.iter().find_map(|end| end.unsupported()).and_then(reason);
+            match unsupported.or(streams([a, b]).then_some(Reason::SlowerThanTcp)) {
+                Some(reason) => (PairState::LeftAlone, Some(reason)),
+                None => (PairState::Waiting, Some(Reason::Learning)),
+            }
+        }
     }
 }
 

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sockpath_protocol::accel::AccelSummary;
 
-use super::connections;
 use super::instance::Instance;
+use super::known::{self, known};
 use super::relay;
 use super::report::{PodNames, Snapshot};
-use super::shared::field;
 use crate::node::{self, FoundPod};
 
 /// Time between two looks at the queues; readers need some to empty them.
@@ -18,20 +17,20 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Pauses, waits until nothing can be lost, and takes every socket out of the map.
 pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) -> Result<AccelSummary> {
-    instance.control.set(0, field!(paused), 1);
+    instance.control().pause();
     let deadline = Instant::now() + drain;
     loop {
-        connections::order_all_out(instance);
+        instance.ends.order_all_out(instance.used());
         instance.look()?;
-        relay::recover(instance, &connections::known(instance))?;
+        relay::recover(instance, &known(instance))?;
         rearm(instance, pods)?;
-        if connections::enrolled(instance) == 0 || Instant::now() >= deadline {
+        if known::inserted(instance) == 0 || Instant::now() >= deadline {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     // Whoever comes next need not wait for the lease.
-    instance.control.set(0, field!(deadline_ns), 0);
+    instance.control().expire();
     summary(instance, false)
 }
 
@@ -39,9 +38,9 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
 /// socket has left the map.
 pub fn rearm(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
     let waiting: HashSet<u32> = (0..instance.used())
-        .filter(|&slot| instance.ends.read(slot, field!(spilled)).is_some_and(|s| s != 0))
-        .filter(|&slot| instance.ends.read(slot, field!(queued)) == Some(0))
-        .filter_map(|slot| instance.ends.read(slot, field!(netns)))
+        .filter_map(|slot| instance.ends.get(slot))
+        .filter(|end| end.spilled.get() != 0 && end.queued.get() == 0)
+        .map(|end| end.netns.get())
         .collect();
     for netns in pods.iter().map(|p| &p.netns).filter(|n| waiting.contains(&n.inode)) {
         instance.rearm(netns)?;
@@ -57,11 +56,11 @@ pub fn rearm(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 
 /// What it achieved so far.
 pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
-    let snapshot = Snapshot { instance, all: &connections::known(instance), pods: &PodNames::default(), dry: false };
+    let snapshot = Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false };
     Ok(AccelSummary {
         totals: snapshot.totals(),
-        ran_ms: u64::try_from(instance.ran()?.as_millis()).unwrap_or(u64::MAX),
-        left_enrolled: if detached { 0 } else { connections::enrolled(instance) },
+        ran_ms: u64::try_from(instance.control().ran()?.as_millis()).unwrap_or(u64::MAX),
+        left_enrolled: if detached { 0 } else { known::inserted(instance) },
         detached,
         stopped_by: None,
     })

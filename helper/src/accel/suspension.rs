@@ -1,12 +1,9 @@
-//! Pods whose pairs go by TCP because somebody asked for it.
+//! Pods whose connections go by TCP because of a request.
 
 use std::collections::HashMap;
 
-use sockpath_bpf::accel::types::{accel_pass, accel_state};
+use sockpath_bpf::accel::types::accel_pass;
 use sockpath_protocol::accel::PauseReason;
-
-use super::connections::{self, Known, peer_of};
-use super::instance::Instance;
 
 /// How the programs' table of reasons has this one.
 pub fn pass(reason: PauseReason) -> accel_pass {
@@ -15,19 +12,16 @@ pub fn pass(reason: PauseReason) -> accel_pass {
     }
 }
 
-/// Reasons that a request takes back.
-const PASSING: [accel_pass; 3] = [accel_pass::ACCEL_POLICY, accel_pass::ACCEL_UNCHOSEN, accel_pass::ACCEL_LIMITED];
-
 /// The paused pods, by the inode of their network namespace, and why.
 #[derive(Debug, Default)]
 pub struct Suspension {
     paused: HashMap<u32, Vec<accel_pass>>,
-    /// Somebody resumed since the last look.
+    /// A pod was resumed, and not all of its connections are back.
     resumed: bool,
 }
 
 impl Suspension {
-    /// Begins to keep these pods' pairs on TCP; takes effect at the next [`Suspension::apply`].
+    /// Begins to keep these pods' connections on TCP.
     pub fn pause(&mut self, netns: Vec<u32>, why: accel_pass) {
         for n in netns {
             let reasons = self.paused.entry(n).or_default();
@@ -58,47 +52,20 @@ impl Suspension {
         self.pause(netns, why);
     }
 
-    /// Orders the paused pairs out and keeps them out; lets those back that nobody keeps any more.
-    pub fn apply(&mut self, instance: &Instance) {
-        if self.paused.is_empty() && !self.resumed {
-            return;
+    /// Whether there are requests to carry out.
+    pub fn is_active(&self) -> bool {
+        !self.paused.is_empty() || self.resumed
+    }
+
+    /// Why a connection between these two has to go by TCP.
+    pub fn reason(&self, netns: [u32; 2]) -> Option<accel_pass> {
+        netns.iter().find_map(|n| self.paused.get(n)?.first()).copied()
+    }
+
+    /// All connections were looked at; `comes_back` says whether one of them is still to come back.
+    pub fn looked(&mut self, comes_back: bool) {
+        if self.is_active() {
+            self.resumed = comes_back;
         }
-        let all = connections::known(instance);
-        let mut leaving = false;
-        for a in &all {
-            let Some(b) = peer_of(&all, a).filter(|b| a.slot < b.slot) else { continue };
-            let out = is_out(a) && is_out(b);
-            match self.verdict(a, b) {
-                Some(why) if out => keep_out(instance, a, b, why),
-                Some(why) if a.end.hold == 0 => connections::order_out(instance, a, b, why),
-                // On its way out; if for a reason that passes, this one is noted when it is there.
-                Some(_) => {}
-                None if !PASSING.contains(&a.end.left) => {}
-                None if out && a.end.hold == 0 => connections::let_back(instance, a, b),
-                // It comes back when it is out.
-                None => leaving = true,
-            }
-        }
-        self.resumed = leaving;
     }
-
-    fn verdict(&self, a: &Known, b: &Known) -> Option<accel_pass> {
-        [a, b].iter().find_map(|k| self.paused.get(&k.end.netns)?.first()).copied()
-    }
-}
-
-fn is_out(k: &Known) -> bool {
-    k.end.state == accel_state::ACCEL_WATCHED
-}
-
-/// Notes why a pair stays out, unless something lasting keeps it out anyway.
-fn keep_out(instance: &Instance, a: &Known, b: &Known, why: accel_pass) {
-    if may_come_back(a) && may_come_back(b) {
-        connections::keep_out(instance, a, b, why);
-    }
-}
-
-/// Whether nothing lasting keeps this end out.
-fn may_come_back(k: &Known) -> bool {
-    k.end.result == 0 && (k.end.left.0 == 0 || k.end.left == accel_pass::ACCEL_SLOWER)
 }

@@ -7,9 +7,10 @@ use sockpath_protocol::accel::Canary;
 
 use super::calls::Observed;
 use super::canary;
-use super::instance::{Instance, Start};
+use super::instance::Instance;
 use super::mechanism::Mechanisms;
 use super::private::in_private_bpffs;
+use super::start::Start;
 
 /// What `doctor` learns.
 #[derive(Debug)]

@@ -46,8 +46,8 @@ pub struct Afterwards {
 pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: AccelerateRequest) -> Result<()> {
     let lease = Duration::from_millis(request.lease_ms);
     if let Some(instance) = &engines.socket {
-        instance.end_after(lease)?;
-        instance.renew(lease)?;
+        instance.control().end_after(lease)?;
+        instance.control().renew(lease)?;
     }
     let summary = AccelSummary { left_enrolled: 0, ..engines.summary(true)? };
     let Engines { short: worker, socket } = engines;

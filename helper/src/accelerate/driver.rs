@@ -10,8 +10,8 @@ use sockpath_protocol::{Message, Request};
 use super::merge;
 use crate::accel::attend::{Client, Command, SNAPSHOT, refreshed};
 use crate::accel::chosen::Chosen;
-use crate::accel::connections;
 use crate::accel::instance::Instance;
+use crate::accel::pairing;
 use crate::accel::report::Snapshot;
 use crate::lease::RENEWAL;
 use crate::session::{Inbound, Session};
@@ -168,10 +168,10 @@ impl Client for Driver<'_> {
             return Ok(true);
         }
         let over = match &self.controller {
-            Controller::Plugin { lease, .. } => instance.renew(*lease).map(|()| false)?,
+            Controller::Plugin { lease, .. } => instance.control().renew(*lease).map(|()| false)?,
             Controller::Nobody { .. } => {
-                let left = instance.run_left()?;
-                instance.renew(left)?;
+                let left = instance.control().run_left()?;
+                instance.control().renew(left)?;
                 left.is_zero()
             }
         };
@@ -191,7 +191,7 @@ impl Client for Driver<'_> {
 
     fn report(&mut self, instance: &Instance, chosen: &Chosen) -> Result<()> {
         let Controller::Plugin { session, .. } = &mut self.controller else {
-            connections::pair(instance);
+            pairing::pair(instance);
             return Ok(());
         };
         let all = refreshed(instance, chosen)?;

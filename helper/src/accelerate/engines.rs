@@ -9,11 +9,11 @@ use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, Via};
 use super::merge;
 use crate::accel::canary;
 use crate::accel::chosen::Chosen;
-use crate::accel::instance::{Instance, Start};
+use crate::accel::instance::Instance;
 use crate::accel::mechanism::Mechanism;
 use crate::accel::meeting;
 use crate::accel::pins::Pins;
-use crate::accel::shared::field;
+use crate::accel::start::Start;
 use crate::accel::stop::summary;
 use crate::session::{Coded, Session};
 use crate::short::{Worker, pins as short};
@@ -125,7 +125,7 @@ fn start_socket(session: &mut Session, pins: &Pins, request: &AccelerateRequest,
             ),
         ));
     }
-    instance.control.set(0, field!(selective), u32::from(request.via == Via::Auto && !is_sound));
+    instance.control().set_selective(request.via == Via::Auto && !is_sound);
     meeting::attach(&instance, chosen.pods())?;
     for pod in chosen.pods() {
         instance.meet_live(pod)?;

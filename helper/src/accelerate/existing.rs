@@ -6,11 +6,10 @@ use anyhow::Result;
 use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot};
 
 use super::merge;
-use crate::accel::connections;
 use crate::accel::instance::Instance;
+use crate::accel::known::known;
 use crate::accel::pins::Pins;
 use crate::accel::report::{PodNames, Snapshot};
-use crate::accel::shared::field;
 use crate::accel::stop::{self, LOOK_AGAIN};
 use crate::lease::{RENEWED_WITHIN, left_until, millis_up};
 use crate::node::Netns;
@@ -41,23 +40,23 @@ impl Existing {
     /// Who started it.
     pub fn owner(&self) -> String {
         let of_short = || self.short.first().map(Pinned::owner);
-        self.instance.as_ref().map(Instance::owner).or_else(of_short).unwrap_or_default()
+        self.instance.as_ref().map(|i| i.control().owner()).or_else(of_short).unwrap_or_default()
     }
 
     /// Whether no process renews the lease of any part any more.
     pub fn is_helper_gone(&self) -> Result<bool> {
-        let socket = self.instance.as_ref().map_or(Ok(true), Instance::is_helper_gone)?;
+        let socket = self.instance.as_ref().map_or(Ok(true), |i| i.control().is_helper_gone())?;
         self.short.iter().map(Pinned::is_helper_gone).try_fold(socket, |all, gone| Ok(all && gone?))
     }
 
     /// How long it lasts if nothing else happens.
     pub fn time_left(&self) -> Result<Duration> {
-        let socket = self.instance.as_ref().map_or(Ok(Duration::ZERO), Instance::time_left)?;
+        let socket = self.instance.as_ref().map_or(Ok(Duration::ZERO), |i| i.control().time_left())?;
         self.short.iter().map(Pinned::time_left).try_fold(socket, |longest, left| Ok(longest.max(left?)))
     }
 
     fn is_detached(&self) -> bool {
-        self.instance.as_ref().is_some_and(Instance::is_detached) || self.short.iter().any(Pinned::is_detached)
+        self.instance.as_ref().is_some_and(|i| i.control().is_detached()) || self.short.iter().any(Pinned::is_detached)
     }
 
     /// Whether it carries packets in another network namespace than that of this machine's process 1: a lab's.
@@ -68,7 +67,7 @@ impl Existing {
 
     /// When the lease ends (CLOCK_MONOTONIC, nanoseconds), the later one of both paths.
     fn deadline_ns(&self) -> u64 {
-        let socket = self.instance.as_ref().and_then(|i| i.control.read(0, field!(deadline_ns))).unwrap_or(0);
+        let socket = self.instance.as_ref().map_or(0, |i| i.control().deadline_ns.get());
         self.short.iter().map(Pinned::deadline_ns).fold(socket, u64::max)
     }
 
@@ -112,7 +111,7 @@ impl Existing {
         let socket = self
             .instance
             .as_ref()
-            .map(|instance| Snapshot { instance, all: &connections::known(instance), pods: &PodNames::default(), dry: false }.collect());
+            .map(|instance| Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false }.collect());
         match (socket, self.short.is_empty()) {
             (Some(socket), true) => Ok(socket),
             (Some(socket), false) => Ok(merge::snapshots(socket, short::snapshot(&self.short)?)),
@@ -132,8 +131,8 @@ impl Existing {
         let short = short::snapshot(&self.short)?.totals;
         self.short.iter().for_each(|node| node.stop(by));
         if let Some(instance) = &self.instance {
-            instance.note_who_stops(by);
-            instance.control.set(0, field!(paused), 1);
+            instance.control().note_who_stops(by);
+            instance.control().pause();
         }
         let until = Instant::now() + RELEASE;
         while Instant::now() < until && !waited_for.iter().all(|node| node.is_released()) {

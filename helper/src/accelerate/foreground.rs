@@ -74,7 +74,7 @@ async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> R
         while pins.exist() && Instant::now() < until {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        let by_socket = engines.socket.as_ref().and_then(Instance::stopped_by);
+        let by_socket = engines.socket.as_ref().and_then(|instance| instance.control().stopped_by());
         let by = by_socket.or_else(|| crate::short::pins::stopped_by(&stopped?)).unwrap_or_else(|| "another session".to_owned());
         session.send(&Message::Summary(AccelSummary { stopped_by: Some(by), ..engines.summary(false)? }))?;
         return reason;
@@ -163,8 +163,8 @@ async fn watch(session: &mut Session, engines: &Engines, chosen: &Chosen, reques
     let _observers = match &engines.socket {
         Some(instance) => {
             let observers = (instance.observe_calls()?, instance.observe_sends()?, instance.observe_arrivals()?);
-            instance.begin_lesson();
-            instance.learn_sleepers(true);
+            instance.control().begin_epoch();
+            instance.control().observe_arrivals(true);
             Some(observers)
         }
         None => None,

@@ -31,6 +31,14 @@ impl Graph {
         graph
     }
 
+    /// Only the modules below one, and what they import of each other.
+    pub fn below(&self, path: &str) -> Self {
+        let path: Module = path.split("::").map(str::to_owned).collect();
+        let is_below = |module: &Module| module.len() > path.len() && module.starts_with(&path);
+        let inner = |imported: &BTreeSet<Module>| imported.iter().filter(|m| is_below(m)).cloned().collect();
+        Self(self.0.iter().filter(|(module, _)| is_below(module)).map(|(module, imported)| (module.clone(), inner(imported))).collect())
+    }
+
     /// Circles: the largest sets of modules that reach each other, as `a::b` (the root is `lib`), in order.
     pub fn circles(&self) -> BTreeSet<BTreeSet<String>> {
         let reached: BTreeMap<&Module, BTreeSet<&Module>> = self.0.keys().map(|m| (m, self.reached_from(m))).collect();
@@ -162,6 +170,19 @@ mod tests {
         assert_eq!(imports(&all, &module("a::b"), text), ["a", "a::c", "d"].map(module).into());
         assert_eq!(imports(&all, &module("a"), "fn f() { b::g(); c2::h() }"), [module("a::b")].into());
         assert_eq!(code("a(); // crate::d\n#[cfg(test)]\nmod tests {\nuse crate::d;\n}"), "a(); ");
+    }
+
+    #[test]
+    fn modules_below_one_are_looked_at_alone() {
+        let edges = [("a::b", "a::c"), ("a::c", "d"), ("d", "a::b")];
+        let mut graph = Graph::default();
+        for (from, to) in edges {
+            graph.0.entry(module(from)).or_default().insert(module(to));
+        }
+        assert_eq!(graph.circles().len(), 1);
+        let below = graph.below("a");
+        assert_eq!(below.0, [(module("a::b"), [module("a::c")].into()), (module("a::c"), BTreeSet::new())].into());
+        assert!(below.circles().is_empty());
     }
 
     #[test]

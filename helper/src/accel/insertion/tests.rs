@@ -1,0 +1,86 @@
+use std::collections::HashSet;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::ensure;
+use sockpath_bpf::accel::types::accel_pass;
+
+use super::super::canary::close;
+use super::super::connection::PROFILE_READS;
+use super::super::known::{inserted, known, profiling};
+use super::super::observation::Observation;
+use super::super::pairing::pair;
+use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+use super::super::start::Start;
+use super::super::upkeep::Upkeep;
+use super::*;
+
+#[test]
+fn an_order_is_not_for_the_next_socket_with_that_slot() {
+    on_this_kernel("an_order_is_not_for_the_next_socket_with_that_slot", |pins| {
+        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
+        let instance = Instance::create(pins, &start)?;
+        let tracked = || {
+            in_private_netns(|| {
+                let sockets = connected_pair()?;
+                instance.meet_live_here()?;
+                Ok(sockets)
+            })
+        };
+        let (mut one, mut other) = tracked()?;
+        pair(&instance);
+        let mut observation = Observation::new(&instance);
+        observation.adjust(&known(&instance))?;
+        for _ in 0..PROFILE_READS {
+            exchange(&mut one, &mut other)?;
+            exchange(&mut other, &mut one)?;
+        }
+        let before = known(&instance);
+        assert!(close(&instance, [one, other], Duration::from_secs(10))?, "closed sockets stay known");
+
+        let _next = tracked()?;
+        let slots = |all: &[Known]| all.iter().map(|k| k.slot).collect::<HashSet<_>>();
+        assert_eq!(slots(&known(&instance)), slots(&before), "the test wants the slots to be used again");
+        insert_ready(&instance, &before)?;
+        assert_eq!(inserted(&instance), 0, "sockets that were not profiled are in the map");
+        assert!(known(&instance).iter().all(|k| k.end.result == 0), "an order for others keeps them out for good");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_end_that_went_in_alone_comes_out() {
+    on_this_kernel("an_end_that_went_in_alone_comes_out", |pins| {
+        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
+        let instance = Instance::create(pins, &start)?;
+        let (mut one, mut other) = in_private_netns(|| {
+            let sockets = connected_pair()?;
+            instance.meet_live_here()?;
+            Ok(sockets)
+        })?;
+        pair(&instance);
+        let mut observation = Observation::new(&instance);
+        observation.adjust(&known(&instance))?;
+        for _ in 0..PROFILE_READS {
+            exchange(&mut one, &mut other)?;
+            exchange(&mut other, &mut one)?;
+        }
+        // Such a socket is not inserted.
+        let bytes: libc::c_int = 2;
+        // SAFETY: the option is an int that lives through the call.
+        let r = unsafe { libc::setsockopt(other.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), 4) };
+        ensure!(r == 0, "SO_RCVLOWAT: {}", std::io::Error::last_os_error());
+        assert_eq!(insert_ready(&instance, &known(&instance))?, 1);
+        assert_eq!(inserted(&instance), 1, "the test wants one end to be refused");
+
+        let mut upkeep = Upkeep::default();
+        for _ in 0..8 {
+            let ready = upkeep.decide(&instance, &known(&instance), &profiling(instance.control()), |_| false);
+            assert!(ready.is_empty(), "it is tried again");
+            instance.look()?;
+        }
+        let all = known(&instance);
+        assert_eq!(State::of([&all[0].end, &all[1].end]), State::Out(accel_pass::ACCEL_RCVLOWAT));
+        Ok(())
+    });
+}
