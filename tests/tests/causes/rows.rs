@@ -695,8 +695,10 @@ curl: python3 -c 'import socket
         differs: ("100", "0"),
         undo: "curl: sysctl -qw net.ipv4.tcp_timestamps=1",
         trace: "curl httpbin:9050",
+        // The client waits until the server has closed: otherwise its own port would be in TIME_WAIT and not free in the next run.
         traffic: "curl: python3 -c 'import socket
- s=socket.socket(); s.setsockopt(1,2,1); s.bind((\"\",50200)); s.settimeout(5); s.connect((\"10.42.1.3\",9050)); s.send(b\"x\"); s.recv(1)'",
+ s=socket.socket(); s.setsockopt(1,2,1); s.bind((\"\",50200)); s.settimeout(5); s.connect((\"10.42.1.3\",9050)); s.send(b\"x\")
+ while s.recv(1): pass'",
         id: "time-wait",
         says: &["in pod default/httpbin", "TIME_WAIT", "sequence number", "at a socket in state TIME_WAIT"],
         ..EMPTY
