@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -158,20 +158,20 @@ impl Running {
     /// When it cannot be started.
     #[must_use]
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        // One pipe for both, as on a terminal: the order of lines is that in which they were written.
+        let (output, input) = std::io::pipe().unwrap_or_else(|e| panic!("a pipe: {e}"));
+        let both = input.try_clone().unwrap_or_else(|e| panic!("a pipe: {e}"));
+        let child = command.stdout(both).stderr(input).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        // Our copies of its ends have to be closed, or it would not end with the process.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let (sink, lines) = channel();
-        let streams: [Option<Box<dyn Read + Send>>; 2] =
-            [child.stdout.take().map(|s| Box::new(s) as _), child.stderr.take().map(|s| Box::new(s) as _)];
-        for stream in streams.into_iter().flatten() {
-            let sink = sink.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                    if sink.send(line).is_err() {
-                        return;
-                    }
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sink.send(line).is_err() {
+                    return;
                 }
-            });
-        }
+            }
+        });
         Self { child, lines, said: Vec::new() }
     }
 
