@@ -126,6 +126,16 @@ pub struct Ground {
     servers: Vec<Process>,
 }
 
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.servers.clear();
+        // A server that is killed leaves its path behind.
+        for cpus in [Cpus::One, Cpus::Two] {
+            let _ = std::fs::remove_file(self.unix_path(cpus));
+        }
+    }
+}
+
 impl Ground {
     /// Brings a lab and the servers up; this program is their program.
     ///
