@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
-use sockpath_tests::planted::tcx_ingress_programs;
 use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::reader::ReaderKind;
@@ -151,7 +150,7 @@ fn the_helper_is_killed_under_load() {
     on.await_pairs(Duration::from_secs(10), |t| t.totals.bypassed_bytes >= before + (4 << 20)).expect("nothing is redirected");
     let device = scene.lab.host_veth("curl", "node-1");
     let filters = || scene.lab.run("node-1", ["tc", "filter", "show", "dev", &device, "ingress"]).matches("short_").count();
-    let links = || scene.lab.inside("node-1", || tcx_ingress_programs(&device)).unwrap_or(0);
+    let links = || scene.links_at("curl").unwrap_or(0);
     let stay = filters() > 0;
     assert!(stay || links() > 0, "no program at {device}: the test shows nothing");
     on.0.kill().expect("kill");

@@ -8,7 +8,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use sockpath_protocol::accel::PairState;
 use sockpath_protocol::lab::Overlay;
-use sockpath_tests::planted::tcx_ingress_programs;
 use sockpath_tests::torture::accelerator::Accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::{Pod, Remote};
@@ -147,8 +146,7 @@ fn datagrams(test: &str, family: Family) {
     let Some(scene) = Scene::new(test) else { return };
     let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
     // Before tcx links (6.6), a device drops what it sends while it gets the queue discipline of the filters.
-    let device = scene.lab.host_veth("curl", "node-1");
-    let losses = if scene.lab.inside("node-1", || tcx_ingress_programs(&device)).is_some() { 0 } else { 2 };
+    let losses = if scene.links_at("curl").is_some() { 0 } else { 2 };
     for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
         let socket = scene.lab.inside("curl", || {
             let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };

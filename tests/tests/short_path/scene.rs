@@ -7,6 +7,7 @@ use sockpath_kernel::conntrack::{Conntrack, TCP, Tuple};
 use sockpath_protocol::accel::{Pair, PairState, Reason, Via};
 use sockpath_protocol::lab::Overlay;
 use sockpath_tests::lab::Lab;
+use sockpath_tests::planted::tcx_ingress_programs;
 use sockpath_tests::torture::accelerator::{Accelerator, Choice};
 pub use sockpath_tests::torture::pods::exchange;
 use sockpath_tests::torture::pods::{Pod, Remote};
@@ -46,6 +47,12 @@ impl Scene {
 
     pub fn accelerate(&self) -> Accelerator {
         Accelerator::start_with(&self.lab, &Choice { via: Via::Short, ..Choice::default() }).expect("the short path does not start")
+    }
+
+    /// How many tcx links are at the node's end of a pod's device, at ingress; `None` before Linux 6.6, which has only filters.
+    pub fn links_at(&self, pod: &str) -> Option<usize> {
+        let device = self.lab.host_veth(pod, "node-1");
+        self.lab.inside("node-1", || tcx_ingress_programs(&device))
     }
 
     pub fn ip(&self, pod: &str, family: Family) -> IpAddr {
