@@ -20,7 +20,7 @@ const volatile enum short_estimate estimate_layout = 0;
 /* Packets of an unknown flow after which it becomes a candidate, a power of two. */
 const volatile __u32 candidate_packets = 8;
 
-/* The kernel has bpf_skb_ct_lookup(). Its address cannot tell: before 6.3 no program may take the address of a kernel function. */
+/* The kernel has bpf_skb_ct_lookup(). Its address cannot tell: before 6.4 no program may take the address of a kernel function. */
 const volatile __u8 can_ask_conntrack = 0;
 
 /* A random number, so that a pod cannot choose flows that occupy the entries of other flows in `counted`. */

@@ -20,7 +20,7 @@ use super::connections::{Connection, Connections};
 use super::devices::{self, Pod};
 use super::eligible::{Leg, Target, Topology, directions, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
-use super::programs::{Control, Event, Programs, Slot, can_ask_conntrack};
+use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
 use super::timeouts::Timeouts;
 use crate::node::Netns;
@@ -76,7 +76,7 @@ impl Path {
         let ours = ids.into_iter().collect::<Result<Vec<_>, _>>().context("cannot identify the programs of the short path")?;
         let (conntrack, destroyed, routes, watch) = inside(&netns.file, || {
             let conntrack = Conntrack::open().context("cannot reach connection tracking")?;
-            let destroyed = (!can_ask_conntrack()).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
+            let destroyed = (!programs.asks_conntrack).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
             let routes = Socket::open(NETLINK_ROUTE).context("cannot reach the routing tables")?;
             Ok((conntrack, destroyed, routes, Watch::open().context("cannot follow changes of rules and routes")?))
         })?;

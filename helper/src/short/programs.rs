@@ -172,6 +172,8 @@ pub struct Programs {
     shared: [MapHandle; 2],
     slots: Mapped<Slot>,
     control: Mapped<Control>,
+    /// They ask connection tracking by themselves.
+    pub asks_conntrack: bool,
     ring: RingBuffer<'static>,
     /// The ring buffer is waited for by the descriptor of this handle.
     _reports: MapHandle,
@@ -186,7 +188,7 @@ impl std::fmt::Debug for Programs {
 
 /// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18): its name is in the type
 /// information of the kernel, or of the module.
-pub fn can_ask_conntrack() -> bool {
+fn has_conntrack_lookup() -> bool {
     let has = |file: &str| {
         let text = std::fs::read(format!("/sys/kernel/btf/{file}")).unwrap_or_default();
         memmem(&text, b"bpf_skb_ct_lookup")
@@ -208,7 +210,8 @@ impl Programs {
         let mut open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the programs of the short path have no constants")?;
         constants.tally_seed = RandomState::new().build_hasher().finish();
-        constants.can_ask_conntrack = can_ask_conntrack().into();
+        let asks_conntrack = has_conntrack_lookup();
+        constants.can_ask_conntrack = asks_conntrack.into();
         let skel = open.load().context("the kernel refused the programs of the short path")?;
         let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
         let slots = &skel.maps.slots;
@@ -237,6 +240,7 @@ impl Programs {
             ],
             slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).context("cannot map the slots")?,
             control: Mapped::new(variables.as_fd(), variables.value_size(), 1).context("cannot map the programs' variables")?,
+            asks_conntrack,
             ring,
             _reports: reports,
             events,
