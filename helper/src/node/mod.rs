@@ -21,7 +21,7 @@ mod process;
 pub mod programs;
 
 pub use hierarchy::Hierarchies;
-pub use process::Process;
+pub use process::{Process, memberships};
 
 /// Where the cgroup hierarchies of a node are mounted by convention.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -120,8 +120,8 @@ pub struct FoundPod {
 }
 
 impl FoundPod {
-    /// The directory in cgroup v2 of its first container's process: the group that its sockets belong to. `None` where there is no process
-    /// or no cgroup v2.
+    /// The control group that its sockets belong to: the directory in cgroup v2 of the first process of a container. `None` without a process
+    /// or without cgroup v2.
     #[must_use]
     pub fn group_of_sockets(&self) -> Option<PathBuf> {
         let process = self.processes.iter().find(|p| p.container.is_some()).or(self.processes.first())?;

@@ -26,14 +26,18 @@ impl Process {
     /// Its directory in the v2 hierarchy that is mounted at `root`.
     pub(super) fn below(&self, root: &Path) -> Option<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).ok()?;
-        v2_path(&text).map(|path| root.join(path))
+        memberships(&text).find_map(|(controllers, path)| controllers.is_empty().then(|| root.join(path)))
     }
 }
 
-/// The path in the v2 hierarchy out of `/proc/PID/cgroup`. One that leads out of the reader's cgroup namespace is none.
-fn v2_path(text: &str) -> Option<&str> {
-    let path = text.lines().find_map(|l| l.strip_prefix("0::/"))?;
-    (!path.split('/').any(|part| part == "..")).then_some(path)
+/// What `/proc/PID/cgroup` lists: the controllers of each hierarchy, none for v2, and the path below its mount. Paths that lead out of the
+/// reader's cgroup namespace are left out.
+pub fn memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let path = path.trim_start_matches('/');
+        (!path.split('/').any(|part| part == "..")).then_some((controllers, path))
+    })
 }
 
 /// All processes below a pod's cgroup. Within a container the oldest comes first, which is the container's first process.
@@ -95,13 +99,15 @@ fn start_time(proc: &Path, pid: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::v2_path;
+    use super::memberships;
 
     #[test]
-    fn the_path_in_the_v2_hierarchy_is_read() {
-        assert_eq!(v2_path("4:cpu:/a\n0::/kubepods/pod1/c\n"), Some("kubepods/pod1/c"));
-        assert_eq!(v2_path("0::/\n"), Some(""), "the root");
-        assert_eq!(v2_path("0::/../outside\n"), None);
-        assert_eq!(v2_path("4:cpu:/a\n"), None, "cgroup v1 only");
+    fn the_path_in_each_hierarchy_is_read() {
+        let read = |text| memberships(text).collect::<Vec<_>>();
+        assert_eq!(read("4:cpu,cpuacct:/a\n1:name=systemd:/b:c\n"), [("cpu,cpuacct", "a"), ("name=systemd", "b:c")]);
+        assert_eq!(read("4:cpu:/a\n0::/kubepods/pod1/c\n"), [("cpu", "a"), ("", "kubepods/pod1/c")]);
+        assert_eq!(read("0::/\n"), [("", "")], "the root");
+        assert_eq!(read("0::/../outside\n"), []);
+        assert!(read("4:cpu:/a\n").iter().all(|(controllers, _)| !controllers.is_empty()), "cgroup v1 only");
     }
 }

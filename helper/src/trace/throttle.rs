@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::node::Process;
+use crate::node::{Process, memberships};
 
 /// Where the hierarchies of control groups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -58,14 +58,7 @@ fn of_process(process: &Process) -> Option<PathBuf> {
 /// Where it may be, below the mounts: the controller's own hierarchy first (cgroup v1), then cgroup v2, alone or beside v1.
 fn candidates(text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        // A path that leads out of the mount is one of another namespace of control groups.
-        let path = path.trim_start_matches('/');
-        if path.split('/').any(|part| part == "..") {
-            continue;
-        }
+    for (controllers, path) in memberships(text) {
         if controllers.split(',').any(|c| c == "cpu") {
             found.insert(0, Path::new(controllers).join(path));
             found.insert(1, Path::new("cpu").join(path));
