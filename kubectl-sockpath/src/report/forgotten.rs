@@ -7,7 +7,7 @@ use sockpath_protocol::packet::{Certainty, ConnectionState, Direction, Flow, Out
 
 use super::document::NodeRow;
 use super::hint::packets;
-use super::journey::{Journey, is_netfilter};
+use super::journey::{Journey, is_before_conntrack, is_netfilter};
 use super::untranslated::{Untranslated, Why, is_reply};
 use crate::duration::nanos;
 
@@ -91,9 +91,7 @@ fn by_node<'j>(journey: &'j Journey<'_>) -> Vec<Seen<'j>> {
         for at in &journey.hops[step.first_hop..step.first_hop + step.hops] {
             let (helper, packet) = journey.parts[at.part];
             let hop = &packet.hops[at.hop];
-            // Before conntrack's place in these hooks no packet has a connection.
-            let early = hop.hook.contains("PRE_ROUTING first") || hop.hook.contains("LOCAL_OUT first");
-            let Some(facts) = hop.facts.as_ref().filter(|_| !early) else { continue };
+            let Some(facts) = hop.facts.as_ref().filter(|_| !is_before_conntrack(&hop.hook)) else { continue };
             found.retain(|s| s.node != step.spot.node);
             found.push(Seen {
                 node: &step.spot.node,

@@ -269,6 +269,12 @@ pub fn is_netfilter(stage: StageId) -> bool {
     hooks.contains(&stage)
 }
 
+/// Whether a netfilter hook comes before conntrack's place there: no packet has a connection yet.
+#[must_use]
+pub fn is_before_conntrack(hook: &str) -> bool {
+    hook.contains("PRE_ROUTING first") || hook.contains("LOCAL_OUT first")
+}
+
 /// The places of hops by helper and index, each resolved once.
 #[derive(Debug, Default)]
 pub(super) struct Spots(HashMap<(usize, u32), Arc<Spot>>);

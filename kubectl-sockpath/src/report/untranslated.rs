@@ -8,7 +8,7 @@ use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::Side;
 
 use super::hint::{packets, place};
-use super::journey::{Journey, is_netfilter};
+use super::journey::{Journey, is_before_conntrack, is_netfilter};
 
 /// How far beyond the acknowledged bytes a sequence number may lie; the largest window that TCP has.
 const LARGEST_WINDOW: i64 = 1 << 30;
@@ -166,8 +166,7 @@ fn why(journey: &Journey<'_>, of: &Translated<'_>) -> (Why, Vec<String>) {
     let states: Vec<(&str, ConnectionState)> = hops.filter_map(|h| Some((h.hook.as_str(), state(h)?))).collect();
     let seen_by_netfilter = steps().any(|s| is_netfilter(s.stage));
     let mut evidence = Vec::new();
-    // Before conntrack's place in PRE_ROUTING no packet has a connection.
-    let behind = states.iter().rfind(|(hook, _)| !hook.contains("PRE_ROUTING first"));
+    let behind = states.iter().rfind(|(hook, _)| !is_before_conntrack(hook));
     let why = match behind {
         Some((hook, ConnectionState::None)) => {
             evidence.push(format!("at {hook} on {} conntrack had no connection for it: it had found the packet invalid", of.node));
