@@ -14,7 +14,7 @@ use super::insertion;
 use super::instance::Instance;
 use super::known::{self, known};
 use super::pairing;
-use super::private::{connected_pair, exchange, in_private_netns};
+use super::private::{converse, exchange};
 
 /// The self-test that decides whether programs that may ask FIONREAD are left alone.
 const FIONREAD_TCP: &str = "fionread-tcp";
@@ -77,18 +77,11 @@ pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> R
 
 impl<'a> Ground<'a> {
     fn prepare(instance: &'a Instance) -> Result<Self> {
-        let (mut writer, mut reader) = in_private_netns(|| {
-            let pair = connected_pair()?;
-            instance.meet_live_here()?;
-            Ok(pair)
-        })?;
+        let (mut writer, mut reader) = instance.private_pair()?;
         for stream in [&writer, &reader] {
             stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
         }
-        for _ in 0..=PROFILE_READS {
-            exchange(&mut writer, &mut reader)?;
-            exchange(&mut reader, &mut writer)?;
-        }
+        converse(&mut writer, &mut reader, PROFILE_READS + 1)?;
         pairing::pair(instance);
         if insertion::insert_ready(instance, &known(instance))? != 1 {
             bail!("the kernel did not take two private sockets into a sockmap");

@@ -154,7 +154,7 @@ mod tests {
     use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
     use super::super::pairing;
-    use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::private::{connected_pair, converse, exchange, in_private_netns, on_this_kernel};
     use super::super::start::Start;
     use super::*;
 
@@ -165,11 +165,7 @@ mod tests {
         on_this_kernel("a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same", |pins| {
             let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
-            let (mut one, mut other) = in_private_netns(|| {
-                let pair = connected_pair()?;
-                instance.meet_live_here()?;
-                Ok(pair)
-            })?;
+            let (mut one, mut other) = instance.private_pair()?;
             pairing::pair(&instance);
             // Those that were open before are candidates from the start, read or not: these shall not be.
             for k in known(&instance) {
@@ -197,15 +193,13 @@ mod tests {
                         assert!(Instant::now() < until, "a count of others goes on");
                         observation.adjust(&known(&instance))?;
                     }
-                    exchange(&mut one, &mut other)?;
-                    exchange(&mut other, &mut one)?;
+                    converse(&mut one, &mut other, 1)?;
                     assert_eq!(sum(|end| end.reads.get()), 1, "this was to be seen by nobody");
 
                     let until = Instant::now() + PATIENCE;
                     while sum(|end| end.messages.get()) == 0 {
                         assert!(Instant::now() < until, "a pair that talks is not accelerated");
-                        exchange(&mut one, &mut other)?;
-                        exchange(&mut other, &mut one)?;
+                        converse(&mut one, &mut other, 1)?;
                         observation.adjust(&known(&instance))?;
                         insertion::insert_ready(&instance, &known(&instance))?;
                     }

@@ -2,6 +2,7 @@
 //! look at it, end it and clean up after it.
 
 use std::collections::HashMap;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,7 @@ use super::memory::ends::{Ends, Socket};
 use super::memory::layout::{Control, Slot};
 use super::namespaces::Namespaces;
 use super::pins::Pins;
+use super::private::{connected_pair, in_private_netns};
 use crate::node::{FoundPod, Netns};
 use crate::trace::netns::{inside, inside_each};
 
@@ -92,11 +94,18 @@ impl Instance {
         self.control().paused.get() != 0 || !self.pins.path("control").exists()
     }
 
-    /// Tracks the network namespace of the calling thread, and the sockets that are open in it.
-    pub fn meet_live_here(&self) -> Result<()> {
-        self.namespaces
-            .track(self.control(), &Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?)?;
-        run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())
+    /// Both ends of a connection in a network namespace of its own, tracked: the one that connected first.
+    ///
+    /// # Errors
+    /// When the namespace, the connection or the tracking cannot be had.
+    pub fn private_pair(&self) -> Result<(TcpStream, TcpStream)> {
+        in_private_netns(|| {
+            let pair = connected_pair()?;
+            let own = Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?;
+            self.namespaces.track(self.control(), &own)?;
+            run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())?;
+            Ok(pair)
+        })
     }
 
     /// How its mechanisms are had; of an instance that another process loaded, as far as its pins show.

@@ -119,7 +119,7 @@ mod tests {
     use super::super::insertion;
     use super::super::known::known;
     use super::super::pairing;
-    use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+    use super::super::private::{converse, on_this_kernel};
     use super::super::start::Start;
     use super::*;
 
@@ -129,18 +129,8 @@ mod tests {
             let start =
                 Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
-            let (mut one, mut other) = in_private_netns(|| {
-                let pair = connected_pair()?;
-                instance.meet_live_here()?;
-                Ok(pair)
-            })?;
-            let mut talk = |turns| {
-                for _ in 0..turns {
-                    exchange(&mut one, &mut other)?;
-                    exchange(&mut other, &mut one)?;
-                }
-                anyhow::Ok(())
-            };
+            let (mut one, mut other) = instance.private_pair()?;
+            let mut talk = |times| converse(&mut one, &mut other, times);
             let insert = || insertion::insert_ready(&instance, &known(&instance));
             pairing::pair(&instance);
 

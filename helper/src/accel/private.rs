@@ -80,6 +80,15 @@ pub fn connected_pair() -> Result<(TcpStream, TcpStream)> {
     Ok((client, server))
 }
 
+/// One byte in each direction, as often as given.
+pub fn converse(one: &mut TcpStream, other: &mut TcpStream, times: u32) -> Result<()> {
+    for _ in 0..times {
+        exchange(one, other)?;
+        exchange(other, one)?;
+    }
+    Ok(())
+}
+
 /// One byte from one end to the other.
 pub fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
     from.write_all(b"x").context("cannot write to a private socket")?;

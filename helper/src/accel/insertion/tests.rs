@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -10,35 +11,31 @@ use super::super::connection::PROFILE_READS;
 use super::super::known::{inserted, known, profiling};
 use super::super::observation::Observation;
 use super::super::pairing::pair;
-use super::super::private::{connected_pair, exchange, in_private_netns, on_this_kernel};
+use super::super::private::{converse, on_this_kernel};
 use super::super::start::Start;
 use super::super::upkeep::Upkeep;
 use super::*;
+
+/// Both ends of a connection whose readers are profiled, and the observation that goes on.
+fn profiled(instance: &Instance) -> Result<(Observation<'_>, TcpStream, TcpStream)> {
+    let (mut one, mut other) = instance.private_pair()?;
+    pair(instance);
+    let mut observation = Observation::new(instance);
+    observation.adjust(&known(instance))?;
+    converse(&mut one, &mut other, PROFILE_READS)?;
+    Ok((observation, one, other))
+}
 
 #[test]
 fn an_order_is_not_for_the_next_socket_with_that_slot() {
     on_this_kernel("an_order_is_not_for_the_next_socket_with_that_slot", |pins| {
         let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
         let instance = Instance::create(pins, &start)?;
-        let tracked = || {
-            in_private_netns(|| {
-                let sockets = connected_pair()?;
-                instance.meet_live_here()?;
-                Ok(sockets)
-            })
-        };
-        let (mut one, mut other) = tracked()?;
-        pair(&instance);
-        let mut observation = Observation::new(&instance);
-        observation.adjust(&known(&instance))?;
-        for _ in 0..PROFILE_READS {
-            exchange(&mut one, &mut other)?;
-            exchange(&mut other, &mut one)?;
-        }
+        let (_observation, one, other) = profiled(&instance)?;
         let before = known(&instance);
         assert!(close(&instance, [one, other], Duration::from_secs(10))?, "closed sockets stay known");
 
-        let _next = tracked()?;
+        let _next = instance.private_pair()?;
         let slots = |all: &[Known]| all.iter().map(|k| k.slot).collect::<HashSet<_>>();
         assert_eq!(slots(&known(&instance)), slots(&before), "the test wants the slots to be used again");
         insert_ready(&instance, &before)?;
@@ -53,18 +50,7 @@ fn an_end_that_went_in_alone_comes_out() {
     on_this_kernel("an_end_that_went_in_alone_comes_out", |pins| {
         let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
         let instance = Instance::create(pins, &start)?;
-        let (mut one, mut other) = in_private_netns(|| {
-            let sockets = connected_pair()?;
-            instance.meet_live_here()?;
-            Ok(sockets)
-        })?;
-        pair(&instance);
-        let mut observation = Observation::new(&instance);
-        observation.adjust(&known(&instance))?;
-        for _ in 0..PROFILE_READS {
-            exchange(&mut one, &mut other)?;
-            exchange(&mut other, &mut one)?;
-        }
+        let (_observation, _one, other) = profiled(&instance)?;
         // Such a socket is not inserted.
         let bytes: libc::c_int = 2;
         // SAFETY: the option is an int that lives through the call.
