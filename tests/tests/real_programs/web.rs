@@ -17,7 +17,8 @@ fn fionread_counts(lab: &Lab) -> bool {
 }
 
 /// Requests by wrk(1): small and large answers on kept connections, and a connection for each request.
-fn many_requests(stage: &Stage, port: u16) {
+fn many_requests(stage: &Stage) {
+    let port = stage.server.program.port();
     for url in [format!("http://{}:{port}/small", stage.service), format!("http://{}:{port}/large", stage.pod)] {
         let text = stage.client(&format!("wrk -t 1 -c 16 -d 3 --timeout 30s {url}"));
         assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
@@ -29,7 +30,8 @@ fn many_requests(stage: &Stage, port: u16) {
 }
 
 /// Every byte of files, several on one connection: a server may send them by sendfile(2), a proxy may splice them.
-fn whole_files(stage: &Stage, port: u16) {
+fn whole_files(stage: &Stage) {
+    let port = stage.server.program.port();
     let large = Content::new(1, 1, Direction::ToClient);
     for _ in 0..3 {
         let url = format!("http://{}:{port}/large", stage.service);
@@ -48,39 +50,31 @@ fn whole_files(stage: &Stage, port: u16) {
     }
 }
 
+fn requests_and_files(stage: &Stage) {
+    many_requests(stage);
+    whole_files(stage);
+}
+
 #[test]
 fn nginx() {
-    let port = Program::Nginx.port();
-    let load = |stage: &Stage| {
-        many_requests(stage, port);
-        whole_files(stage, port);
-    };
     let Some(stage) = stage("nginx", Program::Nginx) else { return };
     // Where FIONREAD cannot be trusted the socket path leaves it alone.
     let counts = fionread_counts(&stage.lab);
-    let ((), carried) = stage.under_acceleration(Via::Socket, if counts { LOADS } else { 1 }, || load(&stage));
+    let ((), carried) = stage.under_acceleration(Via::Socket, if counts { LOADS } else { 1 }, || requests_and_files(&stage));
     assert_eq!(carried > 0, counts, "{carried} messages were redirected");
-    stage.toggled(Via::Short, || load(&stage));
+    stage.toggled(Via::Short, || requests_and_files(&stage));
 }
 
 /// Its event MPM; files by sendfile(2).
 #[test]
 fn apache() {
-    let port = Program::Apache.port();
-    over(&[Via::Short], "apache", Program::Apache, |stage| {
-        many_requests(stage, port);
-        whole_files(stage, port);
-    });
+    over(&[Via::Short], "apache", Program::Apache, requests_and_files);
 }
 
 /// It splices bodies between its two connections.
 #[test]
 fn haproxy_splices() {
-    let port = Program::HaProxy.port();
-    over(&[Via::Short], "haproxy_splices", Program::HaProxy, |stage| {
-        many_requests(stage, port);
-        whole_files(stage, port);
-    });
+    over(&[Via::Short], "haproxy_splices", Program::HaProxy, requests_and_files);
 }
 
 /// Messages from 1 B to 1 MB in streams of both directions.
