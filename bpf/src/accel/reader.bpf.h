@@ -170,7 +170,8 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	/* What was seen of this reader keeps it out of the map for good: nothing more has to be known. */
 	if ((e->flags & ACCEL_FOR_GOOD) && e->state != ACCEL_ENROLLED)
 		return 0;
-	if (!(ctl = get_control()))
+	/* Between two counts this may run for a moment: the kernel detaches it late. */
+	if (!(ctl = get_control()) || !ctl->counting)
 		return 0;
 	/* Nothing is observed of a socket before its program is known to be one that may go into the map. */
 	if (ctl->selective && !e->reader)
