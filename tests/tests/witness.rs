@@ -9,7 +9,8 @@ use sockpath_tests::lab::{Lab, succeed};
 use sockpath_tests::trace::Trace;
 use sockpath_tests::{program_or_skip, root_or_skip};
 
-/// Largest median difference between the trace's times and tcpdump's.
+/// Largest difference between the trace's times and tcpdump's, for a quarter of the packets: a wrong hop or clock is off for all of them, while
+/// the two stamps of one packet are further apart where another program gets the CPU between them.
 const TOLERANCE_NS: u64 = 20_000;
 
 /// A capture of the requests at one device.
@@ -119,8 +120,8 @@ fn tcpdump_sees_the_same_packets_in_the_same_order_at_the_same_times() {
             })
             .collect();
         differences.sort_unstable();
-        let median = differences[differences.len() / 2];
-        println!("{} after {}: median difference to tcpdump {median} ns", stages[later], stages[0]);
-        assert!(median < TOLERANCE_NS, "{}: median difference {median} ns, all {differences:?}", stages[later]);
+        let quartile = differences[differences.len() / 4];
+        println!("{} after {}: difference to tcpdump {quartile} ns (lower quartile)", stages[later], stages[0]);
+        assert!(quartile < TOLERANCE_NS, "{}: lower quartile of the differences {quartile} ns, all {differences:?}", stages[later]);
     }
 }
