@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams};
@@ -21,6 +22,8 @@ use crate::output;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// One attempt; a connection that died silently must not eat all the time.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// Pods that are deleted at one time.
+const DELETED_AT_ONCE: usize = 64;
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 /// A finished pod of another run is kept this long, so that its plugin can still read its status.
@@ -70,24 +73,17 @@ impl PendingDeletions {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    /// Deletes all. A request to create one may still be in flight and overtake the first deletion, so pods
+    /// Deletes all, and reports what remains. A request to create one may still be in flight and overtake the first deletion, so pods
     /// that did not exist are deleted a second time.
     pub async fn delete_all(&self) {
-        let pods: Vec<(String, DeletionMode)> =
-            self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, mode)| (name.clone(), *mode)).collect();
+        let pods = std::mem::take(&mut *self.0.pods.lock().unwrap_or_else(PoisonError::into_inner));
         if pods.is_empty() {
             return;
         }
-        for pause in [Duration::ZERO, PAUSE] {
-            sleep(pause).await;
-            let deletions = pods.iter().map(|(name, mode)| delete(&self.0.api, &self.0.namespace, name, *mode));
-            for ((name, _), outcome) in pods.iter().zip(futures_util::future::join_all(deletions).await) {
-                match outcome {
-                    Ok(()) => self.forget(name),
-                    Err(p) => output::say(&format!("warning: {p}")),
-                }
-            }
-        }
+        let deadline = Instant::now() + PATIENCE;
+        delete_together(&self.0.api, &self.0.namespace, &pods, deadline).await;
+        sleep(PAUSE).await;
+        report_remaining(&self.0.namespace, &delete_together(&self.0.api, &self.0.namespace, &pods, deadline).await);
     }
 
     /// Deletes one pod.
@@ -113,14 +109,39 @@ impl Drop for Inner {
             runtime.block_on(async {
                 // The client's connections belong to the event loop that is ending, so this one opens its own.
                 let Ok(api) = api.reconnected() else { return };
-                for (name, mode) in pods {
-                    if let Err(p) = delete(&api, &namespace, &name, mode).await {
-                        output::say(&format!("warning: {p}\npod {namespace}/{name} remains; delete it with kubectl sockpath cleanup"));
-                    }
-                }
+                report_remaining(&namespace, &delete_together(&api, &namespace, &pods, Instant::now() + PATIENCE).await);
             });
         });
         let _ = worker.join();
+    }
+}
+
+/// Deletes pods, some at one time; returns why each that remains does. The deadline is that of all.
+async fn delete_together(
+    api: &Api,
+    namespace: &str,
+    pods: &BTreeMap<String, DeletionMode>,
+    deadline: Instant,
+) -> BTreeMap<String, Problem> {
+    let deletions = pods.iter().map(|(name, mode)| async move {
+        delete_until(api, namespace, name, *mode, deadline).await.err().map(|problem| (name.clone(), problem))
+    });
+    futures_util::stream::iter(deletions).buffer_unordered(DELETED_AT_ONCE).filter_map(std::future::ready).collect().await
+}
+
+/// Says which pods remain and why: on many nodes, mostly for one reason.
+fn report_remaining(namespace: &str, remaining: &BTreeMap<String, Problem>) {
+    let mut by_problem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (name, problem) in remaining {
+        let problem = problem.to_string().replace(name.as_str(), "...");
+        by_problem.entry(problem).or_default().push(name);
+    }
+    for (problem, names) in by_problem {
+        let (problem, what) = match names.as_slice() {
+            [name] => (problem.replace("...", name), format!("pod {namespace}/{name} remains; delete it")),
+            some => (problem, format!("{} helper pods remain in namespace {namespace}; delete them", some.len())),
+        };
+        output::say(&format!("warning: {problem}\n{what} with kubectl sockpath cleanup"));
     }
 }
 
@@ -129,13 +150,17 @@ impl Drop for Inner {
 /// # Errors
 /// When the API server refuses, or stays away for long.
 pub async fn delete(api: &Api, namespace: &str, name: &str, mode: DeletionMode) -> Result<(), Problem> {
+    delete_until(api, namespace, name, mode, Instant::now() + PATIENCE).await
+}
+
+/// The same until a deadline, at least once.
+async fn delete_until(api: &Api, namespace: &str, name: &str, mode: DeletionMode, deadline: Instant) -> Result<(), Problem> {
     let pods: kube::Api<Pod> = kube::Api::namespaced(api.client(), namespace);
     let params = match mode {
         DeletionMode::Ended => DeleteParams::default().grace_period(0),
         DeletionMode::Running => DeleteParams::default(),
     };
     let what = format!("delete the helper pod {namespace}/{name}");
-    let deadline = Instant::now() + PATIENCE;
     loop {
         let attempt = timeout(ATTEMPT, api.ask_opt(&what, pods.delete(name, &params))).await;
         let problem = match attempt {

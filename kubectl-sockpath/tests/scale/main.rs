@@ -25,6 +25,10 @@ const MOST_CREATED: usize = 45;
 /// Requests for each node, all kinds together.
 const MOST_CALLS: usize = 8;
 
+/// How long a command may go on that cannot reach the API server: a helper that cannot be attached to again, and deletions that are tried
+/// again.
+const MOST_ALONE: Duration = Duration::from_secs(90);
+
 /// How a command went.
 struct Run {
     status: ExitStatus,
@@ -131,4 +135,22 @@ fn commands_on_three_hundred_nodes_stay_within_their_limits() {
 
     let doctor = run(&server, &address, &["doctor"]);
     check(&doctor, &server);
+}
+
+#[test]
+fn an_api_server_that_goes_away_holds_no_command() {
+    let (server, address) = Server::start();
+    let doomed = server.clone();
+    let ending = std::thread::spawn(move || {
+        while doomed.helper_pods() < NODES / 3 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        doomed.end();
+    });
+    let accelerate = run(&server, &address, &["accelerate", "-A", "--for", "25s"]);
+    ending.join().unwrap();
+    assert!(!accelerate.status.success(), "{}", accelerate.said);
+    assert!(accelerate.took < MOST_ALONE, "it ended after {:?}: {}", accelerate.took, accelerate.said);
+    let remaining = accelerate.said.lines().filter(|l| l.contains("with kubectl sockpath cleanup")).count();
+    assert_eq!(remaining, 1, "what remains is reported once, not for each pod: {}", accelerate.said);
 }

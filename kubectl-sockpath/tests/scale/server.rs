@@ -8,7 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -44,6 +44,7 @@ struct State {
     calls: Mutex<Vec<Call>>,
     events: broadcast::Sender<String>,
     workloads: Vec<Value>,
+    ended: Notify,
 }
 
 struct Request {
@@ -63,6 +64,7 @@ impl Server {
             calls: Mutex::default(),
             events: broadcast::channel(BEHIND).0,
             workloads: cluster::workloads(),
+            ended: Notify::new(),
         };
         let server = Self(Arc::new(state));
         let (send, bound) = std::sync::mpsc::channel();
@@ -73,13 +75,23 @@ impl Server {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 send.send(listener.local_addr().unwrap()).unwrap();
                 loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    stream.set_nodelay(true).unwrap();
-                    tokio::spawn(serving.clone().serve(stream));
+                    tokio::select! {
+                        accepted = listener.accept() => {
+                            let (stream, _) = accepted.unwrap();
+                            stream.set_nodelay(true).unwrap();
+                            tokio::spawn(serving.clone().serve(stream));
+                        }
+                        () = serving.0.ended.notified() => break,
+                    }
                 }
             });
         });
         (server, format!("http://{}", bound.recv().unwrap()))
+    }
+
+    /// Ends it like one that is killed: connections break, and new ones are refused.
+    pub fn end(&self) {
+        self.0.ended.notify_one();
     }
 
     /// The requests so far; forgets them.
