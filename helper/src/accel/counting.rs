@@ -199,12 +199,12 @@ mod tests {
                 end(&instance)?;
                 let before = reads();
                 converse(&mut one, &mut other, 1)?;
-                assert_eq!(reads(), before, "these were to be seen by nobody");
+                assert_eq!(reads(), before, "no count sees these");
                 let mut counting = Counting::new();
                 while !goes_on(&instance) {
                     counting.adjust(&instance, &[], true)?;
                 }
-                // The first time that a reader is met again only says where it stands.
+                // The first call of a reader only records where it stands.
                 converse(&mut one, &mut other, 3)?;
                 assert_eq!(reads(), before + 4);
             }

@@ -37,10 +37,11 @@ pub fn render(report: &Report) -> Text {
         out.line(&format!("Reply: {} {} packets{time}", reply.count, reply.packets_of));
         leg(report, "Reply", &reply.stages, Some(Direction::Reply), &mut out);
     }
-    if let Some(socket) = &report.accelerated {
-        let time = socket.end_to_end.p50_ns.map_or_else(String::new, |t| format!(", {} end to end", nanos(t)));
-        out.line(&format!("Socket path: {} packets{time}", socket.count));
-        leg(report, "Socket path", &socket.stages, None, &mut out);
+    for (path, name) in [(&report.short, "Short path"), (&report.accelerated, "Socket path")] {
+        let Some(path) = path else { continue };
+        let time = path.end_to_end.p50_ns.map_or_else(String::new, |t| format!(", {} end to end", nanos(t)));
+        out.line(&format!("{name}: {} packets{time}", path.count));
+        leg(report, name, &path.stages, None, &mut out);
     }
     out
 }

@@ -9,7 +9,7 @@ use super::line::Line;
 use crate::duration::nanos;
 use crate::output::Text;
 use crate::report::Report;
-use crate::report::document::{DropRow, Finding, LegSummary, Severity, VanishedRow};
+use crate::report::document::{DropRow, Finding, LegSummary, Saving, Severity, VanishedRow};
 use crate::report::leg::{Leg, Seen, StageRow};
 use crate::report::rewrites::RewriteRow;
 use crate::report::times::Times;
@@ -39,8 +39,10 @@ pub fn render(report: &Report, style: &Style) -> Text {
     if let Some(reply) = &report.reply {
         compact(reply, "reply", Direction::Reply, report, &layout, &mut out);
     }
-    if let Some(short) = &report.accelerated {
-        compact(short, "accelerated", Direction::Request, report, &layout, &mut out);
+    for (leg, name) in [(&report.short, "short path"), (&report.accelerated, "accelerated")] {
+        if let Some(leg) = leg {
+            compact(leg, name, Direction::Request, report, &layout, &mut out);
+        }
     }
     summary(report, request, style, &mut out);
     out.append(&findings(report, style));
@@ -331,9 +333,10 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text)
             Line::new(style).text(&line).end(out);
         }
     }
-    if let Some(short) = report.accelerated.as_ref().and_then(|a| a.end_to_end.p50_ns) {
-        let saved = total.saturating_sub(short);
-        let text = format!("accelerated {} instead of {}: {} % of the time saved", nanos(short), nanos(total), percent(saved, total));
+    for (saving, path) in [(report.short_saving, "short path"), (report.saving, "accelerated")] {
+        let Some(Saving { accelerated_p50_ns: took, .. }) = saving else { continue };
+        let saved = total.saturating_sub(took);
+        let text = format!("{path} {} instead of {}: {} % of the time saved", nanos(took), nanos(total), percent(saved, total));
         for line in wrap(&text, style.width) {
             Line::new(style).paint(Paint::Good, &line).end(out);
         }

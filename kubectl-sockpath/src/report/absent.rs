@@ -97,13 +97,14 @@ pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageR
     let left = !transit.is_empty() || !received.is_empty();
     // Control packets and the kernel's own answers to a ping have no socket call.
     let by_application = match situation.class {
-        Class::Data => !(situation.protocol == Protocol::Icmp && situation.direction == Direction::Reply),
+        Class::Data | Class::Redirected => !(situation.protocol == Protocol::Icmp && situation.direction == Direction::Reply),
         _ => false,
     };
     let mut all = side(sent, Side::Send, by_application, left, situation);
     all.extend(transit);
     // Only data reaches a reader; everything else ends in the protocol.
-    let to_the_end = situation.complete && situation.class == Class::Data && situation.protocol != Protocol::Icmp;
+    let to_the_end =
+        situation.complete && matches!(situation.class, Class::Data | Class::Redirected) && situation.protocol != Protocol::Icmp;
     all.extend(side(received, Side::Receive, true, to_the_end, situation));
     all
 }

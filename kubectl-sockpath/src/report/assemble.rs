@@ -37,16 +37,28 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
     let watch = Watch::of(capture.helpers.iter().filter_map(|h| h.armed.as_ref()));
     let request = leg(journeys, Direction::Request, None, &watch);
     let reply = leg(journeys, Direction::Reply, None, &watch);
-    let accelerated = match &request {
-        Some(r) if r.packets_of != Class::Bypass.word(Direction::Request) => leg(journeys, Direction::Request, Some(Class::Bypass), &watch),
-        _ => None,
-    };
+    let main = journeys.iter().filter(|j| j.direction() == Direction::Request).map(Journey::class).min();
+    let beside =
+        |class: Class| if main.is_some_and(|main| main < class) { leg(journeys, Direction::Request, Some(class), &watch) } else { None };
+    let (short, accelerated) = (beside(Class::Redirected), beside(Class::Bypass));
     let (overhead, lost_events) = overhead(capture);
     let rewrites = rewrites(journeys);
     let plan = &capture.origin.plan;
     let (summary, stages, end_to_end, stack_traversals) = match request {
-        Some(Leg { packets_of, count, complete, stages, end_to_end, waiting_ns, stack_traversals, routes, typical_packet, protocol }) => (
-            Some(LegSummary { packets_of, count, complete, waiting_ns, routes, typical_packet, protocol }),
+        Some(Leg {
+            packets_of,
+            redirected,
+            count,
+            complete,
+            stages,
+            end_to_end,
+            waiting_ns,
+            stack_traversals,
+            routes,
+            typical_packet,
+            protocol,
+        }) => (
+            Some(LegSummary { packets_of, redirected, count, complete, waiting_ns, routes, typical_packet, protocol }),
             stages,
             end_to_end,
             stack_traversals,
@@ -73,6 +85,8 @@ pub(super) fn assemble(capture: &Capture, journeys: &[Journey<'_>]) -> Report {
         reply,
         saving: saving(end_to_end, accelerated.as_ref()),
         accelerated,
+        short_saving: saving(end_to_end, short.as_ref()),
+        short,
         seen: SeenCounts {
             requests: count(Direction::Request),
             replies: count(Direction::Reply),

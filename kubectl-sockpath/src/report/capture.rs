@@ -8,6 +8,7 @@ use sockpath_protocol::message::{Armed, Counters, EndReason, Hello, Probed};
 use sockpath_protocol::packet::{Context, Direction, Hop, Incident, Outcome, Packet, PacketKind, Place, Rule};
 use sockpath_protocol::stage::Side;
 
+use super::redirected::is_redirected_request;
 use crate::session::{ClockEstimate, Event};
 use crate::target::Plan;
 
@@ -116,6 +117,8 @@ pub struct Capture {
     pub requests_delivered: u64,
     /// Of these, bytes that went socket to socket.
     pub requests_bypassed: u64,
+    /// Of these, packets with data that no node's stack had.
+    pub requests_redirected: u64,
     /// Packets that were dropped, kept or not.
     pub dropped: u64,
     /// Packets that came, by direction.
@@ -149,6 +152,7 @@ impl Capture {
             warnings: BTreeMap::new(),
             requests_delivered: 0,
             requests_bypassed: 0,
+            requests_redirected: 0,
             dropped: 0,
             seen: BTreeMap::new(),
             bytes: 0,
@@ -249,6 +253,7 @@ impl Capture {
         self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
         self.requests_delivered += u64::from(is_delivered_request(&packet));
         self.requests_bypassed += u64::from(is_delivered_request(&packet) && packet.kind == PacketKind::Bypass);
+        self.requests_redirected += u64::from(self.helpers.get(helper).is_some_and(|log| is_redirected_request(&packet, log)));
         let size = size_of(&packet);
         if self.not_kept == 0 && self.packets.len() < self.limit && self.bytes + size <= BYTES_KEPT {
             self.bytes += size;

@@ -189,6 +189,8 @@ impl Changes {
         self.compare(Subject::Path, "network stacks", stacks(before), stacks(after));
         let socket = |r: &Report| r.accelerated.as_ref().map(|_| "observed".to_owned());
         self.compare(Subject::Path, "socket path", socket(before), socket(after));
+        let short = |r: &Report| r.short.as_ref().map(|_| "observed".to_owned());
+        self.compare(Subject::Path, "short path", short(before), short(after));
     }
 }
 

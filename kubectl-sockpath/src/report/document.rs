@@ -54,6 +54,10 @@ pub struct Report {
     pub accelerated: Option<Leg>,
     /// What the short way saved against the network path, when both were seen.
     pub saving: Option<Saving>,
+    /// The path from device to device, past the stacks of the nodes, when packets took it as well.
+    pub short: Option<Leg>,
+    /// The same for it.
+    pub short_saving: Option<Saving>,
     /// How many packets were seen.
     pub seen: SeenCounts,
     /// Address translations.
@@ -137,6 +141,8 @@ pub struct ClockRow {
 pub struct LegSummary {
     /// Which packets they are about.
     pub packets_of: &'static str,
+    /// Whether they went from device to device, past the stacks of the nodes: by the short path, or by another tc program.
+    pub redirected: bool,
     /// How many.
     pub count: usize,
     /// Whether they reached the other side.
@@ -162,14 +168,14 @@ pub struct SeenCounts {
     pub conversations: u64,
 }
 
-/// What the way socket to socket saves: typical times, in nanoseconds.
+/// What another path saves against that through the stack: typical times, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Saving {
     /// The network path.
     pub normal_p50_ns: u64,
-    /// The short way.
+    /// The other path.
     pub accelerated_p50_ns: u64,
-    /// Share of the network path's time that is saved; negative when the short way took longer.
+    /// Share of the network path's time that is saved; negative when the other path took longer.
     pub share: f64,
 }
 

@@ -9,6 +9,7 @@ use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{Side, StageId};
 
 use super::capture::Capture;
+use super::redirected::is_redirected;
 
 /// Where a stage is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +59,8 @@ pub struct Journey<'a> {
     pub steps: Vec<Step>,
     /// Time from the first to the last hop, in nanoseconds; absent where two clocks lie between.
     pub end_to_end_ns: Option<u64>,
+    /// No node's stack had it: see [`redirected`](super::redirected).
+    pub is_redirected: bool,
 }
 
 impl<'a> Journey<'a> {
@@ -103,6 +106,7 @@ impl<'a> Journey<'a> {
     pub fn class(&self) -> Class {
         match self.first().kind {
             PacketKind::Bypass => Class::Bypass,
+            PacketKind::Data if self.is_redirected => Class::Redirected,
             PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => Class::Data,
             PacketKind::Syn | PacketKind::SynAck => Class::Opening,
             PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError | PacketKind::IcmpRedirect => Class::Other,
@@ -115,6 +119,8 @@ impl<'a> Journey<'a> {
 pub enum Class {
     /// Carries data over the network path.
     Data,
+    /// Carries data from device to device, past the stacks of the nodes.
+    Redirected,
     /// Bytes that went socket to socket.
     Bypass,
     /// Opens a connection.
@@ -128,7 +134,7 @@ impl Class {
     #[must_use]
     pub fn word(self, direction: Direction) -> &'static str {
         match (self, direction) {
-            (Self::Data, _) => "data",
+            (Self::Data | Self::Redirected, _) => "data",
             (Self::Bypass, _) => "accelerated",
             (Self::Opening, Direction::Request) => "SYN",
             (Self::Opening, Direction::Reply) => "SYN-ACK",
@@ -245,9 +251,10 @@ fn assemble<'a>(capture: &Capture, spots: &mut Spots, parts: Vec<(usize, &'a Pac
             }
         }
     }
+    let is_redirected = parts.iter().all(|(helper, packet)| is_redirected(packet, capture.helpers.get(*helper)));
     let total = || steps.iter().map(|s| s.took_ns.unwrap_or(0)).sum();
     let end_to_end_ns = one_clock.then(total);
-    Journey { parts, hops, steps, end_to_end_ns }
+    Journey { parts, hops, steps, end_to_end_ns, is_redirected }
 }
 
 /// A hop at the same stage and place prolongs the step: netfilter is watched before the first and after the last rule.

@@ -17,6 +17,8 @@ use super::times::{Times, means, p99, typical};
 pub struct Leg {
     /// Which packets it is about: `data`, `SYN`, `SYN-ACK`, `control`, `accelerated`.
     pub packets_of: &'static str,
+    /// Whether they went from device to device, past the stacks of the nodes.
+    pub redirected: bool,
     /// How many packets the figures are made of.
     pub count: usize,
     /// Whether these packets reached the other side.
@@ -133,6 +135,7 @@ pub(super) fn leg(journeys: &[Journey<'_>], direction: Direction, class: Option<
     let stages = absent::fill(rows, &absent::Situation { protocol, class, direction, complete, watch });
     Some(Leg {
         packets_of: class.word(direction),
+        redirected: class == Class::Redirected,
         count: chosen.len(),
         complete,
         stages,

@@ -81,5 +81,6 @@ pub fn journey(packet: &Packet) -> Journey<'_> {
         hops: (0..packet.hops.len()).map(|hop| HopRef { part: 0, hop }).collect(),
         steps: packet.hops.iter().enumerate().map(step).collect(),
         end_to_end_ns: Some(0),
+        is_redirected: false,
     }
 }

@@ -22,6 +22,7 @@ mod made;
 mod netfilter;
 mod overhead;
 pub mod packets;
+mod redirected;
 mod repeats;
 pub mod rewrites;
 mod spread;

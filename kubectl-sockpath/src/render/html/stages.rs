@@ -23,8 +23,10 @@ pub(super) fn section(page: &mut Page, report: &Report) {
         let title = format!("Reply: {} {} packet{}", leg.count, leg.packets_of, plural(leg.count));
         table(page, &title, &leg.stages, report, Some(Direction::Reply));
     }
-    if let Some(leg) = &report.accelerated {
-        table(page, &format!("Socket path: {} packet{}", leg.count, plural(leg.count)), &leg.stages, report, None);
+    for (leg, name) in [(&report.short, "Short path"), (&report.accelerated, "Socket path")] {
+        if let Some(leg) = leg {
+            table(page, &format!("{name}: {} packet{}", leg.count, plural(leg.count)), &leg.stages, report, None);
+        }
     }
     page.markup("</section>\n");
 }

@@ -3,9 +3,11 @@
 use sockpath_protocol::stage::Side;
 
 use super::build::{is_same_node, namespace_title, node_title, push};
-use super::{Beside, Bypass, Item, Lane, Picture, State};
+use super::{Beside, Bypass, Lane, Picture, State};
 use crate::duration::nanos;
 use crate::report::Report;
+use crate::report::document::Saving;
+use crate::report::leg::Leg;
 
 /// Adds what the report knows of them.
 pub(super) fn add(report: &Report, picture: &mut Picture) {
@@ -20,15 +22,21 @@ pub(super) fn add(report: &Report, picture: &mut Picture) {
         picture.beside.push(Beside { to: to + usize::from(skipped), ..beside(Bypass::Socket, true, format!("socket path{time}")) });
         return;
     }
-    if let Some(leg) = &report.accelerated {
+    let measured = |leg: &Leg, saving: Option<Saving>| {
         let time = leg.end_to_end.p50_ns.map_or_else(|| "time unknown".to_owned(), nanos);
-        let saving = report.saving.map_or_else(String::new, |s| match s.share {
+        let saving = saving.map_or_else(String::new, |s| match s.share {
             share if share >= 0.0 => format!(", {:.0} % less time", share * 100.0),
             share => format!(", {:.0} % more time", -share * 100.0),
         });
-        picture.beside.push(beside(Bypass::Socket, true, format!("socket path: {time}{saving}")));
+        format!("{time}{saving}")
+    };
+    if let Some(leg) = &report.accelerated {
+        picture.beside.push(beside(Bypass::Socket, true, format!("socket path: {}", measured(leg, report.saving))));
     }
-    if is_redirected(report, picture) {
+    if let Some(leg) = &report.short {
+        picture.beside.push(beside(Bypass::Short, true, format!("short path: {}", measured(leg, report.short_saving))));
+    }
+    if report.request.as_ref().is_some_and(|r| r.redirected && r.complete) {
         picture.beside.push(beside(
             Bypass::Short,
             true,
@@ -37,7 +45,7 @@ pub(super) fn add(report: &Report, picture: &mut Picture) {
     }
     if report.findings.iter().any(|f| f.id == "could-accelerate") && picture.beside.is_empty() {
         picture.beside.push(beside(Bypass::Socket, false, "socket path: possible, --compare measures it".to_owned()));
-        picture.beside.push(beside(Bypass::Short, false, "short path: possible (accelerate)".to_owned()));
+        picture.beside.push(beside(Bypass::Short, false, "short path: possible, --compare measures it".to_owned()));
     }
 }
 
@@ -61,22 +69,4 @@ fn skipped_node(report: &Report, picture: &mut Picture, to: usize) -> bool {
     let lanes = picture.lanes().count();
     picture.links = vec![super::Link { kind: super::LinkKind::Unknown, taken: false }; lanes.saturating_sub(1)];
     true
-}
-
-/// Packets that reached the other pod of the node although the node's stack neither filtered nor queued them, while the hooks that show this
-/// were attached.
-fn is_redirected(report: &Report, picture: &Picture) -> bool {
-    let complete = report.request.as_ref().is_some_and(|r| r.complete);
-    let hooks = |word: &str| report.nodes.iter().all(|n| n.hooks.iter().any(|h| h.contains(word)));
-    let transit: Vec<&Item> = picture.lanes().filter(|(_, l)| l.side == Side::Transit).flat_map(|(_, lane)| &lane.items).collect();
-    let only_arrives = |item: &&Item| match item {
-        Item::Stage(s) => matches!(s.name, "veth crossing" | "node receives"),
-        _ => true,
-    };
-    is_same_node(report)
-        && complete
-        && hooks("net_dev_queue")
-        && hooks("netfilter/")
-        && !transit.is_empty()
-        && transit.iter().all(only_arrives)
 }

@@ -191,8 +191,9 @@ fn bars(report: &Report) -> Vec<Bar> {
     let request = bar("request", &report.stages, report.end_to_end.p50_ns.is_some());
     let leg = |name, leg: &crate::report::leg::Leg| bar(name, &leg.stages, leg.end_to_end.p50_ns.is_some());
     let reply = report.reply.as_ref().and_then(|l| leg("reply", l));
+    let short = report.short.as_ref().and_then(|l| leg("short path", l));
     let socket = report.accelerated.as_ref().and_then(|l| leg("socket path", l));
-    request.into_iter().chain(reply).chain(socket).collect()
+    request.into_iter().chain(reply).chain(short).chain(socket).collect()
 }
 
 fn part(group: &[&StageRow]) -> Part {
