@@ -192,7 +192,7 @@ pub struct Trace {
     /// When the traced pods are deleted, replaced or moved, continue with their successors; prints a report for each
     #[arg(long, conflicts_with_all = ["replay", "explain", "compare", "html", "pcapng", "record"])]
     pub follow: bool,
-    /// Also measure the socket path and show what it saves
+    /// Also measure the short path and the socket path and show what they save
     #[arg(long)]
     pub compare: bool,
     /// Record every packet instead of a sample at high packet rates

@@ -26,21 +26,49 @@ fn assert_short_way(traced: &Traced) {
     assert!(traced.document["saving"]["share"].is_f64(), "{}", traced.dump());
 }
 
+/// No node's stack had the packets of the short path, and those of the request passed one.
+fn assert_redirected(traced: &Traced) {
+    let short = &traced.document["short"];
+    assert_eq!((&short["packets_of"], &short["redirected"]), (&"data".into(), &true.into()), "{}", traced.dump());
+    assert_eq!(traced.document["request"]["redirected"], false, "{}", traced.dump());
+    let (short, request) = (ids(&short["stages"]), ids(&traced.document["stages"]));
+    assert!(request.contains(&"node-forward") && !short.contains(&"node-forward"), "{}", traced.dump());
+    assert!(short.starts_with(&["socket-write"]) && short.contains(&"copied"), "{}", traced.dump());
+    let saving = &traced.document["short_saving"];
+    assert_eq!(saving["accelerated_p50_ns"], traced.document["short"]["end_to_end"]["p50_ns"], "{}", traced.dump());
+    assert!(saving["share"].is_f64(), "{}", traced.dump());
+}
+
 #[test]
-fn there_is_no_short_way_between_nodes() {
-    if !root_or_skip("there_is_no_short_way_between_nodes") {
+fn between_nodes_the_short_path_is_compared_and_no_other() {
+    if !root_or_skip("between_nodes_the_short_path_is_compared_and_no_other") {
         return;
     }
     let lab = Lab::up();
-    let traced = trace(&lab, &["curl", "httpbin-remote", "--compare", "--probe", "--count", "1"]);
+    let traced = trace(&lab, &["curl", "httpbin-remote", "--compare", "--probe", "--count", "20"]);
     assert_eq!(traced.code, 0, "{}", traced.dump());
-    assert!(traced.stderr.contains("two pods on one node"), "{}", traced.stderr);
+    assert_redirected(&traced);
+    assert!(ids(&traced.document["short"]["stages"]).contains(&"wire"), "{}", traced.dump());
+    assert!(traced.document["accelerated"].is_null(), "{}", traced.dump());
     assert!(!traced.stderr.contains("on the socket path until"), "it waited for what cannot come: {}", traced.stderr);
 }
 
 #[test]
-fn compare_shows_both_ways_and_ends() {
-    if !root_or_skip("compare_shows_both_ways_and_ends") {
+fn inside_a_pod_there_is_no_short_path() {
+    if !root_or_skip("inside_a_pod_there_is_no_short_path") {
+        return;
+    }
+    let lab = Lab::up();
+    let traced = trace(&lab, &["httpbin", "httpbin:8080", "--compare", "--probe", "--count", "20"]);
+    assert_eq!(traced.code, 0, "{}", traced.dump());
+    assert!(traced.document["short"].is_null(), "{}", traced.dump());
+    assert!(!traced.stderr.contains("on the short path until"), "it waited for what cannot come: {}", traced.stderr);
+    assert_short_way(&traced);
+}
+
+#[test]
+fn compare_shows_all_three_paths_and_ends() {
+    if !root_or_skip("compare_shows_all_three_paths_and_ends") {
         return;
     }
     let lab = Lab::up();
@@ -49,11 +77,12 @@ fn compare_shows_both_ways_and_ends() {
         assert_eq!(traced.code, 0, "{}", traced.dump());
         assert_eq!(traced.document["request"]["packets_of"], "data", "{}", traced.dump());
         assert!(ids(&traced.document["stages"]).contains(&"node-forward"), "{}", traced.dump());
+        assert_redirected(&traced);
         assert_short_way(&traced);
     }
     // The normal path is back.
     let traced = trace(&lab, &["curl", "httpbin", "--probe"]);
-    assert!(traced.document["accelerated"].is_null(), "{}", traced.dump());
+    assert!(traced.document["accelerated"].is_null() && traced.document["short"].is_null(), "{}", traced.dump());
 }
 
 #[test]

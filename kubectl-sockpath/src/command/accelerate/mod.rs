@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, Via};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::request::{Node, Pod};
 
 use crate::backend::{Backend, Mode};
 use crate::cli::{self, Global, ObjectOutput};
@@ -99,20 +99,22 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
     Ok(Started { scope, pods, nodes, fleet })
 }
 
-/// What `trace --compare` asks: accelerate these pods while the session lasts.
-pub fn foreground_request(pods: Vec<Pod>) -> AccelerateRequest {
+/// What `trace --compare` asks the helper of these nodes: accelerate the pods on this path while the session lasts.
+pub fn foreground_request(pods: &[Pod], nodes: Vec<Node>, via: Via) -> AccelerateRequest {
+    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+    let parted::Parted { here: pods, elsewhere } = parted::at(pods, &names);
     let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
     AccelerateRequest {
         pods,
-        elsewhere: Vec::new(),
-        nodes: Vec::new(),
+        elsewhere,
+        nodes,
         lease_ms,
         detach: false,
         dry_run_ms: None,
         stay: false,
         owner: owner(),
         leave_blocking_readers: true,
-        via: Via::Socket,
+        via,
         socket_programs: Vec::new(),
     }
 }

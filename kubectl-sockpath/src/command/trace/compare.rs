@@ -1,10 +1,10 @@
-//! The second half of `trace --compare`: the two pods accelerated for as long as it lasts.
+//! The second part of `trace --compare`, and the third: the two pods accelerated on one path for as long as it lasts.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use sockpath_protocol::accel::PairsSnapshot;
+use sockpath_protocol::accel::{PairsSnapshot, Via};
 use sockpath_protocol::request::TraceRequest;
 use sockpath_protocol::{Message, Request};
 
@@ -12,14 +12,33 @@ use crate::backend::{Backend, Mode};
 use crate::progress::Progress;
 use crate::session::{Event, Fleet, SessionError};
 
-/// Requests of a probe: its one connection has to last through both halves. It comes from the helper, so only because it is open
-/// when the acceleration starts is it found (in the pod's network namespace; new ones are noticed in the pod's cgroup).
+/// Requests of a probe: its one connection has to last until it is accelerated, and through what is measured then.
 pub const REQUESTS: u32 = 1000;
+
+/// The paths that can be compared with that through the stack, in the order they are measured: the short one between two pods, and the one
+/// from socket to socket on one node.
+pub fn paths(request: &TraceRequest) -> Vec<Via> {
+    let source = &request.source;
+    let short = request.targets.iter().any(|t| t.uid != source.uid).then_some(Via::Short);
+    let socket = request.targets.iter().any(|t| t.node == source.node).then_some(Via::Socket);
+    short.into_iter().chain(socket).collect()
+}
+
+/// What the path is called.
+pub fn name(via: Via) -> &'static str {
+    match via {
+        Via::Auto => "accelerated path",
+        Via::Short => "short path",
+        Via::Socket => "socket path",
+    }
+}
 
 /// An acceleration that runs beside the trace.
 #[derive(Debug)]
 pub struct Shortcut {
     fleet: Fleet,
+    /// The path.
+    pub via: Via,
     pairs: Option<PairsSnapshot>,
     /// Why it is over, when it is.
     lost: Option<String>,
@@ -27,12 +46,14 @@ pub struct Shortcut {
 
 impl Shortcut {
     /// Accelerates the pods of a trace and waits until that is in force.
-    pub async fn start(backend: &Backend, request: &TraceRequest, progress: &Progress) -> Result<Self> {
-        let pods: Vec<_> = std::iter::once(&request.source).chain(&request.targets).cloned().collect();
+    pub async fn start(backend: &Backend, request: &TraceRequest, via: Via, progress: &Progress) -> Result<Self> {
+        let source = &request.source;
+        let pods: Vec<_> = std::iter::once(source).chain(request.targets.iter().filter(|t| t.uid != source.uid)).cloned().collect();
         let mut fleet = backend.helpers(&request.nodes, Mode::Accelerate, progress).await?;
         for (index, member) in fleet.members().iter().enumerate() {
-            let pods = pods.iter().filter(|p| member.nodes.contains(&p.node)).cloned().collect();
-            fleet.send(index, Request::Accelerate(Box::new(crate::command::accelerate::foreground_request(pods)))).await;
+            let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
+            let request = crate::command::accelerate::foreground_request(&pods, nodes, via);
+            fleet.send(index, Request::Accelerate(Box::new(request))).await;
         }
         let mut waiting: HashSet<usize> = (0..fleet.members().len()).collect();
         while !waiting.is_empty() {
@@ -50,7 +71,7 @@ impl Shortcut {
                 None => bail!("cannot accelerate for the comparison: the helper ended"),
             }
         }
-        Ok(Self { fleet, pairs: None, lost: None })
+        Ok(Self { fleet, via, pairs: None, lost: None })
     }
 
     /// Hears what the acceleration says; has to be polled while it lasts. Never returns.
@@ -69,7 +90,7 @@ impl Shortcut {
         }
     }
 
-    /// Why nothing went socket to socket, as far as it is known.
+    /// Why nothing took its path, as far as it is known.
     #[must_use]
     pub fn why_not(&self) -> String {
         if let Some(lost) = &self.lost {

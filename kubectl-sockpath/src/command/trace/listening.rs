@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Result;
 use sockpath_protocol::Request;
+use sockpath_protocol::accel::Via;
 use sockpath_protocol::packet::Direction;
 use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use tokio::time::{Instant, sleep_until};
 
-use super::compare::{REQUESTS, Shortcut};
-use super::session::{Session, Stop};
+use super::compare::{self, REQUESTS, Shortcut};
+use super::session::{ENDING, Session, Stop};
 use crate::command::invocation;
 use crate::duration::{human, nanos};
 use crate::report;
@@ -96,38 +98,61 @@ impl Session<'_> {
         self.fleet.members().iter().position(|m| m.nodes.contains(node) && m.has_joined() && !m.is_over())
     }
 
-    /// The second half of `--compare`: accelerates the two pods and listens again.
-    pub(super) async fn listen_to_the_socket_path(&mut self) -> Stop {
+    /// The other parts of `--compare`: accelerates the two pods on one path after the other, and listens again.
+    pub(super) async fn listen_to_other_paths(&mut self) -> Stop {
+        let paths = compare::paths(&self.capture.origin.plan.request);
+        if paths.is_empty() {
+            self.progress.note("nothing to compare: other paths are between two pods");
+        }
+        let mut measured = false;
+        let last = paths.len().saturating_sub(1);
+        for (n, via) in paths.into_iter().enumerate() {
+            match self.listen_to_path(via).await {
+                Ok(Stop::Enough) => measured = true,
+                Ok(stop) => return stop,
+                // One that this kernel cannot do leaves the others to be measured.
+                Err(e) if n == last && !measured => return Stop::Failed(e),
+                Err(e) => self.progress.warn(&format!("the {} is not measured: {e:#}", compare::name(via))),
+            }
+        }
+        Stop::Enough
+    }
+
+    /// Accelerates on one path and listens.
+    ///
+    /// # Errors
+    /// When the path cannot be used.
+    async fn listen_to_path(&mut self, via: Via) -> Result<Stop> {
         self.progress.clear();
-        self.fleet.send_all(&Request::LookForBypass).await;
-        let starting = Shortcut::start(self.backend, &self.capture.origin.plan.request, self.progress);
+        self.end_shortcut(ENDING).await;
+        if via == Via::Socket {
+            self.fleet.send_all(&Request::LookForBypass).await;
+        }
+        let starting = Shortcut::start(self.backend, &self.capture.origin.plan.request, via, self.progress);
         let started = tokio::select! {
             biased;
-            () = self.interrupt.wait() => return Stop::Interrupted,
+            () = self.interrupt.wait() => return Ok(Stop::Interrupted),
             started = starting => started,
         };
-        match started {
-            Ok(shortcut) => self.shortcut = Some(shortcut),
-            Err(e) => return Stop::Failed(e),
-        }
+        self.shortcut = Some(started?);
         let stop = self.listen().await;
-        if let (Some(shortcut), Stop::Enough, 0) = (&self.shortcut, &stop, self.capture.requests_bypassed) {
-            self.progress.note(&format!("no message took the socket path: {}", shortcut.why_not()));
+        if let (Some(shortcut), Stop::Enough, 0) = (&self.shortcut, &stop, self.delivered()) {
+            self.progress.note(&format!("no message took the {}: {}", compare::name(via), shortcut.why_not()));
         }
-        stop
+        Ok(stop)
     }
 
     /// Watches until enough was seen.
     pub(super) async fn listen(&mut self) -> Stop {
         let start = Instant::now();
-        // A second round (`--compare`) counts from where the first one ended.
+        // Another round (`--compare`) counts from where the first one ended.
         let (delivered_before, probes_before) = (self.delivered(), self.probes_sent);
         let seen_before = self.capture.seen.values().sum::<u64>();
         let never = start + Duration::from_secs(365 * 86_400);
         let mut end = start + self.duration;
         let may_probe = !self.args.no_probe && self.capture.origin.plan.probe.is_some() && self.at_source().is_some();
         let mut quiet = Some(start + QUIET);
-        // With probes as the only traffic, there is no need to wait for silence a second time.
+        // With probes as the only traffic, there is no need to wait for silence again.
         let only_probes = self.shortcut.is_some() && probes_before > 0 && self.capture.probed >= probes_before;
         let mut probe_at = ((self.args.probe || only_probes) && may_probe).then_some(start);
         // After a single probe there is no need to wait for the whole duration.
@@ -204,9 +229,13 @@ impl Session<'_> {
         }
     }
 
-    /// What `--count` counts: in the second half of a comparison only what took the socket path.
+    /// What `--count` counts: while a comparison measures another path only what took that.
     fn delivered(&self) -> u64 {
-        if self.shortcut.is_some() { self.capture.requests_bypassed } else { self.capture.requests_delivered }
+        match self.shortcut.as_ref().map(|s| s.via) {
+            None => self.capture.requests_delivered,
+            Some(Via::Short) => self.capture.requests_redirected,
+            Some(Via::Auto | Via::Socket) => self.capture.requests_bypassed,
+        }
     }
 
     /// What was seen so far, beside the spinner.
@@ -232,8 +261,8 @@ impl Session<'_> {
             (None, d) => format!("for {}", human(d)),
         };
         let (path, armed) = match &self.shortcut {
-            Some(_) => (" on the socket path", String::new()),
-            None => ("", format!(" (armed in {})", nanos(took))),
+            Some(shortcut) => (format!(" on the {}", compare::name(shortcut.via)), String::new()),
+            None => (String::new(), format!(" (armed in {})", nanos(took))),
         };
         let text = format!("watching {} to {}{path} {span}{armed}", plan.request.source.name, plan.target);
         self.progress.announce(&text);

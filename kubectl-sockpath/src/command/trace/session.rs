@@ -39,7 +39,7 @@ const DURATION_OF_STREAM: Duration = Duration::from_secs(3600);
 const COUNT: u64 = 100;
 
 /// How long helpers may take to end.
-const ENDING: Duration = Duration::from_secs(3);
+pub(super) const ENDING: Duration = Duration::from_secs(3);
 
 /// The same after Ctrl-C.
 const ENDING_INTERRUPTED: Duration = Duration::from_millis(1500);
@@ -83,7 +83,7 @@ pub(super) struct Session<'a> {
     pub(super) progress: &'a Progress,
     pub(super) backend: &'a Backend,
     pub(super) probes_sent: usize,
-    /// Present in the second half of a comparison.
+    /// Present while a comparison measures another path than that through the stack.
     pub(super) shortcut: Option<Shortcut>,
     pub(super) count: Option<u64>,
     pub(super) duration: Duration,
@@ -161,20 +161,13 @@ impl<'a> Session<'a> {
         };
         let clocks = self.keep_clocks();
         if self.args.compare && matches!(stop, Stop::Enough) {
-            let request = &self.capture.origin.plan.request;
-            if request.targets.iter().any(|t| t.node == request.source.node) {
-                stop = self.listen_to_the_socket_path().await;
-            } else {
-                self.progress.note("nothing to compare: the socket path needs two pods on one node");
-            }
+            stop = self.listen_to_other_paths().await;
         }
         self.progress.clear();
         let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
         let (late, rest) = self.end_helpers(patience).await;
         // The normal path is restored after the trace has ended, so that the restoring is not part of it.
-        if let Some(shortcut) = self.shortcut.take() {
-            shortcut.end(patience, self.progress).await;
-        }
+        self.end_shortcut(patience).await;
         if let (Err(e), Stop::Enough | Stop::Over) = (self.close_stream(&late, matches!(stop, Stop::Interrupted)).await, &stop) {
             stop = Stop::Failed(e);
         }
@@ -190,6 +183,13 @@ impl<'a> Session<'a> {
             concluded => concluded?,
         };
         Ok(Leg { exit, lost, delivered, gone })
+    }
+
+    /// Restores the normal path.
+    pub(super) async fn end_shortcut(&mut self, patience: Duration) {
+        if let Some(shortcut) = self.shortcut.take() {
+            shortcut.end(patience, self.progress).await;
+        }
     }
 
     /// Keeps how the helpers' clocks lie to ours, in the report and in the recording.
