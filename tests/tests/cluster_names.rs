@@ -142,7 +142,7 @@ fn every_kind_of_name_is_a_place() {
     assert_eq!(host["target"]["name"], "host");
     let out = output(cluster.plugin_anywhere().args(["-n", ELSEWHERE, "accelerate", "host", "--dry-run"]));
     let said = text(&out.stderr);
-    assert!(said.contains("uses the node's network namespace and is left alone"), "{said}");
+    assert!(said.contains("uses the node's network namespace and is excluded"), "{said}");
     let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
     let address = run(cluster.kubectl().args(["get", "node", &node, "-o", path]));
     let host = traced(&cluster, &["client", &format!("{address}:18080")]);

@@ -30,7 +30,7 @@ use crate::session::clock_ns;
 pub const SNAPSHOT: Duration = Duration::from_secs(1);
 
 /// At least this long between two passes over the connections, and this many times the CPU time that the last one took: 20 % of
-/// a CPU while there are connections to pair and enrol, 2 % for looking after those that are, 10 % while they go over.
+/// a CPU while there are connections to pair and insert, 2 % for looking after those that are, 10 % while they go over.
 const PASS_INTERVAL: Duration = Duration::from_millis(5);
 const PASS_SHARE: u32 = 5;
 const REVIEW_SHARE: u32 = 50;
@@ -44,7 +44,7 @@ fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
 }
 
-/// Whom an acceleration serves: who gives commands, gets reports and decides when it ends.
+/// The client of an acceleration: it gives commands, gets reports and decides when it ends.
 pub trait Client {
     /// Time between two renewals of the lease.
     fn renewal_interval(&self) -> Duration;
@@ -91,7 +91,7 @@ pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<Known>> {
 const REVIEW: Duration = Duration::from_millis(50);
 const IDLE_REVIEW: Duration = Duration::from_millis(250);
 
-/// Pairs whose first bytes have gone by the map are told of at once, but not sooner than this after the last snapshot, and not so
+/// Pairs whose first bytes have gone by the map are reported at once, but not sooner than this after the last snapshot, and not so
 /// often that telling takes more than 10 % of a CPU.
 const NEWS: Duration = Duration::from_millis(200);
 const NEWS_SHARE: u32 = 10;
@@ -99,7 +99,7 @@ const NEWS_SHARE: u32 = 10;
 /// What a look found.
 #[derive(Debug, Clone, Copy)]
 struct Found {
-    /// A pair is on its way out or needs help.
+    /// A pair is leaving the map or needs help.
     unsettled: bool,
     /// Sockets send by the map that did not at the last look, or are gone.
     moving: bool,
@@ -145,7 +145,7 @@ struct Attendance<'a> {
 }
 
 impl Attendance<'_> {
-    /// Answers the doorbell: sockets to pair and to enrol.
+    /// Answers the doorbell: sockets to pair and to insert.
     fn pass(&mut self) -> Result<Found> {
         self.instance.control().answer_wakeup();
         pairing::pair(self.instance);

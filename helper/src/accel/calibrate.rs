@@ -1,6 +1,6 @@
-//! How a task that sleeps in plain `tcp_recvmsg` can be told from others: by the address that `sk_wait_data` returns to,
+//! How a task that sleeps in plain `tcp_recvmsg` can be distinguished from others: by the address that `sk_wait_data` returns to,
 //! which lies at a fixed distance above the task's wait queue entry. The distance depends on the kernel's build, so it is
-//! taken from a task of ours that certainly sleeps there. Tasks that wait in poll or epoll are known by their wake functions.
+//! taken from a task of this process that certainly sleeps there. Tasks that wait in poll or epoll are known by their wake functions.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -38,7 +38,7 @@ pub struct Stack {
     pub native: [Range<u64>; 3],
 }
 
-/// Looks at sockets of ours on which a task sleeps, or polls; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
+/// Looks at sockets of this process on which a task sleeps, or polls; `link` is the iterator `show_sleeper`, which writes to `sleeper`.
 pub fn measure(link: RawFd, sleeper: &Sleeper) -> Result<Stack> {
     let first_waiter = |what: &str| -> Result<accel_sleeper> {
         let until = Instant::now() + PATIENCE;

@@ -18,7 +18,7 @@ const PREFIX: &str = "fentry_";
 /// The program at the entry of system calls.
 pub const SYSTEM_CALL: &str = "system_call";
 
-/// How long a program stays at a tracepoint when nobody needs it any more: attaching that of system calls costs a walk over all tasks.
+/// How long a program stays at a tracepoint when it is no longer needed: attaching that of system calls costs a walk over all tasks.
 pub const TRACEPOINT_LINGER: Duration = Duration::from_millis(10);
 
 /// A function, and how its arguments have to begin for its program to read them rightly.
@@ -139,7 +139,7 @@ impl Attachment {
         Self { observed: Observed::AtFunctions(links.len()), links }
     }
 
-    /// How long they stay when nobody needs them any more: functions are given back slowly, and cost nobody but their callers.
+    /// How long they stay when they are no longer needed: functions are released slowly, and cost only their callers.
     pub fn linger(&self) -> Duration {
         match self.observed {
             Observed::AtFunctions(_) => Duration::from_secs(3),

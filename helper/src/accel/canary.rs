@@ -16,13 +16,13 @@ use super::known::{self, known};
 use super::pairing;
 use super::private::{converse, exchange};
 
-/// The self-test that decides whether programs that may ask FIONREAD are left alone.
+/// The self-test that decides whether programs that may use FIONREAD are excluded.
 const FIONREAD_TCP: &str = "fionread-tcp";
 
 /// How long a step on the private sockets may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The two private sockets, enrolled.
+/// The two private sockets, in the map.
 struct Ground<'a> {
     instance: &'a Instance,
     writer: TcpStream,
@@ -160,11 +160,11 @@ impl<'a> Ground<'a> {
             FIONREAD_TCP,
             right,
             false,
-            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; programs that use FIONREAD are left alone"),
+            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; programs that use FIONREAD are excluded"),
         ))
     }
 
-    /// No kernel so far: splice(2) does not see redirected bytes. Told, because it is why such readers are left alone.
+    /// No kernel so far: splice(2) does not see redirected bytes. Reported, because it is why such readers are excluded.
     fn splice(&mut self) -> Result<Canary> {
         exchange(&mut self.writer, &mut self.reader)?;
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
@@ -177,7 +177,7 @@ impl<'a> Ground<'a> {
         self.reader.set_nonblocking(false).context("cannot clear O_NONBLOCK")?;
         let seen = n == 5;
         let right = if seen { out.read_exact(&mut [0; 5]).is_ok() } else { self.take(b"hello")? };
-        Ok(canary("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are left alone"))
+        Ok(canary("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are excluded"))
     }
 
     fn fin(&mut self) -> Result<Canary> {

@@ -128,7 +128,7 @@ impl Chosen {
     fn add(&mut self, pod: &Pod) -> Option<String> {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if pod.host_network {
-            return Some(format!("pod {name} uses the node's network namespace and is left alone"));
+            return Some(format!("pod {name} uses the node's network namespace and is excluded"));
         }
         match node::find(&self.site, pod) {
             Ok(found) => {
@@ -144,7 +144,7 @@ impl Chosen {
                 self.found.push(found);
                 warning
             }
-            Err(e) => Some(format!("pod {name} is left alone: {e:#}")),
+            Err(e) => Some(format!("pod {name} is excluded: {e:#}")),
         }
     }
 }

@@ -102,7 +102,7 @@ pub enum State {
     Inserted,
     /// One end is in the map without the other, and nothing takes it out.
     Half,
-    /// It goes by TCP and is on its way out of the map, for this reason.
+    /// It goes by TCP and is leaving the map, for this reason.
     Leaving(accel_pass),
     /// Both ends have left, for this reason. Writers are still forced to TCP.
     Left(accel_pass),
@@ -157,7 +157,7 @@ pub fn is_undecided(ends: [&End; 2]) -> bool {
 /// makes faster. Connections that were open before are not short.
 fn converses(ends: [&End; 2]) -> bool {
     let open_before = ends.iter().all(|end| end.has(accel_flag::ACCEL_LIVE));
-    // Who reads the other way may do so by splice(2), and has to be observed for that to be known. A stream whose reader says nothing is
+    // The reader of the other direction may use splice(2), and has to be observed for that to be known. A stream whose reader says nothing is
     // not made slower by being observed.
     let in_turns = turns(ends) > 0 || ends.iter().any(|end| end.has(accel_flag::ACCEL_ANSWERED));
     (reads_often(ends) && in_turns || open_before) && bytes_per_turn(ends) <= MOST_PER_TURN

@@ -1,5 +1,5 @@
-//! Counting receive calls: it makes each of them on the machine some 50 ns slower, so it pauses where there are many and nobody who may be
-//! accelerated is among those who read.
+//! Counting receive calls: it makes each of them on the machine some 50 ns slower, so it pauses where there are many and no socket that may be
+//! accelerated is among those that are read.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,13 +21,13 @@ const LINK: &str = "counting";
 /// How many receive calls there were on the machine while they were counted, for each CPU.
 pub const CALLS: &str = "calls";
 
-/// The count pauses when for so long nobody has come or read who may be accelerated, and
+/// The count pauses when for so long no socket that may be accelerated was opened or read, and
 const QUIET: Duration = Duration::from_millis(100);
 
 /// so many receive calls a second were counted for nothing: with fewer it takes less than a thousandth of a CPU, and goes on.
 const WASTED: f64 = 10_000.;
 
-/// How long it pauses on average. Then everybody is counted again for a moment: a stream may have become a conversation.
+/// How long it pauses on average. Then all calls are counted again for a moment: a stream may have become a conversation.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How soon it is tried again to begin a count while the program of the one before still runs.
@@ -50,7 +50,7 @@ pub fn begin(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Ends it. What is read from now on nobody sees, which is said before.
+/// Ends it. What is read from now on is not counted, which `control` states before.
 fn end(instance: &Instance) -> Result<()> {
     instance.control().end_count();
     take_away(&instance.pins().path(LINK)).map(drop)
@@ -75,8 +75,8 @@ fn goes_on(instance: &Instance) -> bool {
     instance.control().counting.get() != 0
 }
 
-/// How long the pause after this count is: between half of the average and half as much again, so that who reads at intervals of his own
-/// is met after a few of them. Multiples of the golden ratio fall evenly into every part of that.
+/// How long the pause after this count is: between half of the average and half as much again, so that a program that reads at intervals of its own
+/// is observed after a few of them. Multiples of the golden ratio fall evenly into every part of that.
 fn pause_after(count: u32) -> Duration {
     const GOLDEN: f64 = 0.618_033_988_749_895;
     PAUSE.mul_f64(0.5 + (f64::from(count) * GOLDEN).fract())
@@ -96,7 +96,7 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// As it is at the start: somebody may come. A pause of a process before this one ends.
+    /// As it is at the start: sockets may be opened. A pause of a process before this one ends.
     pub fn new() -> Self {
         let now = Instant::now();
         Self { before: Vec::new(), worth: now, calls: (0, now), resumes: None }
@@ -125,7 +125,7 @@ impl Counting {
                 self.resumes = Some(now + pause_after(instance.control().counts.get()));
             }
         } else if (worth || self.resumes.is_none_or(|at| at <= now)) && !instance.is_stopped() {
-            // Somebody who ends the acceleration removes the pins.
+            // The process that ends the acceleration removes the pins.
             if is_attached(instance)? {
                 self.resumes = Some(now + RETRY);
                 return Ok(());
@@ -150,7 +150,7 @@ impl Counting {
         Ok(Some(f64::from(calls) / time.as_secs_f64()))
     }
 
-    /// Whether a socket has come since the last look, or somebody has read of whose pair it is open what becomes of it.
+    /// Whether a socket has come since the last look, or one of a pair was read that is undecided.
     fn is_worth_it(&mut self, all: &[Known]) -> bool {
         self.before.resize(all.last().map_or(0, |k| k.slot + 1), (0, 0));
         let mut worth = false;
@@ -213,8 +213,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same() {
-        on_this_kernel("a_pair_that_nobody_counted_for_a_while_is_accelerated_all_the_same", |pins| {
+    fn a_pair_that_was_not_counted_for_a_while_is_accelerated_all_the_same() {
+        on_this_kernel("a_pair_that_was_not_counted_for_a_while_is_accelerated_all_the_same", |pins| {
             let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
             let (mut one, mut other) = instance.private_pair()?;
@@ -229,7 +229,7 @@ mod tests {
             exchange(&mut one, &mut other)?;
             assert_eq!(sum(|end| end.reads.get()), 1);
 
-            // Somebody whom nobody has chosen reads and reads.
+            // A program that is not chosen reads without end.
             let (mut noisy, mut listener) = in_private_netns(connected_pair)?;
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
@@ -247,7 +247,7 @@ mod tests {
                         observation.adjust(&known(&instance))?;
                     }
                     converse(&mut one, &mut other, 1)?;
-                    assert_eq!(sum(|end| end.reads.get()), 1, "this was to be seen by nobody");
+                    assert_eq!(sum(|end| end.reads.get()), 1, "no count sees this");
 
                     let until = Instant::now() + PATIENCE;
                     while sum(|end| end.messages.get()) == 0 {

@@ -53,7 +53,7 @@ impl Instance {
             return Ok(None);
         }
         if !fits(pins)? {
-            // Its memory means something else, but a map without sockets cannot hold anybody's bytes.
+            // Its memory means something else, but a map without sockets cannot hold bytes of a connection.
             let left = count_sockets(pins)?;
             if left > 0 {
                 bail!(
@@ -89,7 +89,7 @@ impl Instance {
         &self.pins
     }
 
-    /// Whether somebody is ending it, or has.
+    /// Whether a process is ending it, or has.
     pub fn is_stopped(&self) -> bool {
         self.control().paused.get() != 0 || !self.pins.path("control").exists()
     }
@@ -197,7 +197,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Inserts the sockets into the map that are ordered there, in their namespaces. One that cannot be found there is left alone.
+    /// Inserts the sockets into the map that are ordered there, in their namespaces. One that cannot be found there is excluded.
     ///
     /// # Errors
     /// When a namespace cannot be entered or the kernel refuses to run the program.
@@ -219,7 +219,7 @@ impl Instance {
     fn insert(&self, program: &OwnedFd, slot: usize, bound_to: u32) -> Result<()> {
         let slot = u32::try_from(slot).unwrap_or(u32::MAX);
         match run_program(program.as_raw_fd(), [slot, 0], bound_to) {
-            // The device that it is bound to is gone: it is left alone.
+            // The device that it is bound to is gone: it is excluded.
             Err(_) if bound_to != 0 => Ok(()),
             outcome => outcome,
         }
@@ -260,7 +260,7 @@ impl Instance {
         if fd < 0 {
             bail!("cannot observe calls on sockets (program {name}): {}", std::io::Error::from_raw_os_error(-fd));
         }
-        // SAFETY: a fresh descriptor that nobody else owns.
+        // SAFETY: a fresh descriptor without another owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 

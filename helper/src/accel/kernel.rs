@@ -1,4 +1,4 @@
-//! What acceleration asks of a kernel before anything is loaded. What the kernel then does is for the canaries to find out.
+//! What acceleration asks of a kernel before anything is loaded. What the kernel then does is for the self-tests to find out.
 
 use anyhow::{Context, Result};
 use libbpf_rs::btf::Btf;

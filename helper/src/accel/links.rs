@@ -29,7 +29,7 @@ pub fn pinned(pins: &Pins, name: &str) -> Result<OwnedFd> {
     if fd < 0 {
         bail!("cannot open {}: {}", path.to_string_lossy(), std::io::Error::from_raw_os_error(-fd));
     }
-    // SAFETY: a fresh descriptor that nobody else owns.
+    // SAFETY: a fresh descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -70,7 +70,7 @@ pub fn read_iterator(link: RawFd) -> Result<Vec<u8>> {
     if fd < 0 {
         bail!("cannot start the iterator: {}", std::io::Error::from_raw_os_error(-fd));
     }
-    // SAFETY: a fresh descriptor that nobody else owns.
+    // SAFETY: a fresh descriptor without another owner.
     let mut file = unsafe { File::from_raw_fd(fd) };
     let mut written = Vec::new();
     file.read_to_end(&mut written).context("the iterator failed")?;

@@ -75,7 +75,7 @@ impl Identity {
     }
 
     /// Whether these may be the two ends of one connection. The end that sent the SYN counts it as acknowledged, the other
-    /// does not count it as received, so numbers may differ by one each way.
+    /// does not count it as received, so numbers may differ by one in each direction.
     fn mirrors(&self, other: &Self) -> bool {
         near(self.iss, other.irs)
             && near(self.irs, other.iss)
@@ -130,7 +130,7 @@ pub fn find(ends: &[Identity]) -> Matches {
     let candidates = |i: usize| -> Vec<usize> {
         let end = &ends[i];
         let alike = (0..3).filter_map(|d| by_irs.get(&end.iss.wrapping_add(d).wrapping_sub(1))).flatten().copied().filter(|&j| j != i);
-        // Ends that are alike without being one connection's only come where somebody makes them so; they cost no more than this.
+        // Ends that are alike without being one connection's only come where a program makes them so; they cost no more than this.
         alike.take(MOST_ALIKE).filter(|&j| end.mirrors(&ends[j])).collect()
     };
     let is_crowded = |i: usize| by_irs.get(&ends[i].irs).is_some_and(|bucket| bucket.len() >= MOST_ALIKE);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cloned_identity_matches_nobody() {
+    fn a_cloned_identity_matches_no_socket() {
         let a = end(1, 10, "10.42.1.2:40000", "10.96.0.10:80", Role::Client, 1000, 5000);
         let b = end(2, 11, "10.42.1.3:8080", "10.42.1.2:40000", Role::Server, 5000, 1001);
         let clone = Identity { cookie: 3, slot: 3, ..b };

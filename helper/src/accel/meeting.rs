@@ -65,7 +65,7 @@ fn attach_to(instance: &Instance, cgroup: &Cgroup) -> Result<()> {
     if fd < 0 {
         bail!("cannot attach to the cgroup {}: {}", cgroup.dir.display(), std::io::Error::from_raw_os_error(-fd));
     }
-    // SAFETY: a fresh descriptor that nobody else owns.
+    // SAFETY: a fresh descriptor without another owner.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
     pin(&link, &instance.pins().path(&link_to(cgroup)))
 }
@@ -170,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_told_by_their_namespace_where_pods_have_no_directory() {
-        on_this_kernel("sockets_are_told_by_their_namespace_where_pods_have_no_directory", |pins| {
+    fn sockets_are_known_by_their_namespace_where_pods_have_no_directory() {
+        on_this_kernel("sockets_are_known_by_their_namespace_where_pods_have_no_directory", |pins| {
             let start =
                 Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
@@ -193,14 +193,14 @@ mod tests {
             let before = talk_in(&pod.netns)?;
             attach(&instance, std::slice::from_ref(&pod))?;
             let theirs = talk_in(&other)?;
-            assert_eq!(ports(), [0u16; 0], "a socket of another namespace, or from before, was met");
+            assert_eq!(ports(), [0u16; 0], "a socket of another namespace, or from before, is tracked");
             let ours = talk_in(&pod.netns)?;
             assert_eq!(ports(), of(&ours)?);
             // Twice is as good, and the link is there already.
             attach(&instance, std::slice::from_ref(&pod))?;
             detach(&instance, &pod)?;
             let after = talk_in(&pod.netns)?;
-            assert_eq!(ports(), of(&ours)?, "a socket of a pod that was let go was met");
+            assert_eq!(ports(), of(&ours)?, "a socket of a pod that was let go is tracked");
             drop((before, theirs, ours, after));
             Ok(())
         });

@@ -106,7 +106,7 @@ impl Namespaces {
         u16::try_from(found).ok()
     }
 
-    /// A share that nobody uses, for this namespace.
+    /// An unused share, for this namespace.
     fn claim(&self, cookie: u64) -> Result<u16> {
         let is_free = |i: &usize| {
             let share = self.shares.get(*i);

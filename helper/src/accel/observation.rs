@@ -1,4 +1,4 @@
-//! Observing calls and sockets, as long as somebody has to be observed: it makes calls on the machine slower.
+//! Observing calls and sockets, as long as one has to be observed: it makes calls on the machine slower.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ impl<L> Observer<L> {
         Ok(())
     }
 
-    /// Lets go of it when it has not been needed for longer than it lingers; `farewell` is said before.
+    /// Lets go of it when it has not been needed for longer than it lingers; `farewell` is called before.
     fn release_unless(&mut self, needed: bool, now: Instant, linger: impl FnOnce(&L) -> Duration, farewell: impl FnOnce()) {
         if needed {
             self.needed = Some(now);
@@ -57,7 +57,7 @@ pub struct Observation<'a> {
 }
 
 impl<'a> Observation<'a> {
-    /// Nobody yet. A process before this one may have had observers, which went with it: what it said of them no longer holds.
+    /// None yet. A process before this one may have had observers, which went with it: what it said of them no longer holds.
     pub fn new(instance: &'a Instance) -> Self {
         instance.control().end_epoch();
         instance.control().observe_arrivals(false);
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_that_nobody_observed_teach_nothing() {
-        on_this_kernel("calls_that_nobody_observed_teach_nothing", |pins| {
+    fn calls_that_were_not_observed_do_not_count() {
+        on_this_kernel("calls_that_were_not_observed_do_not_count", |pins| {
             let start =
                 Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
@@ -142,7 +142,7 @@ mod tests {
             let mut after = Observation::new(&instance);
             after.adjust(&known(&instance))?;
             talk(PROFILE_READS - 1)?;
-            assert_eq!(insert()?, 0, "reads from before, or that nobody observed, counted");
+            assert_eq!(insert()?, 0, "reads from before, or that were not observed, counted");
             talk(1)?;
             assert_eq!(insert()?, 1);
             Ok(())

@@ -24,7 +24,7 @@ pub fn in_private_netns<R: Send>(f: impl FnOnce() -> Result<R> + Send) -> Result
     })
 }
 
-/// Runs something with claimed pins in a BPF file system of its own, which goes with the thread: nothing can be left behind, and whoever
+/// Runs something with claimed pins in a BPF file system of its own, which goes with the thread: nothing can be left behind, and another user who
 /// accelerates on this node meanwhile is not disturbed.
 pub fn in_private_bpffs<R: Send>(f: impl FnOnce(&Pins) -> Result<R> + Send) -> Result<R> {
     std::thread::scope(|scope| {

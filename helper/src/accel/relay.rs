@@ -15,7 +15,7 @@ use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay};
 use super::instance::Instance;
 use super::known::{Known, peer_of};
 
-/// How long redirects that are under way may take to arrive. Longer than that the accounts are wrong (bytes were taken that no
+/// How long redirects in flight may take to arrive. Longer than that the accounts are wrong (bytes were taken that no
 /// receive call was seen to take), and what is in hand goes out as it is.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -95,7 +95,7 @@ impl Relay<'_> {
                     taking = false;
                     self.set(accel_relay::ACCEL_RELAY_GIVING);
                 }
-                // A redirect is under way: its bytes are next.
+                // A redirect is in flight: its bytes are next.
                 Err(e) if e.raw_os_error() == Some(libc::EACCES) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 // The connection is over, and TCP would have lost them too.
@@ -146,7 +146,7 @@ impl<'a> Room<'a> {
 impl Drop for Room<'_> {
     fn drop(&mut self) {
         if let Some((size, lock)) = self.before {
-            // The kernel doubles what it is told, and takes it for the program's wish: undo both.
+            // The kernel doubles the value, and takes it for one that the program set: undo both.
             let _ = set(self.socket, libc::SO_SNDBUFFORCE, size / 2);
             let _ = set(self.socket, libc::SO_BUF_LOCK, lock);
         }
@@ -162,7 +162,7 @@ fn open(holders: &HashMap<u64, accel_holder>, cookie: u64) -> IoResult<OwnedFd> 
     let socket = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), holder.fd, 0) })?;
     // The number may have been given to another file since.
     let (mut found, mut len) = (0u64, libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8));
-    // SAFETY: the pointers are to live variables of the sizes told.
+    // SAFETY: the pointers are to live variables of these sizes.
     let r = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut found).cast(), &raw mut len) };
     if r < 0 || found != cookie { Err(Error::from(ErrorKind::NotFound)) } else { Ok(socket) }
 }
@@ -172,7 +172,7 @@ fn owned(fd: libc::c_long) -> IoResult<OwnedFd> {
     if fd < 0 {
         return Err(Error::last_os_error());
     }
-    // SAFETY: a fresh descriptor that nobody else owns.
+    // SAFETY: a fresh descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -187,14 +187,14 @@ fn can_send(socket: &OwnedFd) -> bool {
 
 fn get(socket: &OwnedFd, name: i32) -> IoResult<i32> {
     let (mut value, mut len) = (0i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4));
-    // SAFETY: the pointers are to live variables of the sizes told.
+    // SAFETY: the pointers are to live variables of these sizes.
     let r = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
     if r < 0 { Err(Error::last_os_error()) } else { Ok(value) }
 }
 
 fn set(socket: &OwnedFd, name: i32, value: i32) -> IoResult<()> {
     let len = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
-    // SAFETY: the pointer is to a live variable of the size told.
+    // SAFETY: the pointer is to a live variable of this size.
     let r = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), len) };
     if r < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! What is told about the pairs.
+//! What is reported about the pairs.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +22,7 @@ pub struct PodNames {
     pub elsewhere: HashMap<IpAddr, String>,
 }
 
-/// The reason behind each way a message can be passed, in the order of `enum accel_pass`.
+/// The reason that is reported for each `accel_pass`, in its order.
 const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     None,
     Some(Reason::NoPeer),

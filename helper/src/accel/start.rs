@@ -30,7 +30,7 @@ use crate::switches;
 const BUDGET: u32 = 4 << 20;
 
 /// Times that data has to have found the reader in poll(2) or the like, where its receive calls may sleep: one that seldom sleeps in
-/// them has to be told from one that never does.
+/// them has to be distinguished from one that never does.
 const PROFILE_POLLS: u32 = 32;
 
 /// How an acceleration is started.
@@ -38,7 +38,7 @@ const PROFILE_POLLS: u32 = 32;
 pub struct Start<'a> {
     /// Who starts it.
     pub owner: &'a str,
-    /// How long it lasts when nobody renews it: the lease is not longer than [`LEASE`](crate::lease::LEASE), a detached run ends after this
+    /// How long it lasts unless it is renewed: the lease is not longer than [`LEASE`](crate::lease::LEASE), a detached run ends after this
     /// time.
     pub lease: Duration,
     /// Whether readers that sleep in their receive call are excluded.

@@ -29,7 +29,7 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    // Whoever comes next need not wait for the lease.
+    // The next acceleration need not wait for the lease.
     instance.control().expire();
     summary(instance, false)
 }

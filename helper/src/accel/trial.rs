@@ -1,4 +1,4 @@
-//! The canaries without an acceleration, for `doctor`.
+//! The self-tests without an acceleration, for `doctor`.
 
 use std::time::Duration;
 

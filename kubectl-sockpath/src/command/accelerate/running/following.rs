@@ -184,7 +184,7 @@ impl Session<'_> {
                 self.make_room();
             }
             Err(e) => {
-                self.warn(&format!("pods on {} are left alone: {e:#}", names.join(", ")))?;
+                self.warn(&format!("pods on {} are excluded: {e:#}", names.join(", ")))?;
                 self.given_up.extend(names);
             }
         }
