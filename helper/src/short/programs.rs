@@ -186,14 +186,23 @@ impl std::fmt::Debug for Programs {
     }
 }
 
-/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18): its name is in the type
-/// information of the kernel, or of the module.
+/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18).
 fn has_conntrack_lookup() -> bool {
-    let has = |file: &str| {
-        let text = std::fs::read(format!("/sys/kernel/btf/{file}")).unwrap_or_default();
-        memmem(&text, b"bpf_skb_ct_lookup")
-    };
-    has("nf_conntrack") || has("vmlinux")
+    ["nf_conntrack", "vmlinux"].iter().any(|file| type_information(file).is_some_and(|text| memmem(&text, b"bpf_skb_ct_lookup")))
+}
+
+/// The type information of the kernel, or of a module, in which the names of functions and values are; `None` where there is none.
+fn type_information(file: &str) -> Option<Vec<u8>> {
+    std::fs::read(format!("/sys/kernel/btf/{file}")).ok()
+}
+
+/// The programs are made for kernels since 5.12; older ones refuse them without a reason that a user understands.
+fn require_kernel() -> Result<()> {
+    // The function came with that release.
+    if type_information("vmlinux").is_some_and(|text| !memmem(&text, b"BPF_FUNC_check_mtu")) {
+        anyhow::bail!("the short path needs Linux 5.12 or later: boot a newer kernel on this node");
+    }
+    Ok(())
 }
 
 fn memmem(text: &[u8], what: &[u8]) -> bool {
@@ -207,6 +216,7 @@ impl Programs {
         if switches::is_absent("short") {
             anyhow::bail!("a test switch takes the short path away");
         }
+        require_kernel()?;
         let mut open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the programs of the short path have no constants")?;
         constants.tally_seed = RandomState::new().build_hasher().finish();
