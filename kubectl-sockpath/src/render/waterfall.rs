@@ -335,10 +335,13 @@ fn summary(report: &Report, request: &LegSummary, style: &Style, out: &mut Text)
     }
     for (saving, path) in [(report.short_saving, "short path"), (report.saving, "accelerated")] {
         let Some(Saving { accelerated_p50_ns: took, .. }) = saving else { continue };
-        let saved = total.saturating_sub(took);
-        let text = format!("{path} {} instead of {}: {} % of the time saved", nanos(took), nanos(total), percent(saved, total));
+        let text = match total.checked_sub(took) {
+            Some(saved) => format!("{path} {} instead of {}: {} % of the time saved", nanos(took), nanos(total), percent(saved, total)),
+            None => format!("{path} {} instead of {}: {} % more time", nanos(took), nanos(total), percent(took - total, total)),
+        };
+        let paint = if took <= total { Paint::Good } else { Paint::Dim };
         for line in wrap(&text, style.width) {
-            Line::new(style).paint(Paint::Good, &line).end(out);
+            Line::new(style).paint(paint, &line).end(out);
         }
     }
 }
