@@ -41,13 +41,21 @@ const MEASURED: Duration = Duration::from_millis(10);
 /// # Errors
 /// When the kernel does not attach the program.
 pub fn begin(instance: &Instance) -> Result<()> {
-    let path = instance.pins().path(LINK);
-    // One that was ending when its process was killed.
-    take_away(&path)?;
     let link = instance.attach_program(RECEIVED)?;
-    links::pin(&link, &path)?;
+    links::pin(&link, &instance.pins().path(LINK))?;
     instance.control().begin_count();
     Ok(())
+}
+
+/// Begins another count, once the program of the one before is detached; whether it has begun.
+fn begin_again(instance: &Instance) -> Result<bool> {
+    // The one before may have been ending when its process was killed.
+    take_away(&instance.pins().path(LINK))?;
+    if is_attached(instance)? {
+        return Ok(false);
+    }
+    begin(instance)?;
+    Ok(true)
 }
 
 /// Ends it. What is read from now on is not counted, which `control` states before.
@@ -126,11 +134,10 @@ impl Counting {
             }
         } else if (worth || self.resumes.is_none_or(|at| at <= now)) && !instance.is_stopped() {
             // The process that ends the acceleration removes the pins.
-            if is_attached(instance)? {
+            if !begin_again(instance)? {
                 self.resumes = Some(now + RETRY);
                 return Ok(());
             }
-            begin(instance)?;
             self.resumes = None;
             self.worth = now;
             self.calls = (count_calls(instance)?, now);
@@ -195,8 +202,13 @@ mod tests {
             let (mut one, mut other) = instance.private_pair()?;
             pairing::pair(&instance);
             let reads = || known(&instance).iter().map(|k| k.end.reads).sum::<u64>();
-            for _ in 0..100 {
-                end(&instance)?;
+            for round in 0..100 {
+                if round % 2 == 0 {
+                    end(&instance)?;
+                } else {
+                    // As a process does that is killed meanwhile.
+                    instance.control().end_count();
+                }
                 let before = reads();
                 converse(&mut one, &mut other, 1)?;
                 assert_eq!(reads(), before, "no count sees these");
