@@ -23,6 +23,8 @@ const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
+const IFLA_BR_NF_CALL_IP6TABLES: u16 = 37;
 const BRIDGE_VLAN_INFO_PVID: u16 = 2;
 /// `BR_STATE_FORWARDING`.
 const FORWARDING: u8 = 3;
@@ -83,19 +85,37 @@ pub fn ports(socket: &mut Socket) -> io::Result<Vec<Port>> {
 /// When the kernel refuses.
 pub fn vlan_aware(socket: &mut Socket) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    let filters = |body: &[u8]| {
-        let data = Attributes::behind(body, IFINFOMSG).nested(IFLA_LINKINFO)?.nested(IFLA_INFO_DATA)?;
-        (*data.get(IFLA_BR_VLAN_FILTERING)?.first()? != 0).then_some(())?;
-        word(body, 4)
-    };
-    let is_bridge = |body: &[u8]| {
-        let kind = Attributes::behind(body, IFINFOMSG).nested(IFLA_LINKINFO).and_then(|i| i.text(1));
-        kind.as_deref() == Some("bridge")
-    };
-    socket.dump(RTM_GETLINK, RTM_NEWLINK, Body::new(&[0; IFINFOMSG]).bytes(), |body| {
-        found.extend(filters(body).filter(|_| is_bridge(body)));
+    options(socket, |index, options| {
+        let filters = options.get(IFLA_BR_VLAN_FILTERING).and_then(|v| v.first()).is_some_and(|v| *v != 0);
+        found.extend(filters.then_some(index));
     })?;
     Ok(found)
+}
+
+/// Indexes of the bridges in the socket's namespace that pass packets to netfilter by an option of their own: for IPv4, and for IPv6.
+/// The sysctls `net.bridge.bridge-nf-call-*` do so for all bridges. Neither has an effect without the module `br_netfilter`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn netfilter_callers(socket: &mut Socket) -> io::Result<Vec<(u32, [bool; 2])>> {
+    let mut found = Vec::new();
+    options(socket, |index, options| {
+        let is_on = |kind| options.get(kind).and_then(|v| v.first()).is_some_and(|v| *v != 0);
+        found.push((index, [is_on(IFLA_BR_NF_CALL_IPTABLES), is_on(IFLA_BR_NF_CALL_IP6TABLES)]));
+    })?;
+    Ok(found)
+}
+
+/// Reports the options of each bridge in the socket's namespace.
+fn options(socket: &mut Socket, mut each: impl FnMut(u32, &Attributes<'_>)) -> io::Result<()> {
+    const IFLA_INFO_KIND: u16 = 1;
+    socket.dump(RTM_GETLINK, RTM_NEWLINK, Body::new(&[0; IFINFOMSG]).bytes(), |body| {
+        let Some(info) = Attributes::behind(body, IFINFOMSG).nested(IFLA_LINKINFO) else { return };
+        let is_bridge = info.text(IFLA_INFO_KIND).as_deref() == Some("bridge");
+        if let (true, Some(index), Some(options)) = (is_bridge, word(body, 4), info.nested(IFLA_INFO_DATA)) {
+            each(index, &options);
+        }
+    })
 }
 
 fn read(body: &[u8]) -> Option<Port> {

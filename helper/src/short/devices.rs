@@ -1,18 +1,19 @@
 //! What a node looks like: its devices, where the chosen pods are attached, and what else is attached there.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use sockpath_kernel::link::Link;
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
-use sockpath_kernel::{address, link, xfrm};
+use sockpath_kernel::{address, bridge, link, xfrm};
 use sockpath_protocol::accel::Reason;
 use sockpath_protocol::bypass::BypassKind;
 
-use super::eligible::{Port, Topology};
-use crate::node::Netns;
+use super::eligible::{Bridge, Port, Topology};
 use crate::node::programs::Programs;
+use crate::node::Netns;
 use crate::trace::netns::inside;
 use crate::trace::tc::on_devices;
 
@@ -66,21 +67,40 @@ pub fn discover(node: &Netns, pods: &[Pod], elsewhere: impl Iterator<Item = IpAd
         }
         topology.elsewhere.retain(|ip| !pod.ips.contains(ip));
     }
+    topology.bridges = bridges(node)?.into_iter().collect();
+    for (index, bridge) in &mut topology.bridges {
+        bridge.refusal = refused.0.get(index).copied();
+    }
     // What comes in by a device to other nodes passes only programs at its ingress.
     topology.refused_devices = refused.2;
     Ok(topology)
 }
 
+/// The bridges of a namespace, and whether they pass packets to netfilter: by an option of their own, or all by a sysctl, and neither without
+/// the module that the sysctls come with.
+fn bridges(node: &Netns) -> Result<Vec<(u32, Bridge)>> {
+    let sysctl = |family: &str| fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{family}")).ok();
+    inside(&node.file, || {
+        let all = ["iptables", "ip6tables"].map(sysctl);
+        let mut socket = Socket::open(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+        let found = bridge::netfilter_callers(&mut socket).context("cannot list the bridges")?;
+        let calls = |own: [bool; 2]| [0, 1].map(|family| all[family].as_ref().is_some_and(|all| own[family] || all.trim() != "0"));
+        Ok(found.into_iter().map(|(index, own)| (index, Bridge { refusal: None, calls_netfilter: calls(own) })).collect())
+    })
+}
+
 /// Where an address of a pod is attached, and what is against that.
 fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap<u32, Reason>, xdp: &HashMap<u32, Reason>) -> Port {
-    let without = |reason| Port { device: 0, mtu: 0, bridge: None, refusal: Some(reason) };
+    let relays = inner.links.iter().any(|l| RELAYS.contains(&l.kind.as_str()));
+    // The address of a pod that bridges its interface may be that of the bridge, or of what is behind it.
+    let without = |reason| Port::refused(if relays { Reason::PodBridge } else { reason });
     let own = inner.addresses.iter().find(|(_, address)| *address == ip).and_then(|(i, _)| inner.links.iter().find(|l| l.index == *i));
     let Some(own) = own.filter(|l| l.kind == "veth" && l.ethernet) else { return without(Reason::NoVeth) };
     let outer = own.peer.and_then(|index| links.get(&index));
     let Some(outer) = outer.filter(|l| l.kind == "veth" && l.peer == Some(own.index) && l.up && own.up) else {
         return without(Reason::NoVeth);
     };
-    let relays = inner.links.iter().any(|l| RELAYS.contains(&l.kind.as_str())) || own.master.is_some();
+    let relays = relays || own.master.is_some();
     let bridge = outer.master.filter(|master| links.get(master).is_some_and(|l| l.kind == "bridge"));
     let refusal =
         relays.then_some(Reason::PodBridge).or_else(|| refused.get(&outer.index).copied()).or_else(|| xdp.get(&own.index).copied());
@@ -154,6 +174,8 @@ mod tests {
         assert_eq!(port(&inner, ip, &other, &none, &none).refusal, Some(Reason::NoVeth));
         let bridged = Space { links: vec![veth(2, 7, 1450, None), bridge(4)], addresses: vec![(2, ip)] };
         assert_eq!(port(&bridged, ip, &links, &none, &none).refusal, Some(Reason::PodBridge));
+        let moved = Space { links: vec![veth(2, 7, 1450, Some(4)), bridge(4)], addresses: vec![(4, ip)] };
+        assert_eq!(port(&moved, ip, &links, &none, &none).refusal, Some(Reason::PodBridge));
     }
 
     #[test]

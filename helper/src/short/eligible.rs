@@ -21,6 +21,22 @@ pub struct Port {
     pub refusal: Option<Reason>,
 }
 
+impl Port {
+    /// That of a pod without a usable device.
+    pub fn refused(reason: Reason) -> Self {
+        Self { device: 0, mtu: 0, bridge: None, refusal: Some(reason) }
+    }
+}
+
+/// A bridge of the node.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Why packets that the node routes through it may not be redirected, if so.
+    pub refusal: Option<Reason>,
+    /// It passes packets that it forwards to netfilter: IPv4, and IPv6.
+    pub calls_netfilter: [bool; 2],
+}
+
 /// What a node looks like, as far as packets of the chosen pods are concerned.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Topology {
@@ -32,6 +48,8 @@ pub struct Topology {
     pub own: HashSet<IpAddr>,
     /// The node's devices, by index.
     pub links: HashMap<u32, Link>,
+    /// The node's bridges, by index.
+    pub bridges: HashMap<u32, Bridge>,
     /// Why packets that come in by a device may not be redirected.
     pub refused_devices: HashMap<u32, Reason>,
     /// The node has IPsec policies.
@@ -92,7 +110,7 @@ pub fn legs(entry: &Entry, topology: &Topology, mut route: impl FnMut(IpAddr, Ip
     let client = topology.end(entry.original.source.ip())?;
     let server = topology.end(entry.reply.source.ip())?;
     match (client, server) {
-        (End::Here(client), End::Here(server)) => between(client, server),
+        (End::Here(client), End::Here(server)) => topology.between(entry, client, server),
         (End::Here(port), End::Elsewhere(ip)) => {
             let (out, back) = topology.half(port, entry.original.source.ip(), ip, &mut route)?;
             Ok([out, back])
@@ -117,20 +135,6 @@ pub fn refusal(entry: &Entry) -> Option<Reason> {
     }
 }
 
-/// Two pods of this node. On one bridge their packets are not routed, even when they are translated: a bridge that shows its packets to
-/// netfilter forwards those itself whose new destination is behind it, too.
-fn between(client: &Port, server: &Port) -> Result<[Leg; 2], Reason> {
-    if client.device == server.device {
-        return Err(Reason::Hairpin);
-    }
-    if client.mtu != server.mtu {
-        return Err(Reason::MtuDiffers);
-    }
-    let routed = client.bridge.is_none() || client.bridge != server.bridge;
-    let leg = |from: &Port, to: &Port| Leg { device: from.device, target: Target::Pod { device: to.device }, mtu: to.mtu, routed };
-    Ok([leg(client, server), leg(server, client)])
-}
-
 impl Topology {
     fn end(&self, ip: IpAddr) -> Result<End<'_>, Reason> {
         match self.ports.get(&ip) {
@@ -140,6 +144,36 @@ impl Topology {
             None if self.own.contains(&ip) => Err(Reason::HostNetwork),
             None => Err(Reason::PeerNotChosen),
         }
+    }
+
+    /// Two pods of this node.
+    fn between(&self, entry: &Entry, client: &Port, server: &Port) -> Result<[Leg; 2], Reason> {
+        if client.device == server.device {
+            return Err(Reason::Hairpin);
+        }
+        if client.mtu != server.mtu {
+            return Err(Reason::MtuDiffers);
+        }
+        let routed = self.routes(entry, client, server);
+        if routed && let Some(reason) = self.refusal_of_bridge(client).or_else(|| self.refusal_of_bridge(server)) {
+            return Err(reason);
+        }
+        let leg = |from: &Port, to: &Port| Leg { device: from.device, target: Target::Pod { device: to.device }, mtu: to.mtu, routed };
+        Ok([leg(client, server), leg(server, client)])
+    }
+
+    /// Whether the node routes packets between two of its pods. A bridge that passes its packets to netfilter forwards those itself that are
+    /// translated to an address behind it; if it does not, only routed packets are translated.
+    fn routes(&self, entry: &Entry, client: &Port, server: &Port) -> bool {
+        let Some(shared) = client.bridge.filter(|bridge| server.bridge == Some(*bridge)) else { return true };
+        let family = usize::from(entry.original.source.is_ipv6());
+        let is_translated = entry.original != entry.reply.reversed();
+        is_translated && !self.bridges.get(&shared).is_some_and(|bridge| bridge.calls_netfilter[family])
+    }
+
+    /// Why packets that the node routes to or from the bridge of a pod may not be redirected.
+    fn refusal_of_bridge(&self, port: &Port) -> Option<Reason> {
+        self.bridges.get(&port.bridge?)?.refusal
     }
 
     /// This node's half of a connection with a pod of another node: what the pod sends, and what comes back.
@@ -157,8 +191,8 @@ impl Topology {
         let found = route(near, far, way_in).filter(|r| r.forwards && !r.encapsulates).ok_or(Reason::NoRoute)?;
         let usable = |l: &&Link| l.ethernet && l.up && !l.loopback;
         let link = self.links.get(&found.device).filter(usable).ok_or(Reason::NoRoute)?;
-        if let Some(reason) = self.refused_devices.get(&found.device) {
-            return Err(*reason);
+        if let Some(reason) = self.refused_devices.get(&found.device).copied().or_else(|| self.refusal_of_bridge(port)) {
+            return Err(reason);
         }
         let out = Leg {
             device: port.device,
@@ -225,6 +259,7 @@ mod tests {
             elsewhere: HashSet::from([ip("10.42.2.2")]),
             own: HashSet::from([ip("10.42.1.1")]),
             links: HashMap::from([(2, eth0)]),
+            bridges: HashMap::from([(3, Bridge { refusal: None, calls_netfilter: [true; 2] })]),
             ..Topology::default()
         }
     }
@@ -252,6 +287,22 @@ mod tests {
         let [there, back] = directions(entry.original, entry.reply);
         assert_eq!(there, (entry.original, tuple("10.42.1.2:4000", "10.42.1.3:8080")));
         assert_eq!(back, (entry.reply, tuple("10.96.0.10:80", "10.42.1.2:4000")));
+    }
+
+    #[test]
+    fn a_bridge_without_netfilter_does_not_forward_what_is_translated() {
+        let direct = direct("10.42.1.2:4000", "10.42.1.3:80");
+        let masqueraded = entry(tuple("10.42.1.2:4000", "10.96.0.10:80"), tuple("10.42.1.3:8080", "10.42.1.1:4000"));
+        let with = |calls_netfilter, refusal| Topology { bridges: HashMap::from([(3, Bridge { refusal, calls_netfilter })]), ..topology() };
+        let routed = |entry, topology: &Topology| legs(entry, topology, no_route).map(|legs| legs.map(|l| l.routed));
+        assert_eq!(routed(&masqueraded, &with([true, false], None)), Ok([false; 2]));
+        assert_eq!(routed(&masqueraded, &with([false, true], None)), Ok([true; 2]));
+        assert_eq!(routed(&direct, &with([false, true], None)), Ok([false; 2]));
+        // Only what is routed passes the bridge's own device.
+        let limited = with([false, true], Some(Reason::QueueDiscipline));
+        assert_eq!(routed(&masqueraded, &limited), Err(Reason::QueueDiscipline));
+        assert_eq!(routed(&direct, &limited), Ok([false; 2]));
+        assert_eq!(legs(&self::direct("10.42.1.2:4000", "10.42.2.2:80"), &limited, by_eth0), Err(Reason::QueueDiscipline));
     }
 
     #[test]
