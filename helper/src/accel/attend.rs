@@ -265,6 +265,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                 if client.renew(instance)? {
                     return Ok(EndReason::Done);
                 }
+                attendance.chosen.release_gone(instance)?;
                 let limited = attendance.chosen.netns_of(client.limited());
                 attendance.upkeep.suspension.limit(limited);
             }

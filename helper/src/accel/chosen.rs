@@ -48,7 +48,8 @@ impl Chosen {
         (chosen, warnings)
     }
 
-    fn none(site: &Site) -> Self {
+    /// No pods.
+    pub fn none(site: &Site) -> Self {
         let (uids, found, let_go) = (Vec::new(), Vec::new(), Vec::new());
         Self { site: site.clone(), uids, found, names: PodNames::default(), nodes: HashMap::new(), let_go }
     }
@@ -100,9 +101,7 @@ impl Chosen {
         let mut change = Change::default();
         let wanted: HashSet<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
         for i in (0..self.uids.len()).rev().filter(|&i| !wanted.contains(self.uids[i].as_str())).collect::<Vec<_>>() {
-            self.uids.remove(i);
-            let gone = self.found.remove(i);
-            self.names.here.remove(&gone.netns.inode);
+            let gone = self.remove(i);
             meeting::detach(instance, &gone)?;
             if gone.is_there() {
                 change.let_go.push(gone.netns.inode);
@@ -122,6 +121,27 @@ impl Chosen {
         }
         self.note_elsewhere(elsewhere);
         Ok(change)
+    }
+
+    /// Releases the pods that are gone, and their network namespaces: one that is held keeps its devices and addresses. Without a control group
+    /// of its own, a pod whose containers start again would pass for gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release_gone(&mut self, instance: &Instance) -> Result<()> {
+        let is_gone = |pod: &FoundPod| matches!(pod.cgroup, Placement::Own(_)) && !pod.is_there();
+        for i in (0..self.found.len()).rev().filter(|&i| is_gone(&self.found[i])).collect::<Vec<_>>() {
+            let gone = self.remove(i);
+            meeting::detach(instance, &gone)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, at: usize) -> FoundPod {
+        self.uids.remove(at);
+        let gone = self.found.remove(at);
+        self.names.here.remove(&gone.netns.inode);
+        gone
     }
 
     /// Adds one pod; gives a warning where it cannot be taken as asked.

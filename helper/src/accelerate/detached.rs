@@ -162,6 +162,8 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
             attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await?;
         }
         None if short.is_some() => {
+            // The short path holds the network namespace of no pod.
+            chosen = Chosen::none(site);
             driver.attend_short().await?;
         }
         None => return Ok(()),

@@ -40,6 +40,10 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         pins.remove()?;
         return reason;
     }
+    if engines.socket.is_none() {
+        // The short path holds the network namespace of no pod.
+        chosen = Chosen::none(session.site());
+    }
     let controller = Controller::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
     let mut driver = Driver::new(controller, engines.short.as_ref());
     let reason = match &engines.socket {

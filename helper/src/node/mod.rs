@@ -4,6 +4,7 @@
 //! a pod's cgroup after its UID, the cgroup lists the processes, and `/proc/PID/ns/net` of one of them is the pod's network
 //! namespace. That needs the node's cgroup file system (a hostPath mount) and the node's PID namespace (`hostPID`).
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -68,6 +69,28 @@ impl Netns {
             Ok(cookie)
         })
         .with_context(|| format!("cannot identify the network namespace {}", self.path.display()))
+    }
+}
+
+/// A network namespace that is not held open: with its last process, or its name, it goes, and its devices with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetnsRef {
+    inode: u32,
+    path: PathBuf,
+}
+
+impl NetnsRef {
+    /// Opens it, unless it is gone. The file that it was found by may be that of a process that has ended: `others` are the files of all
+    /// namespaces, and only asked for then.
+    pub fn open<'a>(&self, others: impl FnOnce() -> &'a HashMap<u32, PathBuf>) -> Option<Netns> {
+        let open = |path: &Path| Netns::open(path).ok().filter(|netns| netns.inode == self.inode);
+        open(&self.path).or_else(|| open(others().get(&self.inode)?))
+    }
+}
+
+impl From<&Netns> for NetnsRef {
+    fn from(netns: &Netns) -> Self {
+        Self { inode: netns.inode, path: netns.path.clone() }
     }
 }
 
@@ -185,6 +208,14 @@ pub fn node_netns(site: &Site, node: &Node) -> Result<Netns> {
             Netns::open("/proc/1/ns/net")
         }
     }
+}
+
+/// A file of each network namespace that the helper can see, by inode: of a process in it, or a name in /run/netns.
+pub fn all_netns() -> HashMap<u32, PathBuf> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path().join("ns/net"));
+    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|e| e.path());
+    let inode = |path: PathBuf| Some((u32::try_from(fs::metadata(&path).ok()?.ino()).ok()?, path));
+    processes.chain(named).filter_map(inode).collect()
 }
 
 /// A network namespace by its inode, found through any process in it that the helper can see, or by a name in /run/netns.

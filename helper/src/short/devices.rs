@@ -13,7 +13,7 @@ use sockpath_protocol::bypass::BypassKind;
 
 use super::eligible::{Bridge, Port, Topology};
 use crate::node::programs::Programs;
-use crate::node::Netns;
+use crate::node::{Netns, NetnsRef, all_netns};
 use crate::trace::netns::inside;
 use crate::trace::tc::on_devices;
 
@@ -27,8 +27,8 @@ pub struct Pod {
     pub name: String,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
-    /// Its network namespace.
-    pub netns: Netns,
+    /// Its network namespace, which is not held: a pod that is deleted has to lose its devices.
+    pub netns: NetnsRef,
 }
 
 /// The devices and addresses of a namespace.
@@ -58,14 +58,22 @@ pub fn discover(node: &Netns, pods: &[Pod], elsewhere: impl Iterator<Item = IpAd
     };
     let programs = Programs::loaded().unwrap_or_default();
     let refused = refusals(node, topology.links.values(), &programs, ours)?;
+    let mut others = None;
     for pod in pods {
-        // A pod that is ending may have lost its namespace's devices; it is found out when its connections are looked at.
-        let Ok(inner) = look_into(&pod.netns) else { continue };
-        let xdp = refusals(&pod.netns, inner.links.iter(), &programs, ours).map(|r| r.1).unwrap_or_default();
+        topology.elsewhere.retain(|ip| !pod.ips.contains(ip));
+        let open = pod.netns.open(|| others.get_or_insert_with(all_netns));
+        // A pod that is ending may have lost its namespace, or the devices in it.
+        let Some((netns, inner)) = open.and_then(|netns| look_into(&netns).ok().map(|inner| (netns, inner))) else {
+            // Another pod may have the address by now.
+            for ip in &pod.ips {
+                topology.ports.entry(ip.to_canonical()).or_insert_with(|| Port::refused(Reason::NoVeth));
+            }
+            continue;
+        };
+        let xdp = refusals(&netns, inner.links.iter(), &programs, ours).map(|r| r.1).unwrap_or_default();
         for ip in &pod.ips {
             topology.ports.insert(ip.to_canonical(), port(&inner, ip.to_canonical(), &topology.links, &refused.0, &xdp));
         }
-        topology.elsewhere.retain(|ip| !pod.ips.contains(ip));
     }
     topology.bridges = bridges(node)?.into_iter().collect();
     for (index, bridge) in &mut topology.bridges {

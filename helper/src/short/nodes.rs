@@ -17,7 +17,7 @@ use super::pins;
 use super::programs::nanos;
 use super::report::snapshot;
 use crate::accel::pins::Pins;
-use crate::node;
+use crate::node::{self, NetnsRef};
 use crate::site::Site;
 
 /// The short paths of the nodes of a request. Dropping it ends every redirect.
@@ -187,7 +187,7 @@ fn find(site: &Site, pods: &[Chosen]) -> (HashMap<String, Vec<Pod>>, Vec<String>
         match node::find(site, pod) {
             Ok(there) => {
                 let ips = pod.ips.iter().map(IpAddr::to_canonical).collect();
-                found.entry(pod.node.clone()).or_default().push(Pod { name, ips, netns: there.netns });
+                found.entry(pod.node.clone()).or_default().push(Pod { name, ips, netns: NetnsRef::from(&there.netns) });
             }
             Err(e) => warnings.push(format!("pod {name} is excluded: {e:#}")),
         }
