@@ -1,15 +1,19 @@
 //! Rules, policies, routes and devices that change under traffic, and helpers that die.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use sockpath_kernel::conntrack::{Tuple, UDP};
 use sockpath_protocol::Request;
-use sockpath_protocol::accel::{PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
+use sockpath_protocol::accel::{Pair, PairState, PauseReason, PauseRequest, PodName, Reason, ResumeRequest};
 use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, await_refused, await_rows, await_short, exchange};
+use crate::echo::{self, Flow, await_table, is_short};
+use crate::paths::{ECHO, SERVICE, services};
+use crate::scene::{Family, Scene, await_refused, await_rows, await_short, exchange};
 
 #[test]
 fn a_new_rule_takes_effect() {
@@ -121,6 +125,91 @@ fn a_bandwidth_limit_ends_it() {
     await_refused(&mut on, &client, &server, Reason::QueueDiscipline);
     scene.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
     await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+/// Limits of another kind, at the device that packets from other nodes pass before the pod's, and before the start.
+#[test]
+fn bandwidth_limits_at_pod_and_bridge_are_respected() {
+    const TBF: &str = "tbf rate 500mbit burst 64kb latency 50ms";
+    const HTB: &str = "htb default 1";
+    let Some(scene) = Scene::new("bandwidth_limits_at_pod_and_bridge_are_respected") else { return };
+    let device = scene.lab.host_veth("httpbin", "node-1");
+    let tc = |verb: &str, device: &str, what: &str| {
+        let words = ["tc", "qdisc", verb, "dev", device, "root"];
+        scene.lab.run("node-1", words.into_iter().chain(what.split(' ').filter(|w| !w.is_empty())));
+    };
+    let [near, far] =
+        ["httpbin", "httpbin-remote"].map(|pod| Flow::tcp(&scene.lab, "curl", SocketAddr::new(scene.ip(pod, Family::V4), ECHO)));
+    let flows = [&near, &far];
+    let is_limited = |rows: &[&Pair]| rows.iter().any(|p| p.state == PairState::LeftAlone && p.reason == Some(Reason::QueueDiscipline));
+    let mut on = scene.accelerate();
+    echo::await_short(&scene.lab, &flows);
+    tc("add", &device, HTB);
+    let only_near = |pairs: &[Pair]| is_limited(&near.rows(pairs)) && is_short(&far.rows(pairs));
+    await_table(&mut on, &flows, "limited at the pod", only_near);
+    tc("del", &device, "");
+    tc("add", "cni0", TBF);
+    let only_far = |pairs: &[Pair]| is_short(&near.rows(pairs)) && is_limited(&far.rows(pairs));
+    await_table(&mut on, &flows, "limited at the bridge", only_far);
+    on.finish().expect("end");
+    tc("add", &device, HTB);
+    let mut on = scene.accelerate();
+    let both = |pairs: &[Pair]| flows.iter().all(|f| is_limited(&f.rows(pairs)));
+    await_table(&mut on, &flows, "limited from the start", both);
+    tc("del", &device, "");
+    tc("del", "cni0", "");
+    echo::await_short(&scene.lab, &flows);
+    on.finish().expect("end");
+}
+
+/// The link address of the next hop is the kernel's own for each packet.
+#[test]
+fn a_changed_neighbour_is_followed() {
+    let Some(scene) = Scene::new("a_changed_neighbour_is_followed") else { return };
+    let mut on = scene.accelerate();
+    let ip = scene.ip("httpbin-remote", Family::V4);
+    let (client, server) = scene.connect_to(&scene.remote, 6000, SocketAddr::new(ip, 6000));
+    scene.await_short(&mut on, &client, &server);
+    let mac = scene.lab.run("node-2", ["cat", "/sys/class/net/eth0/address"]);
+    let neighbour = |mac: &str| {
+        scene.lab.run("node-1", ["ip", "neigh", "replace", "10.199.0.2", "lladdr", mac, "dev", "eth0", "nud", "permanent"]);
+    };
+    neighbour("02:00:00:00:00:99");
+    client.send(b"ping");
+    assert_eq!(server.poll(libc::POLLIN, 200) & libc::POLLIN, 0, "the packet went to the old neighbour");
+    neighbour(mac.trim());
+    assert_eq!(server.recv_exactly(4), b"ping");
+    scene.await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
+/// As kube-proxy removes the last endpoint of a Service: connections go on, and are carried again; datagrams and new connections are rejected.
+#[test]
+fn a_removed_endpoint_gets_no_datagrams() {
+    let Some(scene) = Scene::new("a_removed_endpoint_gets_no_datagrams") else { return };
+    let service = SocketAddr::new(services(Family::V4)[0], SERVICE);
+    let [connection, datagrams] = Flow::both(&scene.lab, "curl", service);
+    let on = scene.accelerate();
+    echo::await_short(&scene.lab, &[&connection, &datagrams]);
+    let to = format!("{}/32", service.ip());
+    let iptables = |words: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"], words].concat());
+    iptables(&["-t", "nat", "-I", "KUBE-SERVICES", "1", "-d", &to, "-j", "RETURN"]);
+    iptables(&["-I", "KUBE-SERVICES", "1", "-d", &to, "-j", "REJECT"]);
+    // What is tracked goes on.
+    datagrams.ask(b"ping");
+    let tuple = Tuple { protocol: UDP, source: datagrams.local, destination: service };
+    assert!(scene.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"), "the datagrams are not tracked");
+    // Packets of one tick of the kernel's clock may still be redirected.
+    let end = Instant::now() + Duration::from_secs(2);
+    while datagrams.try_ask(b"ping").is_ok() {
+        assert!(Instant::now() < end, "datagrams go on to the endpoint");
+    }
+    let refused = datagrams.try_ask(b"ping").expect_err("an answer");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    echo::await_short(&scene.lab, &[&connection]);
+    let another = scene.lab.inside("curl", || std::net::TcpStream::connect(service)).expect_err("a connection");
+    assert_eq!(another.kind(), std::io::ErrorKind::ConnectionRefused);
     on.finish().expect("end");
 }
 

@@ -1,7 +1,9 @@
 //! Ends of connections: what connection tracking did not see must not keep a FIN or RST from arriving.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
+use sockpath_kernel::conntrack::Update;
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::{Remote, converse};
 use sockpath_tests::torture::reader::ReaderKind;
@@ -108,6 +110,32 @@ fn an_entry_that_is_deleted_ends_the_short_path() {
     await_short(&mut on, &client, &server);
     assert_eq!(rows(&mut on, &client).len(), 1);
     stream(&client, &server, 1);
+    client.close();
+    assert_eq!(recv(&server), Answer::Bytes(Vec::new()));
+    on.finish().expect("end");
+}
+
+/// An entry that expires although packets are redirected, as when a helper that is stopped does not refresh it.
+#[test]
+fn an_entry_that_expires_ends_the_short_path() {
+    let Some(scene) = Scene::new("an_entry_that_expires_ends_the_short_path") else { return };
+    let mut on = scene.accelerate();
+    let (client, server) = scene.connect_short(&mut on, 6000);
+    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    let closed = on.next_pairs().expect("a table").totals.closed;
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut expires = Instant::now();
+    // Now and then the helper refreshes the entry before it has expired.
+    while on.next_pairs().expect("a table").totals.closed == closed {
+        if Instant::now() >= expires {
+            let update = Update { liberal: false, timeout: Some(1) };
+            assert!(scene.conntrack(|c| c.update(&tuple, update)).expect("ctnetlink"));
+            expires = Instant::now() + Duration::from_secs(3);
+        }
+        exchange(&client, &server, 20);
+        assert!(Instant::now() < end, "packets are redirected without an entry: {:#?}", rows(&mut on, &client));
+    }
+    scene.await_short(&mut on, &client, &server);
     client.close();
     assert_eq!(recv(&server), Answer::Bytes(Vec::new()));
     on.finish().expect("end");

@@ -16,11 +16,11 @@ use sockpath_tests::torture::reader::ReaderKind;
 use crate::scene::{Family, Scene, await_short, exchange};
 
 /// Port of the Services, and of the pods behind them, whose built-in servers have it.
-const SERVICE: u16 = 80;
-const ECHO: u16 = 8080;
+pub const SERVICE: u16 = 80;
+pub const ECHO: u16 = 8080;
 const MEGABYTES: usize = 24 << 20;
 
-fn services(family: Family) -> [IpAddr; 2] {
+pub fn services(family: Family) -> [IpAddr; 2] {
     match family {
         Family::V4 => ["10.96.0.10", "10.96.0.11"],
         Family::V6 => ["fd00:10:96::a", "fd00:10:96::b"],
@@ -29,7 +29,7 @@ fn services(family: Family) -> [IpAddr; 2] {
 }
 
 /// Bytes in both directions, checked one by one.
-fn carry(client: &Remote, server: &Remote, bytes: usize) {
+pub fn carry(client: &Remote, server: &Remote, bytes: usize) {
     for (from, to, id) in [(client, server, 1), (server, client, 2)] {
         let writing = from.start_on(1, Op::SendContent { id, from: 0, len: bytes });
         let reading = to.start_on(1, Op::ReadContent { id, from: 0, to: bytes as u64, kind: ReaderKind::Poll, pause_us: 0 });
@@ -193,9 +193,7 @@ fn datagrams_and_their_hop_limit() {
 #[test]
 fn checksums_are_right_without_offload() {
     let Some(scene) = Scene::new("checksums_are_right_without_offload") else { return };
-    for pod in ["curl", "httpbin", "httpbin-remote"] {
-        scene.lab.inside(pod, || without_checksum_offload("eth0"));
-    }
+    scene.without_checksum_offload();
     let errors = |pod: &str| {
         let text = scene.lab.run(pod, ["cat", "/proc/net/netstat", "/proc/net/snmp"]);
         let mut lines = text.lines();
@@ -226,22 +224,6 @@ fn checksums_are_right_without_offload() {
     }
     assert_eq!(["curl", "httpbin", "httpbin-remote"].map(errors), [0; 3], "checksum errors");
     on.finish().expect("end");
-}
-
-/// ETHTOOL_STXCSUM: the sender computes checksums itself.
-fn without_checksum_offload(device: &str) {
-    const ETHTOOL_STXCSUM: u32 = 0x17;
-    let mut value = [ETHTOOL_STXCSUM, 0];
-    // SAFETY: an all-zero ifreq is a valid one.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
-    // SAFETY: the kernel reads the name and the two words that the request points to, which live until the call returns.
-    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    assert_eq!(outcome, 0, "cannot turn checksum offload off: {}", std::io::Error::last_os_error());
 }
 
 /// Both directions take the stack again when it ends, and the connection goes on.
