@@ -7,12 +7,17 @@
 #ifndef SOCKPATH_TRACE_CAST_H
 #define SOCKPATH_TRACE_CAST_H
 
-/* 6.2+; before that the pointers stay as they are. */
+/*
+ * Whether the kernel has the function (6.2+), set before load; without it the pointers stay as they are. Not found out by its
+ * address: kernels before 6.4 refuse programs that take the address of a kernel function.
+ */
+const volatile bool can_cast;
+
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 #define AS(type, pointer)										\
-	((const struct type *)(bpf_ksym_exists(bpf_rdonly_cast) ?					\
-		bpf_rdonly_cast((pointer), bpf_core_type_id_kernel(struct type)) : (const void *)(pointer)))
+	((const struct type *)(can_cast ? bpf_rdonly_cast((pointer), bpf_core_type_id_kernel(struct type))	\
+					: (const void *)(pointer)))
 
 /* These two as numbers: newer verifiers know them as pointers to memory, which are no keys and no arguments. */
 static __always_inline __u64 head_of(const struct sk_buff *skb)

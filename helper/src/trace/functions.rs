@@ -185,6 +185,8 @@ pub struct Choice {
     pub chosen: Vec<(&'static Function, Way)>,
     /// Public names, or kinds of hook, and why they are not.
     pub refused: BTreeMap<String, String>,
+    /// Whether programs can read the kernel's objects as plain memory (6.2+), which makes loading them faster.
+    pub can_cast: bool,
 }
 
 impl Choice {
@@ -197,8 +199,9 @@ impl Choice {
         let functions: HashMap<&str, Func<'_>> = btf
             .type_by_kind::<Func<'_>>()
             .filter_map(|f| Some((f.name()?.to_str()?, f)))
-            .filter(|(name, _)| *name == TRIED || FUNCTIONS.iter().any(|f| f.name == *name))
+            .filter(|(name, _)| [TRIED, CAST].contains(name) || FUNCTIONS.iter().any(|f| f.name == *name))
             .collect();
+        choice.can_cast = functions.contains_key(CAST);
         let fentry = fentry(functions.get(TRIED));
         let kprobe = match (&fentry, wanted.as_str()) {
             (Ok(()), _) => Err("not needed: fentry sees the same".to_owned()),
@@ -267,6 +270,8 @@ impl Function {
 
 /// A function of every kernel with IPv4, to try with.
 const TRIED: &str = "tcp_v4_rcv";
+/// The function that programs cast with (`bpf/src/trace/cast.bpf.h`).
+const CAST: &str = "bpf_rdonly_cast";
 /// A perf event source of that name is registered where kprobes are compiled in.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 

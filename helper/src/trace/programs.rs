@@ -198,6 +198,7 @@ fn configure(open: &mut sockpath_bpf::trace::OpenTraceSkel<'_>, scene: &Scene, o
     rodata.packets_per_second = packets_per_second;
     rodata.origin_at_output = offer.begins_at_output();
     rodata.origin_at_queue = !offer.has_netfilter() && !rodata.origin_at_output;
+    rodata.can_cast = offer.functions.can_cast;
     rodata.functions = !offer.functions.chosen.is_empty();
     Ok(())
 }
