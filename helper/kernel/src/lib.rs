@@ -1,10 +1,11 @@
 //! What the helper asks of the kernel, without knowing why: netlink (links, addresses, routes, IPsec policies, changes), connection
-//! tracking, tc, control groups, and maps shared with BPF programs.
+//! tracking, tc, control groups, type information, and maps shared with BPF programs.
 //!
 //! A [`netlink::Socket`] belongs to the network namespace of the thread that opened it; everything that takes one works there.
 
 pub mod address;
 pub mod bridge;
+pub mod btf;
 pub mod cgroup;
 pub mod change;
 pub mod conntrack;
