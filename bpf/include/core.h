@@ -60,6 +60,11 @@ enum {
 	BPF_SOCK_OPS_STATE_CB_FLAG = 4,
 };
 
+/* The kernel's numbers differ: CO-RE fixes them. */
+enum skb_drop_reason {
+	SKB_DROP_REASON_QDISC_DROP = 64,
+};
+
 /* States of a TCP socket (UAPI enum of the same names, without BPF_). */
 enum {
 	BPF_TCP_ESTABLISHED = 1,

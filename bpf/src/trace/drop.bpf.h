@@ -3,6 +3,49 @@
 #ifndef SOCKPATH_TRACE_DROP_H
 #define SOCKPATH_TRACE_DROP_H
 
+/*
+ * Where queueing disciplines have reasons of their own (7.2 has them, 6.18 has not), they report them just before the packet is freed.
+ * The reason of kfree_skb is then the same for all of them, SKB_DROP_REASON_QDISC_DROP.
+ */
+struct qdisc_reason {
+	__u64 head;
+	__u32 reason;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct qdisc_reason);
+} qdisc_reasons SEC(".maps");
+
+static __always_inline __u32 reason_of(__u64 head, __u32 reason)
+{
+	__u32 zero = 0;
+	struct qdisc_reason *named;
+
+	if (!bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_QDISC_DROP) ||
+	    reason != bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_QDISC_DROP))
+		return reason;
+	named = bpf_map_lookup_elem(&qdisc_reasons, &zero);
+	return named && named->head == head ? named->reason : reason;
+}
+
+SEC("tp_btf/qdisc_drop")
+int BPF_PROG(qdisc_drop, struct Qdisc *qdisc, void *queue, struct net_device *dev, struct sk_buff *skb, int reason)
+{
+	__u32 zero = 0;
+	struct qdisc_reason *named;
+
+	named = bpf_map_lookup_elem(&qdisc_reasons, &zero);
+	if (named) {
+		named->head = head_of(AS(sk_buff, skb));
+		named->reason = reason;
+	}
+	return 0;
+}
+
 /* The namespace it was in: of its device, its socket, or the socket that the kernel names (6.11+). */
 static __always_inline __u32 net_of(const struct sk_buff *skb, const struct sock *rx_sk, bool *by_device)
 {
@@ -63,7 +106,7 @@ static __always_inline int dropped(void *ctx, const struct sk_buff *skb, __u64 l
 		e->netns = net_at(net)->inum;
 		if (by_device)
 			e->ifindex = skb->dev->ifindex;
-		e->arg = reason;
+		e->arg = reason_of(head, reason);
 		e->location = location;
 		if (rx_sk)
 			e->socket_state = rx_sk->__sk_common.skc_state;

@@ -53,6 +53,7 @@ const fn rare(name: &'static str) -> Program {
 /// The programs, in the order in which they are attached: what begins a packet comes last.
 pub const PROGRAMS: &[Program] = &[
     busy("consume_skb"),
+    rare("qdisc_drop"),
     rare("kfree_skb"),
     Program { name: "kfree_skb_rx_sk", hook: HookKind::Tracepoint("kfree_skb"), when: When::Always },
     busy("sock_recv_length"),
@@ -137,6 +138,8 @@ impl Offer {
             // The socket that a drop is about is an argument since 6.11; one of the two programs fits.
             (HookKind::Tracepoint(tp), "kfree_skb") if self.tracepoints.get(tp).is_some_and(|n| *n >= 4) => Some(String::new()),
             (HookKind::Tracepoint(tp), "kfree_skb_rx_sk") if self.tracepoints.get(tp).is_some_and(|n| *n < 4) => Some(String::new()),
+            // Older kernels have the reasons of queueing disciplines in kfree_skb.
+            (HookKind::Tracepoint(tp), "qdisc_drop") if !self.tracepoints.contains_key(tp) => Some(String::new()),
             // sock_recv_length (6.3) sees the end of the call, so it is preferred.
             (HookKind::Tracepoint(_), "tcp_rcv_space_adjust") if self.tracepoints.contains_key("sock_recv_length") => {
                 Some("not needed: sock_recv_length sees the end of the call".to_owned())
