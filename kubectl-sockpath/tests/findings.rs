@@ -46,6 +46,7 @@ fn the_tests_that_are_named_exist() {
             "unit-group" => (root().join("helper/src/trace/settings/control_group.rs"), format!("fn {name}(")),
             "conntrack" => (root().join("tests/tests/causes/conntrack.rs"), format!("fn {name}(")),
             "causes" => (root().join("tests/tests/causes/rows.rs"), format!("\"{name}\"")),
+            "subsystems" => (root().join("tests/tests/causes/subsystems.rs"), format!("fn {name}(")),
             "halves" => (root().join("tests/tests/causes/halves.rs"), format!("fn {name}(")),
             file => (root().join(format!("tests/tests/{file}.rs")), format!("fn {name}(")),
         };

@@ -1,5 +1,5 @@
 //! One line of advice for each drop reason. Reasons are those of `enum skb_drop_reason` (include/net/dropreason-core.h, up to Linux
-//! 6.18) without the prefix.
+//! 6.18) without the prefix, and those of subsystems as the kernel names them (up to Linux 7.2).
 
 use crate::packet::{Direction, PacketKind};
 
@@ -71,10 +71,25 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "SKB_UCOPY_FAULT" => "the bytes could not be copied to the application: its buffer is not mapped",
 
         // Queues and memory.
-        "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" | "CAKE_FLOOD" | "FQ_BAND_LIMIT" | "FQ_FLOW_LIMIT"
-        | "FQ_HORIZON_LIMIT" | "DUALPI2_STEP_DROP" => {
-            "the queue was full: look at `tc -s qdisc show dev DEV` and at the pod's bandwidth limit"
-        }
+        "QDISC_DROP"
+        | "QDISC_OVERLIMIT"
+        | "QDISC_CONGESTED"
+        | "FULL_RING"
+        | "CAKE_FLOOD"
+        | "FQ_BAND_LIMIT"
+        | "FQ_FLOW_LIMIT"
+        | "FQ_HORIZON_LIMIT"
+        | "DUALPI2_STEP_DROP"
+        | "QDISC_BURST_DROP"
+        | "QDISC_DROP_GENERIC"
+        | "QDISC_DROP_OVERLIMIT"
+        | "QDISC_DROP_CONGESTED"
+        | "QDISC_DROP_MAXFLOWS"
+        | "QDISC_DROP_FLOOD_PROTECTION"
+        | "QDISC_DROP_BAND_LIMIT"
+        | "QDISC_DROP_HORIZON_LIMIT"
+        | "QDISC_DROP_FLOW_LIMIT"
+        | "QDISC_DROP_L4S_STEP_NON_ECN" => "the queue was full: look at `tc -s qdisc show dev DEV` and at the pod's bandwidth limit",
         "CPU_BACKLOG" => {
             "a CPU's backlog was full: it takes packets too slowly; see net.core.netdev_max_backlog and the node's softirq load"
         }
@@ -116,6 +131,24 @@ pub fn for_drop(reason: &str) -> Option<&'static str> {
         "MAC_INVALID_SOURCE" | "LOCAL_MAC" => "its source MAC address is invalid or the bridge's own: two owners of one MAC address",
         "BRIDGE_INGRESS_STP_STATE" => "the bridge port is not forwarding yet: spanning tree is on, see `bridge link`",
         "ARP_PVLAN_DISABLE" | "MAC_IEEE_MAC_CONTROL" => "the bridge does not forward that kind of frame",
+
+        // Subsystems.
+        "OVS_DROP_EXPLICIT" | "OVS_DROP_LAST_ACTION" => {
+            "a flow of Open vSwitch drops it: see `ovs-appctl dpctl/dump-flows` and `ovs-appctl ofproto/trace` on that node"
+        }
+        "OVS_DROP_EXPLICIT_WITH_ERROR" | "OVS_DROP_ACTION_ERROR" => {
+            "Open vSwitch could not translate or execute the actions of a flow: see the log of ovs-vswitchd on that node"
+        }
+        "OVS_DROP_METER" => "a meter of Open vSwitch limits it: see `ovs-ofctl -O OpenFlow13 meter-stats BRIDGE`",
+        "OVS_DROP_RECURSION_LIMIT" | "OVS_DROP_DEFERRED_LIMIT" => {
+            "actions of Open vSwitch repeat too often: look for a loop of patch ports or recirculations"
+        }
+        "OVS_DROP_FRAG_L2_TOO_LONG" | "OVS_DROP_FRAG_INVALID_PROTO" => {
+            "Open vSwitch could not cut it into fragments: compare the MTUs of its ports"
+        }
+        "OVS_DROP_CONNTRACK" => "the action ct of Open vSwitch refused it: see `ovs-appctl dpctl/dump-conntrack` and `conntrack -S`",
+        "OVS_DROP_IP_TTL" => "the TTL ran out in Open vSwitch: a routing loop, or a sender with a small TTL",
+        other if other.starts_with("RX_DROP_") => "the Wi-Fi stack refused the received frame: look at the wireless link (`iw dev`)",
         "NOT_SPECIFIED" => "the kernel gives no reason here: stage and function show the location, a newer kernel may give the reason",
         _ => return None,
     })
@@ -148,7 +181,11 @@ mod tests {
             IP_INVALID_SOURCE IP_LOCALNET IP_INVALID_DEST PKT_TOO_BIG DUP_FRAG FRAG_REASM_TIMEOUT FRAG_TOO_FAR TCP_MINTTL IPV6_BAD_EXTHDR IPV6_NDISC_FRAG \
             IPV6_NDISC_HOP_LIMIT IPV6_NDISC_BAD_CODE IPV6_NDISC_BAD_OPTIONS IPV6_NDISC_NS_OTHERHOST QUEUE_PURGE TC_COOKIE_ERROR TC_CHAIN_NOTFOUND \
             TC_RECLASSIFY_LOOP VXLAN_INVALID_HDR VXLAN_VNI_NOT_FOUND MAC_INVALID_SOURCE VXLAN_ENTRY_EXISTS NO_TX_TARGET IP_TUNNEL_ECN TUNNEL_TXINFO LOCAL_MAC \
-            ARP_PVLAN_DISABLE MAC_IEEE_MAC_CONTROL BRIDGE_INGRESS_STP_STATE PFMEMALLOC DUALPI2_STEP_DROP RECURSION_LIMIT";
+            ARP_PVLAN_DISABLE MAC_IEEE_MAC_CONTROL BRIDGE_INGRESS_STP_STATE PFMEMALLOC DUALPI2_STEP_DROP RECURSION_LIMIT \
+            QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_CONGESTED QDISC_DROP_MAXFLOWS QDISC_DROP_FLOOD_PROTECTION QDISC_DROP_BAND_LIMIT \
+            QDISC_DROP_HORIZON_LIMIT QDISC_DROP_FLOW_LIMIT QDISC_DROP_L4S_STEP_NON_ECN OVS_DROP_LAST_ACTION OVS_DROP_ACTION_ERROR OVS_DROP_EXPLICIT \
+            OVS_DROP_EXPLICIT_WITH_ERROR OVS_DROP_METER OVS_DROP_RECURSION_LIMIT OVS_DROP_DEFERRED_LIMIT OVS_DROP_FRAG_L2_TOO_LONG \
+            OVS_DROP_FRAG_INVALID_PROTO OVS_DROP_CONNTRACK OVS_DROP_IP_TTL RX_DROP_U_MIC_FAIL";
         for reason in reasons.split_whitespace() {
             let advice = for_drop(reason).unwrap_or_else(|| panic!("{reason} has no advice"));
             assert!(!advice.ends_with('.') && advice.len() < 160, "{reason}: {advice}");

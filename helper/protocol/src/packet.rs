@@ -357,7 +357,8 @@ pub enum Outcome {
 /// A drop as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drop {
-    /// `enum skb_drop_reason` without its prefix, e.g. `NETFILTER_DROP`, `NO_SOCKET`.
+    /// `enum skb_drop_reason` without its prefix, e.g. `NETFILTER_DROP`, `NO_SOCKET`; or the enumerator of a subsystem, e.g.
+    /// `OVS_DROP_EXPLICIT`.
     pub reason: String,
     /// Kernel function that dropped it, with offset, when symbols can be read.
     pub location: Option<String>,

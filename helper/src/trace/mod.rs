@@ -49,6 +49,7 @@ pub mod rules;
 mod scene;
 pub mod settings;
 mod sockets;
+mod subsystems;
 pub mod tc;
 mod throttle;
 

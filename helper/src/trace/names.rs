@@ -47,12 +47,18 @@ impl Names {
         }
     }
 
+    /// The reason, if the kernel has reasons and `enum skb_drop_reason` does not have this one: subsystems have others.
+    #[must_use]
+    pub fn unnamed(&self, reason: u32) -> Option<u32> {
+        (!self.reasons.is_empty() && !self.reasons.contains_key(&reason)).then_some(reason)
+    }
+
     /// A drop reason without its prefix.
     #[must_use]
     pub fn drop_reason(&self, reason: u32) -> String {
         match self.reasons.get(&reason) {
             Some(name) => name.clone(),
-            // Subsystems number their own reasons from 1 << 16 on.
+            // Those of subsystems are named later, in `subsystems`.
             None => format!("REASON_{reason:#x}"),
         }
     }
@@ -69,6 +75,9 @@ impl Names {
             }
             ("NOT_SPECIFIED", "netif_receive_generic_xdp" | "do_xdp_generic" | "bpf_prog_run_generic_xdp" | "veth_xdp_rcv_skb") => {
                 Some((Some("XDP"), "by a program at XDP"))
+            }
+            ("NOT_SPECIFIED", "ovs_dp_process_packet") => {
+                Some((None, "no flow of Open vSwitch matched, and no process received the packet: is ovs-vswitchd running?"))
             }
             _ => None,
         }

@@ -182,7 +182,7 @@ pub struct Saving {
 /// Drops of one kind at one place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DropRow {
-    /// `enum skb_drop_reason` without its prefix.
+    /// `enum skb_drop_reason` without its prefix, or the enumerator of a subsystem, such as `OVS_DROP_EXPLICIT`.
     pub reason: String,
     /// Direction of the packets.
     pub direction: Direction,

@@ -40,10 +40,10 @@ macro_rules! kinds {
 
 kinds! {
     Dropped "dropped" Critical "The kernel dropped packets":
-        "The kernel freed packets of the pair as lost. The reason is the kernel's own (`enum skb_drop_reason`); `mechanism` says what did it, where that is more than the reason.",
+        "The kernel freed packets of the pair as lost. The reason is the kernel's own: of `enum skb_drop_reason`, or of the enum of a subsystem (Open vSwitch, qdisc, mac80211), by its name in the BTF of the kernel or module. `mechanism` says what did it, where that is more than the reason.",
         "The tracepoint `kfree_skb` with its reason and function; for netfilter, the ruleset evaluated with what the hook saw, and packet counters before and after; for routes, bridges, neighbours and MTUs, the settings of the namespace at that moment.",
         "",
-        ["truth: an_nft_drop_in_forward_of_node_1", "truth: no_route_is_named", "truth: a_full_queue_is_named", "causes: program at tc", "causes: program at XDP", "causes: program at the control group", "causes: wrong neighbour entry", "causes: closed port", "causes: closed UDP port", "causes: ttl runs out"];
+        ["truth: an_nft_drop_in_forward_of_node_1", "truth: no_route_is_named", "truth: a_full_queue_is_named", "causes: program at tc", "causes: program at XDP", "causes: program at the control group", "causes: wrong neighbour entry", "causes: closed port", "causes: closed UDP port", "causes: ttl runs out", "subsystems: a_flow_of_open_vswitch_that_drops_is_named", "subsystems: a_queue_that_is_too_long_is_named_as_the_kernel_does"];
     Untranslated "untranslated-reply" Critical "Replies were not translated back":
         "Requests to a Service were translated to an endpoint, and the replies arrived with the endpoint's address. The client does not know such a connection and resets it.",
         "The reply's source at its last hop is the endpoint that the request was translated to; the state of the connection at the node's hooks says why.",

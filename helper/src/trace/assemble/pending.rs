@@ -63,6 +63,9 @@ fn put(packet: &mut Packet, about: About, found: Found) {
             drop.rule = found.rule.map(Box::new);
             drop.cause = found.cause.map(Box::new);
             drop.detail = found.detail.or(drop.detail.take());
+            if let Some(reason) = found.reason {
+                drop.reason = reason;
+            }
         }
         (About::Outcome, _) => {}
     }

@@ -64,8 +64,11 @@ impl Assembler {
             facts: None,
         };
         open.add(sight.clone());
-        let outcome = Outcome::Dropped(self.drop_of(sight, stage));
-        self.say(&open, vec![hop], outcome, &[]);
+        let drop = self.drop_of(sight, stage);
+        let unnamed = self.names.unnamed(sight.arg);
+        let question = unnamed.map(|_| kernel_question(&drop, unnamed, sight, &mut self.places));
+        let asked = question.and_then(|q| Some((self.rules.ask(q)?, About::Outcome)));
+        self.say(&open, vec![hop], Outcome::Dropped(drop), asked.as_slice());
     }
 
     pub(super) fn stage_of_drop(&self, course: Course, sight: &Sight) -> StageId {
@@ -117,7 +120,7 @@ impl Assembler {
                         let engine = drop.location.as_deref().and_then(|l| self.names.engine(l));
                         netfilter::drop_question(&open, &sight, engine, &mut self.places)
                     }
-                    _ => Some(kernel_question(&drop, &sight, &mut self.places)),
+                    _ => Some(kernel_question(&drop, self.names.unnamed(sight.arg), &sight, &mut self.places)),
                 };
                 questions.extend(question.and_then(|q| Some((self.rules.ask(q)?, About::Outcome))));
                 Outcome::Dropped(drop)
@@ -189,13 +192,13 @@ impl Assembler {
 }
 
 /// What to ask the settings of the namespace about a drop that no rule did.
-fn kernel_question(drop: &Drop, sight: &Sight, places: &mut Places) -> Question {
+fn kernel_question(drop: &Drop, unnamed: Option<u32>, sight: &Sight, places: &mut Places) -> Question {
     let function = drop.location.as_deref().and_then(|l| l.split(['+', '.']).next()).unwrap_or_default();
     let device = places.device(sight.netns, sight.ifindex).map(|d| (d.ifindex, d.name.clone()));
     // Segments of a large packet are as long as its payload's share, and the headers.
     let segments = u32::from(sight.segments.max(1));
     let length = if segments == 1 { sight.len } else { sight.payload.div_ceil(segments) + sight.len.saturating_sub(sight.payload) };
     let (reason, function) = (drop.reason.clone(), function.to_owned());
-    let what = KernelDrop { reason, function, flow: sight.flow, length, device, ports: places.ports_to_pods(sight.netns) };
+    let what = KernelDrop { reason, unnamed, function, flow: sight.flow, length, device, ports: places.ports_to_pods(sight.netns) };
     Question { netns: sight.netns, at: sight.at, what: What::Kernel(what) }
 }

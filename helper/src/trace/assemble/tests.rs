@@ -10,6 +10,7 @@ use super::*;
 use crate::trace::event::{Facts, Tracked, rules_of};
 use crate::trace::places::{Equipment, Territory};
 use crate::trace::rules::{Found, Question, What};
+use crate::trace::settings::KernelDrop;
 
 const CURL: u32 = 1;
 const NODE: u32 = 2;
@@ -488,7 +489,7 @@ fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Quest
                 element: None,
                 counter: None,
             };
-            Found { rule: Some(rule), cause: None, detail: None }
+            Found { rule: Some(rule), ..Found::default() }
         }
     });
     let mut a = assembler().with_rules(rules.expect("a thread"));
@@ -543,6 +544,36 @@ fn a_translation_is_asked_about_with_the_hook_it_happened_in() {
     assert_eq!(question.hook, Some(sockpath_ruleset::Hook::PreRouting));
     assert_eq!((question.before.to.port(), question.after.to.port()), (80, 8080));
     assert!(done[0].hops.iter().any(|h| h.rule.is_some()));
+}
+
+#[test]
+fn a_reason_of_a_subsystem_is_named_later() {
+    const REASON: u32 = 3 << 16 | 3;
+    let mut sights = same_node(1, 1000);
+    sights.truncate(7);
+    sights.push(Sight { arg: REASON, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 3, 9_000) });
+    // Of the second packet only the drop is seen.
+    sights.push(Sight { arg: REASON, ..sight(0, Hook::TRACE_KFREE_SKB, NODE, 3, 10_000) });
+    let rules = Rules::answered_by(|| {
+        |question: &Question| match &question.what {
+            What::Kernel(KernelDrop { unnamed: Some(REASON), .. }) => {
+                Found { reason: Some("OVS_DROP_EXPLICIT".to_owned()), ..Found::default() }
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    let mut a = assembler().with_rules(rules.expect("a thread"));
+    see_all(&mut a, sights);
+    a.finish(100 * MS);
+    let messages = a.take_last(Duration::from_secs(10));
+    let reason = |m: &Message| match m {
+        Message::Packet(p) => match &p.outcome {
+            Outcome::Dropped(drop) => Some(drop.reason.clone()),
+            other => panic!("{other:?}"),
+        },
+        _ => None,
+    };
+    assert_eq!(messages.iter().filter_map(reason).collect::<Vec<_>>(), ["OVS_DROP_EXPLICIT"; 2]);
 }
 
 #[test]

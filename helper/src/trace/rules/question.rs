@@ -107,6 +107,8 @@ pub struct Found {
     pub cause: Option<Told>,
     /// In words, where it is not a rule.
     pub detail: Option<String>,
+    /// The name of the drop reason, where it is one of a subsystem.
+    pub reason: Option<String>,
 }
 
 impl Question {
@@ -191,7 +193,7 @@ impl ElsewhereQuestion {
         evidence.extend(speaks_for(&rule, candidate));
         let certainty = if *certainty == Certainty::Counted { Sure::ProvenByCounters } else { Sure::Inferred };
         let mechanism = if rule.policy { Mechanism::Policy } else { Mechanism::Rule };
-        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), detail: None }
+        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), ..Found::default() }
     }
 }
 
@@ -244,7 +246,7 @@ impl DropQuestion {
         evidence.extend(speaks_for(&rule, candidate));
         let sure = if *certainty == Certainty::Counted { Sure::ProvenByCounters } else { Sure::Inferred };
         let mechanism = if rule.policy { Mechanism::Policy } else { Mechanism::Rule };
-        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty: sure, evidence, candidates: Vec::new() }), detail: None }
+        Found { rule: Some(rule), cause: Some(Told { mechanism, certainty: sure, evidence, candidates: Vec::new() }), ..Found::default() }
     }
 
     /// Behind the last rules there is only conntrack, which enters new connections into its table.
@@ -262,7 +264,7 @@ impl DropQuestion {
         }
         let certainty = if failed.is_some() || long.is_some() { Sure::ProvenByCounters } else { Sure::Inferred };
         evidence.extend([failed, long].into_iter().flatten());
-        Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), detail: None }
+        Found { cause: Some(Told { mechanism, certainty, evidence, candidates: Vec::new() }), ..Found::default() }
     }
 
     /// Why conntrack did not enter the connection, by what its counters say.
@@ -283,7 +285,7 @@ impl DropQuestion {
         let table = namespace.conntrack.filter(|c| c.most > 0);
         evidence.extend(table.map(|c| format!("the table has {} entries, and net.netfilter.nf_conntrack_max is {}", c.entries, c.most)));
         let cause = Told { mechanism: Mechanism::TableFull, certainty: Sure::ProvenByCounters, evidence, candidates: Vec::new() };
-        Some(Found { rule: None, cause: Some(cause), detail: None })
+        Some(Found { cause: Some(cause), ..Found::default() })
     }
 }
 
@@ -306,7 +308,7 @@ impl TranslationQuestion {
         let to = if destination { self.after.to } else { self.after.from };
         let sought = Sought { packet: &packet, hook: self.hook, destination, to: (to.ip(), to.port()) };
         let cause = namespace.rules.cause_of_translation(&sought);
-        Found { rule: cause.named.as_ref().map(|(candidate, _)| rule(candidate)), cause: None, detail: None }
+        Found { rule: cause.named.as_ref().map(|(candidate, _)| rule(candidate)), ..Found::default() }
     }
 }
 
@@ -328,7 +330,7 @@ fn unnamed(cause: &Cause, engine: Option<Engine>, mut evidence: Vec<String>) -> 
     let by_nft = engine == Some(Engine::Nftables);
     let mechanism = if by_nft || found > 0 { Mechanism::Rules } else { Mechanism::Unknown };
     let certainty = if by_nft { Sure::Observed } else { Sure::Possible };
-    Found { rule: None, cause: Some(Told { mechanism, certainty, evidence, candidates }), detail: None }
+    Found { cause: Some(Told { mechanism, certainty, evidence, candidates }), ..Found::default() }
 }
 
 fn engine_shown(engine: Engine) -> &'static str {

@@ -1,4 +1,4 @@
-//! The thread that reads and evaluates rules.
+//! The thread that reads and evaluates rules, and looks up what else explains a drop.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,8 @@ use sockpath_ruleset::{Baseline, Namespace};
 
 use super::{Before, Found, Question, What, rules_of};
 use crate::trace::scene::Scene;
-use crate::trace::settings;
+use crate::trace::settings::{self, KernelDrop};
+use crate::trace::subsystems::Subsystems;
 
 /// How long rules that were read are good for.
 const FRESH: Duration = Duration::from_secs(5);
@@ -116,6 +117,8 @@ struct Worker {
     known: HashMap<u32, (u64, Option<Namespace>)>,
     /// Answers to questions of one kind: when, and what.
     answers: HashMap<Question, (u64, Found)>,
+    /// Names of their drop reasons.
+    subsystems: Subsystems,
 }
 
 fn now() -> u64 {
@@ -125,7 +128,8 @@ fn now() -> u64 {
 
 impl Worker {
     fn begin(files: HashMap<u32, File>, groups: HashMap<u32, PathBuf>, order: &[u32], readable: bool) -> Self {
-        let mut worker = Self { files, groups, readable, before: HashMap::new(), known: HashMap::new(), answers: HashMap::new() };
+        let (before, known, answers) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut worker = Self { files, groups, readable, before, known, answers, subsystems: Subsystems::default() };
         for netns in order {
             let began = now();
             if let Some(namespace) = worker.files.get(netns).and_then(|f| rules_of(f).ok()) {
@@ -163,9 +167,7 @@ impl Worker {
     fn look(&mut self, question: &Question, fresh: u64) -> Found {
         let netns = question.netns;
         if let What::Kernel(drop) = &question.what {
-            let group = self.groups.get(&netns).map(PathBuf::as_path);
-            let found = self.files.get(&netns).and_then(|file| settings::look(file, group, drop));
-            return found.map_or_else(Found::default, |(detail, cause)| Found { rule: None, cause: Some(cause), detail: Some(detail) });
+            return self.without_rules(netns, drop);
         }
         if !self.readable {
             return Found::default();
@@ -188,5 +190,12 @@ impl Worker {
             What::Translation(translation) => translation.ask(namespace),
             What::Kernel(_) => Found::default(),
         }
+    }
+
+    fn without_rules(&mut self, netns: u32, drop: &KernelDrop) -> Found {
+        let group = self.groups.get(&netns).map(PathBuf::as_path);
+        let found = self.files.get(&netns).and_then(|file| settings::look(file, group, drop));
+        let (detail, cause) = found.unzip();
+        Found { rule: None, cause, detail, reason: drop.unnamed.and_then(|number| self.subsystems.name(number)) }
     }
 }

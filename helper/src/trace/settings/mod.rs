@@ -25,6 +25,8 @@ pub use control_group::Call;
 pub struct KernelDrop {
     /// `enum skb_drop_reason` without its prefix.
     pub reason: String,
+    /// Its number, where `enum skb_drop_reason` does not have it.
+    pub unnamed: Option<u32>,
     /// The function that dropped, without offset; empty where that is not known.
     pub function: String,
     /// Addresses as it was dropped.
