@@ -5,6 +5,7 @@ pub mod bench;
 pub mod changes;
 pub mod cluster;
 pub mod lab;
+pub mod openvswitch;
 pub mod planted;
 pub mod pod_fields;
 pub mod polled;

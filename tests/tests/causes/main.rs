@@ -12,6 +12,7 @@ use sockpath_tests::{program_or_skip, root_or_skip, skipped};
 mod conntrack;
 mod halves;
 mod rows;
+mod subsystems;
 use rows::{BRIDGES, NEIGHBOURS, PROGRAMS, ROUTES, RULES, SHAPES, TRANSLATIONS, TRANSPORT};
 
 /// A planted cause. In commands and arguments `{}` is what makes the difference, `$V` and `$C` are the node's ends of httpbin's and curl's
