@@ -84,7 +84,7 @@ impl Datapath {
     pub fn new(name: &str) -> io::Result<Self> {
         let mut socket = Socket::open(NETLINK_GENERIC)?;
         let [datapaths, ports, flows] = ["ovs_datapath", "ovs_vport", "ovs_flow"].map(|name| family(&mut socket, name));
-        // OVS_DP_ATTR_NAME, OVS_DP_ATTR_UPCALL_PID: nobody is called for packets without a flow.
+        // OVS_DP_ATTR_NAME, OVS_DP_ATTR_UPCALL_PID: no process is called for packets without a flow.
         let body = request(NEW, DATAPATH_VERSION, 0).with(1, &text(name)).with(2, &0u32.to_ne_bytes());
         socket.request(datapaths?, 0, body.bytes())?;
         let index = nix::net::if_::if_nametoindex(name)?;

@@ -106,7 +106,7 @@ impl Scene {
         loop {
             exchange(client, server, 20);
             let mut rows = status(&self.lab).expect("a status").pairs.pairs;
-            // Conntrack takes the sender of the first packet for the client, also where it finds a connection under way.
+            // Conntrack takes the sender of the first packet for the client, also for a connection that is open already.
             rows.retain(|p| [p.client, p.dialled].contains(&local));
             if rows.len() == nodes && rows.iter().all(is_short) {
                 return rows;
