@@ -16,6 +16,7 @@ const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const RTEXT_FILTER_BRVLAN: u32 = 2;
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -86,8 +87,7 @@ pub fn ports(socket: &mut Socket) -> io::Result<Vec<Port>> {
 pub fn vlan_aware(socket: &mut Socket) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     options(socket, |index, options| {
-        let filters = options.get(IFLA_BR_VLAN_FILTERING).and_then(|v| v.first()).is_some_and(|v| *v != 0);
-        found.extend(filters.then_some(index));
+        found.extend(options.byte(IFLA_BR_VLAN_FILTERING).is_some_and(|v| v != 0).then_some(index));
     })?;
     Ok(found)
 }
@@ -100,7 +100,7 @@ pub fn vlan_aware(socket: &mut Socket) -> io::Result<Vec<u32>> {
 pub fn netfilter_callers(socket: &mut Socket) -> io::Result<Vec<(u32, [bool; 2])>> {
     let mut found = Vec::new();
     options(socket, |index, options| {
-        let is_on = |kind| options.get(kind).and_then(|v| v.first()).is_some_and(|v| *v != 0);
+        let is_on = |kind| options.byte(kind).is_some_and(|v| v != 0);
         found.push((index, [is_on(IFLA_BR_NF_CALL_IPTABLES), is_on(IFLA_BR_NF_CALL_IP6TABLES)]));
     })?;
     Ok(found)
@@ -108,7 +108,6 @@ pub fn netfilter_callers(socket: &mut Socket) -> io::Result<Vec<(u32, [bool; 2])
 
 /// Reports the options of each bridge in the socket's namespace.
 fn options(socket: &mut Socket, mut each: impl FnMut(u32, &Attributes<'_>)) -> io::Result<()> {
-    const IFLA_INFO_KIND: u16 = 1;
     socket.dump(RTM_GETLINK, RTM_NEWLINK, Body::new(&[0; IFINFOMSG]).bytes(), |body| {
         let Some(info) = Attributes::behind(body, IFINFOMSG).nested(IFLA_LINKINFO) else { return };
         let is_bridge = info.text(IFLA_INFO_KIND).as_deref() == Some("bridge");
@@ -122,7 +121,7 @@ fn read(body: &[u8]) -> Option<Port> {
     let attributes = Attributes::behind(body, IFINFOMSG);
     // A bridge itself has no such attributes.
     let port = attributes.nested(IFLA_PROTINFO)?;
-    let byte = |kind: u16| port.get(kind).and_then(|v| v.first()).copied().unwrap_or(0);
+    let byte = |kind: u16| port.byte(kind).unwrap_or(0);
     let vlans: Vec<(u16, u16)> = attributes
         .nested(IFLA_AF_SPEC)
         .iter()

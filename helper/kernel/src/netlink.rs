@@ -250,6 +250,12 @@ impl<'a> Attributes<'a> {
         self.get(kind).map(Self)
     }
 
+    /// The first of this type as a number of 8 bits.
+    #[must_use]
+    pub fn byte(&self, kind: u16) -> Option<u8> {
+        self.get(kind)?.first().copied()
+    }
+
     /// The first of this type as a number of 32 bits in the machine's order.
     #[must_use]
     pub fn word(&self, kind: u16) -> Option<u32> {
