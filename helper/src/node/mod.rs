@@ -212,17 +212,20 @@ pub fn node_netns(site: &Site, node: &Node) -> Result<Netns> {
 
 /// A file of each network namespace that the helper can see, by inode: of a process in it, or a name in /run/netns.
 pub fn all_netns() -> HashMap<u32, PathBuf> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path().join("ns/net"));
-    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|e| e.path());
     let inode = |path: PathBuf| Some((u32::try_from(fs::metadata(&path).ok()?.ino()).ok()?, path));
-    processes.chain(named).filter_map(inode).collect()
+    netns_files().filter_map(inode).collect()
 }
 
 /// A network namespace by its inode, found through any process in it that the helper can see, or by a name in /run/netns.
 pub fn netns_by_inode(inode: u32) -> Option<Netns> {
-    let processes = fs::read_dir("/proc").ok()?.flatten().filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
-    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|e| e.path());
-    processes.map(|e| e.path().join("ns/net")).chain(named).filter_map(|path| Netns::open(path).ok()).find(|netns| netns.inode == inode)
+    netns_files().filter_map(|path| Netns::open(path).ok()).find(|netns| netns.inode == inode)
+}
+
+/// Files of the network namespaces that the helper can see; several may be of one.
+fn netns_files() -> impl Iterator<Item = PathBuf> {
+    let entries = |directory| fs::read_dir(directory).into_iter().flatten().flatten();
+    let processes = entries("/proc").filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    processes.map(|e| e.path().join("ns/net")).chain(entries("/run/netns").map(|e| e.path()))
 }
 
 fn find_by_uid(pod: &Pod, hierarchies: &Hierarchies, proc: &Path) -> Result<FoundPod> {
