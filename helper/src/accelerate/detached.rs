@@ -152,7 +152,11 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
     let until = Instant::now() + Duration::from_millis(request.lease_ms);
     let pins = Pins::of(site);
     let instance = if request.via == Via::Short { None } else { Instance::open(&pins)? };
-    let (mut chosen, _) = Chosen::find(site, &request.pods, &request.elsewhere);
+    // The short path needs no pods here, and holds the network namespace of none.
+    let mut chosen = match &instance {
+        Some(_) => Chosen::find(site, &request.pods, &request.elsewhere).0,
+        None => Chosen::none(site),
+    };
     // A pod that is being deleted has 15 s left.
     let drain = if session.is_some() { DRAIN_IN_POD } else { DRAIN };
     let mut driver = Driver::new(Controller::Nobody { session, until }, short.as_ref());
@@ -162,8 +166,6 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
             attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await?;
         }
         None if short.is_some() => {
-            // The short path holds the network namespace of no pod.
-            chosen = Chosen::none(site);
             driver.attend_short().await?;
         }
         None => return Ok(()),
