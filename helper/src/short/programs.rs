@@ -186,23 +186,24 @@ impl std::fmt::Debug for Programs {
     }
 }
 
-/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18).
-fn has_conntrack_lookup() -> bool {
-    ["nf_conntrack", "vmlinux"].iter().any(|file| type_information(file).is_some_and(|text| memmem(&text, b"bpf_skb_ct_lookup")))
-}
-
 /// The type information of the kernel, or of a module, in which the names of functions and values are; `None` where there is none.
 fn type_information(file: &str) -> Option<Vec<u8>> {
     std::fs::read(format!("/sys/kernel/btf/{file}")).ok()
 }
 
-/// The programs are made for kernels since 5.12; older ones refuse them without a reason that a user understands.
-fn require_kernel() -> Result<()> {
+/// Whether the kernel has the function by which the programs ask connection tracking in each tick (5.18).
+///
+/// # Errors
+/// When the kernel is older than 5.12, for which the programs are made: it refuses them without a reason that a user understands.
+fn has_conntrack_lookup() -> Result<bool> {
+    let kernel = type_information("vmlinux");
+    let has = |text: &Option<Vec<u8>>, name: &str| text.as_ref().is_some_and(|text| memmem(text, name.as_bytes()));
     // The function came with that release.
-    if type_information("vmlinux").is_some_and(|text| !memmem(&text, b"BPF_FUNC_check_mtu")) {
+    if kernel.is_some() && !has(&kernel, "BPF_FUNC_check_mtu") {
         anyhow::bail!("the short path needs Linux 5.12 or later: boot a newer kernel on this node");
     }
-    Ok(())
+    const LOOKUP: &str = "bpf_skb_ct_lookup";
+    Ok(has(&type_information("nf_conntrack"), LOOKUP) || has(&kernel, LOOKUP))
 }
 
 fn memmem(text: &[u8], what: &[u8]) -> bool {
@@ -216,11 +217,10 @@ impl Programs {
         if switches::is_absent("short") {
             anyhow::bail!("a test switch takes the short path away");
         }
-        require_kernel()?;
+        let asks_conntrack = has_conntrack_lookup()?;
         let mut open = ShortSkelBuilder::default().open(&mut storage).context("cannot open the programs of the short path")?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the programs of the short path have no constants")?;
         constants.tally_seed = RandomState::new().build_hasher().finish();
-        let asks_conntrack = has_conntrack_lookup();
         constants.can_ask_conntrack = asks_conntrack.into();
         let skel = open.load().context("the kernel refused the programs of the short path")?;
         let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("cannot keep a program");
