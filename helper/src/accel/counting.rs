@@ -172,6 +172,7 @@ impl Counting {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::super::insertion;
@@ -179,11 +180,21 @@ mod tests {
     use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
     use super::super::pairing;
+    use super::super::pins::Pins;
     use super::super::private::{connected_pair, converse, exchange, in_private_netns, on_this_kernel};
     use super::super::start::Start;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// An acceleration, and a pair that it tracks.
+    fn with_a_pair(pins: &Pins) -> Result<(Instance, TcpStream, TcpStream)> {
+        let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
+        let instance = Instance::create(pins, &start)?;
+        let (one, other) = instance.private_pair()?;
+        pairing::pair(&instance);
+        Ok((instance, one, other))
+    }
 
     /// Also where the test fails: its threads are waited for.
     struct SetAtEnd<'a>(&'a AtomicBool);
@@ -197,10 +208,7 @@ mod tests {
     #[test]
     fn a_count_that_begins_again_at_once_counts_each_call_once() {
         on_this_kernel("a_count_that_begins_again_at_once_counts_each_call_once", |pins| {
-            let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
-            let (mut one, mut other) = instance.private_pair()?;
-            pairing::pair(&instance);
+            let (instance, mut one, mut other) = with_a_pair(pins)?;
             let reads = || known(&instance).iter().map(|k| k.end.reads).sum::<u64>();
             for round in 0..100 {
                 if round % 2 == 0 {
@@ -227,10 +235,7 @@ mod tests {
     #[test]
     fn a_pair_that_was_not_counted_for_a_while_is_accelerated_all_the_same() {
         on_this_kernel("a_pair_that_was_not_counted_for_a_while_is_accelerated_all_the_same", |pins| {
-            let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
-            let (mut one, mut other) = instance.private_pair()?;
-            pairing::pair(&instance);
+            let (instance, mut one, mut other) = with_a_pair(pins)?;
             // Those that were open before are candidates from the start, read or not: these shall not be.
             for k in known(&instance) {
                 instance.ends.forget_flags(k.slot);
