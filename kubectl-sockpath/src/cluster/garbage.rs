@@ -76,7 +76,8 @@ impl PendingDeletions {
     /// Deletes all, and reports what remains. A request to create one may still be in flight and overtake the first deletion, so pods
     /// that did not exist are deleted a second time.
     pub async fn delete_all(&self) {
-        let pods = std::mem::take(&mut *self.0.pods.lock().unwrap_or_else(PoisonError::into_inner));
+        // They stay pending until this is over: where it is cancelled, `Drop` deletes them.
+        let pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if pods.is_empty() {
             return;
         }
@@ -84,6 +85,7 @@ impl PendingDeletions {
         delete_together(&self.0.api, &self.0.namespace, &pods, deadline).await;
         sleep(PAUSE).await;
         report_remaining(&self.0.namespace, &delete_together(&self.0.api, &self.0.namespace, &pods, deadline).await);
+        pods.keys().for_each(|name| self.forget(name));
     }
 
     /// Deletes one pod.
@@ -131,15 +133,14 @@ async fn delete_together(
 
 /// Says which pods remain and why: on many nodes, mostly for one reason.
 fn report_remaining(namespace: &str, remaining: &BTreeMap<String, Problem>) {
-    let mut by_problem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut by_problem: BTreeMap<String, Vec<(&str, &Problem)>> = BTreeMap::new();
     for (name, problem) in remaining {
-        let problem = problem.to_string().replace(name.as_str(), "...");
-        by_problem.entry(problem).or_default().push(name);
+        by_problem.entry(problem.to_string().replace(name.as_str(), "...")).or_default().push((name, problem));
     }
-    for (problem, names) in by_problem {
-        let (problem, what) = match names.as_slice() {
-            [name] => (problem.replace("...", name), format!("pod {namespace}/{name} remains; delete it")),
-            some => (problem, format!("{} helper pods remain in namespace {namespace}; delete them", some.len())),
+    for (common, pods) in by_problem {
+        let (problem, what) = match pods.as_slice() {
+            [(name, problem)] => (problem.to_string(), format!("pod {namespace}/{name} remains; delete it")),
+            some => (common, format!("{} helper pods remain in namespace {namespace}; delete them", some.len())),
         };
         output::say(&format!("warning: {problem}\n{what} with kubectl sockpath cleanup"));
     }
