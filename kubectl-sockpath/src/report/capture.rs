@@ -8,7 +8,7 @@ use sockpath_protocol::message::{Armed, Counters, EndReason, Hello, Probed};
 use sockpath_protocol::packet::{Context, Direction, Hop, Incident, Outcome, Packet, PacketKind, Place, Rule};
 use sockpath_protocol::stage::Side;
 
-use super::redirected::is_redirected_request;
+use super::redirected::is_redirected;
 use crate::session::{ClockEstimate, Event};
 use crate::target::Plan;
 
@@ -251,9 +251,11 @@ impl Capture {
             *self.seen.entry(packet.direction).or_default() += 1;
         }
         self.dropped += u64::from(matches!(packet.outcome, Outcome::Dropped(_)));
-        self.requests_delivered += u64::from(is_delivered_request(&packet));
-        self.requests_bypassed += u64::from(is_delivered_request(&packet) && packet.kind == PacketKind::Bypass);
-        self.requests_redirected += u64::from(self.helpers.get(helper).is_some_and(|log| is_redirected_request(&packet, log)));
+        if is_delivered_request(&packet) {
+            self.requests_delivered += 1;
+            self.requests_bypassed += u64::from(packet.kind == PacketKind::Bypass);
+            self.requests_redirected += u64::from(is_redirected(&packet, self.helpers.get(helper)));
+        }
         let size = size_of(&packet);
         if self.not_kept == 0 && self.packets.len() < self.limit && self.bytes + size <= BYTES_KEPT {
             self.bytes += size;

@@ -1,6 +1,6 @@
 //! Packets that went from device to device: a tc program redirected them past the node's stack, as the short path and some network plugins do.
 
-use sockpath_protocol::packet::{Direction, Outcome, Packet, PacketKind};
+use sockpath_protocol::packet::{Outcome, Packet, PacketKind};
 use sockpath_protocol::stage::{Side, StageId};
 
 use super::capture::HelperLog;
@@ -19,13 +19,8 @@ pub(super) fn is_redirected(packet: &Packet, log: Option<&HelperLog>) -> bool {
     let on_one_node = arrives && starts && !transit().any(is_between_nodes);
     packet.kind == PacketKind::Data
         && transit().next().is_some()
-        && shows_the_stack(log)
         && !transit().any(|stage| is_forwarding(stage) || (on_one_node && is_queueing(stage)))
-}
-
-/// The same for a request that was delivered: what `--count` counts on the short path.
-pub(super) fn is_redirected_request(packet: &Packet, log: &HelperLog) -> bool {
-    packet.direction == Direction::Request && packet.outcome == Outcome::Delivered && is_redirected(packet, Some(log))
+        && shows_the_stack(log)
 }
 
 /// Whether the hooks are attached that every packet passes which a node routes, bridges, or queues at a device.
@@ -51,6 +46,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sockpath_protocol::message::Armed;
+    use sockpath_protocol::packet::Direction;
     use sockpath_protocol::request::Protocol;
 
     use super::super::made::{flow, hop, packet};
