@@ -140,15 +140,8 @@ fn commands_on_three_hundred_nodes_stay_within_their_limits() {
 #[test]
 fn an_api_server_that_goes_away_holds_no_command() {
     let (server, address) = Server::start();
-    let doomed = server.clone();
-    let ending = std::thread::spawn(move || {
-        while doomed.helper_pods() < NODES / 3 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        doomed.end();
-    });
+    server.end_with(NODES / 3);
     let accelerate = run(&server, &address, &["accelerate", "-A", "--for", "25s"]);
-    ending.join().unwrap();
     assert!(!accelerate.status.success(), "{}", accelerate.said);
     assert!(accelerate.took < MOST_ALONE, "it ended after {:?}: {}", accelerate.took, accelerate.said);
     let remaining = accelerate.said.lines().filter(|l| l.contains("with kubectl sockpath cleanup")).count();

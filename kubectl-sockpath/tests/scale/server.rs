@@ -1,6 +1,7 @@
 //! An API server of 300 nodes made of answers, and the helpers on them: HTTP/1.1 over loopback, attach over WebSocket.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ struct State {
     calls: Mutex<Vec<Call>>,
     events: broadcast::Sender<String>,
     workloads: Vec<Value>,
+    /// With so many helper pods it ends.
+    most: AtomicUsize,
     ended: Notify,
 }
 
@@ -64,6 +67,7 @@ impl Server {
             calls: Mutex::default(),
             events: broadcast::channel(BEHIND).0,
             workloads: cluster::workloads(),
+            most: AtomicUsize::new(usize::MAX),
             ended: Notify::new(),
         };
         let server = Self(Arc::new(state));
@@ -89,9 +93,9 @@ impl Server {
         (server, format!("http://{}", bound.recv().unwrap()))
     }
 
-    /// Ends it like one that is killed: connections break, and new ones are refused.
-    pub fn end(&self) {
-        self.0.ended.notify_one();
+    /// Ends it with so many helper pods like one that is killed: connections break, and new ones are refused.
+    pub fn end_with(&self, pods: usize) {
+        self.0.most.store(pods, Ordering::Relaxed);
     }
 
     /// The requests so far; forgets them.
@@ -186,7 +190,11 @@ impl Server {
         pod["metadata"]["resourceVersion"] = json!(version.to_string());
         (pod["kind"], pod["apiVersion"]) = (json!("Pod"), json!("v1"));
         if kind != "DELETED" {
-            self.0.pods.lock().unwrap().insert(text(&pod["metadata"]["name"]), pod.clone());
+            let mut pods = self.0.pods.lock().unwrap();
+            pods.insert(text(&pod["metadata"]["name"]), pod.clone());
+            if pods.len() >= self.0.most.load(Ordering::Relaxed) {
+                self.0.ended.notify_one();
+            }
         }
         let _ = self.0.events.send(format!("{}\n", json!({"type": kind, "object": pod})));
     }
