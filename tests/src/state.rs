@@ -1,5 +1,6 @@
 //! Waiting for a state instead of for time to pass.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,16 @@ pub fn look<T>(patience: Duration, mut find: impl FnMut() -> Option<T>) -> Optio
 pub fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
     let held = look(patience, || holds().then_some(()));
     assert!(held.is_some(), "not within {patience:?}: {what}");
+}
+
+/// Ends what goes on until this is set, also where a test fails: a scope waits for its threads.
+#[derive(Debug)]
+pub struct SetAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use sockpath_protocol::accel::{AccelStatus, PairState};
 use sockpath_tests::lab::{Lab, output, succeed};
 use sockpath_tests::planted::Planted;
 use sockpath_tests::root_or_skip;
-use sockpath_tests::state;
+use sockpath_tests::state::{self, SetAtEnd};
 use sockpath_tests::torture::accelerator;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
@@ -112,15 +112,6 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Ends the load even when a test fails.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 fn status(lab: &Lab) -> AccelStatus {
     accelerator::status(lab).expect("a status")
 }
@@ -141,7 +132,7 @@ fn killed(test: &str, helper_dies: bool, plugin_dies: bool, remove: &str) {
     let (client, server) = scene.connect(6000);
     let load = Load::new(&client, &server);
     std::thread::scope(|scope| {
-        let _stop = StopAtEnd(&load.stop);
+        let _stop = SetAtEnd(&load.stop);
         scope.spawn(|| load.run());
         let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A"]));
         await_accelerated(&scene.lab);
@@ -228,7 +219,7 @@ fn json_of_an_acceleration_in_the_foreground() {
     let (client, server) = scene.connect(6000);
     let load = Load::new(&client, &server);
     let out = std::thread::scope(|scope| {
-        let _stop = StopAtEnd(&load.stop);
+        let _stop = SetAtEnd(&load.stop);
         scope.spawn(|| load.run());
         let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "-o", "json"]));
         await_accelerated(&scene.lab);
@@ -336,7 +327,7 @@ fn a_dry_run_names_what_would_be_bypassed() {
     say("node-1", "nft add rule inet planted limits ip saddr 192.0.2.1 drop comment \"others\"");
     let load = Load::new(&client, &server);
     let (doc, table) = std::thread::scope(|scope| {
-        let _stop = StopAtEnd(&load.stop);
+        let _stop = SetAtEnd(&load.stop);
         scope.spawn(|| load.run());
         let doc = document(&output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"])));
         (doc, output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run"]).env("COLUMNS", "200")))

@@ -9,6 +9,7 @@ use serde_json::Value;
 use sockpath_tests::lab::Lab;
 use sockpath_tests::polled::Polled;
 use sockpath_tests::root_or_skip;
+use sockpath_tests::state::SetAtEnd;
 use sockpath_tests::trace::{Trace, Traced, trace};
 
 fn ids(stages: &Value) -> Vec<&str> {
@@ -108,11 +109,11 @@ fn an_acceleration_of_others_is_noticed() {
                 }
             });
         });
+        let _stop = SetAtEnd(stop);
         opened.recv().unwrap();
         // A connection that is open is found in the pod's network namespace; this one is not of its cgroup.
         let status = lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
         let traced = Trace::start(lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
-        stop.store(true, Ordering::Relaxed);
         assert!(status.success());
         traced
     });

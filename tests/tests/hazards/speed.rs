@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use sockpath_protocol::accel::{Pair, PairState, Reason};
+use sockpath_tests::state::SetAtEnd;
 use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
@@ -104,6 +105,7 @@ fn h17_those_that_last_are_found_in_a_storm() {
                 }
             });
         });
+        let _stop = SetAtEnd(&stop);
         let deadline = Instant::now() + Duration::from_secs(60);
         while count.load(Ordering::Relaxed) < ENOUGH {
             assert!(Instant::now() < deadline, "{} connections in a minute are no storm", count.load(Ordering::Relaxed));
@@ -111,9 +113,7 @@ fn h17_those_that_last_are_found_in_a_storm() {
         }
         let (client, server) = scene.connect(6000);
         await_accelerated(&mut on, &client, &server);
-        let last = scene.connect(6001);
-        stop.store(true, Ordering::Relaxed);
-        last
+        scene.connect(6001)
     });
     await_accelerated(&mut on, &last.0, &last.1);
     on.finish().expect("end");

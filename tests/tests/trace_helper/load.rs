@@ -11,6 +11,7 @@ use sockpath_protocol::packet::{Direction, Outcome, PacketKind};
 use sockpath_protocol::request::TraceRequest;
 use sockpath_tests::lab::Lab;
 use sockpath_tests::root_or_skip;
+use sockpath_tests::state::SetAtEnd;
 
 use super::session::{Session, request, stages};
 
@@ -64,6 +65,7 @@ fn a_silent_pair_lets_busy_others_alone_and_is_seen_when_it_speaks() {
                 }
             });
         });
+        let _stop = SetAtEnd(&stop);
         session.wait_for(|m| matches!(m, Message::Counters(c) if c.rested_ns > 0));
         let get = || {
             lab.inside("curl", || {
@@ -77,7 +79,6 @@ fn a_silent_pair_lets_busy_others_alone_and_is_seen_when_it_speaks() {
         session.wait_for(|m| matches!(m, Message::Packet(p) if p.kind == PacketKind::Syn && p.outcome == Outcome::Delivered));
         get();
         session.wait_for(|m| matches!(m, Message::Packet(p) if p.kind == PacketKind::Data && stages(p).last() == Some(&"copied")));
-        stop.store(true, Ordering::Relaxed);
     });
     let said = session.finish();
     assert!(said.packets.iter().all(|p| p.outcome == Outcome::Delivered), "{:#?}", said.packets);
