@@ -9,6 +9,7 @@ pub mod cli;
 pub mod doctor;
 mod lease;
 pub mod node;
+mod schedule;
 pub mod seccomp;
 pub mod session;
 pub mod short;

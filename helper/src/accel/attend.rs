@@ -4,7 +4,6 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::time::ClockId;
 use sockpath_bpf::accel::types::accel_pass;
 use sockpath_protocol::accel::{ChoosePods, PauseRequest, PodName, ResumeRequest};
 use sockpath_protocol::message::EndReason;
@@ -24,10 +23,7 @@ use super::relay;
 use super::stop::rearm;
 use super::suspension;
 use super::upkeep::Upkeep;
-use crate::session::clock_ns;
-
-/// Time between two snapshots.
-pub const SNAPSHOT: Duration = Duration::from_secs(1);
+use crate::schedule::{Schedule, timed};
 
 /// At least this long between two passes over the connections, and this many times the CPU time that the last one took: 20 % of
 /// a CPU while there are connections to pair and insert, 2 % for looking after those that are, 10 % while they go over.
@@ -35,14 +31,6 @@ const PASS_INTERVAL: Duration = Duration::from_millis(5);
 const PASS_SHARE: u32 = 5;
 const REVIEW_SHARE: u32 = 50;
 const MOVING_SHARE: u32 = 10;
-
-/// Does something; what came of it, and the CPU time that it took: others may have had the CPU in between, or the reader of what is
-/// written was slow.
-fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
-    let began = clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
-    let done = f()?;
-    Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
-}
 
 /// The client of an acceleration: it gives commands, gets reports and decides when it ends.
 pub trait Client {
@@ -76,6 +64,8 @@ pub enum Command {
     Pause(PauseRequest),
     /// No longer.
     Resume(ResumeRequest),
+    /// There is news to report, from elsewhere than the sockets.
+    News,
 }
 
 /// All known sockets for a report, with what has been found out about them since the last one.
@@ -91,11 +81,6 @@ pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<Known>> {
 const REVIEW: Duration = Duration::from_millis(50);
 const IDLE_REVIEW: Duration = Duration::from_millis(250);
 
-/// Pairs whose first bytes have gone by the map are reported at once, but not sooner than this after the last snapshot, and not so
-/// often that telling takes more than 10 % of a CPU.
-const NEWS: Duration = Duration::from_millis(200);
-const NEWS_SHARE: u32 = 10;
-
 /// What a look found.
 #[derive(Debug, Clone, Copy)]
 struct Found {
@@ -105,30 +90,12 @@ struct Found {
     moving: bool,
 }
 
-/// When snapshots are due.
-#[derive(Debug)]
-struct Telling {
-    next: Instant,
-    last: Instant,
-    took: Duration,
-}
-
-impl Telling {
-    fn new() -> Self {
-        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO }
-    }
-
-    /// Takes note of a look.
-    fn consider(&mut self, found: Found) {
-        if found.moving {
-            self.next = self.next.min(self.last + NEWS.max(self.took * NEWS_SHARE));
+impl Found {
+    /// Pairs whose first bytes have gone by the map are news.
+    fn announce(self, reports: &mut Schedule) {
+        if self.moving {
+            reports.bring_forward();
         }
-    }
-
-    fn done(&mut self, took: Duration) {
-        self.last = Instant::now();
-        self.next = self.last + SNAPSHOT;
-        self.took = took;
     }
 }
 
@@ -195,7 +162,7 @@ impl Attendance<'_> {
     /// Executes a command; what there is to warn of.
     fn execute(&mut self, command: Command) -> Result<Vec<String>> {
         match command {
-            Command::End(_) => {}
+            Command::End(_) | Command::News => {}
             Command::Choose(request) => {
                 let change = self.chosen.change(self.instance, &request.pods, &request.elsewhere)?;
                 self.upkeep.suspension.pause(change.let_go, accel_pass::ACCEL_UNCHOSEN);
@@ -242,7 +209,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
         programs: Programs::new(proven),
         bypassing: 0,
     };
-    let mut telling = Telling::new();
+    let mut reports = Schedule::default();
     let mut renewals = tokio::time::interval(client.renewal_interval());
     let mut next_pass = Instant::now();
     let mut next_review = Instant::now() + REVIEW;
@@ -251,14 +218,19 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
         tokio::select! {
             command = client.command() => {
                 let command = command?;
-                if let Command::End(reason) = command {
-                    return Ok(reason);
+                match command {
+                    Command::End(reason) => return Ok(reason),
+                    Command::News => {
+                        reports.bring_forward();
+                        continue;
+                    }
+                    _ => {}
                 }
                 for text in attendance.execute(command)? {
                     client.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
-                telling.consider(attendance.look_after()?);
+                attendance.look_after()?.announce(&mut reports);
                 next_review = Instant::now() + PASS_INTERVAL;
             }
             _ = renewals.tick() => {
@@ -279,51 +251,21 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                 let (found, took) = timed(|| attendance.pass())?;
                 next_pass = Instant::now() + PASS_INTERVAL.max(took * PASS_SHARE);
                 next_review = next_review.min(attendance.next_review(found, took));
-                telling.consider(found);
+                found.announce(&mut reports);
             }
             () = tokio::time::sleep_until(next_review.into()) => {
                 let (found, took) = timed(|| attendance.look_after())?;
                 next_review = attendance.next_review(found, took);
-                telling.consider(found);
+                found.announce(&mut reports);
             }
-            () = tokio::time::sleep_until(telling.next.into()) => {
+            () = tokio::time::sleep_until(reports.next().into()) => {
                 let chosen = &*attendance.chosen;
                 let ((), took) = timed(|| {
                     instance.look()?;
                     client.report(instance, chosen)
                 })?;
-                telling.done(took);
+                reports.done(took);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STILL: Found = Found { unsettled: false, moving: false };
-    const MOVING: Found = Found { unsettled: false, moving: true };
-
-    #[test]
-    fn news_bring_the_next_snapshot_forward_but_leave_time_between_two() {
-        let mut telling = Telling::new();
-        telling.done(Duration::from_millis(1));
-        let regular = telling.next;
-        telling.consider(STILL);
-        assert_eq!(telling.next, regular);
-        telling.consider(MOVING);
-        assert_eq!(telling.next, telling.last + NEWS);
-    }
-
-    #[test]
-    fn costly_snapshots_come_no_more_often_for_news() {
-        let mut telling = Telling::new();
-        telling.done(Duration::from_millis(60));
-        telling.consider(MOVING);
-        assert_eq!(telling.next, telling.last + Duration::from_millis(600));
-        telling.done(Duration::from_secs(1));
-        telling.consider(MOVING);
-        assert_eq!(telling.next, telling.last + SNAPSHOT);
     }
 }

@@ -8,12 +8,13 @@ use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
 use super::merge;
-use crate::accel::attend::{Client, Command, SNAPSHOT, refreshed};
+use crate::accel::attend::{Client, Command, refreshed};
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
 use crate::accel::pairing;
 use crate::accel::report::Snapshot;
 use crate::lease::RENEWAL;
+use crate::schedule::{Schedule, timed};
 use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
 
@@ -58,16 +59,21 @@ impl<'a> Driver<'a> {
     pub async fn attend_short(&mut self) -> Result<EndReason> {
         self.alone = true;
         let mut renewals = tokio::time::interval(self.renewal_interval());
-        let mut snapshots = tokio::time::interval(SNAPSHOT);
+        let mut reports = Schedule::default();
         loop {
             tokio::select! {
-                command = self.command() => if let Command::End(reason) = command? {
-                    return Ok(reason);
+                command = self.command() => match command? {
+                    Command::End(reason) => return Ok(reason),
+                    Command::News => reports.bring_forward(),
+                    _ => {}
                 },
                 _ = renewals.tick() => if self.renew_short(false)? || self.is_time_over() {
                     return Ok(EndReason::Done);
                 },
-                _ = snapshots.tick() => self.report_short()?,
+                () = tokio::time::sleep_until(reports.next().into()) => {
+                    let ((), took) = timed(|| self.report_short())?;
+                    reports.done(took);
+                }
             }
         }
     }
@@ -109,11 +115,19 @@ impl<'a> Driver<'a> {
     fn forward(&self, command: &Command) -> Result<Vec<String>> {
         let Some(worker) = self.short else { return Ok(Vec::new()) };
         match command {
-            Command::End(_) => Ok(Vec::new()),
+            Command::End(_) | Command::News => Ok(Vec::new()),
             Command::Choose(request) => worker.choose(request),
             Command::Pause(request) => worker.pause(&request.pods, Some(Reason::NetworkPolicy)).map(|()| Vec::new()),
             Command::Resume(request) => worker.pause(&request.pods, None).map(|()| Vec::new()),
         }
+    }
+}
+
+/// Waits until the approved connections of the short path are others. Cancel-safe.
+async fn news(short: Option<&Worker>) {
+    match short {
+        Some(worker) => worker.news().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -153,7 +167,10 @@ impl Client for Driver<'_> {
     }
 
     async fn command(&mut self) -> Result<Command> {
-        let command = self.controller.command().await?;
+        let command = tokio::select! {
+            command = self.controller.command() => command?,
+            () = news(self.short) => Command::News,
+        };
         match self.forward(&command) {
             Ok(warnings) if self.alone => warnings.into_iter().try_for_each(|text| self.warn(text))?,
             Ok(_) => {}

@@ -13,7 +13,7 @@ use super::driver::{Controller, Driver};
 use super::engines::Engines;
 use super::existing::Existing;
 use super::merge;
-use crate::accel::attend::{SNAPSHOT, attend, refreshed};
+use crate::accel::attend::{attend, refreshed};
 use crate::accel::bypassed;
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
@@ -22,6 +22,7 @@ use crate::accel::programs::Programs;
 use crate::accel::proven::Proven;
 use crate::accel::report::Snapshot;
 use crate::accel::stop::{LOOK_AGAIN, dismantle};
+use crate::schedule::REPORT;
 use crate::session::{Coded, Inbound, Session};
 
 /// How long queues may take to drain when the session ends.
@@ -175,7 +176,7 @@ async fn watch(session: &mut Session, engines: &Engines, chosen: &Chosen, reques
     };
     let mut programs = Programs::new(Proven::with(&request.socket_programs));
     let end = Instant::now() + Duration::from_millis(request.dry_run_ms.unwrap_or(0));
-    let mut snapshots = tokio::time::interval(SNAPSHOT);
+    let mut snapshots = tokio::time::interval(REPORT);
     let reason = loop {
         tokio::select! {
             inbound = session.next() => match inbound {

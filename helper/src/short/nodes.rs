@@ -83,12 +83,12 @@ impl ShortPath {
         self.paths.is_empty()
     }
 
-    /// Takes in what has happened.
+    /// Takes in what has happened; whether other connections are approved now.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub fn look(&mut self) -> Result<()> {
-        self.paths.iter_mut().try_for_each(|(_, p)| p.look())
+    pub fn look(&mut self) -> Result<bool> {
+        self.paths.iter_mut().try_fold(false, |news, (_, path)| Ok(path.look()? || news))
     }
 
     /// Looks after all connections.

@@ -56,6 +56,8 @@ pub struct Path {
     timeouts: Timeouts,
     rules: PacketRules,
     connections: Connections,
+    /// Connections approved so far, and those sent back to the stack.
+    approvals: u64,
     /// Nothing is attached and no connection is touched: only what would be done is found out.
     dry: bool,
     /// When devices were looked at.
@@ -97,6 +99,7 @@ impl Path {
             timeouts,
             rules: PacketRules::default(),
             connections: Connections::default(),
+            approvals: 0,
             dry,
             looked: Instant::now(),
             paused: HashMap::new(),
@@ -125,8 +128,9 @@ impl Path {
         &mut self.programs
     }
 
-    /// Takes in what has happened.
-    pub fn look(&mut self) -> Result<()> {
+    /// Takes in what has happened; whether other connections are approved now.
+    pub fn look(&mut self) -> Result<bool> {
+        let before = self.approvals;
         let changes = self.watch.changes().context("cannot read changes of rules and routes")?;
         if !changes.is_empty() {
             self.take_in(&changes)?;
@@ -147,7 +151,7 @@ impl Path {
                 }
             }
         }
-        Ok(())
+        Ok(self.approvals != before)
     }
 
     /// Looks after all connections; once a second is enough.
@@ -523,6 +527,9 @@ impl Path {
     /// Does one thing; false when it cannot be done.
     fn apply(&mut self, connection: &mut Connection, action: Action, planned: Option<[Leg; 2]>) -> Result<bool> {
         let change = |path: &mut Self, update| path.conntrack.update(&connection.original, update).context("cannot change an entry");
+        if matches!(action, Action::Arm(_) | Action::Disarm) {
+            self.approvals += 1;
+        }
         match action {
             Action::Ask => {}
             Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),

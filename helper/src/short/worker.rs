@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, ChoosePods, PairsSnapshot, PodName, Reason};
 
+use tokio::sync::Notify;
+
 use super::nodes::ShortPath;
 use crate::lease::LEASE;
 use crate::site::Site;
@@ -44,6 +46,7 @@ pub struct Worker {
     /// Absent once it is dropped.
     jobs: Option<Sender<Job>>,
     wakeup: Arc<EventFd>,
+    news: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -56,7 +59,8 @@ impl Worker {
         let (jobs, inbox) = channel();
         let (started, outcome) = sync_channel(1);
         let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("cannot make an eventfd")?);
-        let (site, request, theirs) = (site.clone(), request.clone(), wakeup.clone());
+        let news = Arc::new(Notify::new());
+        let (site, request, theirs, their_news) = (site.clone(), request.clone(), wakeup.clone(), news.clone());
         // Everything is made where it is used: the ring buffer's reader does not leave its thread.
         let work = move || {
             let begun = ShortPath::start(&site, &request).and_then(|(short, warnings)| {
@@ -69,13 +73,14 @@ impl Worker {
                     let is_empty = short.is_empty();
                     let hold_until = Instant::now() + START;
                     if started.send(Ok((is_empty, warnings))).is_ok() && !is_empty {
-                        Loop { short, inbox, wakeup: theirs, hold_until, reviewed: None, over: false, failed: None }.run();
+                        let state = Loop { short, inbox, wakeup: theirs, news: their_news, hold_until, reviewed: None, over: false, failed: None };
+                        state.run();
                     }
                 }
             }
         };
         let thread = thread::Builder::new().name("short-path".to_owned()).spawn(work).context("cannot start a thread")?;
-        let worker = Self { jobs: Some(jobs), wakeup, thread: Some(thread) };
+        let worker = Self { jobs: Some(jobs), wakeup, news, thread: Some(thread) };
         let (is_empty, warnings) = outcome.recv().context("the thread of the short path has ended")??;
         Ok(((!is_empty).then_some(worker), warnings))
     }
@@ -121,6 +126,11 @@ impl Worker {
         self.perform(move |state| state.hold(hold))
     }
 
+    /// Waits until the approved connections are others than at the last call. Cancel-safe.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
     /// All connections.
     ///
     /// # Errors
@@ -162,6 +172,8 @@ struct Loop {
     short: ShortPath,
     inbox: Receiver<Job>,
     wakeup: Arc<EventFd>,
+    /// Notified when the approved connections are others.
+    news: Arc<Notify>,
     /// Until then the lease is renewed.
     hold_until: Instant,
     /// When all connections were reviewed last.
@@ -208,7 +220,9 @@ impl Loop {
                 self.short.stop()?;
                 continue;
             }
-            self.short.look()?;
+            if self.short.look()? {
+                self.news.notify_one();
+            }
             if Instant::now() >= next {
                 // Each snapshot is one, too.
                 if self.reviewed.is_none_or(|at| at.elapsed() >= REVIEW) {

@@ -1,0 +1,86 @@
+//! When reports about connections are due: each second, and sooner when there is news.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::time::ClockId;
+
+use crate::session::clock_ns;
+
+/// Time between two reports.
+pub const REPORT: Duration = Duration::from_secs(1);
+
+/// News is reported at once, but not sooner than this after the last report, and not so often that reports take more than 10 % of a CPU.
+const NEWS: Duration = Duration::from_millis(200);
+const NEWS_SHARE: u32 = 10;
+
+/// When reports are due.
+#[derive(Debug)]
+pub struct Schedule {
+    next: Instant,
+    last: Instant,
+    took: Duration,
+}
+
+impl Default for Schedule {
+    /// The first one is due at once.
+    fn default() -> Self {
+        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO }
+    }
+}
+
+impl Schedule {
+    /// When the next report is due.
+    #[must_use]
+    pub fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// There is news: the next report comes sooner.
+    pub fn bring_forward(&mut self) {
+        self.next = self.next.min(self.last + NEWS.max(self.took * NEWS_SHARE));
+    }
+
+    /// A report was made, which took this much CPU time.
+    pub fn done(&mut self, took: Duration) {
+        self.last = Instant::now();
+        self.next = self.last + REPORT;
+        self.took = took;
+    }
+}
+
+/// Does something; what came of it, and the CPU time that it took: others may have had the CPU in between, or the reader of what is
+/// written was slow.
+///
+/// # Errors
+/// Those of what is done, and when the clock cannot be read.
+pub fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let began = clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    let done = f()?;
+    Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_brings_the_next_report_forward_but_leaves_time_between_two() {
+        let mut schedule = Schedule::default();
+        schedule.done(Duration::from_millis(1));
+        assert_eq!(schedule.next, schedule.last + REPORT);
+        schedule.bring_forward();
+        assert_eq!(schedule.next, schedule.last + NEWS);
+    }
+
+    #[test]
+    fn costly_reports_come_no_more_often_for_news() {
+        let mut schedule = Schedule::default();
+        schedule.done(Duration::from_millis(60));
+        schedule.bring_forward();
+        assert_eq!(schedule.next, schedule.last + Duration::from_millis(600));
+        schedule.done(Duration::from_secs(1));
+        schedule.bring_forward();
+        assert_eq!(schedule.next, schedule.last + REPORT);
+    }
+}
