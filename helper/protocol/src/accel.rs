@@ -160,6 +160,16 @@ impl Carrier {
             Self::Socket => "socket",
         }
     }
+
+    /// The path in words.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Stack => "network stack",
+            Self::Short => "device to device",
+            Self::Socket => "socket to socket",
+        }
+    }
 }
 
 /// What one path has carried.
@@ -346,6 +356,8 @@ pub enum Reason {
     PeerGone,
     /// The other pod is not chosen.
     PeerNotChosen,
+    /// The other end is not a pod with an address of its own: an address outside the cluster, of a node, or of a pod with hostNetwork.
+    PeerNotPod,
     /// The other pod is on another node.
     OtherNode,
     /// A ULP such as kTLS.
@@ -438,6 +450,9 @@ impl Reason {
                  ends that call with EAGAIN, which programs do not expect of a blocking socket"
             }
             Self::PeerNotChosen => "both ends must be chosen pods: name both, or choose all with -A",
+            Self::PeerNotPod => {
+                "only connections between two pods are accelerated, not those with addresses of nodes or outside the cluster"
+            }
             Self::OtherNode => "the socket path needs two pods on one node: podAffinity places them together",
             Self::Budget => "the reader is slower than the writer: no data is lost, TCP flow control slows the writer down",
             Self::Memory => "the node lacks memory: kubectl describe node shows MemoryPressure",
@@ -505,6 +520,7 @@ impl Reason {
             Self::Lease => "lease expired",
             Self::PeerGone => "peer gone",
             Self::PeerNotChosen => "peer not chosen",
+            Self::PeerNotPod => "peer is not a pod",
             Self::OtherNode => "other node",
             Self::Ulp => "kTLS",
             Self::Mptcp => "MPTCP",

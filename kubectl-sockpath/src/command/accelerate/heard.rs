@@ -42,6 +42,8 @@ const CANARIES_KEPT: usize = 1_000;
 /// What helpers have said.
 #[derive(Debug)]
 pub struct Heard {
+    /// All pods of the cluster are chosen.
+    every_pod: bool,
     /// The pairs by helper.
     pub nodes: Vec<NodePairs>,
     /// Helpers that sent a snapshot: they have started.
@@ -67,6 +69,7 @@ pub struct Heard {
 impl Default for Heard {
     fn default() -> Self {
         Self {
+            every_pod: false,
             nodes: Vec::new(),
             started: BTreeSet::new(),
             over: BTreeSet::new(),
@@ -83,6 +86,11 @@ impl Default for Heard {
 }
 
 impl Heard {
+    /// Nothing yet, where all pods of the cluster are chosen or not.
+    pub fn of(every_pod: bool) -> Self {
+        Self { every_pod, ..Self::default() }
+    }
+
     /// Takes in what the helper with this index and name said; gives what the user is to be told at once.
     pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
         match event {
@@ -152,9 +160,14 @@ impl Heard {
         text
     }
 
-    /// Joins what the nodes of a connection know about it.
+    /// Joins what the nodes of a connection know about it. Where all pods are chosen and no helper was lost, an unknown end is not a pod.
     pub fn join_halves(&mut self) {
         join_halves(&mut self.nodes);
+        let is_complete = self.lost.is_empty();
+        let unknown = |p: &&mut Pair| p.reason == Some(Reason::PeerNotChosen) && (is_complete || p.server.is_some());
+        if self.every_pod {
+            self.nodes.iter_mut().flat_map(|n| &mut n.snapshot.pairs).filter(unknown).for_each(|p| p.reason = Some(Reason::PeerNotPod));
+        }
     }
 
     /// Prints how it went and says how the command ends.
@@ -232,7 +245,7 @@ fn join_halves(nodes: &mut [NodePairs]) {
     }
     for (index, node) in nodes.iter_mut().enumerate() {
         for pair in &mut node.snapshot.pairs {
-            let half = pair.reason == Some(Reason::PeerNotChosen) && pair.server.is_none();
+            let half = matches!(pair.reason, Some(Reason::PeerNotChosen | Reason::PeerNotPod)) && pair.server.is_none();
             if let Some((_, pod, addr)) = servers.get(&pair.client).filter(|(on, ..)| half && *on != index) {
                 pair.reason = Some(Reason::OtherNode);
                 pair.server_pod = Some(pod.clone());
@@ -322,6 +335,14 @@ mod tests {
         assert_eq!((joined.reason, joined.via_service), (Some(Reason::OtherNode), true));
         assert_eq!(joined.server_pod.as_deref(), Some("shop/db"));
         assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "nobody knows where this one goes");
+        heard.every_pod = true;
+        heard.lost.push("n3".to_owned());
+        heard.join_halves();
+        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n3 may know it");
+        heard.lost.clear();
+        heard.join_halves();
+        assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::OtherNode));
+        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotPod), "all pods are chosen, and it is none of them");
     }
 
     #[test]

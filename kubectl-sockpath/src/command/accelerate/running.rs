@@ -156,7 +156,7 @@ impl<'a> Session<'a> {
             nodes,
             watch,
             interrupt,
-            heard: Heard::default(),
+            heard: Heard::of(args.all_namespaces && args.selector.is_none()),
             heard_at: BTreeMap::new(),
             paused: BTreeSet::new(),
             terminating: BTreeSet::new(),
