@@ -185,6 +185,7 @@ impl Heard {
             }
             if !form.dry_run && !self.summaries.is_empty() {
                 output::print(&pairs::summary(&self.summaries, &form.style))?;
+                output::print(&pairs::gain(&self.nodes, &form.style))?;
             }
         }
         for canary in self.canaries.iter().filter(|c| !c.passed && form.sockets) {
