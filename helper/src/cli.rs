@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::site::Site;
-use crate::{session, stderr, switches};
+use crate::{serve, stderr, switches};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
@@ -26,7 +26,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     match Args::parse().command.unwrap_or(Command::Session) {
-        Command::Session => run(session::serve(Site::Node)),
+        Command::Session => run(serve::serve(Site::Node)),
     }
 }
 

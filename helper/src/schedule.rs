@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::time::ClockId;
 
-use crate::session::clock_ns;
+use sockpath_kernel::clock::clock_ns;
 
 /// Time between two reports.
 pub const REPORT: Duration = Duration::from_secs(1);

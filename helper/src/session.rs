@@ -3,20 +3,22 @@
 //! The same code serves PID 1 of the helper pod and `sockpath-lab` as a child process of the plugin. It ends on `finish`, when stdin closes,
 //! when heartbeats stay away, on SIGTERM or SIGINT, and always sends `end` if the plugin still reads.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::time::ClockId;
 use serde::Serialize;
-use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
+use sockpath_kernel::clock::clock_ns;
+use sockpath_protocol::message::{ClockReading, EndReason, Hello};
 use sockpath_protocol::{Message, PROTOCOL_VERSION, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::accelerate::detached::Afterwards;
+use crate::coded::Coded;
 use crate::site::Site;
-use crate::{accelerate, doctor, seccomp, stderr, switches, trace};
+use crate::{stderr, switches};
 
 mod requests;
 
@@ -43,8 +45,8 @@ pub struct Session {
     inbound: mpsc::Receiver<Result<Inbound, Refused>>,
     /// Set once the plugin's side of stdout is gone; nothing is written after that.
     closed: bool,
-    /// What this process goes on with after its last word.
-    afterwards: Option<Afterwards>,
+    /// What the kernel offers, for each `hello`.
+    features: BTreeMap<String, bool>,
     /// The plugin that the session belongs to.
     plugin: Identity,
 }
@@ -65,15 +67,23 @@ impl Identity {
 }
 
 impl Session {
+    /// Begins one on stdin and stdout, with a `hello`; `features` is what the kernel offers.
+    ///
+    /// # Errors
+    /// When the first line cannot be written, or signals cannot be watched.
+    pub fn open(site: Site, features: BTreeMap<String, bool>) -> Result<Self> {
+        let (tx, inbound) = mpsc::channel(64);
+        let mut session = Self { site, inbound, closed: false, features, plugin: Identity::default() };
+        session.send(&Message::Hello(session.hello()?))?;
+        tokio::spawn(requests::read_requests(tokio::io::stdin(), tx.clone()));
+        tokio::spawn(watch_signals(tx)?);
+        Ok(session)
+    }
+
     /// Where it works.
     #[must_use]
     pub fn site(&self) -> &Site {
         &self.site
-    }
-
-    /// Has the process attend to this acceleration after the session.
-    pub fn stay(&mut self, afterwards: Afterwards) {
-        self.afterwards = Some(afterwards);
     }
 
     /// Waits until a signal asks the process to end; whether the plugin still listens no longer matters. Cancel-safe.
@@ -107,7 +117,7 @@ impl Session {
                         stderr::error("a hello of another plugin was ignored: this session is not its own");
                         continue;
                     }
-                    hello().map(Message::Hello)
+                    self.hello().map(Message::Hello)
                 }
                 Inbound::Request(Request::Clock { id }) => read_clocks(id).map(Message::Clock),
                 // This shows the plugin that the running mode continues.
@@ -129,9 +139,24 @@ impl Session {
         }
     }
 
+    fn hello(&self) -> Result<Hello> {
+        let uname = nix::sys::utsname::uname().context("cannot read the kernel's name")?;
+        Ok(Hello {
+            protocol: PROTOCOL_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            arch: uname.machine().to_string_lossy().into_owned(),
+            boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default(),
+            features: self.features.clone(),
+            test_switches: switches::COMPILED_IN,
+            monotonic_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
+            realtime_ns: clock_ns(ClockId::CLOCK_REALTIME)?,
+        })
+    }
+
     /// Waits until the plugin has read the last line: it deletes the pod then. The runtime may close the streams of a pod without
     /// `stdinOnce` when its process ends, before what was written last has reached the plugin.
-    async fn await_its_end(&mut self) {
+    pub async fn await_its_end(&mut self) {
         let ended = async { while matches!(self.inbound.recv().await, Some(Ok(Inbound::Request(_)))) {} };
         let _ = tokio::time::timeout(LAST_LINE, ended).await;
     }
@@ -180,7 +205,7 @@ impl Session {
     }
 
     /// Says why the session fails.
-    fn fail(&mut self, error: &anyhow::Error) -> Result<()> {
+    pub fn fail(&mut self, error: &anyhow::Error) -> Result<()> {
         let code = error.downcast_ref::<Coded>().map_or("failed", Coded::code).to_owned();
         self.send(&Message::Error { text: format!("{error:#}"), code })
     }
@@ -194,95 +219,6 @@ impl Session {
 /// How long the last line may take to the plugin.
 const LAST_LINE: Duration = Duration::from_secs(2);
 
-/// Serves one session on stdin and stdout.
-///
-/// # Errors
-/// When a line cannot be written, or what continues after the session fails.
-pub async fn serve(site: Site) -> Result<ExitCode> {
-    let (tx, inbound) = mpsc::channel(64);
-    let mut session = Session { site, inbound, closed: false, afterwards: None, plugin: Identity::default() };
-    session.send(&Message::Hello(hello()?))?;
-    tokio::spawn(requests::read_requests(tokio::io::stdin(), tx.clone()));
-    tokio::spawn(watch_signals(tx)?);
-
-    let outcome = loop {
-        match session.next().await {
-            Inbound::Request(Request::Finish) => break Ok(EndReason::Finished),
-            Inbound::Request(request) => match dispatch(&mut session, request).await {
-                // A mode that is done leaves the session open for the next request.
-                Ok(EndReason::Done) => {}
-                other => break other,
-            },
-            Inbound::Stop(reason) => break Ok(reason),
-        }
-    };
-    let (reason, code) = match outcome {
-        Ok(reason) => (reason, ExitCode::SUCCESS),
-        Err(e) if seccomp::refuses_bpf() => {
-            let text = format!("the seccomp profile of the helper's container refuses bpf(2) ({e:#})\n{}", seccomp::REMEDY);
-            session.send(&Message::Error { text, code: "seccomp".to_owned() })?;
-            (EndReason::Failed, ExitCode::FAILURE)
-        }
-        Err(e) => {
-            session.fail(&e)?;
-            (EndReason::Failed, ExitCode::FAILURE)
-        }
-    };
-    session.send(&Message::End(End { reason }))?;
-    if let Some(afterwards) = session.afterwards.take() {
-        accelerate::detached::stay(&mut session, afterwards).await?;
-    } else if matches!(session.site, Site::Node) && matches!(reason, EndReason::Done | EndReason::Finished | EndReason::Failed) {
-        session.await_its_end().await;
-    }
-    Ok(code)
-}
-
-async fn dispatch(session: &mut Session, request: Request) -> Result<EndReason> {
-    match request {
-        Request::Trace(request) => trace::run(session, *request).await,
-        Request::Accelerate(request) => accelerate::run(session, *request).await,
-        Request::Status => accelerate::status(session).await,
-        Request::Stop(request) => accelerate::stop(session, &request).await,
-        Request::Doctor => doctor::run(session),
-        Request::Cleanup => accelerate::cleanup(session).await,
-        Request::Probe(_) | Request::LookForBypass => Err(Coded::new("protocol", "a probe request outside a trace")),
-        Request::Choose(_) | Request::Pause(_) | Request::Resume(_) => {
-            Err(Coded::new("protocol", "`choose`, `pause` and `resume` belong to a running acceleration"))
-        }
-        Request::Hello { .. } | Request::Clock { .. } | Request::Heartbeat | Request::Finish => Ok(EndReason::Done),
-    }
-}
-
-/// An error with a word that scripts can rely on.
-#[derive(Debug)]
-pub struct Coded {
-    code: &'static str,
-    text: String,
-}
-
-impl Coded {
-    /// An error that reaches the plugin as `code` and `text`.
-    #[expect(clippy::new_ret_no_self, reason = "it is only ever used as an error value")]
-    #[must_use]
-    pub fn new(code: &'static str, text: impl Into<String>) -> anyhow::Error {
-        Self { code, text: text.into() }.into()
-    }
-
-    /// The word.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        self.code
-    }
-}
-
-impl std::fmt::Display for Coded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for Coded {}
-
 fn watch_signals(tx: mpsc::Sender<Result<Inbound, Refused>>) -> Result<impl Future<Output = ()>> {
     let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -295,33 +231,8 @@ fn watch_signals(tx: mpsc::Sender<Result<Inbound, Refused>>) -> Result<impl Futu
     })
 }
 
-fn hello() -> Result<Hello> {
-    let uname = nix::sys::utsname::uname().context("cannot read the kernel's name")?;
-    Ok(Hello {
-        protocol: PROTOCOL_VERSION,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: uname.release().to_string_lossy().into_owned(),
-        arch: uname.machine().to_string_lossy().into_owned(),
-        boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default(),
-        features: doctor::features(),
-        test_switches: switches::COMPILED_IN,
-        monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
-        realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
-    })
-}
-
 fn read_clocks(id: u64) -> Result<ClockReading> {
-    Ok(ClockReading {
-        id,
-        monotonic_ns: clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)?,
-        realtime_ns: clock_ns(nix::time::ClockId::CLOCK_REALTIME)?,
-    })
-}
-
-/// Reads a clock, in nanoseconds.
-pub fn clock_ns(clock: nix::time::ClockId) -> Result<u64> {
-    let t = nix::time::clock_gettime(clock).context("cannot read the clock")?;
-    Ok(u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+    Ok(ClockReading { id, monotonic_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?, realtime_ns: clock_ns(ClockId::CLOCK_REALTIME)? })
 }
 
 #[cfg(test)]

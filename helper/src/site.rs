@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use sockpath_protocol::Request;
 use sockpath_protocol::request::{Locate, Node, Pod};
 
-use crate::session::Coded;
+use crate::coded::Coded;
 
 /// Where a session works.
 #[derive(Debug, Clone, PartialEq, Eq)]

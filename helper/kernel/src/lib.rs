@@ -1,5 +1,5 @@
 //! What the helper asks of the kernel, without knowing why: netlink (links, addresses, routes, IPsec policies, changes), connection
-//! tracking, tc, control groups, type information, and maps shared with BPF programs.
+//! tracking, tc, control groups, network namespaces, clocks, type information, and maps shared with BPF programs.
 //!
 //! A [`netlink::Socket`] belongs to the network namespace of the thread that opened it; everything that takes one works there.
 
@@ -8,10 +8,12 @@ pub mod bridge;
 pub mod btf;
 pub mod cgroup;
 pub mod change;
+pub mod clock;
 pub mod conntrack;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;
+pub mod netns;
 pub mod route;
 pub mod shared;
 pub mod tc;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use sockpath_helper::accelerate::detached;
-use sockpath_helper::{cli, session, switches};
+use sockpath_helper::{cli, serve, switches};
 use sockpath_protocol::lab::Overlay;
 
 use plan::Instance;
@@ -110,7 +110,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Status { output } => status::status(&instance, output == Some(Output::Json)),
         Command::Exec { target, container, command } => exec::exec(&instance, &target, container.as_deref(), &command),
         Command::Serve { pod, container } => server::serve(&instance, &pod, &container).await,
-        Command::Session => session::serve(instance.site()).await,
+        Command::Session => serve::serve(instance.site()).await,
         Command::Attend => detached::run(&instance.site()).await,
     }
 }

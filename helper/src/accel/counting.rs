@@ -12,7 +12,7 @@ use super::connection::is_undecided;
 use super::instance::Instance;
 use super::known::{Known, peer_of};
 use super::links;
-use super::pins::take_away;
+use crate::pins::take_away;
 
 /// The pinned program, and its pinned link while it is attached: a process that hands over leaves no gap.
 pub const RECEIVED: &str = "received";
@@ -180,10 +180,10 @@ mod tests {
     use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
     use super::super::pairing;
-    use super::super::pins::Pins;
     use super::super::private::{connected_pair, converse, exchange, in_private_netns, on_this_kernel};
     use super::super::start::Start;
     use super::*;
+    use crate::pins::Pins;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use sockpath_bpf::accel::types::{accel_end, accel_holder};
+use sockpath_kernel::netns::{inside, inside_each};
 use sockpath_kernel::shared::Mapped;
 
 use super::calls::{self, Attachment};
@@ -20,10 +21,9 @@ use super::memory::control;
 use super::memory::ends::{Ends, Socket};
 use super::memory::layout::{Control, Slot};
 use super::namespaces::Namespaces;
-use super::pins::Pins;
 use super::private::{connected_pair, in_private_netns};
 use crate::node::{FoundPod, Netns};
-use crate::trace::netns::{inside, inside_each};
+use crate::pins::Pins;
 
 /// Pin of the iterator over open files.
 pub const HOLDERS: &str = "holders";

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::btf::Btf;
 
 use super::calls;
-use crate::session::Coded;
+use crate::coded::Coded;
 use crate::trace::hooks;
 
 /// Fails where what a reader has taken cannot be seen, so that bytes could overtake others; tells where calls can be observed.

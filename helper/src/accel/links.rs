@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::pins::Pins;
+use crate::pins::Pins;
 
 /// Pins a link.
 pub fn pin(link: &OwnedFd, path: &Path) -> Result<()> {

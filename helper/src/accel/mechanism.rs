@@ -11,7 +11,7 @@ use libbpf_rs::{OpenObject, OpenProgramMut};
 use sockpath_bpf::accel::{AccelSkel, AccelSkelBuilder};
 
 use super::calls;
-use crate::session::Coded;
+use crate::coded::Coded;
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::instance::Instance;
 use super::links::{pin, pinned};
-use super::pins::{ESTABLISHED, take_away};
 use crate::node::{Cgroup, FoundPod, Placement};
+use crate::pins::{ESTABLISHED, take_away};
 use anyhow::{Context, Result, bail};
 
 /// The program on a pod's cgroup, or on the root.
@@ -92,7 +92,7 @@ mod tests {
 
     /// A pod that has a namespace, and two sockets in it that are connected with each other.
     fn talk_in(netns: &Netns) -> Result<(TcpStream, TcpStream)> {
-        crate::trace::netns::inside(&netns.file, connected_pair)
+        sockpath_kernel::netns::inside(&netns.file, connected_pair)
     }
 
     /// Two sockets of the calling thread's namespace that take each other for connected: their process sets what TCP would agree on.
@@ -123,7 +123,7 @@ mod tests {
             attach(&instance, std::slice::from_ref(&pod))?;
             let ordinary = talk_in(&pod.netns)?;
             assert_eq!(known(&instance).len(), 2, "ordinary sockets are tracked");
-            let repaired = crate::trace::netns::inside(&pod.netns.file, repaired_pair)?;
+            let repaired = sockpath_kernel::netns::inside(&pod.netns.file, repaired_pair)?;
             instance.meet_live(&pod)?;
             assert_eq!(known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
             drop((ordinary, repaired));

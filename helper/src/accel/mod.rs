@@ -26,7 +26,6 @@ mod memory;
 mod namespaces;
 mod observation;
 pub(crate) mod pairing;
-pub mod pins;
 mod private;
 pub(crate) mod programs;
 pub(crate) mod proven;

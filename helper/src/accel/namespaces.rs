@@ -14,8 +14,8 @@ use sockpath_bpf::accel::types::accel_share;
 
 use super::memory::layout::Control;
 use super::memory::shares::Shares;
-use super::pins::Pins;
 use crate::node::Netns;
+use crate::pins::Pins;
 
 /// Pin of the map from cookies to shares.
 pub const NAMESPACES: &str = "namespaces";

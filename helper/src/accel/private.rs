@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::pins::{BPFFS, Pins};
+use crate::pins::{BPFFS, Pins};
 use crate::site::Site;
 
 /// Runs something on a thread in a fresh network namespace whose loopback device is up.

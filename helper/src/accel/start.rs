@@ -22,7 +22,7 @@ use super::meeting;
 use super::memory::control;
 use super::memory::sleeper::Sleeper;
 use super::namespaces;
-use super::pins::Pins;
+use crate::pins::Pins;
 use crate::switches;
 
 /// Bytes that may lie unread at a reader before its writer goes by TCP. Smaller budgets spill at every time slice when writer

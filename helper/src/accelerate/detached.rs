@@ -20,9 +20,9 @@ use crate::accel::attend::attend;
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
 use crate::accel::meeting;
-use crate::accel::pins::Pins;
 use crate::accel::proven::Proven;
 use crate::accel::stop::dismantle;
+use crate::pins::Pins;
 use crate::session::Session;
 use crate::short::Worker;
 use crate::short::pins::is_ours;
@@ -42,8 +42,8 @@ pub struct Afterwards {
     short: Option<Worker>,
 }
 
-/// Leaves an acceleration to the process that goes on with it, and reports so.
-pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: AccelerateRequest) -> Result<()> {
+/// Leaves an acceleration to the process that goes on with it, and reports so; what this process has to go on with, if it is the one.
+pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: AccelerateRequest) -> Result<Option<Afterwards>> {
     let lease = Duration::from_millis(request.lease_ms);
     if let Some(instance) = &engines.socket {
         instance.control().end_after(lease)?;
@@ -54,8 +54,7 @@ pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: 
     drop(socket);
     if request.stay {
         session.send(&Message::Summary(summary))?;
-        session.stay(Afterwards { request, short: worker });
-        return Ok(());
+        return Ok(Some(Afterwards { request, short: worker }));
     }
     // The process starts a short path of its own: what this one has approved takes the stack until then.
     drop(worker);
@@ -63,13 +62,16 @@ pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: 
     let spawned = spawn(&request);
     session.send(&Message::Summary(summary))?;
     match spawned {
-        Err(e) if request.via != Via::Short => session.warn(format!("connections that are made from now on are not accelerated: {e:#}")),
+        Err(e) if request.via != Via::Short => {
+            session.warn(format!("connections that are made from now on are not accelerated: {e:#}"))?;
+        }
         Err(e) => {
             pins.remove()?;
-            Err(e)
+            return Err(e);
         }
-        Ok(()) => Ok(()),
+        Ok(()) => {}
     }
+    Ok(None)
 }
 
 /// Starts the process, which reads the request from its stdin, and waits until it goes on.

@@ -8,8 +8,8 @@ use sockpath_protocol::accel::StopRequest;
 use sockpath_protocol::message::EndReason;
 
 use super::existing::Existing;
-use crate::accel::pins::{Pins, is_missing};
 use crate::accel::stop::LOOK_AGAIN;
+use crate::pins::{Pins, is_missing};
 use crate::session::Session;
 use crate::short::pins as short;
 

@@ -12,10 +12,11 @@ use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
 use crate::accel::mechanism::Mechanism;
 use crate::accel::meeting;
-use crate::accel::pins::Pins;
 use crate::accel::start::Start;
 use crate::accel::stop::summary;
-use crate::session::{Coded, Session};
+use crate::coded::Coded;
+use crate::pins::Pins;
+use crate::session::Session;
 use crate::short::{Worker, pins as short};
 use crate::switches;
 

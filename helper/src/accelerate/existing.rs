@@ -8,11 +8,11 @@ use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot};
 use super::merge;
 use crate::accel::instance::Instance;
 use crate::accel::known::known;
-use crate::accel::pins::Pins;
 use crate::accel::report::{PodNames, Snapshot};
 use crate::accel::stop::{self, LOOK_AGAIN};
 use crate::lease::{RENEWED_WITHIN, left_until, millis_up};
 use crate::node::Netns;
+use crate::pins::Pins;
 use crate::short::pins::{self as short, Pinned};
 
 /// How long the process of a short path may take to detach its programs.

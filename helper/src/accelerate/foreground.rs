@@ -8,7 +8,7 @@ use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
-use super::detached;
+use super::detached::{self, Afterwards};
 use super::driver::{Controller, Driver};
 use super::engines::Engines;
 use super::existing::Existing;
@@ -17,19 +17,20 @@ use crate::accel::attend::{attend, refreshed};
 use crate::accel::bypassed;
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
-use crate::accel::pins::Pins;
 use crate::accel::programs::Programs;
 use crate::accel::proven::Proven;
 use crate::accel::report::Snapshot;
 use crate::accel::stop::{LOOK_AGAIN, dismantle};
+use crate::coded::Coded;
+use crate::pins::Pins;
 use crate::schedule::REPORT;
-use crate::session::{Coded, Inbound, Session};
+use crate::session::{Inbound, Session};
 
 /// How long queues may take to drain when the session ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Serves an acceleration until it is done or the session has to end.
-pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<EndReason> {
+/// Serves an acceleration until it is done or the session has to end, and what this process goes on with when the session is over.
+pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<(EndReason, Option<Afterwards>)> {
     let mut chosen = find_pods(session, &request)?;
     let pins = Pins::of(session.site());
     claim(session, &pins).await?;
@@ -39,7 +40,7 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<En
         let reason = watch(session, &engines, &chosen, &request).await;
         drop(engines);
         pins.remove()?;
-        return reason;
+        return Ok((reason?, None));
     }
     if engines.socket.is_none() {
         // The short path holds the network namespace of no pod.
@@ -66,12 +67,12 @@ struct Run {
 }
 
 /// Leaves it to go on, or ends it.
-async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> Result<EndReason> {
+async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> Result<(EndReason, Option<Afterwards>)> {
     let Run { pins, engines, chosen, request, stopped } = run;
     let is_stopped = stopped.is_some() || engines.socket.as_ref().is_some_and(Instance::is_stopped);
     if request.detach && reason.is_ok() && !is_stopped {
-        detached::hand_over(session, &pins, engines, request)?;
-        return reason;
+        let afterwards = detached::hand_over(session, &pins, engines, request)?;
+        return Ok((reason?, afterwards));
     }
     if is_stopped {
         // The other session drains and removes; two at once would interfere.
@@ -82,7 +83,7 @@ async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> R
         let by_socket = engines.socket.as_ref().and_then(|instance| instance.control().stopped_by());
         let by = by_socket.or_else(|| crate::short::pins::stopped_by(&stopped?)).unwrap_or_else(|| "another session".to_owned());
         session.send(&Message::Summary(AccelSummary { stopped_by: Some(by), ..engines.summary(false)? }))?;
-        return reason;
+        return Ok((reason?, None));
     }
     let Engines { short, socket } = engines;
     // One that has failed has ended its redirects.
@@ -102,7 +103,7 @@ async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> R
     } else {
         pins.unpin(crate::short::pins::is_ours)?;
     }
-    reason
+    Ok((reason?, None))
 }
 
 /// The pods of the request as this node has them.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::existing::Existing;
-use crate::accel::pins::Pins;
+use crate::pins::Pins;
 use crate::site::Site;
 
 /// How long queues may take to drain while the pods live; some never read.

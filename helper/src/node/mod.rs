@@ -12,10 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::request::{Locate, Node, Pod};
 
 use crate::site::Site;
-use crate::trace::netns::inside;
 
 mod hierarchy;
 mod process;

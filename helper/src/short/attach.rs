@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use sockpath_bpf::short::types::short_attachment;
+use sockpath_kernel::netns::inside;
 use sockpath_kernel::tc::{self, Attached, Mechanism, Side};
 use sockpath_protocol::bypass::BypassKind;
 
@@ -13,7 +14,6 @@ use super::programs::Programs;
 use crate::node::Netns;
 use crate::node::programs::Programs as AllPrograms;
 use crate::switches;
-use crate::trace::netns::inside;
 use crate::trace::tc::on_devices;
 
 /// What a device is to the short path.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use sockpath_kernel::link::Link;
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_kernel::netns::inside;
 use sockpath_kernel::{address, bridge, link, xfrm};
 use sockpath_protocol::accel::Reason;
 use sockpath_protocol::bypass::BypassKind;
@@ -14,7 +15,6 @@ use sockpath_protocol::bypass::BypassKind;
 use super::eligible::{Bridge, Port, Topology};
 use crate::node::programs::Programs;
 use crate::node::{Netns, NetnsRef, all_netns};
-use crate::trace::netns::inside;
 use crate::trace::tc::on_devices;
 
 /// Kinds of devices by which a pod passes packets on to something of its own.

@@ -16,8 +16,8 @@ use super::path::Path;
 use super::pins;
 use super::programs::nanos;
 use super::report::snapshot;
-use crate::accel::pins::Pins;
 use crate::node::{self, NetnsRef};
+use crate::pins::Pins;
 use crate::site::Site;
 
 /// The short paths of the nodes of a request. Dropping it ends every redirect.

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::time::ClockId;
 use sockpath_kernel::change::{Changes, Watch};
+use sockpath_kernel::clock::clock_ns;
 use sockpath_kernel::conntrack::{Conntrack, Destroyed, Entry, Tuple, Update};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_kernel::netns::inside;
 use sockpath_kernel::route::{self, Route};
 use sockpath_kernel::tc;
 use sockpath_protocol::accel::Reason;
@@ -24,8 +26,6 @@ use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
 use super::timeouts::Timeouts;
 use crate::node::Netns;
-use crate::session::clock_ns;
-use crate::trace::netns::inside;
 
 /// Longest time between two questions about one entry.
 const ASK_EVERY: Duration = Duration::from_secs(10);

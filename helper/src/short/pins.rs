@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::time::ClockId;
 use sockpath_bpf::short::types::{short_key, short_plan};
+use sockpath_kernel::clock::clock_ns;
 use sockpath_kernel::netlink::{address, half, word};
 use sockpath_kernel::shared::Mapped;
 use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason};
@@ -19,10 +20,9 @@ use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsS
 use super::attach::remove_filters;
 use super::programs::{Control, Programs, Slot};
 use super::report;
-use crate::accel::pins::Pins;
 use crate::lease::{is_late, left_until};
 use crate::node;
-use crate::session::clock_ns;
+use crate::pins::Pins;
 
 /// What the names of our pins begin with.
 const PREFIX: &str = "short-";

@@ -16,13 +16,13 @@ use sockpath_bpf::short::ShortSkelBuilder;
 use sockpath_bpf::short::types::{
     bss, short_action, short_control, short_event, short_event_kind, short_flag, short_key, short_pass, short_plan, short_slot,
 };
+use sockpath_kernel::clock::clock_ns;
 use sockpath_kernel::conntrack::Tuple;
 use sockpath_kernel::netlink::{family, octets};
 use sockpath_kernel::shared::{Mapped, Shared};
 use sockpath_protocol::accel::Reason;
 
 use super::eligible::{Leg, Target};
-use crate::session::clock_ns;
 use crate::switches;
 
 /// Why packets of a known flow take the stack, in the order of `enum short_pass`.

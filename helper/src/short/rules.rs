@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sockpath_kernel::conntrack::{Entry, Tuple};
+use sockpath_kernel::netns::inside;
 use sockpath_ruleset::evaluate::passes;
 use sockpath_ruleset::{Chain, ChainKind, Connection, Namespace, Packet, Rule, Ruleset, Truth, state};
 
 use crate::node::Netns;
-use crate::trace::netns::inside;
 
 /// What rules do for which the number or content of packets matters, as `sockpath_ruleset` calls it.
 const FOR_EVERY_PACKET: [&str; 10] = ["limit", "hashlimit", "quota", "connbytes", "log", "nflog", "queue", "nfqueue", "dup", "tee"];

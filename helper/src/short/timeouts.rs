@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::Result;
 use sockpath_kernel::conntrack::TCP;
+use sockpath_kernel::netns::inside;
 
 use crate::node::Netns;
-use crate::trace::netns::inside;
 
 /// What entries are given where the sysctl cannot be read, in seconds: the kernel's defaults.
 const TCP_DEFAULT: u32 = 432_000;

@@ -73,7 +73,8 @@ impl Worker {
                     let is_empty = short.is_empty();
                     let hold_until = Instant::now() + START;
                     if started.send(Ok((is_empty, warnings))).is_ok() && !is_empty {
-                        let state = Loop { short, inbox, wakeup: theirs, news: their_news, hold_until, reviewed: None, over: false, failed: None };
+                        let state =
+                            Loop { short, inbox, wakeup: theirs, news: their_news, hold_until, reviewed: None, over: false, failed: None };
                         state.run();
                     }
                 }

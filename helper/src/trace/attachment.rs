@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, Object, libbpf_sys};
+use sockpath_kernel::netns::inside;
 
 use super::hooks::{HookKind, Offer, PROGRAMS, Program, When, public_name};
-use super::netns::inside;
 use super::scene::Scene;
 
 /// What is attached.

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::message::{ConntrackCounts, ConntrackOfNode};
 use sockpath_ruleset::ConntrackCounters;
 use sockpath_ruleset::read::netlink::conntrack_counters;
 
-use super::netns::inside;
 use super::scene::Scene;
 
 /// Namespaces of nodes whose counters are read.

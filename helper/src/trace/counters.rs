@@ -4,9 +4,9 @@
 use std::fs::File;
 
 use anyhow::{Context, Result};
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::packet::IncidentKind;
 
-use super::netns::inside;
 use super::scene::Scene;
 
 /// A counter of `TcpExt`, and the incident that it stands for.

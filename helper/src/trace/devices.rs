@@ -10,9 +10,9 @@ use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::packet::{Device, DeviceKind};
 
-use super::netns::inside;
 use super::places::Equipment;
 use crate::node::Netns;
 

@@ -16,8 +16,8 @@ use sockpath_protocol::{Message, Request};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::accel::pins::Pins;
-use crate::session::{Inbound, Session, clock_ns};
+use crate::pins::Pins;
+use crate::session::{Inbound, Session};
 use assemble::Assembler;
 use conntrack::Conntrack;
 use cost::Meter;
@@ -28,6 +28,7 @@ use pace::{Look, Mode, Pace};
 use programs::Programs;
 use rules::Rules;
 use scene::Scene;
+use sockpath_kernel::clock::clock_ns;
 use throttle::Throttles;
 
 pub mod assemble;
@@ -40,7 +41,6 @@ pub mod event;
 pub mod functions;
 pub mod hooks;
 pub mod names;
-pub mod netns;
 mod pace;
 pub mod places;
 mod probe;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::message::{Probed, Why};
 use sockpath_protocol::request::{ProbeRequest, Protocol};
 
-use super::netns::inside;
 use super::settings::{self, Call};
 use super::sockets::{During, Sockets, domain};
 

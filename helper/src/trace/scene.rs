@@ -7,16 +7,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
+use sockpath_kernel::netns::inside;
 use sockpath_kernel::{address, route};
 use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Link, Links};
-use super::netns::inside;
 use super::places::{Equipment, Places, ReadDevices, Territory};
 use super::throttle::Throttles;
+use crate::coded::Coded;
 use crate::node::{self, FoundPod, Netns, Process};
-use crate::session::Coded;
 use crate::site::Site;
 
 /// An address of the pair as the programs compare it; port 0 is any port.

@@ -6,12 +6,12 @@ use std::io;
 use anyhow::{Context, Result};
 use libbpf_rs::libbpf_sys as sys;
 use nix::sys::socket::SockProtocol;
+use sockpath_kernel::netns::inside;
 use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::DeviceFilters;
 use sockpath_ruleset::Attributes;
 use sockpath_ruleset::read::netlink::{Socket, dump_all};
 
-use super::netns::inside;
 use super::scene::Scene;
 use crate::node::programs::{Programs, attached};
 

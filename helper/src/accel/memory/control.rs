@@ -7,12 +7,12 @@ use anyhow::Result;
 use libbpf_rs::MapCore;
 use nix::time::ClockId;
 use sockpath_bpf::accel::types::accel_control;
+use sockpath_kernel::clock::clock_ns;
 use sockpath_kernel::shared::Mapped;
 
 use super::layout::Control;
 use super::map;
 use crate::lease::{LEASE, is_late, left_until};
-use crate::session::clock_ns;
 
 /// Maps the pinned control.
 ///

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use sockpath_kernel::netns::inside;
 use sockpath_ruleset::{Namespace, read};
 
 pub use self::crossed::Crossed;
 pub use self::question::{Before, DropQuestion, ElsewhereQuestion, Found, PacketFacts, Question, TranslationQuestion, What};
 pub use self::worker::Rules;
-use super::netns::inside;
 use crate::capability;
 
 mod crossed;

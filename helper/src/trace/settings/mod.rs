@@ -8,7 +8,7 @@ use std::path::Path;
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_protocol::packet::{Cause, Certainty, Flow, Mechanism};
 
-use super::netns::inside;
+use sockpath_kernel::netns::inside;
 
 mod bridge;
 mod call;

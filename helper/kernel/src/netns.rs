@@ -8,6 +8,9 @@ use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
 /// Runs `work` inside each of these namespaces, one after the other, with what belongs to it.
+///
+/// # Errors
+/// When a namespace cannot be entered (CAP_SYS_ADMIN), and those of `work`.
 pub fn inside_each<T: Sync>(namespaces: &[(File, T)], work: impl Fn(&T) -> Result<()> + Send + Sync) -> Result<()> {
     let Some((first, _)) = namespaces.first() else { return Ok(()) };
     inside(first, || {
@@ -20,6 +23,9 @@ pub fn inside_each<T: Sync>(namespaces: &[(File, T)], work: impl Fn(&T) -> Resul
 }
 
 /// Runs `work` inside the namespace. The rest of the process never leaves its own.
+///
+/// # Errors
+/// When the namespace cannot be entered (CAP_SYS_ADMIN), and those of `work`.
 pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("sockpath".to_owned()).spawn_scoped(scope, || {

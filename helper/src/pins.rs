@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::session::Coded;
+use crate::coded::Coded;
 use crate::site::Site;
 
 /// Where the kernel's BPF file system is mounted by convention.
@@ -89,7 +89,7 @@ impl Pins {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(super) fn make(&self) -> Result<bool> {
+    pub fn make(&self) -> Result<bool> {
         match fs::create_dir(&self.dir) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
