@@ -12,21 +12,9 @@ use crate::cli::Global;
 use crate::cluster::{Cluster, PodWatch, Watch};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use crate::lab::Lab;
+use crate::mode::Mode;
 use crate::progress::Progress;
 use crate::session::Fleet;
-
-/// What helpers will be asked to do; decides on their privileges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// `trace`.
-    Trace,
-    /// `trace --no-rules`.
-    TraceWithoutRules,
-    /// `accelerate`, `status`, `stop`, `cleanup`.
-    Accelerate,
-    /// `doctor`.
-    Doctor,
-}
 
 /// Where the plugin works.
 #[derive(Debug)]

@@ -53,7 +53,7 @@ impl Lab {
             bail!("cannot read the lab's state: {}", if stderr.is_empty() { "sockpath-lab printed no error" } else { stderr })
         };
         if need_up && !status.up {
-            bail!("the lab is not up: run `{} lab up` first", crate::command::invocation());
+            bail!("the lab is not up: run `{} lab up` first", crate::invocation::invocation());
         }
         let namespace = global.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         Ok(Self { program, namespace, verbose: global.verbose > 0, status })

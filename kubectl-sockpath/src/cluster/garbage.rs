@@ -15,7 +15,7 @@ use super::helper_pod::{LABEL_MODE, SELECTOR};
 use super::owner::{self, Owner};
 use super::privilege;
 use super::problem::{Kind, Problem};
-use crate::backend::Mode;
+use crate::mode::Mode;
 use crate::output;
 
 /// How long a deletion is tried again while the API server cannot be reached (it may just be restarting).

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::owner::{self, Owner};
 use super::privilege::{self, MODES};
 use super::yaml;
-use crate::backend::Mode;
 use crate::cli::Seccomp;
+use crate::mode::Mode;
 
 /// Name of the one container.
 pub const CONTAINER: &str = "helper";

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::helper_pod::{HelperSpec, to_yaml};
 use super::owner::Owner;
 use super::privilege::{MODES, capabilities};
-use crate::backend::Mode;
 use crate::cli::Seccomp;
+use crate::mode::Mode;
 
 const POLICY: &str = include_str!("../../../manifests/policy.yaml");
 const EXAMPLE: &str = include_str!("../../../manifests/example/helper-pod.yaml");

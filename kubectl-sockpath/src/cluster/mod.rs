@@ -44,9 +44,9 @@ use sockpath_protocol::bypass::Bypassed;
 use sockpath_protocol::message::{Check, CheckState};
 use sockpath_protocol::request::{Node, Pod};
 
-use crate::backend::Mode;
 use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use crate::mode::Mode;
 use crate::output::Machine;
 use crate::progress::Progress;
 use crate::session::Fleet;

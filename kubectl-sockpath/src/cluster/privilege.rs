@@ -2,7 +2,7 @@
 //!
 //! The one place for the set: the pod, the comments of `--dry-run=client -o yaml`, the manifests and the README follow from it.
 
-use crate::backend::Mode;
+use crate::mode::Mode;
 
 /// All modes.
 pub const MODES: [Mode; 4] = [Mode::Trace, Mode::TraceWithoutRules, Mode::Accelerate, Mode::Doctor];

@@ -3,8 +3,8 @@ use serde_json::{Value, json};
 use super::super::mock::Mock;
 use super::super::owner::Owner;
 use super::*;
-use crate::backend::Mode;
 use crate::cli::Seccomp;
+use crate::mode::Mode;
 use crate::session::Fleet;
 
 const PODS: &str = "/api/v1/namespaces/sockpath/pods";

@@ -6,10 +6,11 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::{Message, Request};
 
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::cli::{self, Global, TableOutput};
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
+use crate::mode::Mode;
 use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
 use crate::session::{Event, Kept};

@@ -10,7 +10,6 @@ mod trace;
 mod version;
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -91,19 +90,7 @@ fn event_loop() -> Result<tokio::runtime::Runtime, ExitCode> {
 /// The command line; called as a kubectl plugin, usage says `kubectl sockpath`.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command().bin_name(invocation())
-}
-
-/// How the user calls us: `kubectl sockpath` when kubectl did, the program's own name otherwise.
-#[must_use]
-pub fn invocation() -> String {
-    let argv0 = std::env::args_os().next().unwrap_or_default();
-    let stem = Path::new(&argv0).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    match stem.strip_prefix("kubectl-") {
-        Some(name) => format!("kubectl {name}"),
-        None if stem.is_empty() => "kubectl sockpath".to_owned(),
-        None => stem,
-    }
+    Cli::command().bin_name(crate::invocation::invocation())
 }
 
 async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {

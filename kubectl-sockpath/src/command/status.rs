@@ -10,12 +10,13 @@ use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot, StopReq
 use sockpath_protocol::{Message, Request};
 
 use super::accelerate::{UNWATCHED, owner};
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::cli::{self, Global, StatusOutput};
 use crate::duration::human;
 use crate::exit::{Exit, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::inventory::{Inventory, Scope};
+use crate::mode::Mode;
 use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
 use crate::render::pairs::{self, NodePairs};

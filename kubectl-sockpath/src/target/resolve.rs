@@ -7,9 +7,9 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use sockpath_protocol::request::{Pod, ProbeRequest, Protocol, TraceRequest};
 
-use crate::command::invocation;
 use crate::exit::UsageError;
 use crate::inventory::{Inventory, PodInfo, Scope};
+use crate::invocation::invocation;
 use crate::target::find::{
     Found, Place, find_labelled, find_pod, find_service, find_source, find_target, find_workload, those_that_run, usable,
 };

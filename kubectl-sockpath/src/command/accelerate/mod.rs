@@ -10,13 +10,14 @@ use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::request::{Node, Pod};
 
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::cli::{self, Global, ObjectOutput};
 use crate::cluster;
 use crate::duration::human;
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::inventory::{Inventory, Scope};
+use crate::mode::Mode;
 use crate::output;
 use crate::progress::Progress;
 use crate::target::select_pods;

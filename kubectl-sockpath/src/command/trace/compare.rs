@@ -8,7 +8,8 @@ use sockpath_protocol::accel::{PairsSnapshot, Via};
 use sockpath_protocol::request::TraceRequest;
 use sockpath_protocol::{Message, Request};
 
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
+use crate::mode::Mode;
 use crate::progress::Progress;
 use crate::session::{Event, Fleet, SessionError};
 

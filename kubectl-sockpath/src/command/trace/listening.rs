@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::compare::{self, REQUESTS, Shortcut};
 use super::session::{ENDING, Session, Stop};
-use crate::command::invocation;
 use crate::duration::{human, nanos};
+use crate::invocation::invocation;
 use crate::report;
 use crate::session::Event;
 

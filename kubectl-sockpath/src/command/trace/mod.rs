@@ -9,11 +9,12 @@ mod session;
 use anyhow::{Context, Result};
 use sockpath_protocol::request::Protocol;
 
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
 use crate::cluster;
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
+use crate::mode::Mode;
 use crate::progress::Progress;
 use crate::recording::Recorder;
 use crate::target;

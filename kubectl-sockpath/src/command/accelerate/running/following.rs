@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::super::parted;
 use super::{GATHER, Session};
-use crate::backend::Mode;
 use crate::cluster::News;
 use crate::inventory::{Inventory, PodInfo};
+use crate::mode::Mode;
 use crate::target::select_pods;
 
 impl Session<'_> {
