@@ -27,14 +27,14 @@ fn turnaround(client: &mut Process, exchanges: usize) -> Result<Run> {
 }
 
 /// All BPF maps of this machine: bytes that the kernel accounts, by id.
-fn maps() -> Result<BTreeMap<u64, u64>> {
+pub(super) fn maps() -> Result<BTreeMap<u64, u64>> {
     let out = Command::new("bpftool").args(["-j", "map", "list"]).output().context("cannot run bpftool")?;
     let list: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).context("bpftool -j map list")?;
     Ok(list.iter().filter_map(|m| Some((m["id"].as_u64()?, m["bytes_memlock"].as_u64()?))).collect())
 }
 
 /// Resident memory of the helper, without the maps that it has mapped: those are counted as maps.
-fn resident(pid: u32) -> Result<u64> {
+pub(super) fn resident(pid: u32) -> Result<u64> {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut sum, mut is_map) = (0, false);
     for line in smaps.lines() {

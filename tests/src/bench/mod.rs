@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod cluster;
+pub mod crowd;
 pub mod ground;
 pub mod lab;
 pub mod many;

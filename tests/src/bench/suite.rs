@@ -8,7 +8,7 @@ use super::accel;
 use super::ground::Ground;
 use super::measure::Effort;
 use super::table::Table;
-use super::{cluster, lab, many, programs, short as short_path, trace};
+use super::{cluster, crowd, lab, many, programs, short as short_path, trace};
 
 /// Runs what `only` names (everything when it is empty), prints the tables, and returns the goals that were missed, in words.
 ///
@@ -18,7 +18,7 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
     type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
-    let sections: [(&str, Section, Effort); 12] = [
+    let sections: [(&str, Section, Effort); 13] = [
         ("rr", accel::request_response, Effort { repeats, time: short }),
         ("short", short_path::short, Effort { repeats, time: long }),
         ("sleeping", accel::sleeping_readers, Effort { repeats, time: short }),
@@ -28,6 +28,7 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
         ("bystanders", accel::bystanders, Effort { repeats, time: short }),
         ("many", many::many, Effort { repeats: 1, time: short }),
         ("many-short", many::many_short, Effort { repeats, time: long }),
+        ("crowd", crowd::crowd, Effort { repeats: 1, time: short }),
         ("trace", trace::trace, Effort { repeats, time: short }),
         ("lab", lab::lab, Effort { repeats, time: short }),
         ("cluster", cluster::cluster, Effort { repeats, time: short }),

@@ -21,7 +21,7 @@ struct Args {
     /// Fail, and list them, when goals are missed
     #[arg(long)]
     strict: bool,
-    /// Only these sections: rr, short, sleeping, streams, connections, programs, bystanders, many, many-short, trace, lab, cluster
+    /// Only these sections: rr, short, sleeping, streams, connections, programs, bystanders, many, many-short, crowd, trace, lab, cluster
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

@@ -301,13 +301,25 @@ impl Accelerator {
         Self::begin(lab, &Choice::default(), see)
     }
 
-    fn begin(lab: &Lab, choice: &Choice, mut see: impl FnMut(&Canary)) -> Result<Self> {
-        let mut session = match choice {
+    /// The same for pods that the lab does not know of.
+    ///
+    /// # Errors
+    /// What the helper says.
+    pub fn start_requested(lab: &Lab, request: &AccelerateRequest) -> Result<Self> {
+        Self::ask(Session::start(lab)?, request, |_| {})
+    }
+
+    fn begin(lab: &Lab, choice: &Choice, see: impl FnMut(&Canary)) -> Result<Self> {
+        let session = match choice {
             Choice { without_order_gate: true, .. } => Session::start_without_order_gate(lab)?,
             Choice { without, .. } if !without.is_empty() => Session::start_without(lab, without)?,
             _ => Session::start(lab)?,
         };
-        session.say(&Request::Accelerate(Box::new(choice.request(lab))))?;
+        Self::ask(session, &choice.request(lab), see)
+    }
+
+    fn ask(mut session: Session, request: &AccelerateRequest, mut see: impl FnMut(&Canary)) -> Result<Self> {
+        session.say(&Request::Accelerate(Box::new(request.clone())))?;
         session.expect("the sign that it is armed", |m| {
             if let Message::Canary(canary) = m {
                 see(canary);
