@@ -13,7 +13,10 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_XDP: u16 = 43;
 const IFLA_INFO_KIND: u16 = 1;
+/// The program where there is one, then those of the driver, of the generic hook and of the hardware.
+const IFLA_XDP_IDS: std::ops::RangeInclusive<u16> = 4..=7;
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 8;
 const ARPHRD_ETHER: u16 = 1;
@@ -39,6 +42,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of its other end (veth) or of what it lies on; it may be in another namespace.
     pub peer: Option<u32>,
+    /// Ids of its XDP programs.
+    pub xdp: Vec<u32>,
 }
 
 /// The devices of the socket's namespace.
@@ -57,6 +62,14 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
 pub fn read(body: &[u8]) -> Option<Link> {
     let attributes = Attributes::behind(body, IFINFOMSG);
     let flags = word(body, 8)?;
+    let mut xdp: Vec<u32> = attributes
+        .nested(IFLA_XDP)
+        .into_iter()
+        .flat_map(|xdp| IFLA_XDP_IDS.filter_map(move |kind| xdp.word(kind)))
+        .filter(|id| *id != 0)
+        .collect();
+    xdp.sort_unstable();
+    xdp.dedup();
     Some(Link {
         index: word(body, 4)?,
         name: attributes.text(IFLA_IFNAME)?,
@@ -67,6 +80,7 @@ pub fn read(body: &[u8]) -> Option<Link> {
         ethernet: half(body, 2) == Some(ARPHRD_ETHER),
         master: attributes.word(IFLA_MASTER),
         peer: attributes.word(IFLA_LINK),
+        xdp,
     })
 }
 
@@ -86,7 +100,8 @@ mod tests {
             .with(IFLA_MTU, &1450u32.to_ne_bytes())
             .with(IFLA_LINK, &2u32.to_ne_bytes())
             .with(IFLA_MASTER, &3u32.to_ne_bytes())
-            .with_nested(IFLA_LINKINFO, &info);
+            .with_nested(IFLA_LINKINFO, &info)
+            .with_nested(IFLA_XDP, &Body::default().with(2, &[1]).with(4, &77u32.to_ne_bytes()).with(6, &77u32.to_ne_bytes()));
         let link = read(body.bytes()).expect("a device");
         let expected = Link {
             index: 7,
@@ -98,6 +113,7 @@ mod tests {
             ethernet: true,
             master: Some(3),
             peer: Some(2),
+            xdp: vec![77],
         };
         assert_eq!(link, expected);
         assert_eq!(read(&header[..8]), None);

@@ -159,7 +159,7 @@ mod tests {
 
     fn veth(index: u32, peer: u32, mtu: u32, master: Option<u32>) -> Link {
         let name = format!("veth{index}");
-        Link { index, name, kind: "veth".into(), mtu, up: true, loopback: false, ethernet: true, master, peer: Some(peer) }
+        Link { index, name, kind: "veth".into(), mtu, up: true, loopback: false, ethernet: true, master, peer: Some(peer), xdp: Vec::new() }
     }
 
     fn bridge(index: u32) -> Link {

@@ -253,6 +253,7 @@ mod tests {
             ethernet: true,
             master: None,
             peer: None,
+            xdp: Vec::new(),
         };
         Topology {
             ports: HashMap::from([(ip("10.42.1.2"), port(5)), (ip("10.42.1.3"), port(6))]),

@@ -6,6 +6,8 @@ use std::io;
 use anyhow::{Context, Result};
 use libbpf_rs::libbpf_sys as sys;
 use nix::sys::socket::SockProtocol;
+use sockpath_kernel::link;
+use sockpath_kernel::netlink::NETLINK_ROUTE;
 use sockpath_kernel::netns::inside;
 use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::DeviceFilters;
@@ -42,6 +44,8 @@ pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) 
         let socket = Socket::open(SockProtocol::NetlinkRoute).context("cannot open a netlink socket")?;
         let qdiscs = dump_all(&socket, RTM_GETQDISC, RTM_NEWQDISC, &tcmsg(0, 0)).context("cannot list queue disciplines")?;
         let qdiscs: Vec<Discipline> = qdiscs.iter().filter_map(|body| Discipline::read(body)).collect();
+        let links = sockpath_kernel::netlink::Socket::open(NETLINK_ROUTE).and_then(|mut socket| link::list(&mut socket));
+        let links = links.context("cannot list the devices")?;
         let mut found = Vec::new();
         for (index, name) in devices {
             for qdisc in qdiscs.iter().filter(|q| q.ifindex == *index) {
@@ -56,7 +60,9 @@ pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) 
                     );
                 }
             }
-            found.extend(attached_programs(*index, programs)?.into_iter().map(|(kind, what)| (name.clone(), kind, what)));
+            let at_xdp = links.iter().filter(|link| link.index == *index).flat_map(|link| &link.xdp);
+            found.extend(at_tcx(*index, programs)?.into_iter().map(|what| (name.clone(), BypassKind::TcProgram, what)));
+            found.extend(at_xdp.map(|id| (name.clone(), BypassKind::XdpProgram, format!("program {}", programs.name(*id)))));
         }
         // A kernel lists a filter once as itself and once for each of its parts.
         found.dedup();
@@ -208,8 +214,8 @@ fn actions(kind: &str, options: &Attributes<'_>) -> Vec<String> {
     each.iter().filter_map(text).collect()
 }
 
-/// tcx and XDP programs of a device of the namespace of this thread.
-fn attached_programs(ifindex: u32, programs: &Programs) -> Result<Vec<(BypassKind, String)>> {
+/// tcx programs of a device of the namespace of this thread, in words.
+fn at_tcx(ifindex: u32, programs: &Programs) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let index = i32::try_from(ifindex)?;
     for (kind, side) in [(sys::BPF_TCX_INGRESS, "ingress"), (sys::BPF_TCX_EGRESS, "egress")] {
@@ -218,14 +224,7 @@ fn attached_programs(ifindex: u32, programs: &Programs) -> Result<Vec<(BypassKin
             Err(e) if e.downcast_ref().and_then(io::Error::raw_os_error) == Some(libc::EINVAL) => Vec::new(),
             ids => ids.context("cannot ask for tcx programs")?,
         };
-        for id in ids {
-            found.push((BypassKind::TcProgram, format!("{side} tcx program {}", programs.name(id))));
-        }
-    }
-    let mut id = 0;
-    // SAFETY: it writes one id, and asks through a socket of its own in this thread's namespace.
-    if unsafe { sys::bpf_xdp_query_id(index, 0, &raw mut id) } == 0 && id != 0 {
-        found.push((BypassKind::XdpProgram, format!("program {}", programs.name(id))));
+        found.extend(ids.into_iter().map(|id| format!("{side} tcx program {}", programs.name(id))));
     }
     Ok(found)
 }
