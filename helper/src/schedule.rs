@@ -7,8 +7,10 @@ use nix::time::ClockId;
 
 use sockpath_kernel::clock::clock_ns;
 
-/// Time between two reports.
+/// Time between two reports, unless they take more than 2 % of a CPU then.
 pub const REPORT: Duration = Duration::from_secs(1);
+const REPORT_SHARE: u32 = 50;
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// News is reported at once, but not sooner than this after the last report, and not so often that reports take more than 10 % of a CPU.
 const NEWS: Duration = Duration::from_millis(200);
@@ -44,20 +46,32 @@ impl Schedule {
     /// A report was made, which took this much CPU time.
     pub fn done(&mut self, took: Duration) {
         self.last = Instant::now();
-        self.next = self.last + REPORT;
+        self.next = self.last + (took * REPORT_SHARE).clamp(REPORT, LONGEST);
         self.took = took;
     }
 }
 
-/// Does something; what came of it, and the CPU time that it took: others may have had the CPU in between, or the reader of what is
-/// written was slow.
+/// Does something; what came of it, and the CPU time that it took in this thread: others may have had the CPU in between.
 ///
 /// # Errors
 /// Those of what is done, and when the clock cannot be read.
 pub fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
-    let began = clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    timed_by(ClockId::CLOCK_THREAD_CPUTIME_ID, f)
+}
+
+/// The same with the time in all threads: that of the short path collects its connections for a report. The reader of what is written may
+/// be slow, which does not count.
+///
+/// # Errors
+/// As [`timed`].
+pub fn timed_in_all_threads<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    timed_by(ClockId::CLOCK_PROCESS_CPUTIME_ID, f)
+}
+
+fn timed_by<T>(clock: ClockId, f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let began = clock_ns(clock)?;
     let done = f()?;
-    Ok((done, Duration::from_nanos(clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)?.saturating_sub(began))))
+    Ok((done, Duration::from_nanos(clock_ns(clock)?.saturating_sub(began))))
 }
 
 #[cfg(test)]
@@ -80,7 +94,17 @@ mod tests {
         schedule.bring_forward();
         assert_eq!(schedule.next, schedule.last + Duration::from_millis(600));
         schedule.done(Duration::from_secs(1));
+        assert_eq!(schedule.next, schedule.last + LONGEST);
         schedule.bring_forward();
-        assert_eq!(schedule.next, schedule.last + REPORT);
+        assert_eq!(schedule.next, schedule.last + LONGEST);
+    }
+
+    #[test]
+    fn reports_take_a_small_share_of_a_cpu() {
+        let mut schedule = Schedule::default();
+        for (took, wait) in [(1, REPORT), (20, REPORT), (40, Duration::from_secs(2)), (400, LONGEST)] {
+            schedule.done(Duration::from_millis(took));
+            assert_eq!(schedule.next, schedule.last + wait);
+        }
     }
 }

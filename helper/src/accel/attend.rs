@@ -23,7 +23,7 @@ use super::relay;
 use super::stop::rearm;
 use super::suspension;
 use super::upkeep::Upkeep;
-use crate::schedule::{Schedule, timed};
+use crate::schedule::{Schedule, timed, timed_in_all_threads};
 
 /// At least this long between two passes over the connections, and this many times the CPU time that the last one took: 20 % of
 /// a CPU while there are connections to pair and insert, 2 % for looking after those that are, 10 % while they go over.
@@ -260,7 +260,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
             }
             () = tokio::time::sleep_until(reports.next().into()) => {
                 let chosen = &*attendance.chosen;
-                let ((), took) = timed(|| {
+                let ((), took) = timed_in_all_threads(|| {
                     instance.look()?;
                     client.report(instance, chosen)
                 })?;

@@ -14,7 +14,7 @@ use crate::accel::instance::Instance;
 use crate::accel::pairing;
 use crate::accel::report::Snapshot;
 use crate::lease::RENEWAL;
-use crate::schedule::{Schedule, timed};
+use crate::schedule::{Schedule, timed_in_all_threads};
 use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
 
@@ -71,7 +71,7 @@ impl<'a> Driver<'a> {
                     return Ok(EndReason::Done);
                 },
                 () = tokio::time::sleep_until(reports.next().into()) => {
-                    let ((), took) = timed(|| self.report_short())?;
+                    let ((), took) = timed_in_all_threads(|| self.report_short())?;
                     reports.done(took);
                 }
             }
@@ -108,7 +108,7 @@ impl<'a> Driver<'a> {
 
     fn report_short(&mut self) -> Result<()> {
         let (Controller::Plugin { session, .. }, Some(worker)) = (&mut self.controller, self.short) else { return Ok(()) };
-        session.send(&Message::Pairs(worker.snapshot()?))
+        session.stream(&Message::Pairs(worker.snapshot()?))
     }
 
     /// Has the short path execute a command; what there is to warn of.
@@ -215,7 +215,7 @@ impl Client for Driver<'_> {
         let sockets = Snapshot { instance, all: &all, pods: chosen.names(), dry: false };
         match self.short.map(Worker::snapshot) {
             None => session.stream(&sockets),
-            Some(Ok(short)) => session.send(&Message::Pairs(merge::snapshots(sockets.collect(), short))),
+            Some(Ok(short)) => session.stream(&Message::Pairs(merge::snapshots(sockets.collect(), short))),
             Some(Err(e)) => self.do_without_short(&e),
         }
     }
