@@ -9,19 +9,29 @@ use sockpath_protocol::packet::IncidentKind;
 
 use super::scene::Scene;
 
-/// A counter of `TcpExt`, and the incident that it stands for.
+/// Counters of `TcpExt`, and the incident that they stand for: as often as the one that rose most says.
 struct Counter {
-    name: &'static str,
+    names: &'static [&'static str],
     what: IncidentKind,
     /// The incident in words; `{}` is how often.
     words: &'static str,
 }
 
 const COUNTERS: &[Counter] = &[
-    Counter { name: "ListenOverflows", what: IncidentKind::BacklogOverflow, words: "listeners refused {} connections" },
-    Counter { name: "TCPReqQFullDoCookies", what: IncidentKind::SynCookies, words: "{} SYNs were answered with cookies" },
-    Counter { name: "TCPReqQFullDrop", what: IncidentKind::SynQueueFull, words: "{} SYNs found the queue of half-open connections full" },
-    Counter { name: "TCPToZeroWindowAdv", what: IncidentKind::ZeroWindow, words: "receive windows were closed {} times" },
+    Counter { names: &["ListenOverflows"], what: IncidentKind::BacklogOverflow, words: "listeners refused {} connections" },
+    Counter { names: &["TCPReqQFullDoCookies"], what: IncidentKind::SynCookies, words: "{} SYNs were answered with cookies" },
+    Counter {
+        names: &["TCPReqQFullDrop"],
+        what: IncidentKind::SynQueueFull,
+        words: "{} SYNs found the queue of half-open connections full",
+    },
+    // A window that is closed because a packet did not fit into the receive buffer is counted only when it opens again
+    // (tcp_select_window(), ICSK_ACK_NOMEM).
+    Counter {
+        names: &["TCPToZeroWindowAdv", "TCPFromZeroWindowAdv"],
+        what: IncidentKind::ZeroWindow,
+        words: "receive windows were closed {} times",
+    },
 ];
 
 /// Namespaces of pods whose counters are watched.
@@ -34,7 +44,7 @@ pub struct Watch {
 struct Watched {
     netns: File,
     inode: u32,
-    readings: Vec<u64>,
+    readings: Vec<Vec<u64>>,
 }
 
 /// What a counter says.
@@ -67,9 +77,12 @@ impl Watch {
         for w in &mut self.watched {
             // A pod that is gone counts nothing.
             let Ok(now) = read(&w.netns) else { continue };
-            for ((counter, before), now) in COUNTERS.iter().zip(&w.readings).zip(&now).filter(|((_, before), now)| now > before) {
-                let detail = counter.words.replace("{}", &(now - before).to_string());
-                rises.push(Rise { netns: w.inode, what: counter.what, detail });
+            for ((counter, before), now) in COUNTERS.iter().zip(&w.readings).zip(&now) {
+                let rise = now.iter().zip(before).map(|(now, before)| now.saturating_sub(*before)).max().unwrap_or(0);
+                if rise > 0 {
+                    let detail = counter.words.replace("{}", &rise.to_string());
+                    rises.push(Rise { netns: w.inode, what: counter.what, detail });
+                }
             }
             w.readings = now;
         }
@@ -77,10 +90,11 @@ impl Watch {
     }
 }
 
-fn read(netns: &File) -> Result<Vec<u64>> {
+fn read(netns: &File) -> Result<Vec<Vec<u64>>> {
     let text = inside(netns, || std::fs::read_to_string("/proc/thread-self/net/netstat").context("cannot read /proc/net/netstat"))?;
     // A kernel that has no such counter counts nothing.
-    Ok(COUNTERS.iter().map(|c| value(&text, "TcpExt:", c.name).unwrap_or(0)).collect())
+    let of = |counter: &Counter| counter.names.iter().map(|name| value(&text, "TcpExt:", name).unwrap_or(0)).collect();
+    Ok(COUNTERS.iter().map(of).collect())
 }
 
 /// A counter of a file of line pairs: names, then values, both after the same prefix.

@@ -106,7 +106,7 @@ kinds! {
         ["causes: queue of half-open connections full"];
     ZeroWindow "zero-window" Warning "A reader is too slow: zero window":
         "The receive buffer of a socket was full, so TCP stopped the writer. The pod where the window closed has the slow reader.",
-        "The counter TCPToZeroWindowAdv of that pod's network namespace rose; other connections of the pod count, too.",
+        "The counter TCPToZeroWindowAdv or TCPFromZeroWindowAdv of that pod's network namespace rose; other connections of the pod count, too.",
         "look at what the application does instead of reading, and at its CPU limit: `ss -tm` in the pod shows Recv-Q",
         ["causes: reader that does not read"];
     CpuThrottled "cpu-throttled" Warning "A pod reached its CPU limit":
