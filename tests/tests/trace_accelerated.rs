@@ -4,12 +4,14 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use sockpath_tests::lab::Lab;
 use sockpath_tests::polled::Polled;
 use sockpath_tests::root_or_skip;
-use sockpath_tests::state::SetAtEnd;
+use sockpath_tests::state::{SetAtEnd, eventually};
+use sockpath_tests::torture::accelerator;
 use sockpath_tests::trace::{Trace, Traced, trace};
 
 fn ids(stages: &Value) -> Vec<&str> {
@@ -113,9 +115,11 @@ fn an_acceleration_of_others_is_noticed() {
         opened.recv().unwrap();
         // A connection that is open is found in the pod's network namespace; this one is not of its cgroup.
         let status = lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--detach", "--for", "1m"]).status().unwrap();
-        let traced = Trace::start(lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish();
         assert!(status.success());
-        traced
+        eventually("it is accelerated", Duration::from_secs(30), || {
+            accelerator::status(lab).expect("a status").pairs.totals.accelerated > 0
+        });
+        Trace::start(lab, &["curl", "httpbin", "--no-probe", "--duration", "4s"]).finish()
     });
     let stopped = lab.plugin().args(["stop", "--lab"]).status().unwrap();
     assert!(stopped.success());
