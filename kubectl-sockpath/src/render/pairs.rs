@@ -269,8 +269,10 @@ pub fn gain(nodes: &[NodePairs], style: &Style) -> Text {
     let mut out = Text::default();
     for path in [Carrier::Socket, Carrier::Short] {
         let measured = |p: &Pair| Some((p.turnaround_before_ns?, p.turnaround_after_ns?));
-        let times: Vec<(u64, u64)> = nodes.iter().flat_map(|n| &n.snapshot.pairs).filter(|p| p.via == path).filter_map(measured).collect();
-        let (Some(before), Some(after)) = (median(times.iter().map(|t| t.0)), median(times.iter().map(|t| t.1))) else { continue };
+        // Both nodes of a connection may have a row.
+        let pairs = nodes.iter().flat_map(|n| &n.snapshot.pairs).filter(|p| p.via == path);
+        let times: BTreeMap<_, (u64, u64)> = pairs.filter_map(|p| Some(((p.client, p.server), measured(p)?))).collect();
+        let (Some(before), Some(after)) = (median(times.values().map(|t| t.0)), median(times.values().map(|t| t.1))) else { continue };
         let of = if times.len() == 1 { "of 1 connection".to_owned() } else { format!("medians of {} connections", times.len()) };
         let text = format!("{}: request to answer {} before, {} now ({of})", path.in_words(), nanos(before), nanos(after));
         for line in crate::terminal::wrap(&text, style.width) {
@@ -400,7 +402,11 @@ mod tests {
         );
         let mut short = pair(41_003, PairState::Accelerated);
         (short.via, short.turnaround_after_ns) = (Carrier::Short, Some(17_000));
-        nodes[0].snapshot.pairs.extend([short.clone(), short]);
+        let mut other = short.clone();
+        other.client.set_port(41_004);
+        nodes[0].snapshot.pairs.extend([short.clone(), other]);
+        // The row of the other node.
+        nodes.push(NodePairs { node: "node-2".to_owned(), snapshot: PairsSnapshot { pairs: vec![short], ..PairsSnapshot::default() } });
         let text = gain(&nodes, &Style::plain(100));
         assert!(text.contains("device to device: request to answer 23.0 us before, 17.0 us now (medians of 2 connections)"), "{text}");
         assert_eq!(gain(&[], &Style::plain(100)).lines().count(), 0);
