@@ -160,10 +160,11 @@ impl Heard {
         text
     }
 
-    /// Joins what the nodes of a connection know about it. Where all pods are chosen and no helper was lost, an unknown end is not a pod.
-    pub fn join_halves(&mut self) {
+    /// Joins what the nodes of a connection know about it. Where all pods are chosen, an end that no node knows is not a pod; at the end of
+    /// a run also one whose address another node may have translated, unless a helper is missing.
+    pub fn join_halves(&mut self, is_end: bool) {
         join_halves(&mut self.nodes);
-        let is_complete = self.lost.is_empty();
+        let is_complete = is_end && self.lost.is_empty() && (0..self.nodes.len()).all(|helper| self.started.contains(&helper));
         let unknown = |p: &&mut Pair| p.reason == Some(Reason::PeerNotChosen) && (is_complete || p.server.is_some());
         if self.every_pod {
             self.nodes.iter_mut().flat_map(|n| &mut n.snapshot.pairs).filter(unknown).for_each(|p| p.reason = Some(Reason::PeerNotPod));
@@ -172,7 +173,7 @@ impl Heard {
 
     /// Prints how it went and says how the command ends.
     pub fn conclude(mut self, form: &Form) -> Result<Exit> {
-        self.join_halves();
+        self.join_halves(true);
         let pairs: usize = self.nodes.iter().map(|n| n.snapshot.pairs.len()).sum();
         if form.json {
             output::emit(&Machine::document(&self.document(form))?)?;
@@ -331,17 +332,23 @@ mod tests {
         assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::PeerNotChosen));
         let servers = vec![half("10.42.1.2:40000", "10.42.2.3:8080", db, Some("10.42.2.3:8080"), Reason::OtherNode)];
         heard.take(1, "n2", Event::Said(Box::new(snapshot(servers))));
-        heard.join_halves();
+        heard.join_halves(false);
         let joined = &heard.nodes[0].snapshot.pairs[0];
         assert_eq!((joined.reason, joined.via_service), (Some(Reason::OtherNode), true));
         assert_eq!(joined.server_pod.as_deref(), Some("shop/db"));
         assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "nobody knows where this one goes");
         heard.every_pod = true;
+        heard.join_halves(false);
+        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "the other node's table may be older");
         heard.lost.push("n3".to_owned());
-        heard.join_halves();
+        heard.join_halves(true);
         assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n3 may know it");
         heard.lost.clear();
-        heard.join_halves();
+        heard.started.remove(&1);
+        heard.join_halves(true);
+        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n2 may know it");
+        heard.started.insert(1);
+        heard.join_halves(true);
         assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::OtherNode));
         assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotPod), "all pods are chosen, and it is none of them");
     }

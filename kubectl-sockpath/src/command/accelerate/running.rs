@@ -419,7 +419,7 @@ impl<'a> Session<'a> {
     fn draw(&mut self) -> Result<()> {
         (self.drawn, self.outdated) = (Some(Instant::now()), false);
         self.progress.clear();
-        self.heard.join_halves();
+        self.heard.join_halves(false);
         if !output::is_terminal() {
             return output::print(&self.changes.lines(&self.heard.nodes));
         }
