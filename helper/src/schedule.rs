@@ -1,4 +1,4 @@
-//! When reports about connections are due: each second, and sooner when there is news.
+//! When reports about connections are due: each second, sooner when there is news, later when they are costly.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use nix::time::ClockId;
 
 use sockpath_kernel::clock::clock_ns;
 
-/// Time between two reports, unless they take more than 2 % of a CPU then.
+/// Time between two reports. Where they would take more than 2 % of a CPU, up to the longest time.
 pub const REPORT: Duration = Duration::from_secs(1);
 const REPORT_SHARE: u32 = 50;
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(3);
 
 /// News is reported at once, but not sooner than this after the last report, and not so often that reports take more than 10 % of a CPU.
 const NEWS: Duration = Duration::from_millis(200);
@@ -59,8 +59,7 @@ pub fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     timed_by(ClockId::CLOCK_THREAD_CPUTIME_ID, f)
 }
 
-/// The same with the time in all threads: that of the short path collects its connections for a report. The reader of what is written may
-/// be slow, which does not count.
+/// The same with the CPU time of all threads: that of the short path collects its connections for a report.
 ///
 /// # Errors
 /// As [`timed`].

@@ -27,7 +27,7 @@ pub enum Message {
     Counters(Counters),
     /// What became of a probe.
     Probed(Probed),
-    /// The pairs of an acceleration, about once a second.
+    /// The pairs of an acceleration: about once a second, after 0.2 s when there is news, after up to 3 s when there are many.
     Pairs(PairsSnapshot),
     /// What bytes that go socket to socket would bypass (during a dry run).
     Bypassed {

@@ -218,12 +218,10 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
         tokio::select! {
             command = client.command() => {
                 let command = command?;
+                reports.bring_forward();
                 match command {
                     Command::End(reason) => return Ok(reason),
-                    Command::News => {
-                        reports.bring_forward();
-                        continue;
-                    }
+                    Command::News => continue,
                     _ => {}
                 }
                 for text in attendance.execute(command)? {

@@ -64,8 +64,7 @@ impl<'a> Driver<'a> {
             tokio::select! {
                 command = self.command() => match command? {
                     Command::End(reason) => return Ok(reason),
-                    Command::News => reports.bring_forward(),
-                    _ => {}
+                    _ => reports.bring_forward(),
                 },
                 _ = renewals.tick() => if self.renew_short(false)? || self.is_time_over() {
                     return Ok(EndReason::Done);
@@ -123,7 +122,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Waits until the approved connections of the short path are others. Cancel-safe.
+/// Waits until approvals of the short path have changed. Cancel-safe.
 async fn news(short: Option<&Worker>) {
     match short {
         Some(worker) => worker.news().await,
@@ -168,8 +167,9 @@ impl Client for Driver<'_> {
 
     async fn command(&mut self) -> Result<Command> {
         let command = tokio::select! {
+            // Without a plugin nothing is reported.
+            () = news(self.short), if matches!(self.controller, Controller::Plugin { .. }) => Command::News,
             command = self.controller.command() => command?,
-            () = news(self.short) => Command::News,
         };
         match self.forward(&command) {
             Ok(warnings) if self.alone => warnings.into_iter().try_for_each(|text| self.warn(text))?,
