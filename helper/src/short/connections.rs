@@ -6,7 +6,7 @@ use std::time::Instant;
 use sockpath_kernel::conntrack::{Entry, Tuple};
 
 use super::eligible::Leg;
-use super::flow::State;
+use super::flow::{State, Tracking};
 
 /// A connection.
 #[derive(Debug)]
@@ -25,7 +25,9 @@ pub struct Connection {
     pub live: bool,
     /// When connection tracking was asked.
     pub asked: Instant,
-    /// The time of the last redirected packet when it was asked.
+    /// What it said, and in which epoch.
+    pub answer: (Tracking, u32),
+    /// The time of the last redirected packet when the entry was refreshed.
     pub last_ns: u64,
     /// Packets that were redirected while it had slots that it has released.
     pub packets: u64,
@@ -34,10 +36,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that nothing was done about yet.
-    pub fn new(entry: &Entry, state: State, live: bool) -> Box<Self> {
+    /// A connection that nothing was done about yet; `asked` is when connection tracking had this entry.
+    pub fn new(entry: &Entry, state: State, live: bool, asked: Instant) -> Box<Self> {
         let Entry { original, reply, id, .. } = *entry;
-        Box::new(Self { original, reply, id, state, installed: None, live, asked: Instant::now(), last_ns: 0, packets: 0, bytes: 0 })
+        let answer = (Tracking::NotAsked, 0);
+        Box::new(Self { original, reply, id, state, installed: None, live, asked, answer, last_ns: 0, packets: 0, bytes: 0 })
     }
 }
 
@@ -102,6 +105,11 @@ impl Connections {
     /// The original tuples of all.
     pub fn tuples(&self) -> Vec<Tuple> {
         self.by_tuple.keys().copied().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_tuple.len()
     }
 
     /// All.

@@ -1,4 +1,4 @@
-//! The life of a connection on the short path: its states, and what is to be done next. Pure; `applier.rs` does it.
+//! The life of a connection on the short path: its states, and what is to be done next. Pure; `path.rs` does it.
 
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub enum Tracking {
         refusal: Option<Reason>,
         /// Packets outside its windows are let through.
         liberal: bool,
+        /// It expires noticeably sooner than after a packet through the stack.
+        aged: bool,
     },
 }
 
@@ -49,7 +51,7 @@ pub struct Snapshot {
     pub ended: bool,
     /// It has to take the stack for the time being.
     pub paused: bool,
-    /// Packets were redirected since connection tracking was asked last.
+    /// Packets were redirected since the entry was refreshed last.
     pub active: bool,
     /// Time since connection tracking was asked.
     pub asked: Duration,
@@ -129,7 +131,7 @@ fn look_after(state: State, now: &Snapshot) -> (State, Vec<Action>) {
         Tracking::Entry { refusal: Some(reason), .. } => (State::Refused(reason), vec![Action::Disarm, Action::Remove]),
         Tracking::Entry { sound: false, .. } => (State::Watched, vec![Action::Disarm]),
         Tracking::Entry { liberal: false, .. } => (State::Watched, vec![Action::Disarm]),
-        Tracking::Entry { .. } if now.active => (state, vec![Action::Refresh]),
+        Tracking::Entry { aged: true, .. } if now.active => (state, vec![Action::Refresh]),
         Tracking::Entry { .. } => (state, Vec::new()),
     }
 }

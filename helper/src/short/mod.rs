@@ -16,6 +16,7 @@ pub mod pins;
 mod programs;
 mod report;
 mod rules;
+mod table;
 mod timeouts;
 mod worker;
 

@@ -83,7 +83,7 @@ impl ShortPath {
         self.paths.is_empty()
     }
 
-    /// Takes in what has happened; whether other connections are approved now.
+    /// Takes in what has happened; whether approvals have changed.
     ///
     /// # Errors
     /// When the kernel does not answer.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::time::ClockId;
 use sockpath_kernel::change::{Changes, Watch};
 use sockpath_kernel::clock::clock_ns;
-use sockpath_kernel::conntrack::{Conntrack, Destroyed, Entry, Tuple, Update};
+use sockpath_kernel::conntrack::{Entry, Tuple};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_kernel::netns::inside;
 use sockpath_kernel::route::{self, Route};
@@ -24,17 +24,42 @@ use super::eligible::{Leg, Target, Topology, directions, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
 use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
-use super::timeouts::Timeouts;
+use super::table::Table;
 use crate::node::Netns;
-
-/// Longest time between two questions about one entry.
-const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// Time between two looks at devices where nothing reports changes: inside the pods, and programs at tcx.
 const LOOK_AROUND: Duration = Duration::from_secs(10);
 
-/// An entry is asked about, and refreshed, this many times before it would expire.
-const ASKS_BEFORE_EXPIRY: u32 = 4;
+/// Time between two lists of all entries where there are many connections: a little less than between two questions about one.
+const LIST_EVERY: Duration = Duration::from_secs(9);
+
+/// How long an answer of connection tracking is valid for an approval of a connection without translation: a new entry of its tuple would
+/// translate nothing either, and the programs look up the entry when they redirect.
+const ANSWER_HOLDS: Duration = Duration::from_secs(2);
+
+/// After it has caught up with changes, the helper does so again only after this many times the time that it took.
+const CATCH_UP_SHARE: u32 = 4;
+
+/// What has changed and was not looked at yet.
+#[derive(Debug)]
+struct Outdated {
+    devices: bool,
+    /// What becomes of the packets of connections.
+    plans: bool,
+    not_before: Instant,
+}
+
+impl Default for Outdated {
+    fn default() -> Self {
+        Self { devices: false, plans: false, not_before: Instant::now() }
+    }
+}
+
+impl Outdated {
+    fn any(&self) -> bool {
+        self.devices || self.plans
+    }
+}
 
 /// The short path of one node.
 #[derive(Debug)]
@@ -45,19 +70,22 @@ pub struct Path {
     ours: Vec<u32>,
     pods: Vec<Pod>,
     elsewhere: HashMap<IpAddr, String>,
+    /// Names of the chosen pods of all nodes, by address.
+    names: HashMap<IpAddr, String>,
     topology: Topology,
     attachments: Attachments,
-    conntrack: Conntrack,
-    /// For kernels whose programs cannot ask it.
-    destroyed: Option<Destroyed>,
+    table: Table,
     routes: Socket,
     known_routes: HashMap<(IpAddr, IpAddr, u32), Option<Route>>,
     watch: Watch,
-    timeouts: Timeouts,
     rules: PacketRules,
     connections: Connections,
-    /// Connections approved so far, and those sent back to the stack.
+    outdated: Outdated,
+    /// When all entries were listed to look after the connections.
+    listed: Instant,
+    /// How often a connection was approved, or taken back to the stack although it goes on; and how often that was at the last look.
     approvals: u64,
+    approvals_seen: u64,
     /// Nothing is attached and no connection is touched: only what would be done is found out.
     dry: bool,
     /// When devices were looked at.
@@ -76,30 +104,30 @@ impl Path {
         control.started_ns.store(clock_ns(ClockId::CLOCK_MONOTONIC)?, Ordering::Relaxed);
         let ids = [&programs.from_pod, &programs.from_node, &programs.delivered].map(|p| tc::program_id(std::os::fd::AsFd::as_fd(p)));
         let ours = ids.into_iter().collect::<Result<Vec<_>, _>>().context("cannot identify the programs of the short path")?;
-        let (conntrack, destroyed, routes, watch) = inside(&netns.file, || {
-            let conntrack = Conntrack::open().context("cannot reach connection tracking")?;
-            let destroyed = (!programs.asks_conntrack).then(Destroyed::open).transpose().context("cannot follow connection tracking")?;
+        let table = Table::open(&netns, !programs.asks_conntrack)?;
+        let (routes, watch) = inside(&netns.file, || {
             let routes = Socket::open(NETLINK_ROUTE).context("cannot reach the routing tables")?;
-            Ok((conntrack, destroyed, routes, Watch::open().context("cannot follow changes of rules and routes")?))
+            Ok((routes, Watch::open().context("cannot follow changes of rules and routes")?))
         })?;
-        let timeouts = Timeouts::of(&netns)?;
         let mut path = Self {
             netns,
             programs,
             ours,
+            names: names(&pods, &elsewhere),
             pods,
             elsewhere,
             topology: Topology::default(),
             attachments: Attachments::new(),
-            conntrack,
-            destroyed,
+            table,
             routes,
             known_routes: HashMap::new(),
             watch,
-            timeouts,
             rules: PacketRules::default(),
             connections: Connections::default(),
+            outdated: Outdated::default(),
+            listed: Instant::now(),
             approvals: 0,
+            approvals_seen: 0,
             dry,
             looked: Instant::now(),
             paused: HashMap::new(),
@@ -115,7 +143,7 @@ impl Path {
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         // SAFETY: the ring buffer lives as long as `self`, and so does its descriptor.
         let events = unsafe { BorrowedFd::borrow_raw(self.programs.event_fd()) };
-        std::iter::once(events).chain(self.watch.fds()).chain(self.destroyed.iter().map(Destroyed::fd)).collect()
+        std::iter::once(events).chain(self.watch.fds()).chain(self.table.fd()).collect()
     }
 
     /// The programs' variables.
@@ -128,30 +156,31 @@ impl Path {
         &mut self.programs
     }
 
-    /// Takes in what has happened; whether other connections are approved now.
+    /// Takes in what has happened; whether approvals have changed since the last look.
     pub fn look(&mut self) -> Result<bool> {
-        let before = self.approvals;
         let changes = self.watch.changes().context("cannot read changes of rules and routes")?;
         if !changes.is_empty() {
             self.take_in(&changes)?;
         }
-        if let Some(destroyed) = &mut self.destroyed {
-            match destroyed.entries().context("cannot read connection tracking")? {
-                Some(entries) => entries.iter().for_each(|e| self.forget(e)),
-                None => self.review()?,
-            }
+        match self.table.gone()? {
+            Some(entries) => entries.iter().for_each(|e| self.forget(e)),
+            None => self.review()?,
+        }
+        if self.outdated.any() && Instant::now() >= self.outdated.not_before {
+            self.catch_up()?;
+            self.review()?;
         }
         for event in self.programs.events()? {
             match event {
                 Event::Candidate(tuple) => self.consider(&tuple)?,
                 Event::Ready(slot) | Event::Over(slot) => {
                     if let Some(tuple) = self.connections.of_slot(slot) {
-                        self.settle(&tuple)?;
+                        self.settle(&tuple, None)?;
                     }
                 }
             }
         }
-        Ok(self.approvals != before)
+        Ok(std::mem::replace(&mut self.approvals_seen, self.approvals) != self.approvals)
     }
 
     /// Looks after all connections; once a second is enough.
@@ -170,7 +199,33 @@ impl Path {
         if self.dry {
             self.track_all(true)?;
         }
-        self.connections.tuples().iter().try_for_each(|tuple| self.settle(tuple))
+        self.table.refresh_settings();
+        let is_due = self.table.is_list_worth_it(self.connections.len()) && self.listed.elapsed() >= LIST_EVERY;
+        let listed = if is_due {
+            self.listed = Instant::now();
+            Some(self.list_by_tuple()?)
+        } else {
+            None
+        };
+        let unsettled = |c: &&Connection| listed.is_some() || !self.is_settled(c);
+        let unsettled: Vec<Tuple> = self.connections.iter().filter(unsettled).map(|c| c.original).collect();
+        unsettled.iter().try_for_each(|tuple| self.settle(tuple, listed.as_ref()))
+    }
+
+    /// Whether nothing is to be done about a connection.
+    fn is_settled(&self, connection: &Connection) -> bool {
+        let snapshot = self.snapshot(connection, Tracking::NotAsked);
+        self.note_pause(connection, snapshot.paused);
+        let (state, actions) = decide(connection.state, &snapshot);
+        state == connection.state && actions.is_empty()
+    }
+
+    /// The entries of our connections; of one that is absent here, the entry is gone, or was missed by the list.
+    fn list_by_tuple(&mut self) -> Result<HashMap<Tuple, Entry>> {
+        let connections = std::mem::take(&mut self.connections);
+        let listed = self.table.list(|entry| connections.get(&entry.original).is_some_and(|c| c.id == entry.id));
+        self.connections = connections;
+        Ok(listed?.into_iter().map(|entry| (entry.original, entry)).collect())
     }
 
     /// Whether nothing is attached.
@@ -180,6 +235,7 @@ impl Path {
 
     /// Makes these the chosen pods.
     pub fn choose(&mut self, pods: Vec<Pod>, elsewhere: HashMap<IpAddr, String>) -> Result<()> {
+        self.names = names(&pods, &elsewhere);
         (self.pods, self.elsewhere) = (pods, elsewhere);
         self.begin_epoch();
         self.look_around()?;
@@ -211,10 +267,7 @@ impl Path {
 
     /// The names of the pods at the two ends of a connection, client and server.
     pub fn pod_names(&self, connection: &Connection) -> [Option<&str>; 2] {
-        [connection.original.source.ip(), connection.reply.source.ip()].map(|ip| {
-            let here = self.pods.iter().find(|p| p.ips.contains(&ip)).map(|p| p.name.as_str());
-            here.or_else(|| self.elsewhere.get(&ip).map(String::as_str))
-        })
+        [connection.original.source.ip(), connection.reply.source.ip()].map(|ip| self.names.get(&ip).map(String::as_str))
     }
 
     /// Chosen pods whose packets a limit or filter at their device, or a rule, has to see.
@@ -289,20 +342,38 @@ impl Path {
         for index in &changes.gone {
             self.attachments.detach(&self.netns, &self.programs, *index)?;
         }
-        if changes.tc || changes.lost || device_changed {
+        let devices = changes.tc || changes.lost || device_changed;
+        self.outdated.devices |= devices;
+        self.outdated.plans |= devices || changes.routes;
+        self.catch_up()?;
+        self.review()
+    }
+
+    /// Looks at the devices and finds out anew what becomes of packets, where something has changed. Many changes, as when many pods start,
+    /// wait for each other: nothing is approved meanwhile.
+    fn catch_up(&mut self) -> Result<()> {
+        if !self.outdated.any() || Instant::now() < self.outdated.not_before {
+            return Ok(());
+        }
+        let began = Instant::now();
+        if self.outdated.devices {
             self.look_around()?;
         }
-        if changes.routes || changes.tc || changes.lost || device_changed {
-            self.plan_again()?;
-        }
-        self.review()
+        self.plan_again()?;
+        self.outdated = Outdated { not_before: Instant::now() + began.elapsed() * CATCH_UP_SHARE, ..Outdated::default() };
+        Ok(())
     }
 
     /// Finds out anew what becomes of the packets of each connection.
     fn plan_again(&mut self) -> Result<()> {
+        let listed = if self.table.is_list_worth_it(self.connections.len()) { self.list_by_tuple()? } else { HashMap::new() };
         for tuple in self.connections.tuples() {
             let Some(mut connection) = self.connections.take(&tuple) else { continue };
-            let planned = match self.conntrack.get(&connection.original).context("cannot ask connection tracking")? {
+            let entry = match listed.get(&tuple) {
+                Some(entry) => Some(entry.clone()),
+                None => self.table.get(&connection.original)?,
+            };
+            let planned = match entry {
                 Some(entry) if entry.id == connection.id => self.plan(&entry),
                 _ => Err(Reason::NotTracked),
             };
@@ -322,28 +393,22 @@ impl Path {
 
     /// Takes every connection of the chosen pods that connection tracking has.
     fn track_all(&mut self, live: bool) -> Result<()> {
-        let mut found = Vec::new();
-        let ports = &self.topology.ports;
-        self.conntrack
-            .dump(|entry| {
-                if ports.contains_key(&entry.original.source.ip()) || ports.contains_key(&entry.reply.source.ip()) {
-                    found.push(entry);
-                }
-            })
-            .context("cannot list what connection tracking has")?;
-        found.iter().try_for_each(|entry| self.track(entry, live))
+        let of_pods: HashSet<IpAddr> = self.topology.ports.keys().copied().collect();
+        let at = Instant::now();
+        let found = self.table.list(|entry| [entry.original.source.ip(), entry.reply.source.ip()].iter().any(|ip| of_pods.contains(ip)))?;
+        found.iter().try_for_each(|entry| self.track(entry, live, at))
     }
 
     /// A flow that the programs do not know has lasted for some packets.
     fn consider(&mut self, tuple: &Tuple) -> Result<()> {
-        match self.conntrack.get(tuple).context("cannot ask connection tracking")? {
-            Some(entry) => self.track(&entry, false),
+        match self.table.get(tuple)? {
+            Some(entry) => self.track(&entry, false, Instant::now()),
             None => Ok(()),
         }
     }
 
     /// Takes a connection that connection tracking holds as established and assured.
-    fn track(&mut self, entry: &Entry, live: bool) -> Result<()> {
+    fn track(&mut self, entry: &Entry, live: bool, asked: Instant) -> Result<()> {
         if !entry.assured || !entry.established || entry.dying {
             return Ok(());
         }
@@ -352,7 +417,8 @@ impl Path {
             Some(_) => self.drop_connection(&entry.original),
             None => {}
         }
-        let mut connection = Connection::new(entry, State::Watched, live);
+        let mut connection = Connection::new(entry, State::Watched, live, asked);
+        connection.answer = (self.table.answer(entry, None), self.programs.epoch());
         connection.state = match self.plan(entry) {
             Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
             Ok(_) => State::Refused(Reason::Refused),
@@ -440,19 +506,29 @@ impl Path {
         }
     }
 
-    /// Decides about a connection until there is nothing left to do.
-    fn settle(&mut self, tuple: &Tuple) -> Result<()> {
+    /// Decides about a connection until there is nothing left to do. `listed` are entries of a list made just now: a connection in it is not
+    /// asked about again.
+    fn settle(&mut self, tuple: &Tuple, listed: Option<&HashMap<Tuple, Entry>>) -> Result<()> {
         let Some(mut connection) = self.connections.take(tuple) else { return Ok(()) };
         let mut tracking = Tracking::NotAsked;
         let mut planned = None;
         loop {
-            let snapshot = self.snapshot(&connection, tracking);
+            let mut snapshot = self.snapshot(&connection, tracking);
+            if listed.is_some() {
+                snapshot.ask_every = Duration::ZERO;
+            }
             self.note_pause(&connection, snapshot.paused);
             let (state, actions) = decide(connection.state, &snapshot);
             let settled = state == connection.state;
+            let is_armed = |state| matches!(state, State::Armed { .. });
+            self.approvals += u64::from(is_armed(state) != is_armed(connection.state) && state != State::Removed);
             connection.state = state;
             if actions == [Action::Ask] {
-                (tracking, planned) = self.ask(&mut connection)?;
+                (tracking, planned) = match (self.lasting_answer(&connection), listed.and_then(|entries| entries.get(tuple))) {
+                    (Some(answer), None) => answer,
+                    (_, Some(entry)) => self.understand(&mut connection, Some(entry.clone()), self.listed)?,
+                    (None, None) => self.ask(&mut connection)?,
+                };
                 continue;
             }
             if !self.apply_all(&mut connection, &actions, planned)? {
@@ -486,23 +562,37 @@ impl Path {
         let read = |word: fn(&Slot) -> u32| slots.map(|s| s.map(word));
         let all_now = |word: fn(&Slot) -> u32| read(word).is_some_and(|w| w == [epoch; 2]);
         let last_ns = slots.map_or(0, |s| s.map(|s| s.last_ns.load(Ordering::Relaxed)).into_iter().max().unwrap_or(0));
-        let timeout = self.timeouts.of_protocol(connection.original.protocol);
         Snapshot {
             epoch,
-            passed: all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
+            passed: !self.outdated.any() && all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
             ended: read(|s| s.ended.load(Ordering::Relaxed)).is_some_and(|e| e != [0; 2]),
             paused: self.paused(connection).is_some(),
             active: last_ns > connection.last_ns,
             asked: connection.asked.elapsed(),
-            ask_every: ASK_EVERY.min(Duration::from_secs(timeout.into()) / ASKS_BEFORE_EXPIRY),
+            ask_every: self.table.ask_every(connection.original.protocol),
             tracking,
         }
     }
 
+    /// What connection tracking has said of a connection that is to be approved, if that still holds.
+    fn lasting_answer(&self, connection: &Connection) -> Option<(Tracking, Option<[Leg; 2]>)> {
+        let (answer, epoch) = connection.answer;
+        let is_good = matches!(answer, Tracking::Entry { sound: true, refusal: None, .. }) && connection.state == State::Watched;
+        let is_translated = connection.original != connection.reply.reversed();
+        let holds = is_good && !is_translated && epoch == self.programs.epoch() && connection.asked.elapsed() < ANSWER_HOLDS;
+        connection.installed.filter(|_| holds).map(|(_, legs)| (answer, Some(legs)))
+    }
+
     /// Asks connection tracking about a connection that may have to be planned, too.
     fn ask(&mut self, connection: &mut Connection) -> Result<(Tracking, Option<[Leg; 2]>)> {
-        connection.asked = Instant::now();
-        let entry = self.conntrack.get(&connection.original).context("cannot ask connection tracking")?;
+        let at = Instant::now();
+        let entry = self.table.get(&connection.original)?;
+        self.understand(connection, entry, at)
+    }
+
+    /// What the entry of a connection means for it, if there is one.
+    fn understand(&mut self, connection: &mut Connection, entry: Option<Entry>, at: Instant) -> Result<(Tracking, Option<[Leg; 2]>)> {
+        connection.asked = at;
         let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original) else {
             return Ok((Tracking::Gone, None));
         };
@@ -510,8 +600,9 @@ impl Path {
             Some((_, legs)) => super::eligible::refusal(&entry).map_or(Ok(legs), Err),
             None => self.plan(&entry),
         };
-        let sound = entry.assured && entry.established && !entry.dying;
-        Ok((Tracking::Entry { sound, refusal: planned.err(), liberal: is_liberal(&entry) }, planned.ok()))
+        let answer = self.table.answer(&entry, planned.err());
+        connection.answer = (answer, self.programs.epoch());
+        Ok((answer, planned.ok()))
     }
 
     /// Does things in their order; false when one cannot be done.
@@ -526,19 +617,14 @@ impl Path {
 
     /// Does one thing; false when it cannot be done.
     fn apply(&mut self, connection: &mut Connection, action: Action, planned: Option<[Leg; 2]>) -> Result<bool> {
-        let change = |path: &mut Self, update| path.conntrack.update(&connection.original, update).context("cannot change an entry");
-        if matches!(action, Action::Arm(_) | Action::Disarm) {
-            self.approvals += 1;
-        }
         match action {
             Action::Ask => {}
             Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),
-            Action::MakeLiberal => return change(self, Update { liberal: true, timeout: None }),
+            Action::MakeLiberal => return self.table.make_liberal(&connection.original),
             Action::Refresh => {
-                let timeout = Some(self.timeouts.of_protocol(connection.original.protocol));
                 let slots = self.slots(connection).map(|s| s.map(|s| s.last_ns.load(Ordering::Relaxed)));
                 connection.last_ns = slots.and_then(|s| s.into_iter().max()).unwrap_or(0);
-                self.conntrack.update(&connection.original, Update { liberal: false, timeout }).context("cannot change an entry")?;
+                self.table.refresh(&connection.original)?;
             }
             Action::Arm(epoch) => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, epoch)),
             Action::Disarm => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, 0)),
@@ -548,12 +634,13 @@ impl Path {
     }
 }
 
+/// The names of pods by address; a pod of this node takes precedence.
+fn names(pods: &[Pod], elsewhere: &HashMap<IpAddr, String>) -> HashMap<IpAddr, String> {
+    let here = pods.iter().flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.name.clone())));
+    elsewhere.iter().map(|(ip, name)| (*ip, name.clone())).chain(here).collect()
+}
+
 /// Whether every packet has to be seen, whatever its connection is: the socket path may not bypass that by itself either.
 fn is_for_every_packet(reason: Reason) -> bool {
     matches!(reason, Reason::QueueDiscipline | Reason::TcFilter)
-}
-
-/// UDP has no windows.
-fn is_liberal(entry: &Entry) -> bool {
-    entry.liberal || entry.original.protocol != sockpath_kernel::conntrack::TCP
 }

@@ -127,7 +127,7 @@ impl Worker {
         self.perform(move |state| state.hold(hold))
     }
 
-    /// Waits until the approved connections are others than at the last call. Cancel-safe.
+    /// Waits until approvals have changed since the last call. Cancel-safe.
     pub async fn news(&self) {
         self.news.notified().await;
     }
@@ -173,7 +173,7 @@ struct Loop {
     short: ShortPath,
     inbox: Receiver<Job>,
     wakeup: Arc<EventFd>,
-    /// Notified when the approved connections are others.
+    /// Notified when approvals have changed.
     news: Arc<Notify>,
     /// Until then the lease is renewed.
     hold_until: Instant,

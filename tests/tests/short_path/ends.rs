@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use sockpath_kernel::conntrack::Update;
+use sockpath_tests::torture::accelerator::Accelerator;
 use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::{Remote, converse};
 use sockpath_tests::torture::reader::ReaderKind;
@@ -149,13 +150,48 @@ fn entries_do_not_expire_under_traffic() {
     let (client, server) = scene.connect_short(&mut on, 6000);
     let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
     let id = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").id;
-    // Eight tables are eight seconds: twice the time after which the entry would have gone.
-    for _ in 0..8 {
+    // Twice the time after which the entry would have gone.
+    let end = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < end {
         exchange(&client, &server, 5);
         let rows = rows(&mut on, &client);
         assert!(rows.iter().all(|p| p.bypassed_messages > 0) && rows.len() == 1, "{rows:#?}");
     }
     let entry = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("the entry has expired");
     assert_eq!(entry.id, id);
+    on.finish().expect("end");
+}
+
+/// So many connections are looked after by one list of all entries instead of a question for each.
+#[test]
+fn of_many_connections_those_end_whose_entries_are_deleted() {
+    const MANY: u64 = 300;
+    let Some(scene) = Scene::new("of_many_connections_those_end_whose_entries_are_deleted") else { return };
+    let mut on = scene.accelerate();
+    let to = SocketAddr::new(scene.ip("httpbin", Family::V4), 6000);
+    let listener = scene.httpbin.listen(6000, &[]);
+    let connections: Vec<_> = (0..MANY).map(|_| (scene.curl.connect(to), listener.accept())).collect();
+    // A port of the bridge that begins to forward sends all of them back to the stack for a moment.
+    let await_all = |on: &mut Accelerator, connections: &[(Remote, Remote)]| {
+        let end = Instant::now() + Duration::from_secs(30);
+        while on.next_pairs().expect("a table").totals.accelerated < connections.len() as u64 {
+            assert!(Instant::now() < end, "they are not accelerated");
+            connections.iter().for_each(|(client, server)| exchange(client, server, 10));
+        }
+    };
+    await_all(&mut on, &connections);
+    // Longer than the time between two lists.
+    let end = Instant::now() + Duration::from_secs(11);
+    while Instant::now() < end {
+        let totals = on.next_pairs().expect("a table").totals;
+        assert_eq!((totals.open, totals.closed), (MANY, 0));
+    }
+    let (deleted, kept) = connections.split_at(2);
+    for (client, _) in deleted {
+        assert!(scene.conntrack(|c| c.delete(&Scene::tuple(client, to))).expect("ctnetlink"));
+    }
+    let fewer = on.await_pairs(Duration::from_secs(20), |p| p.totals.open < MANY).expect("their ends");
+    assert_eq!(fewer.totals.open, MANY - 2);
+    await_all(&mut on, kept);
     on.finish().expect("end");
 }

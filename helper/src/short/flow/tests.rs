@@ -12,7 +12,7 @@ const QUIET: Snapshot = Snapshot {
     ask_every: Duration::from_secs(10),
     tracking: Tracking::NotAsked,
 };
-const SOUND: Tracking = Tracking::Entry { sound: true, refusal: None, liberal: true };
+const SOUND: Tracking = Tracking::Entry { sound: true, refusal: None, liberal: true, aged: true };
 const ARMED: State = State::Armed { epoch: 1 };
 
 #[test]
@@ -20,10 +20,10 @@ fn the_stack_approves_first() {
     assert_eq!(decide(State::Watched, &QUIET), (State::Watched, Vec::new()));
     let passed = Snapshot { passed: true, ..QUIET };
     assert_eq!(decide(State::Watched, &passed), (State::Watched, vec![Action::Ask]));
-    let fresh = Tracking::Entry { sound: true, refusal: None, liberal: false };
+    let fresh = Tracking::Entry { sound: true, refusal: None, liberal: false, aged: false };
     let answer = Snapshot { tracking: fresh, ..passed };
     assert_eq!(decide(State::Watched, &answer), (ARMED, vec![Action::MakeLiberal, Action::Arm(1)]));
-    let young = Snapshot { tracking: Tracking::Entry { sound: false, refusal: None, liberal: false }, ..passed };
+    let young = Snapshot { tracking: Tracking::Entry { sound: false, refusal: None, liberal: false, aged: false }, ..passed };
     assert_eq!(decide(State::Watched, &young), (State::Watched, Vec::new()));
 }
 
@@ -40,6 +40,8 @@ fn the_entry_is_refreshed_while_packets_come_and_followed_when_it_goes() {
     assert_eq!(decide(ARMED, &due), (ARMED, vec![Action::Ask]));
     assert_eq!(decide(ARMED, &Snapshot { tracking: SOUND, ..due }), (ARMED, vec![Action::Refresh]));
     assert_eq!(decide(ARMED, &Snapshot { tracking: SOUND, active: false, ..due }), (ARMED, Vec::new()));
+    let young = Tracking::Entry { sound: true, refusal: None, liberal: true, aged: false };
+    assert_eq!(decide(ARMED, &Snapshot { tracking: young, ..due }), (ARMED, Vec::new()));
     let gone = Snapshot { tracking: Tracking::Gone, ..due };
     assert_eq!(decide(ARMED, &gone), (State::Removed, vec![Action::Disarm, Action::Remove]));
 }
@@ -63,7 +65,12 @@ struct Kernel {
 struct Model {
     sound: bool,
     liberal: bool,
+    /// Seconds without a packet through the stack, or a refresh.
+    age: u64,
 }
+
+/// Seconds after which an entry expires.
+const EXPIRES: u64 = 12;
 
 impl Kernel {
     fn snapshot(&self, tracking: Tracking) -> Snapshot {
@@ -81,7 +88,7 @@ impl Kernel {
 
     fn answer(&self) -> Tracking {
         let refusal = self.refused.then_some(Reason::ForeignProgram);
-        self.entry.map_or(Tracking::Gone, |e| Tracking::Entry { sound: e.sound, refusal, liberal: e.liberal })
+        self.entry.map_or(Tracking::Gone, |e| Tracking::Entry { sound: e.sound, refusal, liberal: e.liberal, aged: e.age > 0 })
     }
 
     /// Whether a packet would be redirected: what the programs check.
@@ -105,7 +112,10 @@ impl Kernel {
                 self.armed = epoch;
             }
             Action::Disarm => self.armed = 0,
-            Action::Refresh => assert!(self.entry.is_some(), "nothing to refresh"),
+            Action::Refresh => {
+                self.entry.as_mut().expect("nothing to refresh").age = 0;
+                self.active = false;
+            }
             Action::Remove => (self.installed, self.armed) = (false, 0),
         }
     }
@@ -118,7 +128,7 @@ impl Kernel {
                 let snapshot = self.snapshot(self.answer());
                 let (next, actions) = decide(state, &snapshot);
                 assert!(!actions.contains(&Action::Ask), "asked twice");
-                (state, self.asked_ago, self.active) = (next, 0, false);
+                (state, self.asked_ago) = (next, 0);
                 actions.into_iter().for_each(|a| self.apply(a));
             } else {
                 actions.into_iter().for_each(|a| self.apply(a));
@@ -135,16 +145,26 @@ impl Kernel {
             // A new entry comes from a packet that took the stack, because the programs missed the old one and ended the flow.
             2 if self.entry.is_none() => {
                 self.ended |= self.armed == self.epoch;
-                self.entry = Some(Model { sound: true, liberal: false });
+                self.entry = Some(Model { sound: true, liberal: false, age: 0 });
             }
             3 => self.entry.iter_mut().for_each(|e| e.sound = !e.sound),
             4 => self.refused = !self.refused,
             5 => self.paused = !self.paused,
             6 => self.ended |= self.installed,
-            7 => self.asked_ago += 2,
+            7 => {
+                self.asked_ago += 2;
+                self.entry.iter_mut().for_each(|e| e.age += 2);
+                if self.entry.is_some_and(|e| e.age >= EXPIRES) {
+                    assert!(!(self.redirects() && self.active), "expired under traffic: {self:?}");
+                    self.entry = None;
+                }
+            }
             // Most of the time packets pass.
             _ if self.redirects() => self.active = true,
-            _ if self.installed && self.entry.is_some() => self.passed_in = self.epoch,
+            _ if self.installed && self.entry.is_some() => {
+                self.passed_in = self.epoch;
+                self.entry.iter_mut().for_each(|e| e.age = 0);
+            }
             _ => {}
         }
     }
@@ -161,7 +181,7 @@ fn no_sequence_of_events_redirects_what_was_not_approved() {
     };
     let mut armed = 0;
     for sequence in 0..20_000 {
-        let mut kernel = Kernel { epoch: 1, installed: true, entry: Some(Model { sound: true, liberal: false }), ..Kernel::default() };
+        let mut kernel = Kernel { epoch: 1, installed: true, entry: Some(Model { sound: true, ..Model::default() }), ..Kernel::default() };
         let mut state = State::Watched;
         for _ in 0..40 {
             kernel.happen(random(24));
