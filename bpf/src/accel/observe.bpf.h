@@ -56,14 +56,17 @@ static __always_inline void note_asking_program(struct accel_control *ctl)
 	}
 }
 
-/* Keeps that such a call was made on a socket. Others' end here. */
+/* Keeps that such a call was made on a socket. Others' end here: of pods that are not chosen, and of another helper's self-test. */
 static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
 {
 	struct accel_control *ctl;
+	__u64 cookie, netns;
 	__u32 *before;
-	__u64 cookie;
 
 	if (!sk || !BPF_CORE_READ(sk, sk_bpf_storage))
+		return 0;
+	netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
+	if (!bpf_map_lookup_elem(&namespaces, &netns))
 		return 0;
 	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	ctl = get_control();

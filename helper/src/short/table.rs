@@ -15,7 +15,7 @@ use crate::node::Netns;
 /// Longest time between two questions about one entry.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// An entry is asked about, and refreshed, this many times before it would expire.
+/// The helper queries an entry, and refreshes it, this many times before it would expire.
 const ASKS_BEFORE_EXPIRY: u32 = 4;
 
 /// An entry whose time has become shorter by this part is refreshed.
@@ -152,7 +152,7 @@ mod tests {
         let is_aged = |timeout, left| matches!(answer(&entry(TCP, left), timeout, None), Tracking::Entry { aged: true, .. });
         assert!(!is_aged(432_000, 432_000) && !is_aged(432_000, 420_000) && is_aged(432_000, 418_000));
         assert!(!is_aged(120, 117) && is_aged(120, 116));
-        // What is refreshed at each question that finds it aged is asked about sooner than it can expire.
+        // The next query of an entry that is almost aged comes before it can expire.
         for timeout in [1, 4, 30, 120, 432_000] {
             let young = timeout - timeout / AGE;
             assert!(ask_every(timeout) < Duration::from_secs(young.into()), "{timeout} s");
