@@ -37,8 +37,10 @@ const LIST_EVERY: Duration = Duration::from_secs(9);
 /// translate nothing either, and the programs look up the entry when they redirect.
 const ANSWER_HOLDS: Duration = Duration::from_secs(2);
 
-/// After it has caught up with changes, the helper does so again only after this many times the time that it took.
+/// After it has caught up with changes, the helper does so again only after this many times the time that it took, but no later than that:
+/// nothing is approved meanwhile.
 const CATCH_UP_SHARE: u32 = 4;
+const CATCH_UP_WAIT: Duration = Duration::from_millis(500);
 
 /// What has changed and was not looked at yet.
 #[derive(Debug)]
@@ -360,7 +362,8 @@ impl Path {
             self.look_around()?;
         }
         self.plan_again()?;
-        self.outdated = Outdated { not_before: Instant::now() + began.elapsed() * CATCH_UP_SHARE, ..Outdated::default() };
+        self.outdated =
+            Outdated { not_before: Instant::now() + (began.elapsed() * CATCH_UP_SHARE).min(CATCH_UP_WAIT), ..Outdated::default() };
         Ok(())
     }
 
