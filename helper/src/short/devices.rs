@@ -63,16 +63,15 @@ pub fn discover(node: &Netns, pods: &[Pod], elsewhere: impl Iterator<Item = IpAd
         topology.elsewhere.retain(|ip| !pod.ips.contains(ip));
         let open = pod.netns.open(|| others.get_or_insert_with(all_netns));
         // A pod that is ending may have lost its namespace, or the devices in it.
-        let Some((netns, inner)) = open.and_then(|netns| look_into(&netns).ok().map(|inner| (netns, inner))) else {
+        let Some(inner) = open.and_then(|netns| look_into(&netns).ok()) else {
             // Another pod may have the address by now.
             for ip in &pod.ips {
                 topology.ports.entry(ip.to_canonical()).or_insert_with(|| Port::refused(Reason::NoVeth));
             }
             continue;
         };
-        let xdp = refusals(&netns, inner.links.iter(), &programs, ours).map(|r| r.1).unwrap_or_default();
         for ip in &pod.ips {
-            topology.ports.insert(ip.to_canonical(), port(&inner, ip.to_canonical(), &topology.links, &refused.0, &xdp));
+            topology.ports.insert(ip.to_canonical(), port(&inner, ip.to_canonical(), &topology.links, &refused.0));
         }
     }
     topology.bridges = bridges(node)?.into_iter().collect();
@@ -80,7 +79,7 @@ pub fn discover(node: &Netns, pods: &[Pod], elsewhere: impl Iterator<Item = IpAd
         bridge.refusal = refused.0.get(index).copied();
     }
     // What comes in by a device to other nodes passes only programs at its ingress.
-    topology.refused_devices = refused.2;
+    topology.refused_devices = refused.1;
     Ok(topology)
 }
 
@@ -98,7 +97,7 @@ fn bridges(node: &Netns) -> Result<Vec<(u32, Bridge)>> {
 }
 
 /// Where an address of a pod is attached, and what is against that.
-fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap<u32, Reason>, xdp: &HashMap<u32, Reason>) -> Port {
+fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap<u32, Reason>) -> Port {
     let relays = inner.links.iter().any(|l| RELAYS.contains(&l.kind.as_str()));
     // The address of a pod that bridges its interface may be that of the bridge, or of what is behind it.
     let without = |reason| Port::refused(if relays { Reason::PodBridge } else { reason });
@@ -110,13 +109,13 @@ fn port(inner: &Space, ip: IpAddr, links: &HashMap<u32, Link>, refused: &HashMap
     };
     let relays = relays || own.master.is_some();
     let bridge = outer.master.filter(|master| links.get(master).is_some_and(|l| l.kind == "bridge"));
-    let refusal =
-        relays.then_some(Reason::PodBridge).or_else(|| refused.get(&outer.index).copied()).or_else(|| xdp.get(&own.index).copied());
+    let has_xdp = (!own.xdp.is_empty()).then_some(Reason::ForeignProgram);
+    let refusal = relays.then_some(Reason::PodBridge).or_else(|| refused.get(&outer.index).copied()).or(has_xdp);
     Port { device: outer.index, mtu: own.mtu.min(outer.mtu), bridge, refusal }
 }
 
-/// What is attached to devices of a namespace that redirected packets would miss: anything, XDP only, and at ingress only.
-type Refusals = (HashMap<u32, Reason>, HashMap<u32, Reason>, HashMap<u32, Reason>);
+/// What is attached to devices of a namespace that redirected packets would miss: anything, and at ingress only.
+type Refusals = (HashMap<u32, Reason>, HashMap<u32, Reason>);
 
 fn refusals<'a>(netns: &Netns, links: impl Iterator<Item = &'a Link>, programs: &Programs, ours: &[u32]) -> Result<Refusals> {
     let devices: Vec<(u32, String)> = links.filter(|l| !l.loopback).map(|l| (l.index, l.name.clone())).collect();
@@ -133,10 +132,8 @@ fn refusals<'a>(netns: &Netns, links: impl Iterator<Item = &'a Link>, programs: 
             _ => Reason::ForeignProgram,
         };
         found.0.entry(index).or_insert(reason);
-        if kind == BypassKind::XdpProgram {
+        if what.starts_with("ingress") {
             found.1.entry(index).or_insert(reason);
-        } else if what.starts_with("ingress") {
-            found.2.entry(index).or_insert(reason);
         }
     }
     Ok(found)
@@ -172,18 +169,20 @@ mod tests {
         let inner = Space { links: vec![veth(2, 7, 1450, None)], addresses: vec![(2, ip)] };
         let links = HashMap::from([(7, veth(7, 2, 1500, Some(3))), (3, bridge(3))]);
         let none = HashMap::new();
-        let found = port(&inner, ip, &links, &none, &none);
+        let found = port(&inner, ip, &links, &none);
         assert_eq!(found, Port { device: 7, mtu: 1450, bridge: Some(3), refusal: None });
         let refused = HashMap::from([(7, Reason::QueueDiscipline)]);
-        assert_eq!(port(&inner, ip, &links, &refused, &none).refusal, Some(Reason::QueueDiscipline));
-        assert_eq!(port(&inner, ip, &links, &none, &HashMap::from([(2, Reason::ForeignProgram)])).refusal, Some(Reason::ForeignProgram));
+        assert_eq!(port(&inner, ip, &links, &refused).refusal, Some(Reason::QueueDiscipline));
+        let mut with_xdp = Space { links: vec![veth(2, 7, 1450, None)], addresses: vec![(2, ip)] };
+        with_xdp.links[0].xdp.push(77);
+        assert_eq!(port(&with_xdp, ip, &links, &none).refusal, Some(Reason::ForeignProgram));
         // Another pair's end has the index by chance.
         let other = HashMap::from([(7, veth(7, 9, 1500, None))]);
-        assert_eq!(port(&inner, ip, &other, &none, &none).refusal, Some(Reason::NoVeth));
+        assert_eq!(port(&inner, ip, &other, &none).refusal, Some(Reason::NoVeth));
         let bridged = Space { links: vec![veth(2, 7, 1450, None), bridge(4)], addresses: vec![(2, ip)] };
-        assert_eq!(port(&bridged, ip, &links, &none, &none).refusal, Some(Reason::PodBridge));
+        assert_eq!(port(&bridged, ip, &links, &none).refusal, Some(Reason::PodBridge));
         let moved = Space { links: vec![veth(2, 7, 1450, Some(4)), bridge(4)], addresses: vec![(4, ip)] };
-        assert_eq!(port(&moved, ip, &links, &none, &none).refusal, Some(Reason::PodBridge));
+        assert_eq!(port(&moved, ip, &links, &none).refusal, Some(Reason::PodBridge));
     }
 
     #[test]
