@@ -36,11 +36,22 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that nothing was done about yet; `asked` is when connection tracking had this entry.
-    pub fn new(entry: &Entry, state: State, live: bool, asked: Instant) -> Box<Self> {
+    /// A connection that nothing was done about yet; `asked` is when connection tracking had this entry, and `answer` what that means.
+    pub fn new(entry: &Entry, answer: (Tracking, u32), live: bool, asked: Instant) -> Box<Self> {
         let Entry { original, reply, id, .. } = *entry;
-        let answer = (Tracking::NotAsked, 0);
-        Box::new(Self { original, reply, id, state, installed: None, live, asked, answer, last_ns: 0, packets: 0, bytes: 0 })
+        Box::new(Self {
+            original,
+            reply,
+            id,
+            state: State::Watched,
+            installed: None,
+            live,
+            asked,
+            answer,
+            last_ns: 0,
+            packets: 0,
+            bytes: 0,
+        })
     }
 }
 

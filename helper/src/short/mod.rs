@@ -11,6 +11,7 @@ mod devices;
 mod eligible;
 mod flow;
 mod nodes;
+mod outdated;
 mod path;
 pub mod pins;
 mod programs;

@@ -22,6 +22,7 @@ use super::connections::{Connection, Connections};
 use super::devices::{self, Pod};
 use super::eligible::{Leg, Target, Topology, directions, legs};
 use super::flow::{Action, Snapshot, State, Tracking, decide};
+use super::outdated::{Extent, Outdated};
 use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
 use super::table::Table;
@@ -36,32 +37,6 @@ const LIST_EVERY: Duration = Duration::from_secs(9);
 /// How long an answer of connection tracking is valid for an approval of a connection without translation: a new entry of its tuple would
 /// translate nothing either, and the programs look up the entry when they redirect.
 const ANSWER_HOLDS: Duration = Duration::from_secs(2);
-
-/// After it has caught up with changes, the helper does so again only after this many times the time that it took, but no later than that:
-/// nothing is approved meanwhile.
-const CATCH_UP_SHARE: u32 = 4;
-const CATCH_UP_WAIT: Duration = Duration::from_millis(500);
-
-/// What has changed and was not looked at yet.
-#[derive(Debug)]
-struct Outdated {
-    devices: bool,
-    /// What becomes of the packets of connections.
-    plans: bool,
-    not_before: Instant,
-}
-
-impl Default for Outdated {
-    fn default() -> Self {
-        Self { devices: false, plans: false, not_before: Instant::now() }
-    }
-}
-
-impl Outdated {
-    fn any(&self) -> bool {
-        self.devices || self.plans
-    }
-}
 
 /// The short path of one node.
 #[derive(Debug)]
@@ -126,7 +101,7 @@ impl Path {
             watch,
             rules: PacketRules::default(),
             connections: Connections::default(),
-            outdated: Outdated::default(),
+            outdated: Outdated::nothing(),
             listed: Instant::now(),
             approvals: 0,
             approvals_seen: 0,
@@ -168,8 +143,7 @@ impl Path {
             Some(entries) => entries.iter().for_each(|e| self.forget(e)),
             None => self.review()?,
         }
-        if self.outdated.any() && Instant::now() >= self.outdated.not_before {
-            self.catch_up()?;
+        if self.catch_up()? {
             self.review()?;
         }
         for event in self.programs.events()? {
@@ -224,10 +198,8 @@ impl Path {
 
     /// The entries of our connections; of one that is absent here, the entry is gone, or was missed by the list.
     fn list_by_tuple(&mut self) -> Result<HashMap<Tuple, Entry>> {
-        let connections = std::mem::take(&mut self.connections);
-        let listed = self.table.list(|entry| connections.get(&entry.original).is_some_and(|c| c.id == entry.id));
-        self.connections = connections;
-        Ok(listed?.into_iter().map(|entry| (entry.original, entry)).collect())
+        let listed = self.table.list(|entry| self.connections.get(&entry.original).is_some_and(|c| c.id == entry.id))?;
+        Ok(listed.into_iter().map(|entry| (entry.original, entry)).collect())
     }
 
     /// Whether nothing is attached.
@@ -344,27 +316,25 @@ impl Path {
         for index in &changes.gone {
             self.attachments.detach(&self.netns, &self.programs, *index)?;
         }
-        let devices = changes.tc || changes.lost || device_changed;
-        self.outdated.devices |= devices;
-        self.outdated.plans |= devices || changes.routes;
+        if changes.tc || changes.lost || device_changed {
+            self.outdated.note(Extent::Devices);
+        } else if changes.routes {
+            self.outdated.note(Extent::Plans);
+        }
         self.catch_up()?;
         self.review()
     }
 
-    /// Looks at the devices and finds out anew what becomes of packets, where something has changed. Many changes, as when many pods start,
-    /// wait for each other: nothing is approved meanwhile.
-    fn catch_up(&mut self) -> Result<()> {
-        if !self.outdated.any() || Instant::now() < self.outdated.not_before {
-            return Ok(());
-        }
+    /// Looks at devices and plans anew, as far as something has changed and that is due; whether it was.
+    fn catch_up(&mut self) -> Result<bool> {
+        let Some(extent) = self.outdated.due() else { return Ok(false) };
         let began = Instant::now();
-        if self.outdated.devices {
+        if extent == Extent::Devices {
             self.look_around()?;
         }
         self.plan_again()?;
-        self.outdated =
-            Outdated { not_before: Instant::now() + (began.elapsed() * CATCH_UP_SHARE).min(CATCH_UP_WAIT), ..Outdated::default() };
-        Ok(())
+        self.outdated.caught_up(began.elapsed());
+        Ok(true)
     }
 
     /// Finds out anew what becomes of the packets of each connection.
@@ -396,9 +366,9 @@ impl Path {
 
     /// Takes every connection of the chosen pods that connection tracking has.
     fn track_all(&mut self, live: bool) -> Result<()> {
-        let of_pods: HashSet<IpAddr> = self.topology.ports.keys().copied().collect();
         let at = Instant::now();
-        let found = self.table.list(|entry| [entry.original.source.ip(), entry.reply.source.ip()].iter().any(|ip| of_pods.contains(ip)))?;
+        let ports = &self.topology.ports;
+        let found = self.table.list(|entry| [entry.original, entry.reply].iter().any(|t| ports.contains_key(&t.source.ip())))?;
         found.iter().try_for_each(|entry| self.track(entry, live, at))
     }
 
@@ -420,8 +390,8 @@ impl Path {
             Some(_) => self.drop_connection(&entry.original),
             None => {}
         }
-        let mut connection = Connection::new(entry, State::Watched, live, asked);
-        connection.answer = (self.table.answer(entry, None), self.programs.epoch());
+        let answer = (self.table.answer(entry, None), self.programs.epoch());
+        let mut connection = Connection::new(entry, answer, live, asked);
         connection.state = match self.plan(entry) {
             Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
             Ok(_) => State::Refused(Reason::Refused),
@@ -559,18 +529,22 @@ impl Path {
         }
     }
 
+    /// When a packet of the connection was redirected last; 0: never.
+    fn last_ns(&self, connection: &Connection) -> u64 {
+        self.slots(connection).into_iter().flatten().map(|slot| slot.last_ns.load(Ordering::Relaxed)).max().unwrap_or(0)
+    }
+
     fn snapshot(&self, connection: &Connection, tracking: Tracking) -> Snapshot {
         let epoch = self.programs.epoch();
         let slots = self.slots(connection);
         let read = |word: fn(&Slot) -> u32| slots.map(|s| s.map(word));
         let all_now = |word: fn(&Slot) -> u32| read(word).is_some_and(|w| w == [epoch; 2]);
-        let last_ns = slots.map_or(0, |s| s.map(|s| s.last_ns.load(Ordering::Relaxed)).into_iter().max().unwrap_or(0));
         Snapshot {
             epoch,
             passed: !self.outdated.any() && all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
             ended: read(|s| s.ended.load(Ordering::Relaxed)).is_some_and(|e| e != [0; 2]),
             paused: self.paused(connection).is_some(),
-            active: last_ns > connection.last_ns,
+            active: self.last_ns(connection) > connection.last_ns,
             asked: connection.asked.elapsed(),
             ask_every: self.table.ask_every(connection.original.protocol),
             tracking,
@@ -625,8 +599,7 @@ impl Path {
             Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),
             Action::MakeLiberal => return self.table.make_liberal(&connection.original),
             Action::Refresh => {
-                let slots = self.slots(connection).map(|s| s.map(|s| s.last_ns.load(Ordering::Relaxed)));
-                connection.last_ns = slots.and_then(|s| s.into_iter().max()).unwrap_or(0);
+                connection.last_ns = self.last_ns(connection);
                 self.table.refresh(&connection.original)?;
             }
             Action::Arm(epoch) => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, epoch)),
