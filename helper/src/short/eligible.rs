@@ -206,7 +206,7 @@ impl Topology {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use sockpath_kernel::conntrack::TCP;
 
     use super::*;
@@ -215,7 +215,8 @@ mod tests {
         Tuple { protocol: TCP, source: source.parse().expect("an address"), destination: destination.parse().expect("an address") }
     }
 
-    fn entry(original: Tuple, reply: Tuple) -> Entry {
+    /// An entry that nothing is against.
+    pub fn entry(original: Tuple, reply: Tuple) -> Entry {
         Entry {
             original,
             reply,
@@ -232,7 +233,8 @@ mod tests {
         }
     }
 
-    fn direct(source: &str, destination: &str) -> Entry {
+    /// One of a connection without translation.
+    pub fn direct(source: &str, destination: &str) -> Entry {
         let original = tuple(source, destination);
         entry(original, original.reversed())
     }

@@ -126,25 +126,13 @@ fn answer(entry: &Entry, timeout: u32, refusal: Option<Reason>) -> Tracking {
 
 #[cfg(test)]
 mod tests {
+    use super::super::eligible::tests::direct;
     use super::*;
 
     fn entry(protocol: u8, timeout: u32) -> Entry {
-        let end = |text: &str| text.parse().expect("an address");
-        let original = Tuple { protocol, source: end("10.42.1.2:4000"), destination: end("10.42.1.3:80") };
-        Entry {
-            original,
-            reply: original.reversed(),
-            id: 1,
-            assured: true,
-            established: true,
-            dying: false,
-            sequence_adjusted: false,
-            helper: false,
-            offloaded: false,
-            zone: 0,
-            timeout,
-            liberal: false,
-        }
+        let mut entry = direct("10.42.1.2:4000", "10.42.1.3:80");
+        (entry.original.protocol, entry.reply.protocol, entry.timeout) = (protocol, protocol, timeout);
+        entry
     }
 
     #[test]
