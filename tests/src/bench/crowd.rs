@@ -15,7 +15,7 @@ use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, Pair, PairState, V
 use sockpath_protocol::request::{Container, Locate, Pod};
 
 use super::ground::{Ground, PORT, Process};
-use super::many::{maps, resident};
+use super::many::{maps, memory, mib, use_until_accelerated};
 use super::measure::Effort;
 use super::table::{Table, goal};
 use crate::torture::accelerator::{Accelerator, Choice};
@@ -163,19 +163,6 @@ fn idle_share(pid: u32) -> Result<f64> {
     Ok(100.0 * (cpu_time(pid)? - before) / start.elapsed().as_secs_f64())
 }
 
-/// Uses all connections until all are accelerated, for a minute at most; the number that are.
-fn use_until_accelerated(crowd: &mut Crowd, on: &mut Accelerator) -> Result<u64> {
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        crowd.exchange(STEP)?;
-        on.0.drain();
-        let accelerated = on.0.pairs.totals.accelerated;
-        if accelerated >= CONNECTIONS as u64 || Instant::now() >= end {
-            return Ok(accelerated);
-        }
-    }
-}
-
 /// Seconds from the choice of other pods to the first table in which the first pod has rows of its own, or none.
 fn choose(on: &mut Accelerator, request: &AccelerateRequest, pods: &[Pod], first: &Pod, has_rows: bool) -> Result<f64> {
     let start = Instant::now();
@@ -200,18 +187,17 @@ pub fn crowd(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
         let start = Instant::now();
         let mut on = Accelerator::start_requested(&ground.lab, &request)?;
         row("command to armed", format!("{:.2} s", start.elapsed().as_secs_f64()), none());
-        let accelerated = use_until_accelerated(&mut crowd, &mut on)?;
+        let accelerated = use_until_accelerated(CONNECTIONS, &mut on, || crowd.exchange(STEP))?;
         let all = goal("all", accelerated >= CONNECTIONS as u64);
         row(&format!("command to {accelerated} accelerated, in use meanwhile"), format!("{:.2} s", start.elapsed().as_secs_f64()), all);
-        let new_maps: u64 = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
-        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        row("memory of the helper, and of its maps", format!("{}, {}", mib(resident(on.0.pid())?), mib(new_maps)), none());
+        let (of_maps, of_helper) = memory(&before, &on)?;
+        row("memory of the helper, and of its maps", format!("{:.1} MiB, {:.1} MiB", mib(of_helper), mib(of_maps)), none());
         row("CPU time of the helper while nothing is sent", format!("{:.1} % of a CPU", idle_share(on.0.pid())?), none());
         let first = &crowd.pods[0];
         let gone = choose(&mut on, &request, &crowd.pods[1..], first, false)?;
-        row("a pod is no longer chosen: until a table shows it", format!("{gone:.2} s"), none());
+        row("a pod is removed from the choice: until a table shows it", format!("{gone:.2} s"), none());
         let back = choose(&mut on, &request, &crowd.pods, first, true)?;
-        row("it is chosen again: until it is listed", format!("{back:.2} s"), none());
+        row("the pod is added again: until a table shows it", format!("{back:.2} s"), none());
         let start = Instant::now();
         on.finish()?;
         row("back to the stack", format!("{:.2} s", start.elapsed().as_secs_f64()), none());

@@ -34,7 +34,7 @@ pub(super) fn maps() -> Result<BTreeMap<u64, u64>> {
 }
 
 /// Resident memory of the helper, without the maps that it has mapped: those are counted as maps.
-pub(super) fn resident(pid: u32) -> Result<u64> {
+fn resident(pid: u32) -> Result<u64> {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut sum, mut is_map) = (0, false);
     for line in smaps.lines() {
@@ -58,22 +58,27 @@ fn open(ground: &Ground) -> Result<(Process, Run)> {
     Ok((client, opened))
 }
 
-/// Uses them in turn, for a minute at most: what is approved or opened for redirection is so by what it carries. The number of those that
-/// are accelerated at the end.
-fn use_until_accelerated(client: &mut Process, on: &mut Accelerator) -> Result<u64> {
+/// Has connections used, for a minute at most, until this many are accelerated: what is approved or opened for redirection is so by what it
+/// carries. The number of those that are accelerated at the end.
+pub(super) fn use_until_accelerated(count: usize, on: &mut Accelerator, mut exchange: impl FnMut() -> Result<()>) -> Result<u64> {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        turnaround(client, STEP)?;
+        exchange()?;
         on.0.drain();
         let accelerated = on.0.pairs.totals.accelerated;
-        if accelerated >= COUNT as u64 || Instant::now() >= end {
+        if accelerated >= count as u64 || Instant::now() >= end {
             return Ok(accelerated);
         }
     }
 }
 
+/// A number of bytes in MiB.
+pub(super) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// Bytes of maps that are not in `before`, and of the helper.
-fn memory(before: &BTreeMap<u64, u64>, on: &Accelerator) -> Result<(u64, u64)> {
+pub(super) fn memory(before: &BTreeMap<u64, u64>, on: &Accelerator) -> Result<(u64, u64)> {
     // On a machine that does nothing else, new maps are ours.
     let maps = maps()?.iter().filter(|(id, _)| !before.contains_key(id)).map(|(_, bytes)| bytes).sum();
     Ok((maps, resident(on.0.pid())?))
@@ -96,7 +101,7 @@ pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let start = Instant::now();
     let mut on = Accelerator::start_with(&ground.lab, &choice)?;
     let armed = start.elapsed();
-    let accelerated = use_until_accelerated(&mut client, &mut on)?;
+    let accelerated = use_until_accelerated(COUNT, &mut on, || turnaround(&mut client, STEP).map(drop))?;
     let took = start.elapsed();
     let soon = goal("<= 1 s", took <= Duration::from_secs(1) && accelerated >= COUNT as u64);
     let what = format!("{accelerated} of them approved (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
@@ -107,7 +112,6 @@ pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let (maps, helper) = memory(&before, &on)?;
     let each = |bytes: u64, fixed: u64| bytes.saturating_sub(fixed) as f64 / COUNT as f64;
     let (of_maps, of_helper) = (each(maps, fixed_maps), each(helper, fixed_helper));
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let fixed = format!("{:.1} MiB of maps, {:.1} MiB of the helper without any", mib(fixed_maps), mib(fixed_helper));
     let what = format!("memory for each: {of_maps:.0} B of maps, {of_helper:.0} B of the helper ({fixed})");
     let all = of_maps + of_helper;
@@ -170,7 +174,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
         }
     };
     let armed = start.elapsed();
-    let accelerated = use_until_accelerated(&mut client, &mut on)?;
+    let accelerated = use_until_accelerated(COUNT, &mut on, || turnaround(&mut client, STEP).map(drop))?;
     let took = start.elapsed();
     let soon = goal("< 2 s", took < Duration::from_secs(2) && accelerated >= COUNT as u64);
     let what = format!("{accelerated} of them accelerated (armed after {:.2} s, in use meanwhile)", armed.as_secs_f64());
@@ -180,7 +184,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
     table.row(vec!["turnaround accelerated, all in turn".to_owned(), format!("{} ({ratio:.2} x plain)", us(&fast)), reached(ratio, 1.0)]);
     let (maps, rss) = memory(&before, &on)?;
     let each = (maps + rss) as f64 / COUNT as f64 / 1024.0;
-    let sizes = format!("{:.1} MiB of maps, {:.1} MiB of the helper", maps as f64 / f64::from(1 << 20), rss as f64 / f64::from(1 << 20));
+    let sizes = format!("{:.1} MiB of maps, {:.1} MiB of the helper", mib(maps), mib(rss));
     table.row(vec![format!("our memory per connection ({sizes})"), format!("{each:.2} KiB"), goal("< 4 KiB", each < 4.0)]);
     let start = Instant::now();
     on.finish()?;
