@@ -228,7 +228,7 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                     client.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
-                attendance.look_after()?.announce(&mut reports);
+                attendance.look_after()?;
                 next_review = Instant::now() + PASS_INTERVAL;
             }
             _ = renewals.tick() => {
