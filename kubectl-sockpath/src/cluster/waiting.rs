@@ -1,11 +1,11 @@
 //! A helper pod from creation to attachment, with named phases.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 
 use super::attach::attach;
@@ -25,14 +25,14 @@ impl Starter {
     pub(super) async fn run(&self, spec: &HelperSpec, name: &str, created: Pod) -> Result<Transport, Problem> {
         let (api, progress) = (&self.api, &self.progress);
         let (namespace, node) = (spec.namespace.as_str(), spec.node.as_str());
-        let runs = AtomicBool::new(false);
-        let mut attached = pin!(self.attach_again(spec, name, &runs));
+        let (runs, running) = watch::channel(false);
+        let mut attached = pin!(self.attach_again(spec, name, running));
         tokio::select! {
             settled = &mut attached => return settled,
             outcome = self.wait_running(spec, name, created) => outcome?,
         }
         // An attempt in progress is not given up: the end of the first stream is the end of the helper's stdin.
-        runs.store(true, Ordering::Relaxed);
+        runs.send_replace(true);
         progress.phase(node, "attaching");
         let refused = tokio::select! {
             biased;
@@ -49,16 +49,21 @@ impl Starter {
         })
     }
 
-    /// Attaches again and again; until the pod `runs` a failure means that it is not there yet, and why, its status will say.
-    async fn attach_again(&self, spec: &HelperSpec, name: &str, runs: &AtomicBool) -> Result<Transport, Problem> {
+    /// Attaches again and again; until the pod is `running` a failure means that it is not there yet, and why, its status will say.
+    async fn attach_again(&self, spec: &HelperSpec, name: &str, mut running: watch::Receiver<bool>) -> Result<Transport, Problem> {
         let mut attempts = interval(ATTACH_EVERY);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            attempts.tick().await;
-            if self.crowd.is_large() && !runs.load(Ordering::Relaxed) {
+            // One that came too early is repeated at once when it no longer does.
+            tokio::select! {
+                biased;
+                Ok(()) = running.changed() => {}
+                _ = attempts.tick() => {}
+            }
+            let counts = *running.borrow();
+            if self.crowd.is_large() && !counts {
                 continue;
             }
-            let counts = runs.load(Ordering::Relaxed);
             match attach(&self.api, &spec.namespace, name, &spec.node, &self.pending, self.progress.verbosity() > 0).await {
                 Err(p) if p.kind != Kind::Forbidden && !counts => {}
                 settled => return settled,
