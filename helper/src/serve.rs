@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use sockpath_protocol::message::{End, EndReason};
+use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
 use crate::accelerate::detached::Afterwards;
@@ -42,7 +42,7 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
             (EndReason::Failed, ExitCode::FAILURE)
         }
     };
-    session.send(&Message::End(End { reason }))?;
+    session.end(reason)?;
     if let Some(afterwards) = afterwards {
         accelerate::detached::stay(&mut session, afterwards).await?;
     } else if matches!(session.site(), Site::Node) && matches!(reason, EndReason::Done | EndReason::Finished | EndReason::Failed) {

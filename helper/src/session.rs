@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use nix::time::ClockId;
 use serde::Serialize;
 use sockpath_kernel::clock::clock_ns;
-use sockpath_protocol::message::{ClockReading, EndReason, Hello};
+use sockpath_protocol::message::{ClockReading, End, EndReason, Hello};
 use sockpath_protocol::{Message, PROTOCOL_VERSION, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -20,7 +20,10 @@ use crate::coded::Coded;
 use crate::site::Site;
 use crate::{stderr, switches};
 
+mod pulse;
 mod requests;
+
+use pulse::Pulse;
 
 /// Bytes of a streamed line that are written at a time: what a pipe holds.
 const PIECE: usize = 64 << 10;
@@ -49,6 +52,8 @@ pub struct Session {
     features: BTreeMap<String, bool>,
     /// The plugin that the session belongs to.
     plugin: Identity,
+    /// Present while it ends.
+    pulse: Option<Pulse>,
 }
 
 /// Which plugin a session belongs to, by the secret of its first `hello`.
@@ -73,7 +78,7 @@ impl Session {
     /// When the first line cannot be written, or signals cannot be watched.
     pub fn open(site: Site, features: BTreeMap<String, bool>) -> Result<Self> {
         let (tx, inbound) = mpsc::channel(64);
-        let mut session = Self { site, inbound, closed: false, features, plugin: Identity::default() };
+        let mut session = Self { site, inbound, closed: false, features, plugin: Identity::default(), pulse: None };
         session.send(&Message::Hello(session.hello()?))?;
         tokio::spawn(requests::read_requests(tokio::io::stdin(), tx.clone()));
         tokio::spawn(watch_signals(tx)?);
@@ -123,7 +128,12 @@ impl Session {
                 // This shows the plugin that the running mode continues.
                 Inbound::Request(Request::Heartbeat) => Ok(Message::Heartbeat),
                 Inbound::Request(request) => match self.site.admit(&request) {
-                    Ok(()) => return Inbound::Request(request),
+                    Ok(()) => {
+                        if matches!(request, Request::Finish) {
+                            self.ends();
+                        }
+                        return Inbound::Request(request);
+                    }
                     Err(refusal) => {
                         if let Err(e) = self.fail(&refusal) {
                             stderr::error(&format!("cannot answer: {e:#}"));
@@ -131,12 +141,26 @@ impl Session {
                         return Inbound::Stop(EndReason::Failed);
                     }
                 },
-                stop @ Inbound::Stop(_) => return stop,
+                stop @ Inbound::Stop(_) => {
+                    self.ends();
+                    return stop;
+                }
             };
             if let Err(e) = answer.and_then(|answer| self.send(&answer)) {
                 stderr::error(&format!("cannot answer: {e:#}"));
             }
         }
+    }
+
+    /// The session ends, which may take a while: from now on the plugin gets signs of life instead of answers.
+    pub fn ends(&mut self) {
+        self.pulse.get_or_insert_with(Pulse::start);
+    }
+
+    /// Says that the session is over, and why.
+    pub fn end(&mut self, reason: EndReason) -> Result<()> {
+        self.pulse = None;
+        self.send(&Message::End(End { reason }))
     }
 
     fn hello(&self) -> Result<Hello> {

@@ -27,7 +27,8 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    fn raise(&self) {
+    /// Notes a signal; the second ends the process.
+    pub(crate) fn raise(&self) {
         if self.raised.swap(true, Ordering::Relaxed) {
             // Helpers notice that their input is gone; their own leases and deadlines cover the rest.
             std::process::exit(130);

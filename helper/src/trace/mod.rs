@@ -125,6 +125,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         at_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
     }))?;
     let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
+    session.ends();
     let until = clock_ns(ClockId::CLOCK_MONOTONIC)?;
     trace.observe(session, &mut assembler)?;
     trace.look_at_counters(&mut assembler)?;

@@ -1,13 +1,14 @@
 //! How sessions with helpers end: in order, given up, or waited for until each has answered.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::pin::pin;
 use std::time::Duration;
 
 use sockpath_protocol::Request;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::fleet::{Event, Fleet};
+use super::life::Patience;
 use super::resume::Outcome;
 use super::{Ending, SessionError};
 
@@ -56,21 +57,37 @@ impl Fleet {
         self.close().await;
     }
 
-    /// Ends all sessions in order: asks for it, hands on what is still said, and after `patience` kills who has not ended. Helpers
+    /// Ends all sessions in order: asks for it, hands on what is still said, and kills who has not ended within `patience`. Helpers
     /// that have not started are given up at once. Errors of helpers reach `on` as events like everything else.
-    pub async fn finish(&mut self, patience: Duration, mut on: impl FnMut(usize, Event)) {
+    pub async fn finish(&mut self, patience: &Patience, mut on: impl FnMut(usize, Event)) {
         self.ending.send_replace(true);
         // No heartbeats are sent, and none answered, from here on.
-        self.members.iter().for_each(|member| member.works.store(false, Ordering::Relaxed));
+        self.members.iter().for_each(|member| member.life.set_works(false));
         self.give_up_starting().await;
         self.send_all(&Request::Finish).await;
-        let deadline = Instant::now() + patience;
-        while let Ok(Some((index, event))) = timeout_at(deadline, self.next()).await {
+        let began = Instant::now();
+        let mut hurried = pin!(patience.lost());
+        loop {
+            let until = patience.until(began, self.last_sign().unwrap_or(began));
+            let event = tokio::select! {
+                biased;
+                event = self.next() => event,
+                () = &mut hurried => break,
+                // Signs of life are not events.
+                () = sleep_until(until) => {
+                    if patience.until(began, self.last_sign().unwrap_or(began)) > until {
+                        continue;
+                    }
+                    break;
+                }
+            };
+            let Some((index, event)) = event else { break };
             if matches!(event, Event::Reconnected(_)) {
                 self.send(index, Request::Finish).await;
             }
             on(index, event);
         }
+        let waited = began.elapsed();
         // What is known of the lost ones is reported, however long their clean-up takes.
         while let Some(Ok((index, outcome))) = self.aftermaths.join_next().await {
             // One that was resumed at the last moment is among those that are ended now.
@@ -79,8 +96,13 @@ impl Fleet {
             on(index, event);
         }
         for index in self.close().await {
-            on(index, Event::Lost(SessionError::CutOff { detail: not_within(patience) }));
+            on(index, Event::Lost(SessionError::CutOff { detail: not_within(waited) }));
         }
+    }
+
+    /// When a helper that has not ended last showed that it lives.
+    fn last_sign(&self) -> Option<Instant> {
+        self.members.iter().filter(|m| !m.over && m.has_joined()).map(|m| m.life.last_sign()).max()
     }
 
     /// Cleans up behind all helpers at once; returns those that had not said `end`.
@@ -113,5 +135,5 @@ impl Fleet {
 }
 
 fn not_within(patience: Duration) -> String {
-    format!("it did not end within {} s", patience.as_secs_f32())
+    format!("it did not end within {} s", (patience.as_secs_f64() * 10.0).round() / 10.0)
 }

@@ -1,7 +1,6 @@
 //! One or several helpers as one stream of events. Helpers join when they have started, without waiting for the slowest.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use sockpath_protocol::{Message, Request};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
+use super::life::Life;
 use super::ready::{Mailbox, Outgoing, Ready};
 use super::resume::{Broken, Outcome, Resumed};
 use super::stream::{Clock, Lines, Queued, Sink, listen};
@@ -54,8 +54,7 @@ pub struct Member {
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) keeper: Option<Box<dyn Keeper>>,
     pub(super) over: bool,
-    /// It answers heartbeats at once, and its session can be resumed.
-    pub(super) works: Arc<AtomicBool>,
+    pub(super) life: Arc<Life>,
     /// It has said that it goes on without us.
     pub(super) stays: bool,
 }
@@ -87,7 +86,7 @@ impl Member {
 
     /// Hands on what its stream brings.
     fn listen(&mut self, index: usize, lines: Lines, sink: Sink) {
-        self.tasks.push(tokio::spawn(listen(index, lines, sink, self.clock.clone(), self.works.clone())));
+        self.tasks.push(tokio::spawn(listen(index, lines, sink, self.clock.clone(), self.life.clone())));
     }
 
     /// Whether it takes requests; it does not while we clean up behind a helper that went away.
@@ -158,7 +157,7 @@ impl Fleet {
             tasks: Vec::new(),
             keeper: None,
             over: false,
-            works: Arc::default(),
+            life: Arc::default(),
             stays: false,
         });
         index
@@ -235,7 +234,7 @@ impl Fleet {
     /// resumed over another one.
     pub fn works(&self, index: usize) {
         if let Some(member) = self.members.get(index) {
-            member.works.store(true, Ordering::Relaxed);
+            member.life.set_works(true);
         }
     }
 
@@ -368,7 +367,7 @@ impl Fleet {
             return Some((index, Event::Lost(error)));
         };
         let broke = matches!(error, SessionError::CutOff { .. } | SessionError::Silent { .. });
-        if broke && member.works.load(Ordering::Relaxed) && !*self.ending.borrow() {
+        if broke && member.life.works() && !*self.ending.borrow() {
             member.tasks.drain(..).for_each(|task| task.abort());
             let (sink, ending, suspension) = (self.sink.clone(), self.ending.subscribe(), self.suspension.clone());
             let broken = Broken { index, keeper, error, sink, ending, suspension };

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
+use crate::interrupt::Interrupt;
 use crate::session::error::RELEASE;
-use crate::session::{Aftermath, Reopened, Transport};
+use crate::session::{Aftermath, Patience, Reopened, Transport};
 use sockpath_protocol::message::End;
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, split};
@@ -92,7 +93,7 @@ async fn two_helpers_are_merged_and_ended_in_order() {
         say(theirs, &Message::End(End { reason: EndReason::Finished })).await;
     }
     let mut ended = Vec::new();
-    fleet.finish(Duration::from_secs(1), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
+    fleet.finish(&Patience::of(Duration::from_secs(1)), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
     ended.sort_unstable();
     assert_eq!(ended, [(0, true), (1, true)]);
     assert_eq!(*endings[0].lock().unwrap(), [Ending::Done]);
@@ -151,7 +152,7 @@ async fn a_loss_at_the_end_is_reported_as_what_it_was() {
     let (mut fleet, [theirs], [noted]) = fleet_of(["a"]).await;
     drop(theirs);
     let mut events = Vec::new();
-    fleet.finish(Duration::from_secs(1), |_, event| events.push(format!("{event:?}"))).await;
+    fleet.finish(&Patience::of(Duration::from_secs(1)), |_, event| events.push(format!("{event:?}"))).await;
     assert!(events.len() == 1 && events[0].contains("killed by signal 9"), "{events:?}");
     assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
 }
@@ -194,9 +195,56 @@ async fn a_silent_helper_is_reported_as_such() {
 async fn a_helper_that_does_not_end_is_killed() {
     let (mut fleet, _theirs, [noted]) = fleet_of(["a"]).await;
     let mut lost = 0;
-    fleet.finish(Duration::from_millis(20), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
+    fleet.finish(&Patience::of(Duration::from_millis(20)), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
     assert_eq!(lost, 1);
     assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+}
+
+/// The end of a trace may take long on a node that is busy: detaching waits for other CPUs, rules are evaluated.
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_ends_is_waited_for_while_it_shows_that_it_lives() {
+    let patience = Patience { silence: Duration::from_secs(3), longest: Duration::from_secs(30), hurry: None };
+    for (beats, ends) in [(20, true), (20, false), (100, false)] {
+        let (mut fleet, [mut theirs], [noted]) = fleet_of(["a"]).await;
+        let helper = tokio::spawn(async move {
+            for _ in 0..beats {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                say(&mut theirs, &Message::Heartbeat).await;
+            }
+            if ends {
+                say(&mut theirs, &Message::End(End { reason: EndReason::Finished })).await;
+            }
+            theirs
+        });
+        let (mut events, began) = (Vec::new(), Instant::now());
+        fleet.finish(&patience, |_, event| events.push(format!("{event:?}"))).await;
+        let took = began.elapsed().as_secs();
+        let [event] = events.as_slice() else { panic!("{events:?}") };
+        match (beats, ends) {
+            (_, true) => assert!(took == 20 && event.contains("Finished"), "{took} {event}"),
+            (20, false) => assert!(took == 23 && event.contains("did not end within 23 s"), "{took} {event}"),
+            _ => assert!(took == 30 && event.contains("did not end within 30 s"), "{took} {event}"),
+        }
+        assert_eq!(*noted.lock().unwrap(), [if ends { Ending::Done } else { Ending::Kill }]);
+        helper.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupt_shortens_the_wait_for_helpers_that_end() {
+    let interrupt = Interrupt::default();
+    let hurry = Some((interrupt.clone(), Duration::from_secs(1)));
+    let patience = Patience { silence: Duration::from_secs(30), longest: Duration::from_secs(30), hurry };
+    let (mut fleet, _theirs, [noted]) = fleet_of(["a"]).await;
+    let user = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        interrupt.raise();
+    });
+    let began = Instant::now();
+    fleet.finish(&patience, |_, _| {}).await;
+    assert_eq!(began.elapsed().as_secs(), 6);
+    assert_eq!(*noted.lock().unwrap(), [Ending::Kill]);
+    user.await.unwrap();
 }
 
 #[tokio::test]
@@ -261,7 +309,7 @@ async fn a_helper_that_is_ready_outlives_the_start_of_a_slow_one() {
     assert!(matches!(fleet.next().await, Some((1, Event::Joined(_)))), "and still lives when the other joins");
     assert!(began.elapsed() >= Duration::from_secs(100));
     let mut ended = Vec::new();
-    fleet.finish(Duration::from_secs(1), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
+    fleet.finish(&Patience::of(Duration::from_secs(1)), |i, e| ended.push((i, matches!(e, Event::Ended(EndReason::Finished))))).await;
     ended.sort_unstable();
     assert_eq!(ended, [(0, true), (1, true)]);
     let heartbeats = quick.await.unwrap().iter().filter(|l| l.contains("heartbeat")).count();
@@ -327,7 +375,7 @@ async fn a_helper_that_did_not_start_is_reported_with_its_phase() {
     let _slow = started_after(&mut fleet, "slow", Duration::from_secs(1000));
     fleet.first().await.unwrap();
     let (began, mut events) = (Instant::now(), Vec::new());
-    fleet.finish(Duration::from_secs(1), |i, e| events.push((i, format!("{e:?}")))).await;
+    fleet.finish(&Patience::of(Duration::from_secs(1)), |i, e| events.push((i, format!("{e:?}")))).await;
     assert!(began.elapsed() < Duration::from_secs(1), "it is not awaited: {:?}", began.elapsed());
     assert!(events.iter().any(|(i, e)| *i == 1 && e.contains("did not start before the end (pulling the image)")), "{events:?}");
     assert!(events.iter().any(|(i, e)| *i == 0 && e.contains("Ended(Finished)")), "{events:?}");
@@ -518,7 +566,7 @@ async fn nothing_is_restored_when_the_command_ends() {
     drop(theirs);
     assert!(timeout(Duration::from_millis(300), fleet.next()).await.is_err(), "it is being restored");
     let (began, mut lost) = (Instant::now(), 0);
-    fleet.finish(Duration::from_secs(10), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
+    fleet.finish(&Patience::of(Duration::from_secs(10)), |_, e| lost += u32::from(matches!(e, Event::Lost(_)))).await;
     assert!(lost == 1 && began.elapsed() < Duration::from_secs(5), "{lost} after {:?}", began.elapsed());
     assert_eq!(*endings.lock().unwrap(), [Ending::Kill]);
 }
@@ -537,7 +585,7 @@ async fn a_helper_that_received_nothing_did_not_end_in_order() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_after_finish() {
     let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
-    fleet.finish(Duration::from_secs(9), |_, _| {}).await;
+    fleet.finish(&Patience::of(Duration::from_secs(9)), |_, _| {}).await;
     drop(fleet);
     let mut said = String::new();
     tokio::io::AsyncReadExt::read_to_string(&mut theirs, &mut said).await.unwrap();

@@ -1,7 +1,6 @@
 //! One helper's stream: messages in, requests and heartbeats out.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::fleet::Event;
+use super::life::Life;
 use super::ready::Outgoing;
 use super::{ClockMeter, SessionError};
 
@@ -136,9 +136,9 @@ const QUIET: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
 const ARRIVING: Duration = Duration::from_millis(500);
 
 /// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`]; for [`QUIET`] once it works.
-pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, works: Arc<AtomicBool>) {
+pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, life: Arc<Life>) {
     loop {
-        let silence = if works.load(Ordering::Relaxed) { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) };
+        let silence = if life.works() { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) };
         let next = {
             let mut next = pin!(lines.next());
             match timeout(silence, &mut next).await {
@@ -150,6 +150,9 @@ pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, wo
             sink.put(index, Event::Lost(SessionError::Silent { patience: silence, detail: String::new() }), 0).await;
             return;
         };
+        if matches!(next, Ok(Some(_))) {
+            life.note_sign();
+        }
         let event = match next {
             Ok(Some(Message::Clock(reading))) => {
                 clock.lock().unwrap_or_else(PoisonError::into_inner).meter.answered(&reading);

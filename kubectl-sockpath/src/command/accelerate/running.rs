@@ -25,7 +25,7 @@ use crate::output::{self, Screen};
 use crate::progress::Progress;
 use crate::render::bypassed;
 use crate::render::pairs::{self, Changes, NodePairs};
-use crate::session::{Event, Fleet, Member};
+use crate::session::{Event, Fleet, Member, Patience};
 use crate::terminal::Style;
 
 mod following;
@@ -33,8 +33,8 @@ mod following;
 /// How long a dry run watches.
 const DRY_RUN: Duration = Duration::from_secs(3);
 
-/// How long helpers may take to drain and end.
-const ENDING: Duration = Duration::from_secs(10);
+/// How long helpers that drain and end are waited for without a sign of life, and at most.
+const ENDING: Patience = Patience { silence: Duration::from_secs(10), longest: Duration::from_secs(45), hurry: None };
 
 /// How long a helper that has started may take to try out the kernel and pair the connections.
 const STARTING: Duration = Duration::from_secs(30);
@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
                 progress.warn(&text);
             }
         };
-        self.fleet.finish(ENDING, tell).await;
+        self.fleet.finish(&ENDING, tell).await;
         let json = self.args.output == Some(ObjectOutput::Json);
         let why = self.why_it_ended(end);
         let wide = self.args.output == Some(ObjectOutput::Wide);

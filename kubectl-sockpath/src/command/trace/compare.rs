@@ -1,7 +1,6 @@
 //! The second part of `trace --compare`, and the third: the two pods accelerated on one path for as long as it lasts.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use sockpath_protocol::accel::{PairsSnapshot, Via};
@@ -11,7 +10,7 @@ use sockpath_protocol::{Message, Request};
 use crate::backend::Backend;
 use crate::mode::Mode;
 use crate::progress::Progress;
-use crate::session::{Event, Fleet, SessionError};
+use crate::session::{Event, Fleet, Patience, SessionError};
 
 /// Requests of a probe: its one connection has to last until it is accelerated, and through what is measured then.
 pub const REQUESTS: u32 = 1000;
@@ -108,7 +107,7 @@ impl Shortcut {
     }
 
     /// Restores the normal path.
-    pub async fn end(mut self, patience: Duration, progress: &Progress) {
+    pub async fn end(mut self, patience: &Patience, progress: &Progress) {
         self.fleet
             .finish(patience, |_, event| {
                 if let Event::Lost(error) = event {

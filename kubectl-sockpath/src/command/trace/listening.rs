@@ -11,7 +11,7 @@ use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 use tokio::time::{Instant, sleep_until};
 
 use super::compare::{self, REQUESTS, Shortcut};
-use super::session::{ENDING, Session, Stop};
+use super::session::{Session, Stop};
 use crate::duration::{human, nanos};
 use crate::invocation::invocation;
 use crate::report;
@@ -124,7 +124,8 @@ impl Session<'_> {
     /// When the path cannot be used.
     async fn listen_to_path(&mut self, via: Via) -> Result<Stop> {
         self.progress.clear();
-        self.end_shortcut(ENDING).await;
+        let patience = self.patience(false);
+        self.end_shortcut(&patience).await;
         if via == Via::Socket {
             self.fleet.send_all(&Request::LookForBypass).await;
         }

@@ -24,7 +24,7 @@ use crate::output::{Machine, Stream, Text, complain};
 use crate::progress::Progress;
 use crate::recording::Recorder;
 use crate::report::{self, Capture, HelperOrigin, Origin};
-use crate::session::{Event, Fleet, Member, SessionError, disconnected, reconnected};
+use crate::session::{Event, Fleet, Member, Patience, SessionError, disconnected, reconnected};
 use crate::target::Plan;
 use crate::terminal::Style;
 
@@ -38,8 +38,9 @@ const DURATION_OF_STREAM: Duration = Duration::from_secs(3600);
 /// How many request packets end a trace by default.
 const COUNT: u64 = 100;
 
-/// How long helpers may take to end.
-pub(super) const ENDING: Duration = Duration::from_secs(3);
+/// How long helpers that end are waited for without a sign of life, and at most: on a busy node it takes seconds to detach.
+const ENDING_SILENCE: Duration = Duration::from_secs(10);
+const ENDING_LONGEST: Duration = Duration::from_secs(45);
 
 /// The same after Ctrl-C.
 const ENDING_INTERRUPTED: Duration = Duration::from_millis(1500);
@@ -164,10 +165,10 @@ impl<'a> Session<'a> {
             stop = self.listen_to_other_paths().await;
         }
         self.progress.clear();
-        let patience = if matches!(stop, Stop::Interrupted) { ENDING_INTERRUPTED } else { ENDING };
-        let (late, rest) = self.end_helpers(patience).await;
+        let patience = self.patience(matches!(stop, Stop::Interrupted));
+        let (late, rest) = self.end_helpers(&patience).await;
         // The normal path is restored after the trace has ended, so that the restoring is not part of it.
-        self.end_shortcut(patience).await;
+        self.end_shortcut(&patience).await;
         if let (Err(e), Stop::Enough | Stop::Over) = (self.close_stream(&late, matches!(stop, Stop::Interrupted)).await, &stop) {
             stop = Stop::Failed(e);
         }
@@ -185,8 +186,17 @@ impl<'a> Session<'a> {
         Ok(Leg { exit, lost, delivered, gone })
     }
 
+    /// How long helpers that end are waited for.
+    pub(super) fn patience(&self, interrupted: bool) -> Patience {
+        if interrupted {
+            return Patience::of(ENDING_INTERRUPTED);
+        }
+        let hurry = Some((self.interrupt.clone(), ENDING_INTERRUPTED));
+        Patience { silence: ENDING_SILENCE, longest: ENDING_LONGEST, hurry }
+    }
+
     /// Restores the normal path.
-    pub(super) async fn end_shortcut(&mut self, patience: Duration) {
+    pub(super) async fn end_shortcut(&mut self, patience: &Patience) {
         if let Some(shortcut) = self.shortcut.take() {
             shortcut.end(patience, self.progress).await;
         }
@@ -205,7 +215,7 @@ impl<'a> Session<'a> {
     }
 
     /// Ends the helpers; returns the packets that still arrived, if they are streamed, and whether the recording is complete.
-    async fn end_helpers(&mut self, patience: Duration) -> (Vec<(usize, Box<Packet>)>, Result<()>) {
+    async fn end_helpers(&mut self, patience: &Patience) -> (Vec<(usize, Box<Packet>)>, Result<()>) {
         let (capture, recorder, streams) = (&mut self.capture, &mut self.recorder, self.stream.is_some());
         let (mut late, mut recorded) = (Vec::new(), Ok(()));
         let hear = |helper, event: Event| {
