@@ -115,6 +115,9 @@ impl Drop for Process {
     }
 }
 
+/// What the kernel and all distributions use by default. Others, such as BBR, hold packets back by timers of their own.
+const CONGESTION_CONTROL: &str = "cubic";
+
 /// A lab with servers in it.
 #[derive(Debug)]
 pub struct Ground {
@@ -164,6 +167,10 @@ impl Ground {
     fn in_lab(lab: Lab, program: PathBuf) -> Result<Self> {
         let status = lab.status();
         forward_service_ports(&lab, &status)?;
+        for pod in &status.pods {
+            let set = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION_CONTROL);
+            lab.inside(&pod.name, set).with_context(|| format!("pod {} cannot use {CONGESTION_CONTROL}", pod.name))?;
+        }
         let mut ground = Self { lab, status, program, servers: Vec::new() };
         for pod in ["curl", "httpbin", "httpbin-remote"] {
             for cpus in [Cpus::One, Cpus::Two] {
