@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::netlink::{Attributes, Body, Message, NETLINK_NETFILTER, Socket, family, octets};
+use crate::netlink::{Attributes, Body, NETLINK_NETFILTER, Socket, family, octets};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const CT_NEW: u16 = SUBSYSTEM;
@@ -152,16 +152,16 @@ impl Conntrack {
     /// # Errors
     /// When the kernel refuses (CAP_NET_ADMIN).
     pub fn update(&mut self, tuple: &Tuple, update: Update) -> io::Result<bool> {
-        let mut body = named(tuple);
-        if update.liberal && tuple.protocol == TCP {
-            let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET];
-            let tcp = Body::default().with(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags).with(CTA_PROTOINFO_TCP_FLAGS_REPLY, &flags);
-            body = body.with_nested(CTA_PROTOINFO, &Body::default().with_nested(CTA_PROTOINFO_TCP, &tcp));
-        }
-        if let Some(timeout) = update.timeout {
-            body = body.with(CTA_TIMEOUT, &timeout.to_be_bytes());
-        }
-        found(self.0.request(CT_NEW, 0, body.bytes()))
+        found(self.0.request(CT_NEW, 0, changed(tuple, update).bytes()).map(drop))
+    }
+
+    /// Changes entries in their order, many with each system call; for each, whether there is one.
+    ///
+    /// # Errors
+    /// When the kernel refuses (CAP_NET_ADMIN).
+    pub fn update_each(&mut self, updates: &[(Tuple, Update)]) -> io::Result<Vec<bool>> {
+        let bodies: Vec<Body> = updates.iter().map(|(tuple, update)| changed(tuple, *update)).collect();
+        self.0.request_each(CT_NEW, &bodies)?.into_iter().map(found).collect()
     }
 
     /// Deletes the entry that has this tuple; false when there is none.
@@ -169,13 +169,13 @@ impl Conntrack {
     /// # Errors
     /// When the kernel refuses (CAP_NET_ADMIN).
     pub fn delete(&mut self, tuple: &Tuple) -> io::Result<bool> {
-        found(self.0.request(CT_DELETE, 0, named(tuple).bytes()))
+        found(self.0.request(CT_DELETE, 0, named(tuple).bytes()).map(drop))
     }
 }
 
-fn found(outcome: io::Result<Vec<Message>>) -> io::Result<bool> {
+fn found(outcome: io::Result<()>) -> io::Result<bool> {
     match outcome {
-        Ok(_) => Ok(true),
+        Ok(()) => Ok(true),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(e) => Err(e),
     }
@@ -213,6 +213,20 @@ impl Destroyed {
 /// Begins a message about a family.
 fn generic(family: u8) -> Body {
     Body::new(&[family, 0, 0, 0])
+}
+
+/// A message that changes the entry that has this tuple.
+fn changed(tuple: &Tuple, update: Update) -> Body {
+    let mut body = named(tuple);
+    if update.liberal && tuple.protocol == TCP {
+        let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET];
+        let tcp = Body::default().with(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags).with(CTA_PROTOINFO_TCP_FLAGS_REPLY, &flags);
+        body = body.with_nested(CTA_PROTOINFO, &Body::default().with_nested(CTA_PROTOINFO_TCP, &tcp));
+    }
+    if let Some(timeout) = update.timeout {
+        body = body.with(CTA_TIMEOUT, &timeout.to_be_bytes());
+    }
+    body
 }
 
 /// Begins a message about the entry that has this tuple.

@@ -20,6 +20,8 @@ const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE: u16 = 0x3fff;
 /// Room for one read; the kernel's messages of a dump come in pieces of at most 32 KiB.
 const BUFFER: usize = 64 << 10;
+/// Requests that are sent at a time: they, and an answer to each, fit into the socket's buffers.
+const AT_A_TIME: usize = 64;
 
 /// A message: its type, and what follows the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +88,34 @@ impl Socket {
         Ok(answers)
     }
 
+    /// Has requests of one kind carried out in their order, many with each system call; what came of each.
+    ///
+    /// # Errors
+    /// When the socket cannot be written or read.
+    pub fn request_each(&mut self, kind: u16, bodies: &[Body]) -> io::Result<Vec<io::Result<()>>> {
+        let mut outcomes = Vec::with_capacity(bodies.len());
+        for some in bodies.chunks(AT_A_TIME) {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Vec::new();
+            for (i, body) in (1..).zip(some) {
+                // Errors are always answered, and the last answer shows that none is missing.
+                let acknowledge = if i == some.len() { NLM_F_ACK } else { 0 };
+                self.sequence = self.sequence.wrapping_add(1);
+                append(&mut bytes, kind, NLM_F_REQUEST | acknowledge, self.sequence, &body.0)?;
+            }
+            self.raw.send(&bytes, 0)?;
+            let begin = outcomes.len();
+            outcomes.extend(some.iter().map(|_| Ok(())));
+            let mut complete = false;
+            while !complete {
+                self.buffer.clear();
+                self.raw.recv(&mut self.buffer, 0)?;
+                complete = note_answers(&self.buffer, first, &mut outcomes[begin..]);
+            }
+        }
+        Ok(outcomes)
+    }
+
     /// Asks for everything of a kind; `each` gets the body of every message of type `answer`.
     ///
     /// # Errors
@@ -122,14 +152,8 @@ impl Socket {
 
     fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(HEADER + body.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(body);
+        append(&mut message, kind, flags, self.sequence, body)?;
         self.raw.send(&message, 0).map(drop)
     }
 
@@ -141,15 +165,47 @@ impl Socket {
         while let Some((kind, _, body)) = messages.pop_front() {
             match kind {
                 NLMSG_DONE => return Ok(true),
-                NLMSG_ERROR => {
-                    let code = word(body, 0).map_or(0, u32::cast_signed);
-                    return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
+                NLMSG_ERROR => return acknowledged(body).map(|()| true),
                 kind => each(Message { kind, body: body.to_vec() }),
             }
         }
         Ok(false)
     }
+}
+
+/// Notes what answers say of requests whose sequence numbers begin with `first`; whether that of the last one is among them.
+fn note_answers(bytes: &[u8], first: u32, outcomes: &mut [io::Result<()>]) -> bool {
+    let mut complete = false;
+    for (_, sequence, body) in Messages(bytes).filter(|(kind, _, _)| *kind == NLMSG_ERROR) {
+        let at = usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+        let last = outcomes.len().checked_sub(1) == Some(at);
+        if let Some(outcome) = outcomes.get_mut(at) {
+            *outcome = acknowledged(body);
+            complete |= last;
+        }
+    }
+    complete
+}
+
+/// What an answer of type NLMSG_ERROR says.
+fn acknowledged(body: &[u8]) -> io::Result<()> {
+    match word(body, 0).map_or(0, u32::cast_signed) {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+    }
+}
+
+/// Appends a message, at a multiple of four bytes.
+fn append(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, body: &[u8]) -> io::Result<()> {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let length = u32::try_from(HEADER + body.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(body);
+    Ok(())
 }
 
 /// The messages in a buffer: type, sequence number, body.
@@ -333,6 +389,27 @@ mod tests {
         }
         // A length of 0 must not loop.
         assert_eq!(Attributes::behind(&[0; 16], 0).iter().count(), 0);
+    }
+
+    #[test]
+    fn requests_that_are_sent_together_have_their_own_outcomes() {
+        let answer = |bytes: &mut Vec<u8>, sequence: u32, code: i32| {
+            append(bytes, NLMSG_ERROR, 0, sequence, &code.to_ne_bytes()).expect("short");
+        };
+        // The numbers wrap around.
+        let first = u32::MAX - 1;
+        let mut outcomes: Vec<io::Result<()>> = (0..4).map(|_| Ok(())).collect();
+        let mut bytes = Vec::new();
+        answer(&mut bytes, first.wrapping_sub(1), -libc::EPERM);
+        answer(&mut bytes, first.wrapping_add(1), -libc::ENOENT);
+        assert!(!note_answers(&bytes, first, &mut outcomes), "the last one is not answered");
+        let mut bytes = Vec::new();
+        answer(&mut bytes, first.wrapping_add(3), 0);
+        answer(&mut bytes, first.wrapping_add(4), -libc::EPERM);
+        assert!(note_answers(&bytes, first, &mut outcomes));
+        let codes: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().and_then(io::Error::raw_os_error)).collect();
+        assert_eq!(codes, [None, Some(libc::ENOENT), None, None]);
+        assert!(!note_answers(&bytes, first, &mut []));
     }
 
     #[test]

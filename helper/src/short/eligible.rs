@@ -57,7 +57,7 @@ pub struct Topology {
 }
 
 /// What is done with the packets of one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Into the pod behind this device of the node.
     Pod {
@@ -74,7 +74,7 @@ pub enum Target {
 }
 
 /// One direction of a connection; the tuples of its packets are those of [`directions`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Leg {
     /// The device that its packets come in by.
     pub device: u32,

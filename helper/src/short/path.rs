@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::time::ClockId;
 use sockpath_kernel::change::{Changes, Watch};
 use sockpath_kernel::clock::clock_ns;
-use sockpath_kernel::conntrack::{Entry, Tuple};
+use sockpath_kernel::conntrack::{Entry, Tuple, Update};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_kernel::netns::inside;
 use sockpath_kernel::route::{self, Route};
@@ -25,7 +25,7 @@ use super::flow::{Action, Snapshot, State, Tracking, decide};
 use super::outdated::{Extent, Outdated};
 use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
-use super::table::Table;
+use super::table::{MAKE_LIBERAL, Table};
 use crate::node::Netns;
 
 /// Time between two looks at devices where nothing reports changes: inside the pods, and programs at tcx.
@@ -37,6 +37,13 @@ const LIST_EVERY: Duration = Duration::from_secs(9);
 /// How long an answer of connection tracking is valid for an approval of a connection without translation: a new entry of its tuple would
 /// translate nothing either, and the programs look up the entry when they redirect.
 const ANSWER_HOLDS: Duration = Duration::from_secs(2);
+
+/// A connection whose entry is to be changed before the rest is done.
+struct Pending {
+    connection: Connection,
+    update: Update,
+    rest: Vec<Action>,
+}
 
 /// The short path of one node.
 #[derive(Debug)]
@@ -146,16 +153,14 @@ impl Path {
         if self.catch_up()? {
             self.review()?;
         }
+        let mut unsettled = Vec::new();
         for event in self.programs.events()? {
             match event {
                 Event::Candidate(tuple) => self.consider(&tuple)?,
-                Event::Ready(slot) | Event::Over(slot) => {
-                    if let Some(tuple) = self.connections.of_slot(slot) {
-                        self.settle(&tuple, None)?;
-                    }
-                }
+                Event::Ready(slot) | Event::Over(slot) => unsettled.extend(self.connections.of_slot(slot)),
             }
         }
+        self.settle(&unsettled, None)?;
         Ok(std::mem::replace(&mut self.approvals_seen, self.approvals) != self.approvals)
     }
 
@@ -185,7 +190,7 @@ impl Path {
         };
         let unsettled = |c: &&Connection| listed.is_some() || !self.is_settled(c);
         let unsettled: Vec<Tuple> = self.connections.iter().filter(unsettled).map(|c| c.original).collect();
-        unsettled.iter().try_for_each(|tuple| self.settle(tuple, listed.as_ref()))
+        self.settle(&unsettled, listed.as_ref())
     }
 
     /// Whether nothing is to be done about a connection.
@@ -267,8 +272,8 @@ impl Path {
 
     /// The state of a connection's directions, while the programs know it.
     pub fn slots(&self, connection: &Connection) -> Option<[&Slot; 2]> {
-        let (slot, _) = connection.installed?;
-        Some([self.programs.slot(slot)?, self.programs.slot(slot + 1)?])
+        let (slot, _) = connection.installed.as_ref()?;
+        Some([self.programs.slot(*slot)?, self.programs.slot(slot + 1)?])
     }
 
     /// The current epoch.
@@ -350,7 +355,7 @@ impl Path {
                 Some(entry) if entry.id == connection.id => self.plan(&entry),
                 _ => Err(Reason::NotTracked),
             };
-            let same = planned.ok().is_some_and(|legs| connection.installed.is_some_and(|(_, old)| old == legs));
+            let same = planned.ok().is_some_and(|legs| connection.installed.as_ref().is_some_and(|(_, old)| **old == legs));
             if !same {
                 self.uninstall(&mut connection);
                 connection.state = match planned {
@@ -415,7 +420,7 @@ impl Path {
     }
 
     /// A connection is over.
-    fn close(&mut self, mut connection: Box<Connection>) {
+    fn close(&mut self, mut connection: Connection) {
         self.uninstall(&mut connection);
         self.control().add_closed(connection.packets, connection.bytes);
     }
@@ -453,8 +458,7 @@ impl Path {
             }
             self.programs.install(tuples, leg, number)?;
         }
-        self.connections.name_slot(slot, connection.original);
-        connection.installed = Some((slot, legs));
+        connection.installed = Some((slot, self.connections.share(legs)));
         connection.last_ns = 0;
         Ok(true)
     }
@@ -463,7 +467,7 @@ impl Path {
     fn uninstall(&mut self, connection: &mut Connection) {
         let Some((slot, legs)) = connection.installed.take() else { return };
         self.arm(slot, 0);
-        for ((number, leg), from) in (slot..).zip(&legs).zip([&connection.original, &connection.reply]) {
+        for ((number, leg), from) in (slot..).zip(&*legs).zip([&connection.original, &connection.reply]) {
             self.programs.remove(from, leg);
             if let Some(state) = self.programs.slot(number) {
                 connection.bytes += state.bytes.load(Ordering::Relaxed);
@@ -479,10 +483,29 @@ impl Path {
         }
     }
 
-    /// Decides about a connection until there is nothing left to do. `listed` are entries of a list made just now: a connection in it is not
+    /// Decides about connections until there is nothing left to do. `listed` are entries of a list made just now: a connection in it is not
     /// asked about again.
-    fn settle(&mut self, tuple: &Tuple, listed: Option<&HashMap<Tuple, Entry>>) -> Result<()> {
-        let Some(mut connection) = self.connections.take(tuple) else { return Ok(()) };
+    fn settle(&mut self, tuples: &[Tuple], listed: Option<&HashMap<Tuple, Entry>>) -> Result<()> {
+        let mut pending = Vec::new();
+        for tuple in tuples {
+            if let Some(connection) = self.connections.take(tuple) {
+                pending.extend(self.advance(connection, listed)?);
+            }
+        }
+        // Entries are changed together: a system call for each would take most of the time.
+        let updates: Vec<_> = pending.iter().map(|p| (p.connection.original, p.update)).collect();
+        for (Pending { mut connection, update, rest }, exists) in pending.into_iter().zip(self.table.update_each(&updates)?) {
+            if (update.liberal && !exists) || !self.apply_all(&mut connection, &rest, None)? {
+                self.untrack(&mut connection);
+            }
+            self.connections.put(connection);
+        }
+        Ok(())
+    }
+
+    /// Decides about a connection and does what comes before a change of its entry; returns it if there is one.
+    fn advance(&mut self, mut connection: Connection, listed: Option<&HashMap<Tuple, Entry>>) -> Result<Option<Pending>> {
+        let tuple = connection.original;
         let mut tracking = Tracking::NotAsked;
         let mut planned = None;
         loop {
@@ -497,16 +520,21 @@ impl Path {
             self.approvals += u64::from(is_armed(state) != is_armed(connection.state) && state != State::Removed);
             connection.state = state;
             if actions == [Action::Ask] {
-                (tracking, planned) = match (self.lasting_answer(&connection), listed.and_then(|entries| entries.get(tuple))) {
+                (tracking, planned) = match (self.lasting_answer(&connection), listed.and_then(|entries| entries.get(&tuple))) {
                     (Some(answer), None) => answer,
                     (_, Some(entry)) => self.understand(&mut connection, Some(entry.clone()), self.listed)?,
                     (None, None) => self.ask(&mut connection)?,
                 };
                 continue;
             }
+            if let Some((update, rest)) = self.change_of_entry(&actions, connection.original.protocol) {
+                if !update.liberal {
+                    connection.last_ns = self.last_ns(&connection);
+                }
+                return Ok(Some(Pending { connection, update, rest: rest.to_vec() }));
+            }
             if !self.apply_all(&mut connection, &actions, planned)? {
-                self.uninstall(&mut connection);
-                connection.state = State::Refused(Reason::NotTracked);
+                self.untrack(&mut connection);
                 break;
             }
             // What was decided on an answer is not decided on it again.
@@ -519,7 +547,22 @@ impl Path {
         } else {
             self.connections.put(connection);
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// The change of the entry that actions begin with, if so, and the others.
+    fn change_of_entry<'a>(&self, actions: &'a [Action], protocol: u8) -> Option<(Update, &'a [Action])> {
+        match actions.split_first()? {
+            (Action::MakeLiberal, rest) => Some((MAKE_LIBERAL, rest)),
+            (Action::Refresh, rest) => Some((self.table.refreshing(protocol), rest)),
+            _ => None,
+        }
+    }
+
+    /// Gives up a connection without a usable entry; it is asked about again.
+    fn untrack(&mut self, connection: &mut Connection) {
+        self.uninstall(connection);
+        connection.state = State::Refused(Reason::NotTracked);
     }
 
     /// For processes that look at the slots.
@@ -557,7 +600,7 @@ impl Path {
         let is_good = matches!(answer, Tracking::Entry { sound: true, refusal: None, .. }) && connection.state == State::Watched;
         let is_translated = connection.original != connection.reply.reversed();
         let holds = is_good && !is_translated && epoch == self.programs.epoch() && connection.asked.elapsed() < ANSWER_HOLDS;
-        connection.installed.filter(|_| holds).map(|(_, legs)| (answer, Some(legs)))
+        connection.installed.as_ref().filter(|_| holds).map(|(_, legs)| (answer, Some(**legs)))
     }
 
     /// Asks connection tracking about a connection that may have to be planned, too.
@@ -573,8 +616,8 @@ impl Path {
         let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original) else {
             return Ok((Tracking::Gone, None));
         };
-        let planned = match connection.installed {
-            Some((_, legs)) => super::eligible::refusal(&entry).map_or(Ok(legs), Err),
+        let planned = match &connection.installed {
+            Some((_, legs)) => super::eligible::refusal(&entry).map_or(Ok(**legs), Err),
             None => self.plan(&entry),
         };
         let answer = self.table.answer(&entry, planned.err());
@@ -595,13 +638,9 @@ impl Path {
     /// Does one thing; false when it cannot be done.
     fn apply(&mut self, connection: &mut Connection, action: Action, planned: Option<[Leg; 2]>) -> Result<bool> {
         match action {
-            Action::Ask => {}
+            // An entry is changed before anything else is done.
+            Action::Ask | Action::MakeLiberal | Action::Refresh => {}
             Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),
-            Action::MakeLiberal => return self.table.make_liberal(&connection.original),
-            Action::Refresh => {
-                connection.last_ns = self.last_ns(connection);
-                self.table.refresh(&connection.original)?;
-            }
             Action::Arm(epoch) => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, epoch)),
             Action::Disarm => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, 0)),
             Action::Remove => self.uninstall(connection),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use memchr::memmem;
 use nix::time::ClockId;
 use sockpath_bpf::short::ShortSkelBuilder;
 use sockpath_bpf::short::types::{
@@ -197,17 +198,13 @@ fn type_information(file: &str) -> Option<Vec<u8>> {
 /// When the kernel is older than 5.12, for which the programs are made: it refuses them without a reason that a user understands.
 fn has_conntrack_lookup() -> Result<bool> {
     let kernel = type_information("vmlinux");
-    let has = |text: &Option<Vec<u8>>, name: &str| text.as_ref().is_some_and(|text| memmem(text, name.as_bytes()));
+    let has = |text: &Option<Vec<u8>>, name: &str| text.as_ref().is_some_and(|text| memmem::find(text, name.as_bytes()).is_some());
     // The function came with that release.
     if kernel.is_some() && !has(&kernel, "BPF_FUNC_check_mtu") {
         anyhow::bail!("the short path needs Linux 5.12 or later: boot a newer kernel on this node");
     }
     const LOOKUP: &str = "bpf_skb_ct_lookup";
     Ok(has(&type_information("nf_conntrack"), LOOKUP) || has(&kernel, LOOKUP))
-}
-
-fn memmem(text: &[u8], what: &[u8]) -> bool {
-    text.windows(what.len()).any(|w| w == what)
 }
 
 impl Programs {

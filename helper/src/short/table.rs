@@ -26,6 +26,9 @@ const AGE: u32 = 32;
 const LISTED_FROM: usize = 256;
 const OTHERS_AT_MOST: usize = 8;
 
+/// What has an entry accept packets outside its windows.
+pub const MAKE_LIBERAL: Update = Update { liberal: true, timeout: None };
+
 /// The entries of a node.
 #[derive(Debug)]
 pub struct Table {
@@ -80,19 +83,14 @@ impl Table {
         self.conntrack.get(tuple).context("cannot ask connection tracking")
     }
 
-    /// Has an entry accept packets outside its windows; false when there is none.
-    pub fn make_liberal(&mut self, tuple: &Tuple) -> Result<bool> {
-        self.update(tuple, Update { liberal: true, timeout: None })
+    /// What puts off the expiry of an entry as a packet would.
+    pub fn refreshing(&self, protocol: u8) -> Update {
+        Update { liberal: false, timeout: Some(self.timeouts.of_protocol(protocol)) }
     }
 
-    /// Puts off the expiry of an entry as a packet would.
-    pub fn refresh(&mut self, tuple: &Tuple) -> Result<()> {
-        let timeout = Some(self.timeouts.of_protocol(tuple.protocol));
-        self.update(tuple, Update { liberal: false, timeout }).map(drop)
-    }
-
-    fn update(&mut self, tuple: &Tuple, update: Update) -> Result<bool> {
-        self.conntrack.update(tuple, update).context("cannot change an entry")
+    /// Changes the entries that have these tuples; for each, whether there is one.
+    pub fn update_each(&mut self, updates: &[(Tuple, Update)]) -> Result<Vec<bool>> {
+        self.conntrack.update_each(updates).context("cannot change an entry")
     }
 
     /// Reads again how long entries are kept, and how many there are.
