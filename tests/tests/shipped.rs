@@ -128,12 +128,12 @@ fn sources_read_these_environment_variables_only() {
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_IMAGE",
         "kubectl-sockpath/src/cli.rs: SOCKPATH_HELPER_NAMESPACE",
         // As kubectl has them: KUBECONFIG, and KUBERNETES_SERVICE_HOST for a plugin that runs in a pod.
-        "kubectl-sockpath/src/cluster/client.rs: name",
-        "kubectl-sockpath/src/cluster/kubeconfig.rs: KUBECONFIG",
+        "kubectl-sockpath/src/cluster/api/client.rs: name",
+        "kubectl-sockpath/src/cluster/api/kubeconfig.rs: KUBECONFIG",
         // Who asks, for labels and for a second user.
-        "kubectl-sockpath/src/cluster/owner.rs: HOSTNAME",
-        "kubectl-sockpath/src/cluster/owner.rs: USER",
-        "kubectl-sockpath/src/cluster/owner.rs: USERNAME",
+        "kubectl-sockpath/src/cluster/helper/owner.rs: HOSTNAME",
+        "kubectl-sockpath/src/cluster/helper/owner.rs: USER",
+        "kubectl-sockpath/src/cluster/helper/owner.rs: USERNAME",
         "kubectl-sockpath/src/command/accelerate/mod.rs: LOGNAME",
         "kubectl-sockpath/src/command/accelerate/mod.rs: SUDO_USER",
         "kubectl-sockpath/src/command/accelerate/mod.rs: USER",

@@ -1,38 +1,10 @@
 //! A cluster: names through the API server, helpers as pods.
 
-mod admitted;
-mod attach;
-mod board;
-mod bypassed;
-mod client;
-mod follow;
-mod garbage;
-mod helper_pod;
-pub(crate) mod kubeconfig;
-mod lean;
+pub(crate) mod api;
+mod helper;
 mod lookup;
-#[cfg(test)]
-mod manifests_tests;
-#[cfg(test)]
-mod mock;
-mod network_policy;
-mod overrides;
-mod owner;
-mod pace;
-mod pod_info;
-mod pod_watch;
 mod preflight;
-mod privilege;
-mod problem;
-mod remedy;
-mod service_info;
-mod start;
-mod startup;
-mod surroundings;
-mod waiting;
 mod watch;
-mod workload;
-mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -51,11 +23,16 @@ use crate::output::Machine;
 use crate::progress::Progress;
 use crate::session::Fleet;
 
-pub use client::{Api, ConnectOptions};
-pub use helper_pod::{DEFAULT_IMAGE, HelperSpec};
-pub use pod_watch::{PodNews, PodWatch};
-pub use problem::{Kind as ProblemKind, Problem};
+pub use api::client::Api;
+pub use api::options::ConnectOptions;
+pub use api::problem::{Kind as ProblemKind, Problem};
+pub use helper::pod::{DEFAULT_IMAGE, HelperSpec};
+pub use watch::pod_watch::{PodNews, PodWatch};
 pub use watch::{News, Watch};
+
+use api::{options, pace};
+use helper::{board, garbage, owner, pod, remedy, start};
+use watch::bypassed;
 
 /// The kubelet ends a helper after this time even if plugin, API server and helper all fail: as long as the longest lease.
 const DEADLINE_SECONDS: i64 = 24 * 3600;
@@ -121,7 +98,7 @@ impl From<&Global> for ConnectOptions {
             as_user: global.as_user.clone(),
             as_group: global.as_group.clone(),
             as_uid: global.as_uid.clone(),
-            overrides: overrides::Overrides {
+            overrides: options::Overrides {
                 server: global.server.clone(),
                 token: global.token.clone(),
                 tls_server_name: global.tls_server_name.clone(),
@@ -173,11 +150,8 @@ impl Cluster {
     pub fn helpers_that_stay(&self, fleet: &mut Fleet, nodes: &[Node], lease: Duration, progress: &Progress) {
         let seconds = i64::try_from(lease.as_secs()).unwrap_or(DEADLINE_SECONDS);
         let deadline_seconds = (seconds + MARGIN_SECONDS).min(DEADLINE_SECONDS);
-        let spec = |n: &Node| helper_pod::HelperSpec {
-            deadline_seconds,
-            stays: Some(lease),
-            ..self.settings.spec(Mode::Accelerate, &n.name, &self.owner)
-        };
+        let spec =
+            |n: &Node| HelperSpec { deadline_seconds, stays: Some(lease), ..self.settings.spec(Mode::Accelerate, &n.name, &self.owner) };
         self.start(fleet, nodes.iter().map(spec), progress);
     }
 
@@ -317,7 +291,7 @@ impl Cluster {
 pub fn helper_pod_manifest(global: &Global, mode: Mode, json: bool) -> Result<Machine> {
     // Which node it is depends on where the pods are, and a dry run of the client asks no server.
     let pod = Settings::of(global).spec(mode, "node", &owner::Owner::this_process()).build();
-    if json { Machine::document(&pod) } else { Ok(Machine::of(&helper_pod::to_yaml(&pod)?)) }
+    if json { Machine::document(&pod) } else { Ok(Machine::of(&pod::to_yaml(&pod)?)) }
 }
 
 impl Inventory for Cluster {

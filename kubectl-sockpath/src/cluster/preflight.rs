@@ -6,10 +6,10 @@ use k8s_openapi::api::core::v1::{EnvVar, Namespace, Pod};
 use kube::api::PostParams;
 use sockpath_protocol::message::{Check, CheckState};
 
-use super::client::Api;
-use super::helper_pod::HelperSpec;
-use super::problem::{Kind, Problem};
-use super::remedy;
+use super::api::client::Api;
+use super::api::problem::{Kind, Problem};
+use super::helper::pod::HelperSpec;
+use super::helper::remedy;
 
 /// WebSockets for attach are on by default from this minor version.
 const OLDEST_MINOR: u32 = 30;
@@ -250,7 +250,7 @@ fn namespace_row(name: &str, object: &Namespace) -> Check {
 mod tests {
     use serde_json::json;
 
-    use super::super::mock::Mock;
+    use super::super::api::mock::Mock;
     use super::*;
 
     const REVIEWS: &str = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_without_our_policy_is_reported() {
         const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
-        let spec = super::super::helper_pod::tests::spec(crate::mode::Mode::Trace);
+        let spec = super::super::helper::pod::tests::spec(crate::mode::Mode::Trace);
         let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
         let open = policy(&Mock::default().on(PODS, 201, pod).api("shop"), &spec).await.unwrap();
         assert!(open.state == CheckState::Degraded && open.remedy.unwrap().contains("manifests.yaml"), "{}", open.found);

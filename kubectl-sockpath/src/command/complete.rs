@@ -254,7 +254,7 @@ fn only_options(root: &clap::Command, done: &[String]) -> Vec<String> {
 
 /// Names of these entries with what they are; nothing if the file cannot be read.
 fn in_kubeconfig(global: &Global, entries: Entries) -> Vec<(String, String)> {
-    let Ok(config) = cluster::kubeconfig::read(global.kubeconfig.as_deref()) else { return Vec::new() };
+    let Ok(config) = cluster::api::kubeconfig::read(global.kubeconfig.as_deref()) else { return Vec::new() };
     let (names, word): (Vec<String>, _) = match entries {
         Entries::Contexts => (config.contexts.into_iter().map(|c| c.name).collect(), "context"),
         Entries::Clusters => (config.clusters.into_iter().map(|c| c.name).collect(), "cluster"),

@@ -8,9 +8,9 @@ use sockpath_protocol::accel::PodName;
 use sockpath_protocol::request::Pod;
 use tokio::sync::mpsc;
 
-use super::client::Api;
-use super::follow::{Change, Which, follow};
-use super::pod_info::{all_statuses, cgroup_uid, pod_ips};
+use crate::cluster::api::client::Api;
+use crate::cluster::api::follow::{Change, Which, follow};
+use crate::cluster::lookup::pod_info::{all_statuses, cgroup_uid, pod_ips};
 
 /// Changes that wait for us before the followers have to.
 const CHANGES_AHEAD: usize = 64;

@@ -1,8 +1,8 @@
 use serde_json::{Value, json};
 use sockpath_protocol::request::Locate;
 
-use super::super::mock::Mock;
 use super::*;
+use crate::cluster::api::mock::Mock;
 
 fn planned() -> Pod {
     Pod {

@@ -1,5 +1,14 @@
 //! What happens in the cluster while an acceleration runs: pods come and go, NetworkPolicies change.
 
+pub mod bypassed;
+mod network_policy;
+mod news;
+pub mod pod_watch;
+mod surroundings;
+
+pub use news::News;
+use news::SeenPod;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -8,43 +17,14 @@ use kube::ResourceExt;
 use sockpath_protocol::accel::PodName;
 use tokio::sync::mpsc;
 
-use super::client::Api;
-use super::follow::{Change, Which, follow, follow_in_cluster};
-use super::network_policy::{Subject, Subjects, touched};
-use super::problem::Kind;
-use super::surroundings::{SeenNode, Surroundings};
+use crate::cluster::api::client::Api;
+use crate::cluster::api::follow::{Change, Which, follow, follow_in_cluster};
+use crate::cluster::api::problem::Kind;
+use crate::cluster::watch::network_policy::{Subject, Subjects, touched};
+use crate::cluster::watch::surroundings::{SeenNode, Surroundings};
 
 /// Changes that wait for us before the followers have to.
 const CHANGES_AHEAD: usize = 256;
-
-/// What an acceleration has to react to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// Pods came, went or changed.
-    Pods,
-    /// A pod was deleted.
-    Gone(PodName),
-    /// Something happened to a node.
-    Node {
-        /// The node.
-        name: String,
-        /// What happened, as a sentence.
-        text: String,
-    },
-    /// A namespace is being deleted.
-    Terminating(String),
-    /// NetworkPolicies changed.
-    Policies {
-        /// What changed, in words.
-        what: String,
-        /// Pods whose pairs have to go by TCP from now on.
-        pause: Vec<PodName>,
-        /// Pods whose policies are again what they were at the start.
-        resume: Vec<PodName>,
-    },
-    /// Something cannot be watched: what that means, and what to do.
-    Unwatched(String),
-}
 
 /// Watches pods and NetworkPolicies until it is dropped.
 #[derive(Debug)]
@@ -191,28 +171,6 @@ fn key(policy: &NetworkPolicy) -> Key {
     (policy.namespace().unwrap_or_default(), policy.name_any())
 }
 
-/// What is kept of a pod: a large cluster has many.
-#[derive(Debug, Clone)]
-pub struct SeenPod {
-    name: PodName,
-    subject: Subject,
-    /// Where it runs, if it is being evicted from there.
-    pub evicted_from: Option<String>,
-}
-
-impl From<Pod> for SeenPod {
-    fn from(pod: Pod) -> Self {
-        let name = PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() };
-        Self { name, subject: Subject::of(&pod), evicted_from: evicted_from(&pod) }
-    }
-}
-
-fn evicted_from(pod: &Pod) -> Option<String> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let reason = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.status == "True")?.reason.as_deref();
-    pod.spec.as_ref()?.node_name.clone().filter(|_| reason == Some("EvictionByEvictionAPI"))
-}
-
 impl Known {
     fn pod(&mut self, change: Change<SeenPod>) -> Option<News> {
         let mut gone = None;
@@ -300,9 +258,9 @@ impl Known {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::mock::Mock;
-    use super::super::problem::Problem;
     use super::*;
+    use crate::cluster::api::mock::Mock;
+    use crate::cluster::api::problem::Problem;
 
     fn object(name: &str, labels: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}})).unwrap()

@@ -12,12 +12,13 @@ use sockpath_protocol::text::first_line;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::Api;
-use super::garbage::{DeletionMode, PendingDeletions};
-use super::helper_pod::{CONTAINER, random_suffix};
-use super::problem::{Kind, Problem};
-use super::remedy;
-use super::startup::{REPORT, terminated};
+use crate::cluster::api::client::Api;
+use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::helper::garbage::{DeletionMode, PendingDeletions};
+use crate::cluster::helper::owner::random_suffix;
+use crate::cluster::helper::pod::CONTAINER;
+use crate::cluster::helper::remedy;
+use crate::cluster::helper::startup::{REPORT, terminated};
 use crate::output;
 use crate::session::{Aftermath, Ending, Keeper, LastLines, Reopened, Transport};
 
@@ -276,8 +277,8 @@ fn cause_of_end(pod: &Pod, node: &str) -> Option<String> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::mock::Mock;
     use super::*;
+    use crate::cluster::api::mock::Mock;
 
     fn cause(metadata: Value, status: Value) -> String {
         let pod = serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap();

@@ -1,14 +1,39 @@
-//! Flags that stand for entries of the kubeconfig, as kubectl has them: server, certificates, token.
+//! How to reach the API server, and flags that stand for entries of the kubeconfig, as kubectl has them: server, certificates, token.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kube::config::{AuthInfo, Cluster, Context, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext};
 
-use super::client::ConnectOptions;
-use super::problem::{Kind, Problem};
+use crate::cluster::api::problem::{Kind, Problem};
 
 /// Name of the entries that flags make where the kubeconfig has none.
 const OF_FLAGS: &str = "flags";
+
+/// How to reach the API server, as kubectl's flags of the same names say it.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    /// `--kubeconfig`; `$KUBECONFIG`, then `~/.kube/config`, otherwise.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--context`.
+    pub context: Option<String>,
+    /// `--cluster`.
+    pub cluster: Option<String>,
+    /// `--user`.
+    pub user: Option<String>,
+    /// `-n`; that of the context otherwise.
+    pub namespace: Option<String>,
+    /// `--as`.
+    pub as_user: Option<String>,
+    /// `--as-group`.
+    pub as_group: Vec<String>,
+    /// `--as-uid`.
+    pub as_uid: Option<String>,
+    /// Flags that stand for entries.
+    pub overrides: Overrides,
+    /// `--request-timeout`; no limit when zero.
+    pub request_timeout: Duration,
+}
 
 /// What the flags say in place of the kubeconfig's entries.
 #[derive(Debug, Clone, Default)]

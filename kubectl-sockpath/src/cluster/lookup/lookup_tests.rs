@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
-use super::super::mock::Mock;
 use super::*;
+use crate::cluster::api::mock::Mock;
 
 fn pod(namespace: &str, name: &str, node: &str, ip: &str) -> Value {
     json!({

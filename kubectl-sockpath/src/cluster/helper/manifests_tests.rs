@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::helper_pod::{HelperSpec, to_yaml};
-use super::owner::Owner;
-use super::privilege::{MODES, capabilities};
 use crate::cli::Seccomp;
+use crate::cluster::helper::owner::Owner;
+use crate::cluster::helper::pod::{HelperSpec, to_yaml};
+use crate::cluster::helper::privilege::{MODES, capabilities};
 use crate::mode::Mode;
 
-const POLICY: &str = include_str!("../../../manifests/policy.yaml");
-const EXAMPLE: &str = include_str!("../../../manifests/example/helper-pod.yaml");
+const POLICY: &str = include_str!("../../../../manifests/policy.yaml");
+const EXAMPLE: &str = include_str!("../../../../manifests/example/helper-pod.yaml");
 
 fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n").map(|d| serde_saphyr::from_str(d).unwrap_or_else(|e| panic!("{e}\n{d}"))).collect()
@@ -26,8 +26,8 @@ fn the_example_pod_is_what_a_dry_run_prints() {
         mode: Mode::Accelerate,
         node: "node".into(),
         namespace: "sockpath".into(),
-        image: super::DEFAULT_IMAGE.into(),
-        deadline_seconds: super::DEADLINE_SECONDS,
+        image: crate::cluster::DEFAULT_IMAGE.into(),
+        deadline_seconds: crate::cluster::DEADLINE_SECONDS,
         seccomp: Seccomp::default(),
         stays: None,
         owner,
@@ -65,8 +65,9 @@ fn pods() -> Vec<Value> {
         for seccomp in [Seccomp::RuntimeDefault, Seccomp::Unconfined] {
             for stays in [None, Some(std::time::Duration::from_secs(60))] {
                 let owner = Owner { session: "s".into(), client: "c".into(), process: "1-1".into(), user: "u".into() };
-                let (node, namespace, image) = ("node".into(), "sockpath".into(), super::DEFAULT_IMAGE.into());
-                let spec = HelperSpec { mode, node, namespace, image, deadline_seconds: super::DEADLINE_SECONDS, seccomp, stays, owner };
+                let (node, namespace, image) = ("node".into(), "sockpath".into(), crate::cluster::DEFAULT_IMAGE.into());
+                let spec =
+                    HelperSpec { mode, node, namespace, image, deadline_seconds: crate::cluster::DEADLINE_SECONDS, seccomp, stays, owner };
                 pods.push(serde_json::to_value(spec.build()).unwrap());
             }
         }
@@ -120,16 +121,16 @@ fn the_policy_admits_the_pods_of_the_plugin() {
     }
     let asked: BTreeSet<&str> = MODES.into_iter().flat_map(capabilities).map(|c| c.name()).collect();
     assert_eq!(asked, strings(&variable("capabilities")));
-    assert!(POLICY.contains(&format!("activeDeadlineSeconds <= {}", super::DEADLINE_SECONDS)));
+    assert!(POLICY.contains(&format!("activeDeadlineSeconds <= {}", crate::cluster::DEADLINE_SECONDS)));
 }
 
 #[test]
 fn every_manifest_is_yaml_with_kind_and_name() {
     for text in [
-        include_str!("../../../manifests/namespace.yaml"),
-        include_str!("../../../manifests/quota.yaml"),
-        include_str!("../../../manifests/rbac.yaml"),
-        include_str!("../../../manifests/network-policy.yaml"),
+        include_str!("../../../../manifests/namespace.yaml"),
+        include_str!("../../../../manifests/quota.yaml"),
+        include_str!("../../../../manifests/rbac.yaml"),
+        include_str!("../../../../manifests/network-policy.yaml"),
         POLICY,
         EXAMPLE,
     ] {
@@ -147,7 +148,7 @@ fn render(image: &str) -> std::process::Output {
 /// What the repository has cannot be applied: the namespace that admits privileged pods does not come without the policy.
 #[test]
 fn the_files_are_refused_by_themselves() {
-    let namespace = documents(include_str!("../../../manifests/namespace.yaml")).remove(0);
+    let namespace = documents(include_str!("../../../../manifests/namespace.yaml")).remove(0);
     let level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"].as_str().unwrap();
     // The values a label may have: at most 63 of these characters.
     let may_be = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
-use super::lookup::Lookup;
-use super::problem::{Kind as ProblemKind, Problem};
-use super::remedy;
+use crate::cluster::api::problem::{Kind as ProblemKind, Problem};
+use crate::cluster::helper::remedy;
+use crate::cluster::lookup::Lookup;
 use crate::inventory::Kind;
 
 impl Lookup {

@@ -11,7 +11,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::client::Api;
+use crate::cluster::api::client::Api;
 
 /// Status code and body.
 type Answer = (u16, Value);

@@ -1,7 +1,7 @@
 //! What to do when the API server refuses a helper pod or the stream to it.
 
-use super::helper_pod::{CPU_REQUEST, MEMORY_LIMIT, MEMORY_REQUEST};
-use super::problem::{Kind, Problem};
+use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::helper::pod::{CPU_REQUEST, MEMORY_LIMIT, MEMORY_REQUEST};
 
 /// The command that lists what may change a pod while it is admitted.
 pub const LIST_MUTATORS: &str = "kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies";

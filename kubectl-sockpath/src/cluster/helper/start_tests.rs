@@ -1,9 +1,9 @@
 use serde_json::{Value, json};
 
-use super::super::mock::Mock;
-use super::super::owner::Owner;
 use super::*;
 use crate::cli::Seccomp;
+use crate::cluster::api::mock::Mock;
+use crate::cluster::helper::owner::Owner;
 use crate::mode::Mode;
 use crate::session::Fleet;
 

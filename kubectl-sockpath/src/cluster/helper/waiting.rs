@@ -8,13 +8,13 @@ use kube::api::ListParams;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 
-use super::attach::attach;
-use super::board::Posted;
-use super::client::Api;
-use super::helper_pod::HelperSpec;
-use super::problem::{Kind, Problem};
-use super::start::{Starter, TICK, look_at_node};
-use super::startup::{PULLING, REPORT, SILENCE, Stage, assess, deleted};
+use crate::cluster::api::client::Api;
+use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::helper::attach::attach;
+use crate::cluster::helper::board::Posted;
+use crate::cluster::helper::pod::HelperSpec;
+use crate::cluster::helper::start::{Starter, TICK, look_at_node};
+use crate::cluster::helper::startup::{PULLING, REPORT, SILENCE, Stage, assess, deleted};
 use crate::session::Transport;
 
 /// The kubelet knows a container runs up to a second before its report arrives here, so attaching is tried meanwhile.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Event, Node, Pod, PodStatus};
 
-use super::helper_pod::{CONTAINER, CPU_REQUEST, MEMORY_REQUEST};
+use crate::cluster::helper::pod::{CONTAINER, CPU_REQUEST, MEMORY_REQUEST};
 
 /// How far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]

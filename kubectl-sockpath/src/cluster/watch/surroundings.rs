@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::ResourceExt;
 
-use super::follow::Change;
-use super::watch::{News, SeenPod};
+use crate::cluster::api::follow::Change;
+use crate::cluster::watch::news::{News, SeenPod};
 
 /// What is known about nodes and namespaces.
 #[derive(Debug, Default)]

@@ -1,6 +1,5 @@
 //! Access to the API server: kubectl's kubeconfig flags, and readable errors.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,39 +8,14 @@ use kube::api::ListParams;
 use kube::client::ClientBuilder;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
-use super::kubeconfig;
-use super::lean::Lean;
-use super::overrides::Overrides;
-use super::pace::{self, Paced};
-use super::problem::{Kind, Problem};
+use crate::cluster::api::kubeconfig;
+use crate::cluster::api::lean::Lean;
+use crate::cluster::api::options::ConnectOptions;
+use crate::cluster::api::pace::{self, Paced};
+use crate::cluster::api::problem::{Kind, Problem};
 
 /// A large cluster answers lists in pieces of this many objects: a page of pods takes some MiB while it is read.
 pub const PAGE: u32 = 250;
-
-/// How to reach the API server, as kubectl's flags of the same names say it.
-#[derive(Debug, Clone, Default)]
-pub struct ConnectOptions {
-    /// `--kubeconfig`; `$KUBECONFIG`, then `~/.kube/config`, otherwise.
-    pub kubeconfig: Option<PathBuf>,
-    /// `--context`.
-    pub context: Option<String>,
-    /// `--cluster`.
-    pub cluster: Option<String>,
-    /// `--user`.
-    pub user: Option<String>,
-    /// `-n`; that of the context otherwise.
-    pub namespace: Option<String>,
-    /// `--as`.
-    pub as_user: Option<String>,
-    /// `--as-group`.
-    pub as_group: Vec<String>,
-    /// `--as-uid`.
-    pub as_uid: Option<String>,
-    /// Flags that stand for entries.
-    pub overrides: Overrides,
-    /// `--request-timeout`; no limit when zero.
-    pub request_timeout: Duration,
-}
 
 /// A connection to the API server. Clones share it.
 #[derive(Clone)]
@@ -254,9 +228,11 @@ fn missing_user(kubeconfig: &Kubeconfig, options: &ConnectOptions) -> Option<Str
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::cluster::api::options::Overrides;
 
     const CONFIG: &str = "
 apiVersion: v1

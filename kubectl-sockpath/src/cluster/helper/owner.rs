@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-
-use super::helper_pod::random_suffix;
 
 const CLIENT: &str = "sockpath/client";
 const PROCESS: &str = "sockpath/client-process";
@@ -97,6 +95,20 @@ fn process_identity(pid: u32) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let started = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).unwrap_or_default();
     format!("{pid}-{started}")
+}
+
+/// Five letters and digits, as the API server's own `generateName` makes them: without vowels, so without words.
+#[must_use]
+pub fn random_suffix() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    // The standard library seeds each RandomState differently from the system's random source.
+    let mut bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    let mut suffix = String::with_capacity(5);
+    for _ in 0..5 {
+        suffix.push(char::from(ALPHABET[(bits % ALPHABET.len() as u64) as usize]));
+        bits /= ALPHABET.len() as u64;
+    }
+    suffix
 }
 
 #[cfg(test)]

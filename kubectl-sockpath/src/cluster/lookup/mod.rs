@@ -1,5 +1,9 @@
 //! Names looked up through the API server: what the resolution of SOURCE and TARGET asks for.
 
+pub mod pod_info;
+mod service_info;
+mod workload;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +18,12 @@ use kube::api::ListParams;
 use kube::core::Selector;
 use sockpath_protocol::request::Node;
 
-use super::client::{Api, PAGE};
-use super::lean::Lean;
-use super::pod_info::{self, NodeFacts, pod_info};
-use super::problem::{Kind as ProblemKind, Problem};
-use super::{remedy, service_info};
+use crate::cluster::api::client::{Api, PAGE};
+use crate::cluster::api::lean::Lean;
+use crate::cluster::api::problem::{Kind as ProblemKind, Problem};
+use crate::cluster::helper::remedy;
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
+use pod_info::{NodeFacts, pod_info};
 
 /// Access to the objects of a cluster. Facts about nodes are cached for the rest of the command.
 #[derive(Debug)]

@@ -1,7 +1,6 @@
 //! The helper pod: built from the API's types, so that what `--dry-run=client` prints is what would be sent.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
@@ -11,10 +10,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
-use super::owner::{self, Owner};
-use super::privilege::{self, MODES};
-use super::yaml;
 use crate::cli::Seccomp;
+use crate::cluster::helper::owner::{self, Owner, random_suffix};
+use crate::cluster::helper::privilege::{self, MODES};
+use crate::cluster::helper::yaml;
 use crate::mode::Mode;
 
 /// Name of the one container.
@@ -236,22 +235,8 @@ fn comment(path: &str, value: &Value) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// Five letters and digits, as the API server's own `generateName` makes them: without vowels, so without words.
-#[must_use]
-pub fn random_suffix() -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    // The standard library seeds each RandomState differently from the system's random source.
-    let mut bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    let mut suffix = String::with_capacity(5);
-    for _ in 0..5 {
-        suffix.push(char::from(ALPHABET[(bits % ALPHABET.len() as u64) as usize]));
-        bits /= ALPHABET.len() as u64;
-    }
-    suffix
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::cluster) mod tests {
     use super::*;
 
     pub fn spec(mode: Mode) -> HelperSpec {

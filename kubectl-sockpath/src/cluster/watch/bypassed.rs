@@ -10,9 +10,9 @@ use sockpath_protocol::accel::PodName;
 use sockpath_protocol::bypass::{BypassKind, Bypassed, gather};
 use sockpath_protocol::request::Pod;
 
-use super::client::Api;
-use super::network_policy::{Subject, Subjects, restricted};
-use super::problem::Problem;
+use crate::cluster::api::client::Api;
+use crate::cluster::api::problem::Problem;
+use crate::cluster::watch::network_policy::{Subject, Subjects, restricted};
 
 /// Annotations that the bandwidth plugin of CNI goes by.
 const LIMITS: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
@@ -69,8 +69,8 @@ mod tests {
     use serde_json::json;
     use sockpath_protocol::request::Locate;
 
-    use super::super::mock::Mock;
     use super::*;
+    use crate::cluster::api::mock::Mock;
 
     fn chosen(name: &str) -> Pod {
         Pod {

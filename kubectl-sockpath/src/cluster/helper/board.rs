@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 
-use super::client::Api;
-use super::follow::{Change, Which, follow};
-use super::helper_pod::LABEL_SESSION;
+use crate::cluster::api::client::Api;
+use crate::cluster::api::follow::{Change, Which, follow};
+use crate::cluster::helper::pod::LABEL_SESSION;
 
 /// Changes that wait for us before the follower has to.
 const CHANGES_AHEAD: usize = 256;
@@ -111,8 +111,8 @@ impl Board {
 mod tests {
     use serde_json::json;
 
-    use super::super::mock::Mock;
     use super::*;
+    use crate::cluster::api::mock::Mock;
 
     #[tokio::test]
     async fn one_watch_serves_all_pods_of_a_run() {

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{
 };
 use sockpath_protocol::request::{Container, Locate, Node, Pod};
 
-use super::service_info;
-use super::startup::node_trouble;
+use crate::cluster::helper::startup::node_trouble;
+use crate::cluster::lookup::service_info;
 use crate::inventory::{ContainerInfo, PodInfo, Port};
 
 /// What matters about a node besides its name.
@@ -90,14 +90,14 @@ pub fn host_ips(pod: &ApiPod) -> Vec<IpAddr> {
 }
 
 /// Containers, sidecars (init containers that go on) and ephemeral containers alike.
-pub(super) fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+pub(in crate::cluster) fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
     [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
         .into_iter()
         .flat_map(|s| s.iter().flatten())
 }
 
 /// The kubelet names the cgroup of a static pod after its own UID, which the mirror pod in the API carries in an annotation.
-pub(super) fn cgroup_uid(pod: &ApiPod) -> String {
+pub(in crate::cluster) fn cgroup_uid(pod: &ApiPod) -> String {
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.hash"));
     annotation.or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default()
 }
@@ -108,7 +108,7 @@ fn runtime_id(id: &str) -> Option<&str> {
 }
 
 /// Its addresses, both families.
-pub(super) fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
+pub(in crate::cluster) fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
     let mut ips: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
     if let Some(ip) = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok())

@@ -10,11 +10,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::Api;
-use super::helper_pod::{LABEL_MODE, SELECTOR};
-use super::owner::{self, Owner};
-use super::privilege;
-use super::problem::{Kind, Problem};
+use crate::cluster::api::client::Api;
+use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::helper::owner::{self, Owner};
+use crate::cluster::helper::pod::{LABEL_MODE, SELECTOR};
+use crate::cluster::helper::privilege;
 use crate::mode::Mode;
 use crate::output;
 

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
-use super::super::mock::Mock;
 use super::*;
+use crate::cluster::api::mock::Mock;
 
 fn pod(name: &str, annotations: BTreeMap<String, String>, status: Value) -> Value {
     json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"containers": []}, "status": status})

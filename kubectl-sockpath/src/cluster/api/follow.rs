@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::client::{Api, PAGE};
-use super::lean::Lean;
-use super::problem::{Kind, Problem};
+use crate::cluster::api::client::{Api, PAGE};
+use crate::cluster::api::lean::Lean;
+use crate::cluster::api::problem::{Kind, Problem};
 
 /// Pauses between attempts while the API server is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -156,8 +156,8 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
-    use super::super::mock::Mock;
     use super::*;
+    use crate::cluster::api::mock::Mock;
 
     fn line(kind: &str, name: &str, version: &str) -> String {
         format!(
