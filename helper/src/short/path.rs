@@ -1,6 +1,6 @@
 //! The short path of one node: what the kernel says goes in, decisions come from `flow.rs`, and this is the one place that applies them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -8,42 +8,35 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::time::ClockId;
-use sockpath_kernel::change::{Changes, Watch};
+use sockpath_kernel::change::Watch;
 use sockpath_kernel::clock::clock_ns;
-use sockpath_kernel::conntrack::{Entry, Tuple, Update};
+use sockpath_kernel::conntrack::Tuple;
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_kernel::netns::inside;
-use sockpath_kernel::route::{self, Route};
+use sockpath_kernel::route::Route;
 use sockpath_kernel::tc;
 use sockpath_protocol::accel::Reason;
 
-use super::attach::{Attachments, Role};
+use super::attach::Attachments;
 use super::connections::{Connection, Connections};
-use super::devices::{self, Pod};
-use super::eligible::{Leg, Target, Topology, directions, legs};
-use super::flow::{Action, Snapshot, State, Tracking, decide};
-use super::outdated::{Extent, Outdated};
+use super::devices::Pod;
+use super::eligible::Topology;
+use super::flow::State;
+use super::outdated::Outdated;
 use super::programs::{Control, Event, Programs, Slot};
 use super::rules::PacketRules;
-use super::table::{MAKE_LIBERAL, Table};
+use super::table::Table;
 use crate::node::Netns;
+
+mod changes;
+mod settling;
+mod tracking;
 
 /// Time between two looks at devices where nothing reports changes: inside the pods, and programs at tcx.
 const LOOK_AROUND: Duration = Duration::from_secs(10);
 
 /// Time between two lists of all entries where there are many connections: a little less than between two questions about one.
 const LIST_EVERY: Duration = Duration::from_secs(9);
-
-/// How long an answer of connection tracking is valid for an approval of a connection without translation: a new entry of its tuple would
-/// translate nothing either, and the programs look up the entry when they redirect.
-const ANSWER_HOLDS: Duration = Duration::from_secs(2);
-
-/// A connection whose entry is to be changed before the rest is done.
-struct Pending {
-    connection: Connection,
-    update: Update,
-    rest: Vec<Action>,
-}
 
 /// The short path of one node.
 #[derive(Debug)]
@@ -193,20 +186,6 @@ impl Path {
         self.settle(&unsettled, listed.as_ref())
     }
 
-    /// Whether nothing is to be done about a connection.
-    fn is_settled(&self, connection: &Connection) -> bool {
-        let snapshot = self.snapshot(connection, Tracking::NotAsked);
-        self.note_pause(connection, snapshot.paused);
-        let (state, actions) = decide(connection.state, &snapshot);
-        state == connection.state && actions.is_empty()
-    }
-
-    /// The entries of our connections; of one that is absent here, the entry is gone, or was missed by the list.
-    fn list_by_tuple(&mut self) -> Result<HashMap<Tuple, Entry>> {
-        let listed = self.table.list(|entry| self.connections.get(&entry.original).is_some_and(|c| c.id == entry.id))?;
-        Ok(listed.into_iter().map(|entry| (entry.original, entry)).collect())
-    }
-
     /// Whether nothing is attached.
     pub fn is_dry(&self) -> bool {
         self.dry
@@ -279,373 +258,6 @@ impl Path {
     /// The current epoch.
     pub fn epoch(&self) -> u32 {
         self.programs.epoch()
-    }
-
-    fn begin_epoch(&mut self) {
-        self.programs.set_epoch(self.programs.epoch().wrapping_add(1));
-        self.known_routes.clear();
-    }
-
-    /// Finds the node's devices and the pods', and attaches to the pods'.
-    fn look_around(&mut self) -> Result<()> {
-        self.looked = Instant::now();
-        self.topology = devices::discover(&self.netns, &self.pods, self.elsewhere.keys().copied(), &self.ours)?;
-        if self.dry {
-            return Ok(());
-        }
-        let fit: HashSet<u32> = self.topology.ports.values().filter(|p| p.refusal.is_none()).map(|p| p.device).collect();
-        self.attachments.keep_pods(&self.netns, &self.programs, &fit)?;
-        for device in fit {
-            if self.attachments.attach(&self.netns, &self.programs, device, Role::Pod).is_err() {
-                let ports = self.topology.ports.values_mut().filter(|p| p.device == device);
-                ports.for_each(|p| p.refusal = Some(Reason::Refused));
-            }
-        }
-        Ok(())
-    }
-
-    /// What has changed sends every connection back to the stack before anything else is done.
-    fn take_in(&mut self, changes: &Changes) -> Result<()> {
-        let uplinks = self.attachments.uplinks();
-        let mut links = changes.links.iter();
-        let device_changed = links
-            .any(|l| devices::is_of_interest(&self.topology, &uplinks, l.index) && self.topology.links.get(&l.index) != Some(l))
-            || changes.gone.iter().any(|index| devices::is_of_interest(&self.topology, &uplinks, *index));
-        if !(changes.rules || changes.routes || changes.tc || changes.lost || device_changed) {
-            return Ok(());
-        }
-        self.begin_epoch();
-        if changes.rules || changes.lost {
-            self.rules.changed();
-        }
-        for index in &changes.gone {
-            self.attachments.detach(&self.netns, &self.programs, *index)?;
-        }
-        if changes.tc || changes.lost || device_changed {
-            self.outdated.note(Extent::Devices);
-        } else if changes.routes {
-            self.outdated.note(Extent::Plans);
-        }
-        self.catch_up()?;
-        self.review()
-    }
-
-    /// Looks at devices and plans anew, as far as something has changed and that is due; whether it was.
-    fn catch_up(&mut self) -> Result<bool> {
-        let Some(extent) = self.outdated.due() else { return Ok(false) };
-        let began = Instant::now();
-        if extent == Extent::Devices {
-            self.look_around()?;
-        }
-        self.plan_again()?;
-        self.outdated.caught_up(began.elapsed());
-        Ok(true)
-    }
-
-    /// Finds out anew what becomes of the packets of each connection.
-    fn plan_again(&mut self) -> Result<()> {
-        let listed = if self.table.is_list_worth_it(self.connections.len()) { self.list_by_tuple()? } else { HashMap::new() };
-        for tuple in self.connections.tuples() {
-            let Some(mut connection) = self.connections.take(&tuple) else { continue };
-            let entry = match listed.get(&tuple) {
-                Some(entry) => Some(entry.clone()),
-                None => self.table.get(&connection.original)?,
-            };
-            let planned = match entry {
-                Some(entry) if entry.id == connection.id => self.plan(&entry),
-                _ => Err(Reason::NotTracked),
-            };
-            let same = planned.ok().is_some_and(|legs| connection.installed.as_ref().is_some_and(|(_, old)| **old == legs));
-            if !same {
-                self.uninstall(&mut connection);
-                connection.state = match planned {
-                    Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
-                    Ok(_) => State::Refused(Reason::Refused),
-                    Err(reason) => State::Refused(reason),
-                };
-            }
-            self.connections.put(connection);
-        }
-        Ok(())
-    }
-
-    /// Takes every connection of the chosen pods that connection tracking has.
-    fn track_all(&mut self, live: bool) -> Result<()> {
-        let at = Instant::now();
-        let ports = &self.topology.ports;
-        let found = self.table.list(|entry| [entry.original, entry.reply].iter().any(|t| ports.contains_key(&t.source.ip())))?;
-        found.iter().try_for_each(|entry| self.track(entry, live, at))
-    }
-
-    /// A flow that the programs do not know has lasted for some packets.
-    fn consider(&mut self, tuple: &Tuple) -> Result<()> {
-        match self.table.get(tuple)? {
-            Some(entry) => self.track(&entry, false, Instant::now()),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes a connection that connection tracking holds as established and assured.
-    fn track(&mut self, entry: &Entry, live: bool, asked: Instant) -> Result<()> {
-        if !entry.assured || !entry.established || entry.dying {
-            return Ok(());
-        }
-        match self.connections.get(&entry.original) {
-            Some(known) if known.id == entry.id => return Ok(()),
-            Some(_) => self.drop_connection(&entry.original),
-            None => {}
-        }
-        let answer = (self.table.answer(entry, None), self.programs.epoch());
-        let mut connection = Connection::new(entry, answer, live, asked);
-        connection.state = match self.plan(entry) {
-            Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
-            Ok(_) => State::Refused(Reason::Refused),
-            Err(reason) => State::Refused(reason),
-        };
-        self.connections.put(connection);
-        Ok(())
-    }
-
-    /// Connection tracking has forgotten an entry.
-    fn forget(&mut self, entry: &Entry) {
-        if self.connections.get(&entry.original).is_some_and(|c| c.id == entry.id) {
-            self.drop_connection(&entry.original);
-        }
-    }
-
-    fn drop_connection(&mut self, tuple: &Tuple) {
-        if let Some(connection) = self.connections.take(tuple) {
-            self.close(connection);
-        }
-    }
-
-    /// A connection is over.
-    fn close(&mut self, mut connection: Connection) {
-        self.uninstall(&mut connection);
-        self.control().add_closed(connection.packets, connection.bytes);
-    }
-
-    fn plan(&mut self, entry: &Entry) -> Result<[Leg; 2], Reason> {
-        let Self { topology, routes, known_routes, .. } = self;
-        let planned = legs(entry, topology, |source, destination, device| {
-            let ask = || route::forwarding(routes, source, destination, device).ok();
-            known_routes.entry((source, destination, device)).or_insert_with(ask).clone()
-        })?;
-        if self.rules.concern(entry) {
-            return Err(Reason::PacketRule);
-        }
-        for leg in &planned {
-            if let Target::Hop { device, .. } = leg.target
-                && !self.dry
-                && self.attachments.attach(&self.netns, &self.programs, device, Role::Uplink).is_err()
-            {
-                return Err(Reason::Refused);
-            }
-        }
-        Ok(planned)
-    }
-
-    /// Makes the programs know a connection; false when there is no slot left.
-    fn install(&mut self, connection: &mut Connection, legs: [Leg; 2]) -> Result<bool> {
-        if self.dry {
-            return Ok(true);
-        }
-        let Some(slot) = self.connections.take_slot(self.programs.slots()) else { return Ok(false) };
-        let tuples = directions(connection.original, connection.reply);
-        for ((number, leg), tuples) in (slot..).zip(&legs).zip(&tuples) {
-            if let Some(state) = self.programs.slot(number) {
-                state.clear();
-            }
-            self.programs.install(tuples, leg, number)?;
-        }
-        connection.installed = Some((slot, self.connections.share(legs)));
-        connection.last_ns = 0;
-        Ok(true)
-    }
-
-    /// Makes the programs forget it; its packets take the stack.
-    fn uninstall(&mut self, connection: &mut Connection) {
-        let Some((slot, legs)) = connection.installed.take() else { return };
-        self.arm(slot, 0);
-        for ((number, leg), from) in (slot..).zip(&*legs).zip([&connection.original, &connection.reply]) {
-            self.programs.remove(from, leg);
-            if let Some(state) = self.programs.slot(number) {
-                connection.bytes += state.bytes.load(Ordering::Relaxed);
-                connection.packets += state.packets.load(Ordering::Relaxed);
-            }
-        }
-        self.connections.free_slot(slot);
-    }
-
-    fn arm(&self, slot: u32, epoch: u32) {
-        for state in [slot, slot + 1].into_iter().filter_map(|number| self.programs.slot(number)) {
-            state.armed.store(epoch, Ordering::Release);
-        }
-    }
-
-    /// Decides about connections until there is nothing left to do. `listed` are entries of a list made just now: a connection in it is not
-    /// asked about again.
-    fn settle(&mut self, tuples: &[Tuple], listed: Option<&HashMap<Tuple, Entry>>) -> Result<()> {
-        let mut pending = Vec::new();
-        for tuple in tuples {
-            if let Some(connection) = self.connections.take(tuple) {
-                pending.extend(self.advance(connection, listed)?);
-            }
-        }
-        // Entries are changed together: a system call for each would take most of the time.
-        let updates: Vec<_> = pending.iter().map(|p| (p.connection.original, p.update)).collect();
-        for (Pending { mut connection, update, rest }, exists) in pending.into_iter().zip(self.table.update_each(&updates)?) {
-            if (update.liberal && !exists) || !self.apply_all(&mut connection, &rest, None)? {
-                self.untrack(&mut connection);
-            }
-            self.connections.put(connection);
-        }
-        Ok(())
-    }
-
-    /// Decides about a connection and does what comes before a change of its entry; returns it if there is one.
-    fn advance(&mut self, mut connection: Connection, listed: Option<&HashMap<Tuple, Entry>>) -> Result<Option<Pending>> {
-        let tuple = connection.original;
-        let mut tracking = Tracking::NotAsked;
-        let mut planned = None;
-        loop {
-            let mut snapshot = self.snapshot(&connection, tracking);
-            if listed.is_some() {
-                snapshot.ask_every = Duration::ZERO;
-            }
-            self.note_pause(&connection, snapshot.paused);
-            let (state, actions) = decide(connection.state, &snapshot);
-            let settled = state == connection.state;
-            let is_armed = |state| matches!(state, State::Armed { .. });
-            self.approvals += u64::from(is_armed(state) != is_armed(connection.state) && state != State::Removed);
-            connection.state = state;
-            if actions == [Action::Ask] {
-                (tracking, planned) = match (self.lasting_answer(&connection), listed.and_then(|entries| entries.get(&tuple))) {
-                    (Some(answer), None) => answer,
-                    (_, Some(entry)) => self.understand(&mut connection, Some(entry.clone()), self.listed)?,
-                    (None, None) => self.ask(&mut connection)?,
-                };
-                continue;
-            }
-            if let Some((update, rest)) = self.change_of_entry(&actions, connection.original.protocol) {
-                if !update.liberal {
-                    connection.last_ns = self.last_ns(&connection);
-                }
-                return Ok(Some(Pending { connection, update, rest: rest.to_vec() }));
-            }
-            if !self.apply_all(&mut connection, &actions, planned)? {
-                self.untrack(&mut connection);
-                break;
-            }
-            // What was decided on an answer is not decided on it again.
-            if settled || tracking != Tracking::NotAsked {
-                break;
-            }
-        }
-        if connection.state == State::Removed {
-            self.close(connection);
-        } else {
-            self.connections.put(connection);
-        }
-        Ok(None)
-    }
-
-    /// The change of the entry that actions begin with, if so, and the others.
-    fn change_of_entry<'a>(&self, actions: &'a [Action], protocol: u8) -> Option<(Update, &'a [Action])> {
-        match actions.split_first()? {
-            (Action::MakeLiberal, rest) => Some((MAKE_LIBERAL, rest)),
-            (Action::Refresh, rest) => Some((self.table.refreshing(protocol), rest)),
-            _ => None,
-        }
-    }
-
-    /// Gives up a connection without a usable entry; it is asked about again.
-    fn untrack(&mut self, connection: &mut Connection) {
-        self.uninstall(connection);
-        connection.state = State::Refused(Reason::NotTracked);
-    }
-
-    /// For processes that look at the slots.
-    fn note_pause(&self, connection: &Connection, paused: bool) {
-        if let Some([slot, _]) = self.slots(connection) {
-            slot.paused.store(paused.into(), Ordering::Relaxed);
-        }
-    }
-
-    /// When a packet of the connection was redirected last; 0: never.
-    fn last_ns(&self, connection: &Connection) -> u64 {
-        self.slots(connection).into_iter().flatten().map(|slot| slot.last_ns.load(Ordering::Relaxed)).max().unwrap_or(0)
-    }
-
-    fn snapshot(&self, connection: &Connection, tracking: Tracking) -> Snapshot {
-        let epoch = self.programs.epoch();
-        let slots = self.slots(connection);
-        let read = |word: fn(&Slot) -> u32| slots.map(|s| s.map(word));
-        let all_now = |word: fn(&Slot) -> u32| read(word).is_some_and(|w| w == [epoch; 2]);
-        Snapshot {
-            epoch,
-            passed: !self.outdated.any() && all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
-            ended: read(|s| s.ended.load(Ordering::Relaxed)).is_some_and(|e| e != [0; 2]),
-            paused: self.paused(connection).is_some(),
-            active: self.last_ns(connection) > connection.last_ns,
-            asked: connection.asked.elapsed(),
-            ask_every: self.table.ask_every(connection.original.protocol),
-            tracking,
-        }
-    }
-
-    /// What connection tracking has said of a connection that is to be approved, if that still holds.
-    fn lasting_answer(&self, connection: &Connection) -> Option<(Tracking, Option<[Leg; 2]>)> {
-        let (answer, epoch) = connection.answer;
-        let is_good = matches!(answer, Tracking::Entry { sound: true, refusal: None, .. }) && connection.state == State::Watched;
-        let is_translated = connection.original != connection.reply.reversed();
-        let holds = is_good && !is_translated && epoch == self.programs.epoch() && connection.asked.elapsed() < ANSWER_HOLDS;
-        connection.installed.as_ref().filter(|_| holds).map(|(_, legs)| (answer, Some(**legs)))
-    }
-
-    /// Asks connection tracking about a connection that may have to be planned, too.
-    fn ask(&mut self, connection: &mut Connection) -> Result<(Tracking, Option<[Leg; 2]>)> {
-        let at = Instant::now();
-        let entry = self.table.get(&connection.original)?;
-        self.understand(connection, entry, at)
-    }
-
-    /// What the entry of a connection means for it, if there is one.
-    fn understand(&mut self, connection: &mut Connection, entry: Option<Entry>, at: Instant) -> Result<(Tracking, Option<[Leg; 2]>)> {
-        connection.asked = at;
-        let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original) else {
-            return Ok((Tracking::Gone, None));
-        };
-        let planned = match &connection.installed {
-            Some((_, legs)) => super::eligible::refusal(&entry).map_or(Ok(**legs), Err),
-            None => self.plan(&entry),
-        };
-        let answer = self.table.answer(&entry, planned.err());
-        connection.answer = (answer, self.programs.epoch());
-        Ok((answer, planned.ok()))
-    }
-
-    /// Does things in their order; false when one cannot be done.
-    fn apply_all(&mut self, connection: &mut Connection, actions: &[Action], planned: Option<[Leg; 2]>) -> Result<bool> {
-        for action in actions {
-            if !self.apply(connection, *action, planned)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Does one thing; false when it cannot be done.
-    fn apply(&mut self, connection: &mut Connection, action: Action, planned: Option<[Leg; 2]>) -> Result<bool> {
-        match action {
-            // An entry is changed before anything else is done.
-            Action::Ask | Action::MakeLiberal | Action::Refresh => {}
-            Action::Install => return planned.map_or(Ok(false), |legs| self.install(connection, legs)),
-            Action::Arm(epoch) => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, epoch)),
-            Action::Disarm => connection.installed.iter().for_each(|(slot, _)| self.arm(*slot, 0)),
-            Action::Remove => self.uninstall(connection),
-        }
-        Ok(true)
     }
 }
 
