@@ -12,9 +12,10 @@ pub mod clock;
 pub mod conntrack;
 pub mod link;
 pub mod neighbour;
-pub mod netlink;
 pub mod netns;
 pub mod route;
 pub mod shared;
 pub mod tc;
 pub mod xfrm;
+
+pub use sockpath_netlink as netlink;

@@ -4,7 +4,6 @@
 //! [`Packet`] through the chains of a hook with three-valued results, and `cause` compares the result with the packet counters of rules
 //! and chains to name what dropped or translated the packet. Only `read` calls the kernel.
 
-pub use self::attributes::{Attributes, text};
 pub use self::bits::{Truth, Word};
 pub use self::cause::{Candidate, Cause, Certainty, Drop, Sought};
 pub use self::counters::{Baseline, Compared, Counters, Hits};
@@ -18,7 +17,6 @@ pub use self::packet::{AddressType, Connection, Device, Packet, state};
 pub use self::read::Namespace;
 pub use self::read::netlink::ConntrackCounters;
 
-mod attributes;
 mod bits;
 mod cause;
 mod counters;

@@ -182,7 +182,7 @@ mod tests {
             assert_eq!(connections.of_slot(slot), Some(*tuple));
         }
         assert_eq!((connections.of_slot(0), connections.of_slot(200)), (None, None));
-        // Those that are put back in another order are found, and those that have released their slots are not.
+        // The order does not matter, and a connection that has released its slots is not found by them.
         let [mut first, second] = [0, 1].map(|i| connections.take(&tuples[i]).expect("there"));
         assert!(connections.get(&tuples[0]).is_none() && connections.of_slot(2).is_none());
         first.installed = None;

@@ -145,7 +145,7 @@ fn is_ours(what: &str, ours: &[u32]) -> bool {
     id.is_some_and(|id| ours.contains(&id))
 }
 
-/// Devices of the node that matter to connections: what changes at others is no reason to approve them again.
+/// Devices of the node that matter to connections: changes of other devices do not affect approvals.
 pub fn is_of_interest(topology: &Topology, uplinks: &HashSet<u32>, device: u32) -> bool {
     uplinks.contains(&device) || topology.ports.values().any(|p| p.device == device || p.bridge == Some(device))
 }

@@ -7,7 +7,7 @@ use sockpath_protocol::accel::Reason;
 /// Where a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Not fit, or no longer tracked as it has to be: it is asked about again now and then.
+    /// Not fit, or no longer tracked as it has to be: conntrack is queried about it again from time to time.
     Refused(Reason),
     /// The programs know it; its packets take the stack until that has passed both directions.
     Watched,

@@ -5,14 +5,11 @@ use std::io;
 
 use anyhow::{Context, Result};
 use libbpf_rs::libbpf_sys as sys;
-use nix::sys::socket::SockProtocol;
 use sockpath_kernel::link;
-use sockpath_kernel::netlink::NETLINK_ROUTE;
+use sockpath_kernel::netlink::{Attributes, NETLINK_ROUTE, Socket, word};
 use sockpath_kernel::netns::inside;
 use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::DeviceFilters;
-use sockpath_ruleset::Attributes;
-use sockpath_ruleset::read::netlink::{Socket, dump_all};
 
 use super::scene::Scene;
 use crate::node::programs::{Programs, attached};
@@ -41,11 +38,10 @@ pub type AtDevice = (String, BypassKind, String);
 /// What packets meet at these devices (index and name) of a namespace.
 pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) -> Result<Vec<AtDevice>> {
     inside(netns, || {
-        let socket = Socket::open(SockProtocol::NetlinkRoute).context("cannot open a netlink socket")?;
-        let qdiscs = dump_all(&socket, RTM_GETQDISC, RTM_NEWQDISC, &tcmsg(0, 0)).context("cannot list queue disciplines")?;
+        let mut socket = Socket::open(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+        let qdiscs = socket.dump_all(RTM_GETQDISC, RTM_NEWQDISC, &tcmsg(0, 0)).context("cannot list queue disciplines")?;
         let qdiscs: Vec<Discipline> = qdiscs.iter().filter_map(|body| Discipline::read(body)).collect();
-        let links = sockpath_kernel::netlink::Socket::open(NETLINK_ROUTE).and_then(|mut socket| link::list(&mut socket));
-        let links = links.context("cannot list the devices")?;
+        let links = link::list(&mut socket).context("cannot list the devices")?;
         let mut found = Vec::new();
         for (index, name) in devices {
             for qdisc in qdiscs.iter().filter(|q| q.ifindex == *index) {
@@ -53,7 +49,8 @@ pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) 
                     found.push((name.clone(), BypassKind::Qdisc, qdisc.text()));
                 }
                 for (parent, side) in qdisc.filter_parents() {
-                    let filters = dump_all(&socket, RTM_GETTFILTER, RTM_NEWTFILTER, &tcmsg(*index, parent))
+                    let filters = socket
+                        .dump_all(RTM_GETTFILTER, RTM_NEWTFILTER, &tcmsg(*index, parent))
                         .with_context(|| format!("cannot list the tc filters of {name}"))?;
                     found.extend(
                         filters.iter().filter_map(|f| filter(f, side, programs)).flatten().map(|(k, what)| (name.clone(), k, what)),
@@ -97,10 +94,6 @@ fn tcmsg(ifindex: u32, parent: u32) -> Vec<u8> {
     message.extend(parent.to_ne_bytes());
     message.extend(0u32.to_ne_bytes());
     message
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// A queue discipline.

@@ -1,8 +1,8 @@
 //! The expressions of an nftables rule.
 
-use crate::attributes::Attributes;
 use crate::decode::{Reader, extension};
 use crate::model::{Bitwise, Comparison, Expression, Fact, Header, Register, Translation, VERDICT, Verdict};
+use sockpath_netlink::Attributes;
 
 /// Expressions that a packet's sender or receiver notices, or others.
 const EFFECTS: [&str; 8] = ["reject", "log", "limit", "quota", "queue", "dup", "fwd", "connlimit"];
@@ -34,21 +34,23 @@ impl<'a> Decoder<'a> {
                 let info = data.get(3).unwrap_or_default();
                 let extension = data.text(1).unwrap_or_default();
                 if extension == "comment" {
-                    self.comment = Some(crate::text(info));
+                    self.comment = Some(sockpath_netlink::text(info));
                     return;
                 }
-                Some(extension::matches(&extension, data.number(2).unwrap_or(0), info))
+                Some(extension::matches(&extension, data.network_word(2).unwrap_or(0), info))
             }
-            "target" => extension::target(&data.text(1).unwrap_or_default(), data.number(2).unwrap_or(0), data.get(3).unwrap_or_default()),
+            "target" => {
+                extension::target(&data.text(1).unwrap_or_default(), data.network_word(2).unwrap_or(0), data.get(3).unwrap_or_default())
+            }
             "counter" => {
-                self.packets = data.long(2);
+                self.packets = data.network_long(2);
                 Some(Expression::Counter)
             }
             "immediate" => self.immediate(data),
             "lookup" => Some(self.lookup(data)),
             "dynset" => Some(Expression::Unknown { to: None, may_fail: data.get(7).is_some() || data.get(10).is_some() }),
             // Named objects: counters let pass, quotas and limits may not.
-            "objref" if data.number(1) == Some(1) => None,
+            "objref" if data.network_word(1) == Some(1) => None,
             _ => plain(name, data),
         };
         self.effects.extend(match (name, &expression) {
@@ -65,18 +67,18 @@ impl<'a> Decoder<'a> {
             let chain = |name: &str| self.reader.chain_at(self.family, self.table, name);
             return Some(Expression::Verdict(verdict(&v, &chain)));
         }
-        Some(Expression::Constant { to: register(data.number(1))?, value: value.get(1)?.into() })
+        Some(Expression::Constant { to: register(data.network_word(1))?, value: value.get(1)?.into() })
     }
 
     fn lookup(&self, data: &Attributes<'_>) -> Expression {
         const INVERTED: u32 = 1;
-        let unknown = Expression::Unknown { to: register(data.number(3)), may_fail: true };
+        let unknown = Expression::Unknown { to: register(data.network_word(3)), may_fail: true };
         let found = data.text(1).and_then(|name| self.reader.set_at(self.family, self.table, &name).map(|(at, _)| at));
-        let (Some(set), Some(from)) = (found, register(data.number(2))) else {
-            return if data.number(3) == Some(0) { Expression::Verdict(Verdict::Unknown) } else { unknown };
+        let (Some(set), Some(from)) = (found, register(data.network_word(2))) else {
+            return if data.network_word(3) == Some(0) { Expression::Verdict(Verdict::Unknown) } else { unknown };
         };
-        let to = data.number(3).map(|r| if r == 0 { VERDICT } else { register(Some(r)).unwrap_or(VERDICT - 1) });
-        Expression::Lookup { set, from, to, negated: data.number(5).unwrap_or(0) & INVERTED != 0 }
+        let to = data.network_word(3).map(|r| if r == 0 { VERDICT } else { register(Some(r)).unwrap_or(VERDICT - 1) });
+        Expression::Lookup { set, from, to, negated: data.network_word(5).unwrap_or(0) & INVERTED != 0 }
     }
 }
 
@@ -93,7 +95,7 @@ pub fn register(number: Option<u32>) -> Option<Register> {
 pub fn verdict(v: &Attributes<'_>, chain: &dyn Fn(&str) -> Option<u32>) -> Verdict {
     const QUEUE: i32 = 3;
     let to = || v.text(2).and_then(|name| chain(&name));
-    match v.number(1).map(u32::cast_signed) {
+    match v.network_word(1).map(u32::cast_signed) {
         Some(0) => Verdict::Drop,
         Some(1) => Verdict::Accept,
         Some(-1 | -2) => Verdict::Continue,
@@ -107,17 +109,17 @@ pub fn verdict(v: &Attributes<'_>, chain: &dyn Fn(&str) -> Option<u32>) -> Verdi
 
 /// Expressions that need nothing but their attributes.
 fn plain(name: &str, data: &Attributes<'_>) -> Option<Expression> {
-    let unknown = |may_fail| Some(Expression::Unknown { to: register(data.number(1)), may_fail });
+    let unknown = |may_fail| Some(Expression::Unknown { to: register(data.network_word(1)), may_fail });
     match name {
         "payload" => payload(data),
         "meta" => meta(data),
         "ct" => connection(data),
         "bitwise" => bitwise(data),
         "byteorder" => Some(Expression::Swap {
-            from: register(data.number(1))?,
-            to: register(data.number(2))?,
-            length: u8::try_from(data.number(4)?).ok()?,
-            size: u8::try_from(data.number(5)?).ok()?,
+            from: register(data.network_word(1))?,
+            to: register(data.network_word(2))?,
+            length: u8::try_from(data.network_word(4)?).ok()?,
+            size: u8::try_from(data.network_word(5)?).ok()?,
         }),
         "cmp" => Some(compare(data).unwrap_or(Expression::Unknown { to: None, may_fail: true })),
         "range" => Some(range(data).unwrap_or(Expression::Unknown { to: None, may_fail: true })),
@@ -131,11 +133,11 @@ fn plain(name: &str, data: &Attributes<'_>) -> Option<Expression> {
         "log" | "dup" | "last" | "flow_offload" | "fwd" => None,
         // They give a value and test nothing.
         "numgen" => unknown(false),
-        "hash" => Some(Expression::Unknown { to: register(data.number(2)), may_fail: false }),
+        "hash" => Some(Expression::Unknown { to: register(data.network_word(2)), may_fail: false }),
         "rt" => unknown(true),
         "synproxy" => Some(Expression::Verdict(Verdict::Unknown)),
         "tproxy" => Some(Expression::Unknown { to: None, may_fail: true }),
-        "socket" => Some(Expression::Unknown { to: register(data.number(2)), may_fail: true }),
+        "socket" => Some(Expression::Unknown { to: register(data.network_word(2)), may_fail: true }),
         "exthdr" => unknown(true),
         // limit, quota, connlimit, objref, and what is not known.
         _ => Some(Expression::Unknown { to: None, may_fail: true }),
@@ -143,14 +145,14 @@ fn plain(name: &str, data: &Attributes<'_>) -> Option<Expression> {
 }
 
 fn payload(data: &Attributes<'_>) -> Option<Expression> {
-    let header = match data.number(2) {
+    let header = match data.network_word(2) {
         Some(1) => Some(Header::Network),
         Some(2) => Some(Header::Transport),
         _ => None,
     };
     // Without a destination it writes into the packet.
-    let to = register(data.number(1))?;
-    match (header, data.number(3), data.number(4).map(u8::try_from)) {
+    let to = register(data.network_word(1))?;
+    match (header, data.network_word(3), data.network_word(4).map(u8::try_from)) {
         (Some(header), Some(offset), Some(Ok(length))) => {
             Some(Expression::Payload { header, offset: u16::try_from(offset).unwrap_or(u16::MAX), length, to })
         }
@@ -160,11 +162,11 @@ fn payload(data: &Attributes<'_>) -> Option<Expression> {
 
 fn meta(data: &Attributes<'_>) -> Option<Expression> {
     const MARK: u32 = 3;
-    if let Some(from) = register(data.number(3)) {
-        return (data.number(2) == Some(MARK)).then_some(Expression::SetMark { from, connection: false });
+    if let Some(from) = register(data.network_word(3)) {
+        return (data.network_word(2) == Some(MARK)).then_some(Expression::SetMark { from, connection: false });
     }
-    let to = register(data.number(1))?;
-    let fact = match data.number(2) {
+    let to = register(data.network_word(1))?;
+    let fact = match data.network_word(2) {
         Some(0) => Fact::Length,
         Some(1) => Fact::EtherType,
         Some(MARK) => Fact::Mark,
@@ -179,11 +181,11 @@ fn meta(data: &Attributes<'_>) -> Option<Expression> {
 
 fn connection(data: &Attributes<'_>) -> Option<Expression> {
     const MARK: u32 = 3;
-    if let Some(from) = register(data.number(4)) {
-        return (data.number(2) == Some(MARK)).then_some(Expression::SetMark { from, connection: true });
+    if let Some(from) = register(data.network_word(4)) {
+        return (data.network_word(2) == Some(MARK)).then_some(Expression::SetMark { from, connection: true });
     }
-    let to = register(data.number(1))?;
-    let fact = match data.number(2) {
+    let to = register(data.network_word(1))?;
+    let fact = match data.network_word(2) {
         Some(0) => Fact::State,
         Some(1) => Fact::Direction,
         Some(2) => Fact::Status,
@@ -194,17 +196,17 @@ fn connection(data: &Attributes<'_>) -> Option<Expression> {
 }
 
 fn bitwise(data: &Attributes<'_>) -> Option<Expression> {
-    let (from, to) = (register(data.number(1))?, register(data.number(2))?);
+    let (from, to) = (register(data.network_word(1))?, register(data.network_word(2))?);
     let bytes = |kind| data.nested(kind).and_then(|m| m.get(1)).map(Box::<[u8]>::from);
     // Shifts, and operations on two registers.
-    match (data.number(6).unwrap_or(0), bytes(4), bytes(5)) {
+    match (data.network_word(6).unwrap_or(0), bytes(4), bytes(5)) {
         (0, Some(mask), Some(flip)) => Some(Expression::Bitwise(Box::new(Bitwise { from, to, mask, flip }))),
         _ => Some(Expression::Unknown { to: Some(to), may_fail: false }),
     }
 }
 
 fn compare(data: &Attributes<'_>) -> Option<Expression> {
-    let how = match data.number(2)? {
+    let how = match data.network_word(2)? {
         0 => Comparison::Equal,
         1 => Comparison::Unequal,
         2 => Comparison::Less,
@@ -213,12 +215,12 @@ fn compare(data: &Attributes<'_>) -> Option<Expression> {
         5 => Comparison::GreaterOrEqual,
         _ => return None,
     };
-    Some(Expression::Compare { from: register(data.number(1))?, how, value: data.nested(3)?.get(1)?.into() })
+    Some(Expression::Compare { from: register(data.network_word(1))?, how, value: data.nested(3)?.get(1)?.into() })
 }
 
 fn range(data: &Attributes<'_>) -> Option<Expression> {
     let bytes = |kind| data.nested(kind).and_then(|m| m.get(1)).map(Box::<[u8]>::from);
-    Some(Expression::Within(Box::new((register(data.number(1))?, data.number(2)? == 1, bytes(3)?, bytes(4)?))))
+    Some(Expression::Within(Box::new((register(data.network_word(1))?, data.network_word(2)? == 1, bytes(3)?, bytes(4)?))))
 }
 
 fn fib(data: &Attributes<'_>) -> Option<Expression> {
@@ -226,9 +228,9 @@ fn fib(data: &Attributes<'_>) -> Option<Expression> {
     const SOURCE: u32 = 1;
     const DESTINATION: u32 = 2;
     const MARK: u32 = 4;
-    let to = register(data.number(1))?;
+    let to = register(data.network_word(1))?;
     // A device narrows it down to that device's own addresses.
-    match (data.number(2), data.number(3)? & !MARK) {
+    match (data.network_word(2), data.network_word(3)? & !MARK) {
         (Some(ADDRESS_TYPE), flags @ (SOURCE | DESTINATION)) => {
             Some(Expression::Load { fact: Fact::AddressType { destination: flags == DESTINATION }, to })
         }
@@ -240,9 +242,9 @@ fn translate(data: &Attributes<'_>) -> Expression {
     const DNAT: u32 = 1;
     const IPV6: u32 = 10;
     Expression::Translate(Translation::Registers {
-        destination: data.number(1) == Some(DNAT),
-        length: if data.number(2) == Some(IPV6) { 16 } else { 4 },
-        address: register(data.number(3)),
-        port: register(data.number(5)),
+        destination: data.network_word(1) == Some(DNAT),
+        length: if data.network_word(2) == Some(IPV6) { 16 } else { 4 },
+        address: register(data.network_word(3)),
+        port: register(data.network_word(5)),
     })
 }

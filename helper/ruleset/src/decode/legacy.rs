@@ -91,7 +91,7 @@ impl<'a> Entry<'a> {
     }
 
     fn target_name(&self) -> String {
-        crate::text(&self.bytes[self.target..][NAME])
+        sockpath_netlink::text(&self.bytes[self.target..][NAME])
     }
 
     /// Of the nameless standard target.
@@ -108,7 +108,7 @@ impl<'a> Entry<'a> {
 
     /// The name of the chain that begins after this entry.
     fn heading(&self) -> Option<String> {
-        (self.target_name() == "ERROR").then(|| crate::text(&self.bytes[self.target + EXTENSION..]))
+        (self.target_name() == "ERROR").then(|| sockpath_netlink::text(&self.bytes[self.target + EXTENSION..]))
     }
 }
 
@@ -178,10 +178,10 @@ fn add(chain: &mut Chain, table: &Table<'_>, entry: &Entry<'_>, begins: &HashMap
         if size < EXTENSION {
             break;
         }
-        let (name, data) = (crate::text(&m[NAME]), &m[EXTENSION..size]);
+        let (name, data) = (sockpath_netlink::text(&m[NAME]), &m[EXTENSION..size]);
         effects.extend(extension::effect(&name));
         if name == "comment" {
-            comment = Some(crate::text(data).into_boxed_str());
+            comment = Some(sockpath_netlink::text(data).into_boxed_str());
         } else {
             expressions.push(extension::matches(&name, u32::from(m[31]), data));
         }

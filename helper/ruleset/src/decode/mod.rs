@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::attributes::{Attributes, text};
 use crate::model::{Base, Chain, ChainKind, Engine, Hook, Rule, Ruleset, Set, Table};
+use sockpath_netlink::{Attributes, text};
 
 mod expression;
 mod extension;
@@ -47,15 +47,15 @@ impl Reader {
         let a = Attributes::of(body);
         let (Some(table), Some(name)) = (a.text(1), a.text(3)) else { return };
         let base = a.nested(4).and_then(|hook| {
-            let at = Hook::from_number(hook.number(1)?)?;
+            let at = Hook::from_number(hook.network_word(1)?)?;
             let kind = if a.text(7).as_deref() == Some("nat") { ChainKind::Nat } else { ChainKind::Filter };
-            Some(Base { hook: at, priority: hook.number(2)?.cast_signed(), kind, drops: a.number(5) == Some(0) })
+            Some(Base { hook: at, priority: hook.network_word(2)?.cast_signed(), kind, drops: a.network_word(5) == Some(0) })
         });
         let chain = Chain {
             table: self.table(family, &table),
             name: name.as_str().into(),
             base: base.filter(|_| matches!(family, 1 | 2 | 10)),
-            packets: a.nested(8).and_then(|c| c.long(2)),
+            packets: a.nested(8).and_then(|c| c.network_long(2)),
             rules: Vec::new(),
         };
         self.chains.insert((family, table, name), index(self.ruleset.chains.len()));
@@ -85,7 +85,7 @@ impl Reader {
 
     fn rule(&mut self, family: u8, body: &[u8]) {
         let a = Attributes::of(body);
-        let (Some(table), Some(chain), Some(handle)) = (a.text(1), a.text(2), a.long(3)) else { return };
+        let (Some(table), Some(chain), Some(handle)) = (a.text(1), a.text(2), a.network_long(3)) else { return };
         let Some(at) = self.chains.get(&(family, table.clone(), chain)).copied() else { return };
         let mut decoder = expression::Decoder::new(self, family, &table);
         decoder.comment = a.get(7).and_then(user_comment);

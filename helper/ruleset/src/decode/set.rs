@@ -1,9 +1,9 @@
 //! Sets, maps and their elements.
 
-use crate::attributes::Attributes;
 use crate::decode::expression::verdict;
 use crate::decode::user_comment;
 use crate::model::{Data, Element, Set};
+use sockpath_netlink::Attributes;
 
 const INTERVAL: u32 = 4;
 const TIMEOUT: u32 = 0x10;
@@ -14,12 +14,12 @@ const MOST: usize = 200_000;
 
 /// Attributes of NFT_MSG_NEWSET.
 pub fn set(a: &Attributes<'_>) -> Set {
-    let flags = a.number(3).unwrap_or(0);
+    let flags = a.network_word(3).unwrap_or(0);
     let concatenation = a.nested(9).and_then(|d| d.nested(2));
-    let fields = concatenation.iter().flat_map(Attributes::values).filter_map(|f| Attributes::of(f).number(1));
+    let fields = concatenation.iter().flat_map(Attributes::values).filter_map(|f| Attributes::of(f).network_word(1));
     Set {
         name: a.text(2).unwrap_or_default().into(),
-        key_length: u8::try_from(a.number(5).unwrap_or(0)).unwrap_or(u8::MAX),
+        key_length: u8::try_from(a.network_word(5).unwrap_or(0)).unwrap_or(u8::MAX),
         ranges: flags & INTERVAL != 0,
         changes: flags & (TIMEOUT | EVAL) != 0,
         fields: fields.filter_map(|f| u8::try_from(f).ok()).collect(),
@@ -44,7 +44,7 @@ pub fn add(set: &mut Set, list: &Attributes<'_>, chain: &dyn Fn(&str) -> Option<
 fn element_of(a: &Attributes<'_>, chain: &dyn Fn(&str) -> Option<u32>) -> Option<Element> {
     const INTERVAL_END: u32 = 1;
     const CATCH_ALL: u32 = 2;
-    let flags = a.number(3).unwrap_or(0);
+    let flags = a.network_word(3).unwrap_or(0);
     let value = |kind| a.nested(kind).and_then(|k| k.get(1)).map(Box::<[u8]>::from);
     let data = a.nested(2).map_or(Data::Nothing, |d| match (d.get(1), d.nested(2)) {
         (_, Some(v)) => Data::Verdict(verdict(&v, chain)),
@@ -55,7 +55,7 @@ fn element_of(a: &Attributes<'_>, chain: &dyn Fn(&str) -> Option<u32>) -> Option
     let expressions = a.get(7).into_iter().chain(nested.iter().flat_map(Attributes::values));
     let counter = |e: &[u8]| {
         let e = Attributes::of(e);
-        (e.text(1).as_deref() == Some("counter")).then(|| e.nested(2)?.long(2)).flatten()
+        (e.text(1).as_deref() == Some("counter")).then(|| e.nested(2)?.network_long(2)).flatten()
     };
     let packets = expressions.filter_map(counter).next();
     let comment = a.get(6).and_then(user_comment).map(Into::into);

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use nix::sys::socket::SockProtocol;
-use sockpath_ruleset::read::netlink::{Socket, dump};
+use sockpath_netlink::{NETLINK_NETFILTER, Socket};
+use sockpath_ruleset::read::netlink::dump;
 
 use crate::packets::{feed, nft};
 
@@ -15,7 +15,7 @@ pub fn record(text: &Path) -> Vec<u8> {
         Some("nft") => nft(&content),
         _ => feed("iptables-nft-restore", &[], &content),
     }
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter).expect("cannot open a netfilter socket");
+    let mut socket = Socket::open(NETLINK_NETFILTER).expect("cannot open a netfilter socket");
     let mut bytes = Vec::new();
     let mut take = |kind: u16, family: u8, body: &[u8]| {
         bytes.extend(kind.to_le_bytes());
@@ -23,6 +23,6 @@ pub fn record(text: &Path) -> Vec<u8> {
         bytes.extend(u32::try_from(body.len()).expect("short").to_le_bytes());
         bytes.extend(body);
     };
-    dump(&socket, &mut take).expect("cannot read the rules");
+    dump(&mut socket, &mut take).expect("cannot read the rules");
     bytes
 }

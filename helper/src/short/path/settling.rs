@@ -117,7 +117,7 @@ impl Path {
         }
     }
 
-    /// Gives up a connection without a usable entry; it is asked about again.
+    /// Gives up a connection without a usable entry; conntrack is queried about it again.
     fn untrack(&mut self, connection: &mut Connection) {
         self.uninstall(connection);
         connection.state = State::Refused(Reason::NotTracked);

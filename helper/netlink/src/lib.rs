@@ -1,6 +1,5 @@
 //! Netlink sockets and messages (include/uapi/linux/netlink.h): requests, dumps, notifications, and attributes.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -84,7 +83,7 @@ impl Socket {
     pub fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Message>> {
         self.send(kind, flags | NLM_F_REQUEST | NLM_F_ACK, body)?;
         let mut answers = Vec::new();
-        while !self.read_until_end(&mut |message| answers.push(message))? {}
+        while !self.read_until_end(&mut |kind, body| answers.push(Message { kind, body: body.to_vec() }))? {}
         Ok(answers)
     }
 
@@ -122,13 +121,23 @@ impl Socket {
     /// What the kernel answers, as its errno.
     pub fn dump(&mut self, kind: u16, answer: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.send(kind, NLM_F_REQUEST | NLM_F_DUMP, body)?;
-        let mut take = |message: Message| {
-            if message.kind == answer {
-                each(&message.body);
+        let mut take = |kind: u16, body: &[u8]| {
+            if kind == answer {
+                each(body);
             }
         };
         while !self.read_until_end(&mut take)? {}
         Ok(())
+    }
+
+    /// The same, all at once.
+    ///
+    /// # Errors
+    /// What the kernel answers, as its errno.
+    pub fn dump_all(&mut self, kind: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        self.dump(kind, answer, body, |body| found.push(body.to_vec()))?;
+        Ok(found)
     }
 
     /// Notifications that have come, without waiting; `None` when some were lost because the socket's buffer was full.
@@ -158,15 +167,14 @@ impl Socket {
     }
 
     /// Reads once; whether the answer to the last request is complete.
-    fn read_until_end(&mut self, each: &mut dyn FnMut(Message)) -> io::Result<bool> {
+    fn read_until_end(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
         self.buffer.clear();
         self.raw.recv(&mut self.buffer, 0)?;
-        let mut messages: VecDeque<_> = Messages(&self.buffer).filter(|(_, sequence, _)| *sequence == self.sequence).collect();
-        while let Some((kind, _, body)) = messages.pop_front() {
+        for (kind, _, body) in Messages(&self.buffer).filter(|(_, sequence, _)| *sequence == self.sequence) {
             match kind {
                 NLMSG_DONE => return Ok(true),
                 NLMSG_ERROR => return acknowledged(body).map(|()| true),
-                kind => each(Message { kind, body: body.to_vec() }),
+                kind => each(kind, body),
             }
         }
         Ok(false)
@@ -276,6 +284,12 @@ impl Body {
 pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
+    /// Those that these bytes are.
+    #[must_use]
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// Attributes behind a fixed header of that many bytes.
     #[must_use]
     pub fn behind(body: &'a [u8], header: usize) -> Self {
@@ -324,12 +338,21 @@ impl<'a> Attributes<'a> {
         self.word(kind).map(u32::from_be)
     }
 
+    /// The first of this type as a number of 64 bits in network order.
+    #[must_use]
+    pub fn network_long(&self, kind: u16) -> Option<u64> {
+        self.get(kind)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
     /// The first of this type as text, which a NUL may end.
     #[must_use]
     pub fn text(&self, kind: u16) -> Option<String> {
-        let value = self.get(kind)?;
-        let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
-        Some(String::from_utf8_lossy(&value[..end]).into_owned())
+        self.get(kind).map(text)
+    }
+
+    /// The values of all, in their order.
+    pub fn values(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.iter().map(|(_, value)| value)
     }
 
     /// The first of this type as an address, by its length.
@@ -337,6 +360,13 @@ impl<'a> Attributes<'a> {
     pub fn address(&self, kind: u16) -> Option<std::net::IpAddr> {
         address(self.get(kind)?)
     }
+}
+
+/// Text that a NUL may end.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// An address in network order, by its length.
