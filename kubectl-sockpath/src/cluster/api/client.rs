@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::api::ListParams;
-use kube::client::ClientBuilder;
+use kube::client::{AuthError, ClientBuilder};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use crate::cluster::api::kubeconfig;
@@ -65,10 +65,19 @@ impl Api {
         if !options.request_timeout.is_zero() {
             config.connect_timeout = Some(options.request_timeout);
         }
+        let program = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&Paced(pace::KUBECTL)).build());
-        let client = connect().map_err(|e: kube::Error| Problem::from_kube("prepare the connection", &e, &server))?;
+        let client = connect().map_err(|e: kube::Error| {
+            let problem = Problem::from_kube("prepare the connection", &e, &server);
+            match (e, program) {
+                (kube::Error::Auth(AuthError::AuthExecStart(_)), Some(program)) => {
+                    problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{program}`: install it, or put it on PATH"))
+                }
+                _ => problem,
+            }
+        })?;
         let named = options.namespace.is_some();
         Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
     }

@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use kube::client::AuthError;
 use kube::core::Status;
+use sockpath_protocol::text::field_within;
 
 /// What kind of refusal it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Problem {
             kube::Error::Api(status) => Self::from_status(what, status),
             kube::Error::Auth(e) => Self::new(
                 Kind::Unauthorized,
-                format!("cannot {what}: cannot use the credentials of the kubeconfig: {}\n{TRY_WHOAMI}", chain(e)),
+                format!("cannot {what}: cannot use the credentials of the kubeconfig: {}\n{TRY_WHOAMI}", of_credentials(e)),
             ),
             kube::Error::Service(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e.as_ref()))),
             kube::Error::HyperError(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e))),
@@ -138,6 +140,22 @@ const NEWER_CERTIFICATE: &str = "certificates of X.509 version 1 are not support
                                  -extfile, or a CertificateSigningRequest of the cluster)";
 
 const TRY_WHOAMI: &str = "try: kubectl auth whoami";
+
+/// Why credentials cannot be used. The client prints what their program wrote as numbers, and does not name one that is absent.
+fn of_credentials(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecStart(e) => format!("the program that gives them cannot be run: {e}"),
+        AuthError::AuthExecRun { cmd, out } => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            let said = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+            format!("{cmd}, which gives them, failed ({}): {}", out.status, field_within(&said, LONGEST_WORDS))
+        }
+        other => chain(other),
+    }
+}
+
+/// Characters of what another program wrote.
+const LONGEST_WORDS: usize = 300;
 
 /// The API server has one code, 403, for six different refusals; its message tells them apart.
 fn kind_of(status: &Status) -> Kind {
