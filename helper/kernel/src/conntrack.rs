@@ -155,13 +155,13 @@ impl Conntrack {
         found(self.0.request(CT_NEW, 0, changed(tuple, update).bytes()).map(drop))
     }
 
-    /// Changes entries in their order, many with each system call; for each, whether there is one.
+    /// Changes entries in their order, many with each system call; for each, whether there is one, or why it cannot be changed.
     ///
     /// # Errors
-    /// When the kernel refuses (CAP_NET_ADMIN).
-    pub fn update_each(&mut self, updates: &[(Tuple, Update)]) -> io::Result<Vec<bool>> {
+    /// When the socket cannot be used.
+    pub fn update_each(&mut self, updates: &[(Tuple, Update)]) -> io::Result<Vec<io::Result<bool>>> {
         let bodies: Vec<Body> = updates.iter().map(|(tuple, update)| changed(tuple, *update)).collect();
-        self.0.request_each(CT_NEW, &bodies)?.into_iter().map(found).collect()
+        Ok(self.0.request_each(CT_NEW, &bodies)?.into_iter().map(found).collect())
     }
 
     /// Deletes the entry that has this tuple; false when there is none.
@@ -176,7 +176,8 @@ impl Conntrack {
 fn found(outcome: io::Result<()>) -> io::Result<bool> {
     match outcome {
         Ok(()) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        // ETIME: it is being removed.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ETIME)) => Ok(false),
         Err(e) => Err(e),
     }
 }

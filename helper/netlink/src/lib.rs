@@ -172,8 +172,7 @@ impl Socket {
         self.raw.recv(&mut self.buffer, 0)?;
         for (kind, _, body) in Messages(&self.buffer).filter(|(_, sequence, _)| *sequence == self.sequence) {
             match kind {
-                NLMSG_DONE => return Ok(true),
-                NLMSG_ERROR => return acknowledged(body).map(|()| true),
+                NLMSG_DONE | NLMSG_ERROR => return acknowledged(body).map(|()| true),
                 kind => each(kind, body),
             }
         }
@@ -181,7 +180,8 @@ impl Socket {
     }
 }
 
-/// Notes what answers say of requests whose sequence numbers begin with `first`; whether that of the last one is among them.
+/// Notes what answers say of requests whose sequence numbers begin with `first`; whether they are complete: the last one is answered, or all
+/// are refused, which the kernel says once (netlink_net_capable() in nfnetlink_rcv()).
 fn note_answers(bytes: &[u8], first: u32, outcomes: &mut [io::Result<()>]) -> bool {
     let mut complete = false;
     for (_, sequence, body) in Messages(bytes).filter(|(kind, _, _)| *kind == NLMSG_ERROR) {
@@ -190,12 +190,20 @@ fn note_answers(bytes: &[u8], first: u32, outcomes: &mut [io::Result<()>]) -> bo
         if let Some(outcome) = outcomes.get_mut(at) {
             *outcome = acknowledged(body);
             complete |= last;
+            if at == 0 && !last && is_refused(outcome) {
+                outcomes.iter_mut().for_each(|outcome| *outcome = Err(io::Error::from_raw_os_error(libc::EPERM)));
+                return true;
+            }
         }
     }
     complete
 }
 
-/// What an answer of type NLMSG_ERROR says.
+fn is_refused(outcome: &io::Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
+}
+
+/// What an answer of type NLMSG_ERROR, or the end of a dump, says.
 fn acknowledged(body: &[u8]) -> io::Result<()> {
     match word(body, 0).map_or(0, u32::cast_signed) {
         0 => Ok(()),
@@ -440,6 +448,9 @@ mod tests {
         let codes: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().and_then(io::Error::raw_os_error)).collect();
         assert_eq!(codes, [None, Some(libc::ENOENT), None, None]);
         assert!(!note_answers(&bytes, first, &mut []));
+        let mut bytes = Vec::new();
+        answer(&mut bytes, first, -libc::EPERM);
+        assert!(note_answers(&bytes, first, &mut outcomes) && outcomes.iter().all(is_refused), "all are refused with the first");
     }
 
     #[test]

@@ -88,9 +88,14 @@ impl Table {
         Update { liberal: false, timeout: Some(self.timeouts.of_protocol(protocol)) }
     }
 
-    /// Changes the entries that have these tuples; for each, whether there is one.
+    /// Changes the entries that have these tuples; for each, whether there is one. An entry whose timeout is fixed is not refreshed.
     pub fn update_each(&mut self, updates: &[(Tuple, Update)]) -> Result<Vec<bool>> {
-        self.conntrack.update_each(updates).context("cannot change an entry")
+        let outcomes = self.conntrack.update_each(updates).context("cannot change entries")?;
+        let exists = |(outcome, (_, update)): (std::io::Result<bool>, &(Tuple, Update))| match outcome {
+            Err(_) if !update.liberal => Ok(true),
+            outcome => outcome.context("cannot change an entry"),
+        };
+        outcomes.into_iter().zip(updates).map(exists).collect()
     }
 
     /// Reads again how long entries are kept, and how many there are.
