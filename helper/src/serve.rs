@@ -24,7 +24,7 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
             Inbound::Request(Request::Finish) => break Ok(EndReason::Finished),
             Inbound::Request(request) => match dispatch(&mut session, request, &mut afterwards).await {
                 // A mode that is done leaves the session open for the next request.
-                Ok(EndReason::Done) => {}
+                Ok(EndReason::Done) => session.goes_on(),
                 other => break other,
             },
             Inbound::Stop(reason) => break Ok(reason),

@@ -157,6 +157,11 @@ impl Session {
         self.pulse.get_or_insert_with(Pulse::start);
     }
 
+    /// The session goes on after all.
+    pub fn goes_on(&mut self) {
+        self.pulse = None;
+    }
+
     /// Says that the session is over, and why.
     pub fn end(&mut self, reason: EndReason) -> Result<()> {
         self.pulse = None;
@@ -181,7 +186,9 @@ impl Session {
     /// Waits until the plugin has read the last line: it deletes the pod then. The runtime may close the streams of a pod without
     /// `stdinOnce` when its process ends, before what was written last has reached the plugin.
     pub async fn await_its_end(&mut self) {
-        let ended = async { while matches!(self.inbound.recv().await, Some(Ok(Inbound::Request(_)))) {} };
+        // A plugin that has asked for the end sends nothing more, which is noticed when the end takes long.
+        let is_silent = |inbound: &_| matches!(inbound, Ok(Inbound::Request(_) | Inbound::Stop(EndReason::HeartbeatMissed)));
+        let ended = async { while self.inbound.recv().await.as_ref().is_some_and(is_silent) {} };
         let _ = tokio::time::timeout(LAST_LINE, ended).await;
     }
 

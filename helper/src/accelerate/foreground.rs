@@ -68,6 +68,7 @@ struct Run {
 
 /// Leaves it to go on, or ends it.
 async fn finish(session: &mut Session, run: Run, reason: Result<EndReason>) -> Result<(EndReason, Option<Afterwards>)> {
+    session.ends();
     let Run { pins, engines, chosen, request, stopped } = run;
     let is_stopped = stopped.is_some() || engines.socket.as_ref().is_some_and(Instance::is_stopped);
     if request.detach && reason.is_ok() && !is_stopped {
