@@ -230,6 +230,24 @@ async fn a_helper_that_ends_is_waited_for_while_it_shows_that_it_lives() {
     }
 }
 
+/// One that works answers heartbeats within seconds; one that ends is not lost for that.
+#[tokio::test(start_paused = true)]
+async fn a_helper_that_worked_may_be_silent_for_longer_while_it_ends() {
+    let patience = Patience { silence: Duration::from_secs(10), longest: Duration::from_secs(45), hurry: None };
+    let (mut fleet, [mut theirs], _) = fleet_of(["a"]).await;
+    fleet.works(0);
+    assert!(timeout(Duration::from_secs(3), fleet.next()).await.is_err(), "nothing comes");
+    let helper = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        say(&mut theirs, &Message::End(End { reason: EndReason::Finished })).await;
+        theirs
+    });
+    let mut events = Vec::new();
+    fleet.finish(&patience, |_, event| events.push(format!("{event:?}"))).await;
+    assert!(events.len() == 1 && events[0].contains("Finished"), "{events:?}");
+    helper.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_interrupt_shortens_the_wait_for_helpers_that_end() {
     let interrupt = Interrupt::default();

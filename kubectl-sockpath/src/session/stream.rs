@@ -10,7 +10,7 @@ use sockpath_protocol::text::field_within;
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request, SILENCE_TIMEOUT_MS};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::fleet::Event;
 use super::life::Life;
@@ -135,20 +135,29 @@ const QUIET: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
 /// What has arrived may still be in the event loop, when this process was suspended.
 const ARRIVING: Duration = Duration::from_millis(500);
 
+/// The next message, or how long there was none: longer than `silence`, which may change meanwhile.
+async fn next_within(lines: &mut Lines, silence: impl Fn() -> Duration) -> Result<Result<Option<Message>, String>, Duration> {
+    let began = Instant::now();
+    let mut next = pin!(lines.next());
+    loop {
+        let patience = silence();
+        match timeout_at(began + patience, &mut next).await {
+            Ok(next) => return Ok(next),
+            Err(_) if silence() > patience => {}
+            Err(_) => return timeout(ARRIVING, next).await.map_err(|_| patience),
+        }
+    }
+}
+
 /// Hands on what a helper says until its stream is over, or nothing has come for [`SILENCE_TIMEOUT_MS`]; for [`QUIET`] once it works.
 pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, life: Arc<Life>) {
     loop {
-        let silence = if life.works() { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) };
-        let next = {
-            let mut next = pin!(lines.next());
-            match timeout(silence, &mut next).await {
-                Err(_) => timeout(ARRIVING, next).await,
-                next => next,
+        let next = match next_within(&mut lines, || if life.works() { QUIET } else { Duration::from_millis(SILENCE_TIMEOUT_MS) }).await {
+            Ok(next) => next,
+            Err(patience) => {
+                sink.put(index, Event::Lost(SessionError::Silent { patience, detail: String::new() }), 0).await;
+                return;
             }
-        };
-        let Ok(next) = next else {
-            sink.put(index, Event::Lost(SessionError::Silent { patience: silence, detail: String::new() }), 0).await;
-            return;
         };
         if matches!(next, Ok(Some(_))) {
             life.note_sign();
