@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,11 +21,10 @@ impl Dir {
         Self(path)
     }
 
-    /// Writes a file that can be run; gives its path.
-    fn program(&self, name: &str, text: &str) -> String {
+    /// Writes a script of the shell; gives its path.
+    fn script(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).expect("a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
         path.display().to_string()
     }
 }
@@ -136,26 +134,29 @@ fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-/// A user whose token comes from this program.
-fn exec(program: &str) -> String {
-    format!("    exec:\n      apiVersion: client.authentication.k8s.io/v1\n      interactiveMode: Never\n      command: {program}\n")
+/// A user whose token comes from this program with this argument.
+fn exec(program: &str, argument: &str) -> String {
+    let version = "client.authentication.k8s.io/v1";
+    format!(
+        "    exec: {{apiVersion: {version}, interactiveMode: Never, command: {program}, args: ['{argument}'], env: [{{name: A, value: secret}}]}}\n"
+    )
 }
 
 #[test]
 fn a_token_comes_from_an_exec_plugin() {
     let dir = Dir::new("exec");
     let server = Server::start(|authorization| authorization != "Bearer of-a-program");
-    let program = dir.program(
+    let program = dir.script(
         "login",
-        "#!/bin/sh\necho '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{\"token\":\"of-a-program\"}}'\n",
+        "echo '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{\"token\":\"of-a-program\"}}'\n",
     );
-    let out = doctor(&dir, &exec(&program), &at(&server));
+    let out = doctor(&dir, &exec("/bin/sh", &program), &at(&server));
     assert!(text(&out).contains("v1.36.0"), "{}", text(&out));
     let asked = server.asked();
     assert!(asked.len() > 3 && asked.iter().all(|a| a.authorization == "Bearer of-a-program"), "{asked:?}");
 }
 
-/// A token that expires within a minute is replaced before the next request: a server that refuses the old ones notices nothing.
+/// A token that has expired is replaced before the next request: a server that refuses the old ones notices nothing.
 #[test]
 fn a_token_that_expires_is_replaced_while_a_command_runs() {
     let dir = Dir::new("expiring");
@@ -165,15 +166,15 @@ fn a_token_that_expires_is_replaced_while_a_command_runs() {
         authorization.is_empty() || !used.insert(authorization.to_owned())
     });
     let count = dir.0.join("count");
-    let program = dir.program(
+    let program = dir.script(
         "login",
         &format!(
-            "#!/bin/sh\necho x >> {0}\necho '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\
-             \"status\":{{\"token\":\"number-'$(wc -l < {0})'\",\"expirationTimestamp\":\"'$(date -u -d '+20 seconds' +%Y-%m-%dT%H:%M:%SZ)'\"}}}}'\n",
+            "echo x >> {0}\necho '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\
+             \"status\":{{\"token\":\"number-'$(wc -l < {0} | tr -d ' ')'\",\"expirationTimestamp\":\"2026-01-01T00:00:00Z\"}}}}'\n",
             count.display()
         ),
     );
-    let out = doctor(&dir, &exec(&program), &at(&server));
+    let out = doctor(&dir, &exec("/bin/sh", &program), &at(&server));
     assert!(text(&out).contains("v1.36.0") && !text(&out).contains("does not accept the credentials"), "{}", text(&out));
     let tokens: BTreeSet<String> = server.asked().into_iter().map(|a| a.authorization).collect();
     assert!(tokens.len() > 3, "{tokens:?}");
@@ -183,14 +184,13 @@ fn a_token_that_expires_is_replaced_while_a_command_runs() {
 fn an_exec_plugin_that_fails_or_is_absent_is_named() {
     let dir = Dir::new("failing");
     let server = Server::start(|_| true);
-    let failing = dir.program("login", "#!/bin/sh\necho 'log in first: cloud login' >&2\nexit 3\n");
-    let absent = "/no/such/login".to_owned();
-    let cases = [(failing.clone(), ["exit status: 3", "log in first: cloud login"]), (absent.clone(), ["No such file", "put it on PATH"])];
+    let script = dir.script("login", "echo 'log in first: cloud login' >&2\nexit 3\n");
+    let cases = [("/bin/sh", ["exit status: 3", "log in first: cloud login"]), ("/no/such/login", ["No such file", "put it on PATH"])];
     for (program, words) in cases {
-        let out = doctor(&dir, &exec(&program), &at(&server));
+        let out = doctor(&dir, &exec(program, &script), &at(&server));
         let said = text(&out);
-        assert!(!out.status.success() && said.contains(&program) && words.iter().all(|w| said.contains(w)), "{said}");
-        assert!(!said.contains("panicked"), "{said}");
+        assert!(!out.status.success() && said.contains(program) && words.iter().all(|w| said.contains(w)), "{said}");
+        assert!(!said.contains("panicked") && !said.contains("secret"), "{said}");
     }
 }
 

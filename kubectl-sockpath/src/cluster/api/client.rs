@@ -75,6 +75,9 @@ impl Api {
                 (kube::Error::Auth(AuthError::AuthExecStart(_)), Some(program)) => {
                     problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{program}`: install it, or put it on PATH"))
                 }
+                (kube::Error::Auth(AuthError::AuthExecRun { .. }), Some(program)) => {
+                    problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{program}`"))
+                }
                 _ => problem,
             }
         })?;

@@ -62,6 +62,11 @@ impl Problem {
                 Kind::Unauthorized,
                 format!("cannot {what}: cannot use the credentials of the kubeconfig: {}\n{TRY_WHOAMI}", of_credentials(e)),
             ),
+            // They are refreshed before a request.
+            kube::Error::Service(e) if e.is::<AuthError>() => {
+                let why = e.downcast_ref().map(of_credentials).unwrap_or_default();
+                Self::new(Kind::Unreachable, format!("cannot {what}: cannot renew the credentials of the kubeconfig: {why}\n{TRY_WHOAMI}"))
+            }
             kube::Error::Service(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e.as_ref()))),
             kube::Error::HyperError(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e))),
             kube::Error::ReadEvents(e) => Self::new(Kind::Unreachable, unreachable_text(what, server, &chain(e))),
@@ -141,14 +146,16 @@ const NEWER_CERTIFICATE: &str = "certificates of X.509 version 1 are not support
 
 const TRY_WHOAMI: &str = "try: kubectl auth whoami";
 
-/// Why credentials cannot be used. The client prints what their program wrote as numbers, and does not name one that is absent.
+/// Why credentials cannot be used. What the client prints of their program's command may hold secrets, and it prints what that wrote as numbers.
 fn of_credentials(error: &AuthError) -> String {
     match error {
         AuthError::AuthExecStart(e) => format!("the program that gives them cannot be run: {e}"),
-        AuthError::AuthExecRun { cmd, out } => {
+        AuthError::AuthExecRun { out, .. } => {
             let said = String::from_utf8_lossy(&out.stderr);
             let said = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-            format!("{cmd}, which gives them, failed ({}): {}", out.status, field_within(&said, LONGEST_WORDS))
+            // It is empty where the program could ask the user: its words went to the terminal.
+            let colon = if said.is_empty() { "" } else { ": " };
+            format!("the program that gives them failed ({}){colon}{}", out.status, field_within(&said, LONGEST_WORDS))
         }
         other => chain(other),
     }
