@@ -115,7 +115,7 @@ impl Drop for Process {
     }
 }
 
-/// What the kernel and all distributions use by default. Others, such as BBR, hold packets back by timers of their own.
+/// The default of the kernel and of most distributions. Others, such as BBR, hold packets back by timers of their own.
 const CONGESTION_CONTROL: &str = "cubic";
 
 /// A lab with servers in it.
