@@ -42,7 +42,7 @@ const CIRCLES: [(&str, &[&[&str]]); 9] = [
     ("helper/lab", &[&["exec", "lifecycle", "server"], &["links", "netns"]]),
     ("helper/netlink", &[]),
     ("helper/protocol", &[&["accel", "request"]]),
-    ("helper/ruleset", &[&["counters", "evaluate", "expression", "model", "packet"], &["decode", "lib", "read"]]),
+    ("helper/ruleset", &[&["counters", "evaluate", "expression", "model", "packet"]]),
     ("bpf", &[]),
     ("tests", &[&["cluster", "restore"]]),
 ];
