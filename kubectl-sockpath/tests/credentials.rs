@@ -5,34 +5,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// A directory that goes with the test.
-struct Dir(PathBuf);
+mod dir;
 
-impl Dir {
-    fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("credentials-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("temporary directory");
-        Self(path)
-    }
+use dir::Dir;
 
-    /// Writes a script of the shell; gives its path.
-    fn script(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).expect("a file");
-        path.display().to_string()
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// Writes a script of the shell; gives its path.
+fn script(dir: &Dir, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, text).expect("a file");
+    path.display().to_string()
 }
 
 /// What a client asked.
@@ -112,7 +97,7 @@ fn status(code: u16, reason: &str) -> String {
 
 /// Runs `doctor`, which asks several things, with this user, and this for the cluster.
 fn doctor(dir: &Dir, user: &str, cluster: &str) -> Output {
-    let path = dir.0.join("config");
+    let path = dir.join("config");
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts:\n- {{name: c, context: {{cluster: k, user: u}}}}\n\
          clusters:\n- name: k\n  cluster: {{{cluster}}}\nusers:\n- name: u\n  user:\n{user}"
@@ -146,7 +131,8 @@ fn exec(program: &str, argument: &str) -> String {
 fn a_token_comes_from_an_exec_plugin() {
     let dir = Dir::new("exec");
     let server = Server::start(|authorization| authorization != "Bearer of-a-program");
-    let program = dir.script(
+    let program = script(
+        &dir,
         "login",
         "echo '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{\"token\":\"of-a-program\"}}'\n",
     );
@@ -165,8 +151,9 @@ fn a_token_that_expires_is_replaced_while_a_command_runs() {
         let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
         authorization.is_empty() || !used.insert(authorization.to_owned())
     });
-    let count = dir.0.join("count");
-    let program = dir.script(
+    let count = dir.join("count");
+    let program = script(
+        &dir,
         "login",
         &format!(
             "echo x >> {0}\necho '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\
@@ -184,7 +171,7 @@ fn a_token_that_expires_is_replaced_while_a_command_runs() {
 fn an_exec_plugin_that_fails_or_is_absent_is_named() {
     let dir = Dir::new("failing");
     let server = Server::start(|_| true);
-    let script = dir.script("login", "echo 'log in first: cloud login' >&2\nexit 3\n");
+    let script = script(&dir, "login", "echo 'log in first: cloud login' >&2\nexit 3\n");
     let cases = [("/bin/sh", ["exit status: 3", "log in first: cloud login"]), ("/no/such/login", ["No such file", "put it on PATH"])];
     for (program, words) in cases {
         let out = doctor(&dir, &exec(program, &script), &at(&server));
