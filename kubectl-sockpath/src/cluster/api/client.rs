@@ -71,15 +71,12 @@ impl Api {
         let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&Paced(pace::KUBECTL)).build());
         let client = connect().map_err(|e: kube::Error| {
             let problem = Problem::from_kube("prepare the connection", &e, &server);
-            match (e, program) {
-                (kube::Error::Auth(AuthError::AuthExecStart(_)), Some(program)) => {
-                    problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{program}`: install it, or put it on PATH"))
-                }
-                (kube::Error::Auth(AuthError::AuthExecRun { .. }), Some(program)) => {
-                    problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{program}`"))
-                }
-                _ => problem,
-            }
+            let advice = match e {
+                kube::Error::Auth(AuthError::AuthExecStart(_)) => ": install it, or put it on PATH",
+                kube::Error::Auth(AuthError::AuthExecRun { .. }) => "",
+                _ => return problem,
+            };
+            problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{}`{advice}", program.unwrap_or_default()))
         })?;
         let named = options.namespace.is_some();
         Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
