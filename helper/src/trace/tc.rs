@@ -224,15 +224,12 @@ fn at_tcx(ifindex: u32, programs: &Programs) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use sockpath_kernel::netlink::Body;
+
     use super::*;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(u16::try_from(value.len() + 4).expect("short").to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
+        Body::default().with(kind, value).bytes().to_vec()
     }
 
     fn message(kind: &str, options: &[u8]) -> Vec<u8> {

@@ -1,13 +1,11 @@
+use sockpath_netlink::Body;
+
 use super::*;
 use crate::model::{Data, Expression, Verdict};
 
 /// An attribute, padded.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = u16::try_from(4 + value.len()).expect("short").to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
+    Body::default().with(kind, value).bytes().to_vec()
 }
 
 fn text_of(kind: u16, text: &str) -> Vec<u8> {

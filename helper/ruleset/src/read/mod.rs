@@ -58,8 +58,7 @@ impl Namespace {
 fn is_absent(error: &anyhow::Error) -> bool {
     let unknown = [libc::EPROTONOSUPPORT, libc::EINVAL, libc::EOPNOTSUPP];
     error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        let errno = io.or_else(|| cause.downcast_ref::<nix::errno::Errno>().map(|e| *e as i32));
+        let errno = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
         errno.is_some_and(|errno| unknown.contains(&errno))
     })
 }

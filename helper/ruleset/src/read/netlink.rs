@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn attributes(numbers: &[(u16, u32)]) -> Vec<u8> {
-        numbers.iter().flat_map(|(kind, n)| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &n.to_be_bytes()].concat()).collect()
+        numbers.iter().fold(Body::default(), |body, (kind, n)| body.with(*kind, &n.to_be_bytes())).bytes().to_vec()
     }
 
     #[test]
