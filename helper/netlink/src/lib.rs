@@ -107,8 +107,7 @@ impl Socket {
             outcomes.extend(some.iter().map(|_| Ok(())));
             let mut complete = false;
             while !complete {
-                self.buffer.clear();
-                self.raw.recv(&mut self.buffer, 0)?;
+                self.receive()?;
                 complete = note_answers(&self.buffer, first, &mut outcomes[begin..]);
             }
         }
@@ -166,10 +165,15 @@ impl Socket {
         self.raw.send(&message, 0).map(drop)
     }
 
+    /// Waits for messages and reads them into the buffer.
+    fn receive(&mut self) -> io::Result<()> {
+        self.buffer.clear();
+        self.raw.recv(&mut self.buffer, 0).map(drop)
+    }
+
     /// Reads once; whether the answer to the last request is complete.
     fn read_until_end(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
-        self.buffer.clear();
-        self.raw.recv(&mut self.buffer, 0)?;
+        self.receive()?;
         for (kind, _, body) in Messages(&self.buffer).filter(|(_, sequence, _)| *sequence == self.sequence) {
             match kind {
                 NLMSG_DONE | NLMSG_ERROR => return acknowledged(body).map(|()| true),
