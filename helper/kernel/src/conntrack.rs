@@ -147,14 +147,6 @@ impl Conntrack {
         }
     }
 
-    /// Changes the entry that has this tuple; false when there is none.
-    ///
-    /// # Errors
-    /// When the kernel refuses (CAP_NET_ADMIN).
-    pub fn update(&mut self, tuple: &Tuple, update: Update) -> io::Result<bool> {
-        found(self.0.request(CT_NEW, 0, changed(tuple, update).bytes()).map(drop))
-    }
-
     /// Changes entries in their order, many with each system call; for each, whether there is one, or why it cannot be changed.
     ///
     /// # Errors

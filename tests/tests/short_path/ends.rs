@@ -130,7 +130,8 @@ fn an_entry_that_expires_ends_the_short_path() {
     while on.next_pairs().expect("a table").totals.closed == closed {
         if Instant::now() >= expires {
             let update = Update { liberal: false, timeout: Some(1) };
-            assert!(scene.conntrack(|c| c.update(&tuple, update)).expect("ctnetlink"));
+            let changed = scene.conntrack(|c| c.update_each(&[(tuple, update)])).expect("ctnetlink");
+            assert!(matches!(changed[..], [Ok(true)]), "{changed:?}");
             expires = Instant::now() + Duration::from_secs(3);
         }
         exchange(&client, &server, 20);
