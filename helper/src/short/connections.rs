@@ -98,15 +98,14 @@ impl Connections {
 
     /// The connection with this original tuple.
     pub fn get(&self, tuple: &Tuple) -> Option<&Connection> {
-        let at = self.by_tuple.find(self.hasher.hash_one(tuple), |at| self.has(*at, tuple))?;
+        let at = self.by_tuple.find(self.hasher.hash_one(tuple), |at| has(&self.all, *at, tuple))?;
         self.all.get(*at)
     }
 
     /// Removes it, to be inserted again.
     pub fn take(&mut self, tuple: &Tuple) -> Option<Connection> {
         let Self { all, by_tuple, hasher, .. } = self;
-        let is_it = |at: &usize| all.get(*at).is_some_and(|c| c.original == *tuple);
-        let (at, _) = by_tuple.find_entry(hasher.hash_one(tuple), is_it).ok()?.remove();
+        let (at, _) = by_tuple.find_entry(hasher.hash_one(tuple), |at| has(all, *at, tuple)).ok()?.remove();
         all.try_remove(at)
     }
 
@@ -139,10 +138,11 @@ impl Connections {
     pub fn iter(&self) -> impl Iterator<Item = &Connection> {
         self.all.iter().map(|(_, connection)| connection)
     }
+}
 
-    fn has(&self, at: usize, tuple: &Tuple) -> bool {
-        self.all.get(at).is_some_and(|c| c.original == *tuple)
-    }
+/// Whether the connection there has this original tuple.
+fn has(all: &Slab<Connection>, at: usize, tuple: &Tuple) -> bool {
+    all.get(at).is_some_and(|c| c.original == *tuple)
 }
 
 #[cfg(test)]

@@ -120,6 +120,12 @@ impl Kernel {
         }
     }
 
+    fn apply_all(&mut self, actions: Vec<Action>) {
+        let changes_entry = |action: &Action| matches!(action, Action::MakeLiberal | Action::Refresh);
+        assert!(!actions.iter().skip(1).any(changes_entry), "an entry is changed before anything else is done: {actions:?}");
+        actions.into_iter().for_each(|action| self.apply(action));
+    }
+
     fn step(&mut self, mut state: State) -> State {
         for _ in 0..3 {
             let (next, actions) = decide(state, &self.snapshot(Tracking::NotAsked));
@@ -129,9 +135,9 @@ impl Kernel {
                 let (next, actions) = decide(state, &snapshot);
                 assert!(!actions.contains(&Action::Ask), "asked twice");
                 (state, self.asked_ago) = (next, 0);
-                actions.into_iter().for_each(|a| self.apply(a));
+                self.apply_all(actions);
             } else {
-                actions.into_iter().for_each(|a| self.apply(a));
+                self.apply_all(actions);
             }
         }
         state

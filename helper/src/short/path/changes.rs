@@ -10,7 +10,6 @@ use sockpath_protocol::accel::Reason;
 use super::Path;
 use crate::short::attach::Role;
 use crate::short::devices;
-use crate::short::flow::State;
 use crate::short::outdated::Extent;
 
 impl Path {
@@ -91,11 +90,7 @@ impl Path {
             let same = planned.ok().is_some_and(|legs| connection.installed.as_ref().is_some_and(|(_, old)| **old == legs));
             if !same {
                 self.uninstall(&mut connection);
-                connection.state = match planned {
-                    Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
-                    Ok(_) => State::Refused(Reason::Refused),
-                    Err(reason) => State::Refused(reason),
-                };
+                self.begin(&mut connection, planned)?;
             }
             self.connections.put(connection);
         }

@@ -1,4 +1,4 @@
-//! Connections that begin and end, and what the programs know of them.
+//! Connections that begin and end, and their entries in the maps of the programs.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -43,12 +43,19 @@ impl Path {
         }
         let answer = (self.table.answer(entry, None), self.programs.epoch());
         let mut connection = Connection::new(entry, answer, live, asked);
-        connection.state = match self.plan(entry) {
-            Ok(legs) if self.install(&mut connection, legs)? => State::Watched,
+        let planned = self.plan(entry);
+        self.begin(&mut connection, planned)?;
+        self.connections.put(connection);
+        Ok(())
+    }
+
+    /// Has a connection wait for its approval by the stack, or refuses it.
+    pub(super) fn begin(&mut self, connection: &mut Connection, planned: Result<[Leg; 2], Reason>) -> Result<()> {
+        connection.state = match planned {
+            Ok(legs) if self.install(connection, legs)? => State::Watched,
             Ok(_) => State::Refused(Reason::Refused),
             Err(reason) => State::Refused(reason),
         };
-        self.connections.put(connection);
         Ok(())
     }
 
@@ -91,7 +98,7 @@ impl Path {
         Ok(planned)
     }
 
-    /// Makes the programs know a connection; false when there is no slot left.
+    /// Enters a connection into the maps of the programs; false when no slot is free.
     pub(super) fn install(&mut self, connection: &mut Connection, legs: [Leg; 2]) -> Result<bool> {
         if self.dry {
             return Ok(true);
@@ -109,7 +116,7 @@ impl Path {
         Ok(true)
     }
 
-    /// Makes the programs forget it; its packets take the stack.
+    /// Removes it from the maps of the programs: its packets take the stack.
     pub(super) fn uninstall(&mut self, connection: &mut Connection) {
         let Some((slot, legs)) = connection.installed.take() else { return };
         self.arm(slot, 0);
