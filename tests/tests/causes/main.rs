@@ -2,12 +2,13 @@
 //! has a control run, in which the same setting does no harm.
 
 use std::path::Path;
+use std::time::Duration;
 
 use libbpf_rs::libbpf_sys as sys;
 use sockpath_tests::lab::{Lab, output};
 use sockpath_tests::planted::{Attached, Planted};
 use sockpath_tests::trace::{Trace, Traced};
-use sockpath_tests::{program_or_skip, root_or_skip, skipped};
+use sockpath_tests::{program_or_skip, root_or_skip, skipped, state};
 
 mod conntrack;
 mod halves;
@@ -107,6 +108,23 @@ fn attach(lab: &Lab, place: &str, setting: &str) -> Option<Attached> {
     }
 }
 
+/// States of a socket in which TCP sends again what nobody has acknowledged, without its program.
+const STILL_SENDING: &str = "state syn-sent state syn-recv state fin-wait-1 state closing state last-ack";
+
+/// Longer than a SYN-ACK is sent again (net.ipv4.tcp_synack_retries is 5 by default: 63 s).
+const MOST_REPEATS: Duration = Duration::from_secs(90);
+
+/// Ends what connections of earlier runs have left: a listener that got no answer to its SYN-ACK sends it again for a minute, and each
+/// is a reply of no connection to the trace that sees it.
+fn end_connections(lab: &Lab) {
+    for place in ["curl", "httpbin"] {
+        // A kernel without CONFIG_INET_DIAG_DESTROY leaves them; they end by themselves then.
+        let _ = output(&mut lab.exec(place, ["sh", "-c", &format!("ss --kill {STILL_SENDING}")]));
+        let list = format!("ss -Htan {STILL_SENDING}");
+        state::eventually("every connection is over", MOST_REPEATS, || lab.run(place, ["sh", "-c", &list]).trim().is_empty());
+    }
+}
+
 /// One trace with the setting.
 fn run(lab: &Lab, row: &Row, devices: &Devices, setting: &str) -> Result<Traced, String> {
     let trace = devices.fill(row.trace, setting);
@@ -129,6 +147,7 @@ fn run(lab: &Lab, row: &Row, devices: &Devices, setting: &str) -> Result<Traced,
         running.finish()
     };
     undo()?;
+    end_connections(lab);
     Ok(traced)
 }
 
