@@ -189,8 +189,9 @@ pub struct Trace {
     /// End after this time [default: 10s, 5m with --count, 1h with -o jsonl or --follow]
     #[arg(long, value_name = "D", value_parser = positive_duration)]
     pub duration: Option<Duration>,
-    /// When the traced pods are deleted, replaced or moved, continue with their successors; prints a report for each
-    #[arg(long, conflicts_with_all = ["replay", "explain", "compare", "html", "pcapng", "record"])]
+    /// When the traced pods are deleted, replaced or moved, continue with their successors; prints a report for each,
+    /// and writes files for each (`report.html`, `report-2.html`)
+    #[arg(long, conflicts_with_all = ["replay", "explain", "compare"])]
     pub follow: bool,
     /// Also measure the short path and the socket path and show what they save
     #[arg(long)]

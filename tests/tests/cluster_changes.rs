@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 use sockpath_tests::cluster::{Cluster, HELPERS, NAMESPACE, Setup, cluster_or_skip, output, own_cluster_or_skip, run};
 use sockpath_tests::talk::Running;
 
+#[path = "../../kubectl-sockpath/tests/dir/mod.rs"]
+mod dir;
+use dir::Dir;
+
 /// A Deployment of one pod that serves, and goes with this.
 struct Serving<'a>(&'a Cluster);
 
@@ -47,7 +51,11 @@ fn a_trace_that_follows_goes_on_with_the_pod_that_replaces_another() {
     let Some(cluster) = cluster_or_skip(test, Setup::RoutesNftables) else { return };
     let serving = Serving::new(&cluster);
     let (first, _) = serving.pod();
-    let mut running = Running::start(cluster.plugin().args(["trace", "client", "deploy/serving:http", "--follow", "--probe"]));
+    let files = Dir::new("parts");
+    let [page, recording] = ["report.html", "packets.rec"].map(|name| files.join(name));
+    let mut plugin = cluster.plugin();
+    plugin.args(["trace", "client", "deploy/serving:http", "--follow", "--probe"]).arg("--html").arg(&page).arg("--record").arg(&recording);
+    let mut running = Running::start(&mut plugin);
     running.expect("it watches", Duration::from_secs(30), |l| l.starts_with("watching client to deploy/serving:http for 1h"));
     run(cluster.kubectl().args(["-n", NAMESPACE, "delete", "pod", &first, "--wait=false"]));
     running.expect("the deletion is reported", Duration::from_secs(30), |l| l.contains(&format!("pod {NAMESPACE}/{first} was deleted")));
@@ -60,6 +68,14 @@ fn a_trace_that_follows_goes_on_with_the_pod_that_replaces_another() {
     let (status, said) = running.end();
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.matches("interrupted: client to deploy/serving:http was watched on").count() == 1, "{said}");
+    // Each part has files of its own, with the pod of its time.
+    for (file, pod, other) in [("report.html", &first, &second), ("report-2.html", &second, &first)] {
+        let page = std::fs::read_to_string(files.join(file)).expect("a page of that part");
+        assert!(page.contains(pod.as_str()) && !page.contains(&format!("to {other}")), "{file}");
+    }
+    for file in ["packets.rec", "packets-2.rec"] {
+        run(cluster.plugin().args(["trace", "-o", "json", "--replay"]).arg(files.join(file)));
+    }
     cluster.assert_no_helpers();
 }
 

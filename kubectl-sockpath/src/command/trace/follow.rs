@@ -26,6 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Following<'a> {
     args: &'a cli::Trace,
+    /// The number of the part that is traced; the first is 1.
+    part: u32,
     /// Pods that can no longer be traced, by UID.
     gone: BTreeSet<String>,
     /// When the whole ends; known once the first part has begun.
@@ -37,7 +39,12 @@ pub struct Following<'a> {
 impl<'a> Following<'a> {
     /// Nothing was traced yet.
     pub fn new(args: &'a cli::Trace) -> Self {
-        Self { args, gone: BTreeSet::new(), end: None, delivered: 0, saw: false }
+        Self { args, part: 1, gone: BTreeSet::new(), end: None, delivered: 0, saw: false }
+    }
+
+    /// The number of the part that is traced; the first is 1.
+    pub fn part(&self) -> u32 {
+        self.part
     }
 
     /// What is left of a number of packets, and of a time that begins with the first part.
@@ -54,6 +61,7 @@ impl<'a> Following<'a> {
         let enough = self.args.count.is_some_and(|n| self.delivered >= n) || self.end.is_some_and(|end| Instant::now() >= end);
         self.gone.extend(leg.gone);
         if self.args.follow && leg.lost && !enough {
+            self.part += 1;
             return None;
         }
         Some(if self.saw && leg.exit == Exit::Nothing { Exit::Done } else { leg.exit })
@@ -150,6 +158,7 @@ mod tests {
         let mut following = Following::new(&counted);
         assert_eq!(following.left(Some(10), Duration::from_secs(60)).0, Some(10));
         assert_eq!(following.take(leg(Exit::Done, true, 4)), None);
+        assert_eq!(following.part(), 2);
         let (count, time) = following.left(Some(10), Duration::from_secs(60));
         assert!(count == Some(6) && time <= Duration::from_secs(60), "{count:?} {time:?}");
         assert!(following.gone.contains("uid-1"));

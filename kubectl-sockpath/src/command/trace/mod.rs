@@ -49,7 +49,8 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     for path in [&args.html, &args.svg, &args.perfetto, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    let mut recorder = args.record.as_deref().map(Recorder::create).transpose()?;
+    let record = |part| args.record.as_deref().map(|path| Recorder::create(&output::of_part(path, part))).transpose();
+    let mut recorder = record(1)?;
     let interrupt = Interrupt::watch()?;
 
     progress.phase("", "looking up names");
@@ -84,6 +85,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
             Some(found) => found,
             None => return Ok(Exit::Done),
         };
+        recorder = record(following.part())?;
     }
 }
 

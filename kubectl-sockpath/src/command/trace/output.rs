@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -28,7 +28,7 @@ pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Ex
     }
     let report = report::report(&capture);
     show(args, &report, style)?;
-    exports(args, &report)?;
+    exports(args, 1, &report)?;
     Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing })
 }
 
@@ -67,21 +67,50 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
     }
 }
 
-/// Files besides stdout.
-pub(super) fn exports(args: &cli::Trace, report: &report::Report) -> Result<()> {
-    if let Some(path) = &args.html {
-        std::fs::write(path, html::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
+/// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second.
+pub(super) fn of_part(path: &Path, part: u32) -> PathBuf {
+    if part <= 1 {
+        return path.to_owned();
     }
-    if let Some(path) = &args.svg {
-        std::fs::write(path, svg::render(&Picture::of(report))).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{part}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
     }
-    if let Some(path) = &args.perfetto {
-        let write = || perfetto::write(report, &mut BufWriter::new(File::create(path)?));
+    path.with_file_name(name)
+}
+
+/// Files besides stdout, of one part.
+pub(super) fn exports(args: &cli::Trace, part: u32, report: &report::Report) -> Result<()> {
+    let file = |path: &Option<PathBuf>| path.as_deref().map(|path| of_part(path, part));
+    if let Some(path) = file(&args.html) {
+        std::fs::write(&path, html::render(report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = file(&args.svg) {
+        std::fs::write(&path, svg::render(&Picture::of(report))).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = file(&args.perfetto) {
+        let write = || perfetto::write(report, &mut BufWriter::new(File::create(&path)?));
         write().with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if let Some(path) = &args.pcapng {
-        let write = || pcapng::write(report, &mut BufWriter::new(File::create(path)?));
+    if let Some(path) = file(&args.pcapng) {
+        let write = || pcapng::write(report, &mut BufWriter::new(File::create(&path)?));
         write().with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_has_files_of_its_own() {
+        let of = |path, part| of_part(Path::new(path), part).display().to_string();
+        assert_eq!(of("out/report.html", 1), "out/report.html");
+        assert_eq!(of("out/report.html", 2), "out/report-2.html");
+        assert_eq!(of("a.b/report", 12), "a.b/report-12");
+        assert_eq!(of("web.rec.gz", 3), "web.rec-3.gz");
+    }
 }

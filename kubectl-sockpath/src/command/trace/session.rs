@@ -86,6 +86,8 @@ pub(super) struct Session<'a> {
     pub(super) probes_sent: usize,
     /// Present while a comparison measures another path than that through the stack.
     pub(super) shortcut: Option<Shortcut>,
+    /// The number of this part of a trace that follows its pods.
+    part: u32,
     pub(super) count: Option<u64>,
     pub(super) duration: Duration,
     /// Some hooks are not attached yet: packets that nodes see by then are half seen, and no part of the report.
@@ -137,6 +139,7 @@ impl<'a> Session<'a> {
             backend,
             probes_sent: 0,
             shortcut: None,
+            part: 1,
             count: args.count.or((!open).then_some(COUNT)),
             duration,
             warming_up: false,
@@ -149,6 +152,7 @@ impl<'a> Session<'a> {
 
     /// The same with what earlier parts have left of time and count.
     pub(super) fn within(mut self, following: &mut Following<'_>) -> Self {
+        self.part = following.part();
         (self.count, self.duration) = following.left(self.count, self.duration);
         self
     }
@@ -334,7 +338,7 @@ impl<'a> Session<'a> {
         if self.args.output != Some(TraceOutput::Jsonl) && (saw || (armed && self.args.output == Some(TraceOutput::Json))) {
             show(self.args, &report, style)?;
         }
-        exports(self.args, &report)?;
+        exports(self.args, self.part, &report)?;
         if let Some(e) = failed.or(recorded.err()) {
             return Err(e);
         }
