@@ -2,22 +2,18 @@
 # .ci/deps installs everything else with apt, once.
 
 SHELL := /bin/bash
-HOST := x86_64-unknown-linux-gnu
 ARCH := amd64
 ifeq ($(shell uname -m),aarch64)
-HOST := aarch64-unknown-linux-gnu
 ARCH := arm64
 endif
 BIN := target/release
-STATIC := target/$(HOST)/release
-BUILD_STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST)
-PROGRAMS := SOCKPATH_HELPER=$(CURDIR)/$(STATIC)/sockpath-helper SOCKPATH_LAB_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab \
-	SOCKPATH_LAB_TEST_PROGRAM=$(CURDIR)/$(STATIC)/sockpath-lab-test
-# All crates but the plugin, always: cargo chooses the features of what they depend on for those that are named, and builds anew for others.
-STATIC_CRATES := --workspace --exclude kubectl-sockpath
-RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) RUSTFLAGS="-C target-feature=+crt-static" cargo test --release --locked --target $(HOST) $(STATIC_CRATES)
-# place NAME...: puts static binaries into target/release, each at once, so that a running one stays what it is.
-place = @set -e; for name in $(1); do install -m 755 $(STATIC)/$$name $(BIN)/.$$name.new; mv $(BIN)/.$$name.new $(BIN)/$$name; done
+# Programs but the plugin are static: see there.
+export RUSTC_WORKSPACE_WRAPPER := $(CURDIR)/.ci/rustc
+# All crates, always: cargo chooses the features of what they depend on for those that are named, and builds anew for others.
+BUILD := cargo build --release --locked --workspace
+PROGRAMS := SOCKPATH_HELPER=$(CURDIR)/$(BIN)/sockpath-helper SOCKPATH_LAB_PROGRAM=$(CURDIR)/$(BIN)/sockpath-lab \
+	SOCKPATH_LAB_TEST_PROGRAM=$(CURDIR)/$(BIN)/sockpath-lab-test
+RUN_TESTS := RUST_BACKTRACE=1 $(PROGRAMS) cargo test --release --locked --workspace
 
 .PHONY: build test-programs test-tools demo test unit kernel-tests torture bench e2e kernels image reproducible lint words msrv deny deps clean help
 
@@ -34,22 +30,16 @@ target/.deps-test: .ci/deps tests/apt-packages
 	.ci/deps build test
 	@mkdir -p target && touch $@
 
-# Helper and lab are static binaries (glibc, crt-static): the image has nothing but the helper, and the lab runs on any machine.
-# crt-static needs --target, or it would reach the proc macros.
 build: deps ## Build target/release/{kubectl-sockpath,sockpath-helper,sockpath-lab}
-	cargo build --release --locked -p kubectl-sockpath
-	$(BUILD_STATIC) -p sockpath-helper -p sockpath-lab
-	$(call place,sockpath-helper sockpath-lab)
-	@install -D -m 755 $(STATIC)/sockpath-helper target/image/$(ARCH)/sockpath-helper
+	$(BUILD) --bin kubectl-sockpath --bin sockpath-helper --bin sockpath-lab
+	@install -D -m 755 $(BIN)/sockpath-helper target/image/$(ARCH)/sockpath-helper
 
 # Never shipped: tests show by its switches that they notice faults (helper/src/switches.rs).
 test-programs: build ## Build target/release/sockpath-lab-test, the lab with test switches
-	$(BUILD_STATIC) -p sockpath-lab --features test-switches --bin sockpath-lab-test
-	$(call place,sockpath-lab-test)
+	$(BUILD) --features sockpath-lab/test-switches --bin sockpath-lab-test
 
 test-tools: deps
-	$(BUILD_STATIC) $(STATIC_CRATES) --bins
-	$(call place,bench torture oci-image sbom)
+	$(BUILD) --bins
 
 demo: build ## Bring up the lab and trace real packets in every scenario
 	tests/demo
@@ -75,10 +65,10 @@ e2e: build test-tools ## End-to-end tests on two nodes from K8S_BIN, or on the c
 
 kernels: test-programs ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels
-	tests/kernels/run $(STATIC)/sockpath-lab $(STATIC)/sockpath-lab-test $(BIN)/kubectl-sockpath
+	tests/kernels/run $(BIN)/sockpath-lab $(BIN)/sockpath-lab-test $(BIN)/kubectl-sockpath
 
 image: build test-tools ## The helper's image as an OCI archive, without a daemon
-	$(BIN)/oci-image $(STATIC)/sockpath-helper target/sockpath-helper.oci.tar
+	$(BIN)/oci-image $(BIN)/sockpath-helper target/sockpath-helper.oci.tar
 
 reproducible: deps ## Build the image twice from two directories and compare the digests
 	.ci/reproducible

@@ -72,7 +72,7 @@ fn architecture(elf: &[u8]) -> Result<&'static str> {
         let at = table + i * entry;
         let kind: [u8; 4] = elf.get(at..at + 4).context("its program headers are cut off")?.try_into()?;
         if u32::from_le_bytes(kind) == PT_INTERP {
-            bail!("it is linked dynamically; build it with RUSTFLAGS='-C target-feature=+crt-static' and --target");
+            bail!("it is linked dynamically; build it with make, which sets crt-static");
         }
     }
     match u16_at(18)? {
