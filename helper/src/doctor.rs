@@ -52,7 +52,7 @@ pub fn run(session: &mut Session) -> Result<EndReason> {
         Ok(trial) => {
             rows.push(Message::Check(row("mechanisms", CheckState::Ok, trial.mechanisms.to_string(), None)));
             rows.push(Message::Check(calls(&trial.observed)));
-            rows.extend(trial.canaries.into_iter().map(Message::Canary));
+            rows.extend(trial.self_tests.into_iter().map(Message::Canary));
         }
         Err(e) => {
             let remedy = "accelerate is refused on this node; trace works without it";

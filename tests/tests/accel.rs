@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sockpath_protocol::accel::{AccelerateRequest, Canary, PairState, PodElsewhere, Reason};
+use sockpath_protocol::accel::{AccelerateRequest, PairState, PodElsewhere, Reason, SelfTest};
 use sockpath_protocol::request::Locate;
 use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
@@ -27,17 +27,17 @@ fn the_kernel_is_tried_out_first() {
     let Some(scene) = Scene::new("the_kernel_is_tried_out_first") else { return };
     let mut session = Session::start(&scene.lab).expect("the helper starts");
     session.say(&Request::Accelerate(Box::new(Choice::default().request(&scene.lab)))).expect("the helper reads");
-    let mut canaries: Vec<Canary> = Vec::new();
+    let mut self_tests: Vec<SelfTest> = Vec::new();
     session
         .expect("a table of pairs", |m| {
             if let Message::Canary(c) = m {
-                canaries.push(c.clone());
+                self_tests.push(c.clone());
             }
             matches!(m, Message::Pairs(p) if p.pairs.is_empty()).then_some(())
         })
         .expect("it starts");
     for name in ["redirect", "order", "fionread", "fin"] {
-        assert!(canaries.iter().any(|c| c.name == name && c.passed), "{canaries:#?}");
+        assert!(self_tests.iter().any(|c| c.name == name && c.passed), "{self_tests:#?}");
     }
     assert!(pins(&scene).exists(), "nothing is pinned");
     session.hang_up().expect("end");

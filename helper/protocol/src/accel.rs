@@ -600,7 +600,7 @@ pub struct AccelSummary {
 
 /// A run-time check of the kernel on private sockets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Canary {
+pub struct SelfTest {
     /// What was tried: `order`, `fin`, `fionread`, `splice`, `budget`, ...
     pub name: String,
     /// Whether the kernel behaved.

@@ -244,8 +244,8 @@ impl Message {
                 cut_some(&mut status.owner);
                 status.pairs.check()
             }
-            Self::Canary(canary) => {
-                [&mut canary.name, &mut canary.detail].into_iter().for_each(cut);
+            Self::Canary(test) => {
+                [&mut test.name, &mut test.detail].into_iter().for_each(cut);
                 Ok(())
             }
             Self::Check(check) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::accel::{AccelStatus, AccelSummary, Canary, PairsSnapshot};
+use crate::accel::{AccelStatus, AccelSummary, PairsSnapshot, SelfTest};
 use crate::bypass::Bypassed;
 use crate::packet::{Cause, Incident, Packet, Place};
 use crate::request::Protocol;
@@ -39,7 +39,7 @@ pub enum Message {
     /// What an acceleration achieved, when it ends.
     Summary(AccelSummary),
     /// Result of a run-time check of the kernel.
-    Canary(Canary),
+    Canary(SelfTest),
     /// One row of `doctor`.
     Check(Check),
     /// Something was removed (answer to `cleanup` and `stop`).

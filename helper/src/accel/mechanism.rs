@@ -205,9 +205,9 @@ fn refusal(refused: &Refused) -> anyhow::Error {
 mod tests {
     use std::time::Duration;
 
-    use super::super::canary;
     use super::super::instance::Instance;
     use super::super::private::on_this_kernel;
+    use super::super::self_test;
     use super::super::start::Start;
     use super::*;
 
@@ -222,7 +222,7 @@ mod tests {
             on_this_kernel(&name, |pins| {
                 let instance = Instance::create(pins, &start(&[row.mechanism]))?;
                 assert!(!instance.mechanisms().has(row.mechanism));
-                let tried = canary::run(&instance)?;
+                let tried = self_test::run(&instance)?;
                 let failed: Vec<_> = tried.iter().filter(|c| c.corruption_risk && !c.passed).collect();
                 assert!(failed.is_empty(), "without {}: {failed:?}", row.name);
                 Ok(())

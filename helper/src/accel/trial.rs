@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sockpath_protocol::accel::Canary;
+use sockpath_protocol::accel::SelfTest;
 
 use super::calls::Observed;
-use super::canary;
 use super::instance::Instance;
 use super::mechanism::Mechanisms;
 use super::private::in_private_bpffs;
+use super::self_test;
 use super::start::Start;
 
 /// What `doctor` learns.
 #[derive(Debug)]
 pub struct Trial {
     /// The self-tests.
-    pub canaries: Vec<Canary>,
+    pub self_tests: Vec<SelfTest>,
     /// Where calls are observed.
     pub observed: Observed,
     /// The mechanisms in use.
@@ -31,7 +31,7 @@ pub fn try_out() -> Result<Trial> {
     in_private_bpffs(|pins| {
         let start = Start { owner: "doctor", lease: Duration::from_secs(30), leave_blocking_readers: true, detached: false, without: &[] };
         let instance = Instance::create(pins, &start)?;
-        let canaries = canary::run(&instance).context("the kernel could not be tried out on private sockets")?;
-        Ok(Trial { canaries, observed: instance.observe_calls()?.observed.clone(), mechanisms: instance.mechanisms() })
+        let self_tests = self_test::run(&instance).context("the kernel could not be tried out on private sockets")?;
+        Ok(Trial { self_tests, observed: instance.observe_calls()?.observed.clone(), mechanisms: instance.mechanisms() })
     })
 }

@@ -7,11 +7,11 @@ use sockpath_protocol::Message;
 use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, Via};
 
 use super::merge;
-use crate::accel::canary;
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
 use crate::accel::mechanism::Mechanism;
 use crate::accel::meeting;
+use crate::accel::self_test;
 use crate::accel::start::Start;
 use crate::accel::stop::summary;
 use crate::coded::Coded;
@@ -111,11 +111,11 @@ fn start_socket(session: &mut Session, pins: &Pins, request: &AccelerateRequest,
         without: if switches::is_absent("sockmap") { &[Mechanism::Messages] } else { &[] },
     };
     let instance = Instance::create(pins, &start)?;
-    let canaries = canary::run(&instance).context("the kernel could not be tried out on private sockets")?;
-    let is_sound = canaries.iter().all(|c| c.passed);
-    let failed = canaries.iter().find(|c| !c.passed && c.corruption_risk).cloned();
-    for canary in canaries {
-        session.send(&Message::Canary(canary))?;
+    let tests = self_test::run(&instance).context("the kernel could not be tried out on private sockets")?;
+    let is_sound = tests.iter().all(|c| c.passed);
+    let failed = tests.iter().find(|c| !c.passed && c.corruption_risk).cloned();
+    for test in tests {
+        session.send(&Message::Canary(test))?;
     }
     if let Some(failed) = failed.filter(|_| !switches::without_order_gate()) {
         return Err(Coded::new(

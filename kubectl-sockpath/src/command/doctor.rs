@@ -113,7 +113,7 @@ async fn ask(mut fleet: Fleet) -> Vec<Row> {
             match event {
                 Event::Said(message) => match *message {
                     Message::Check(check) => rows.extend([Row { scope: scope.clone(), check }]),
-                    Message::Canary(c) => rows.extend([Row { scope: scope.clone(), check: canary_row(&c) }]),
+                    Message::Canary(c) => rows.extend([Row { scope: scope.clone(), check: self_test_row(&c) }]),
                     Message::Error { text, .. } => rows.extend([failed(scope, "helper", &anyhow::anyhow!(text))]),
                     _ => {}
                 },
@@ -125,8 +125,8 @@ async fn ask(mut fleet: Fleet) -> Vec<Row> {
     nodes.iter().flat_map(|(_, rows)| rows.to_vec()).collect()
 }
 
-fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
-    let state = match (canary.passed, canary.corruption_risk) {
+fn self_test_row(test: &sockpath_protocol::accel::SelfTest) -> Check {
+    let state = match (test.passed, test.corruption_risk) {
         (true, _) => CheckState::Ok,
         (false, false) => CheckState::Degraded,
         (false, true) => CheckState::Failed,
@@ -136,7 +136,7 @@ fn canary_row(canary: &sockpath_protocol::accel::Canary) -> Check {
         CheckState::Degraded => Some("no action needed: such connections are excluded, others are accelerated".to_owned()),
         CheckState::Failed => Some("this kernel's sockmap fails this test: accelerate is refused on this node, trace works".to_owned()),
     };
-    Check { name: format!("canary {}", canary.name), state, found: canary.detail.clone(), remedy }
+    Check { name: format!("canary {}", test.name), state, found: test.detail.clone(), remedy }
 }
 
 fn failed(scope: &str, name: &str, error: &anyhow::Error) -> Row {

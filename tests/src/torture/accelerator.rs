@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, Canary, PairsSnapshot, StopRequest, Via};
+use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, PairsSnapshot, SelfTest, StopRequest, Via};
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
@@ -297,7 +297,7 @@ impl Accelerator {
     ///
     /// # Errors
     /// What the helper says.
-    pub fn start_watching(lab: &Lab, see: impl FnMut(&Canary)) -> Result<Self> {
+    pub fn start_watching(lab: &Lab, see: impl FnMut(&SelfTest)) -> Result<Self> {
         Self::begin(lab, &Choice::default(), see)
     }
 
@@ -309,7 +309,7 @@ impl Accelerator {
         Self::ask(Session::start(lab)?, request, |_| {})
     }
 
-    fn begin(lab: &Lab, choice: &Choice, see: impl FnMut(&Canary)) -> Result<Self> {
+    fn begin(lab: &Lab, choice: &Choice, see: impl FnMut(&SelfTest)) -> Result<Self> {
         let session = match choice {
             Choice { without_order_gate: true, .. } => Session::start_without_order_gate(lab)?,
             Choice { without, .. } if !without.is_empty() => Session::start_without(lab, without)?,
@@ -318,11 +318,11 @@ impl Accelerator {
         Self::ask(session, &choice.request(lab), see)
     }
 
-    fn ask(mut session: Session, request: &AccelerateRequest, mut see: impl FnMut(&Canary)) -> Result<Self> {
+    fn ask(mut session: Session, request: &AccelerateRequest, mut see: impl FnMut(&SelfTest)) -> Result<Self> {
         session.say(&Request::Accelerate(Box::new(request.clone())))?;
         session.expect("the sign that it is armed", |m| {
-            if let Message::Canary(canary) = m {
-                see(canary);
+            if let Message::Canary(test) = m {
+                see(test);
             }
             matches!(m, Message::Armed(_) | Message::Pairs(_)).then_some(())
         })?;

@@ -11,7 +11,7 @@ use super::stage::{LOADS, Stage, over, stage};
 /// Whether this kernel's FIONREAD counts TCP bytes of a socket in a sockmap.
 fn fionread_counts(lab: &Lab) -> bool {
     let mut counts = false;
-    let on = Accelerator::start_watching(lab, |canary| counts |= canary.name == "fionread-tcp" && canary.passed);
+    let on = Accelerator::start_watching(lab, |test| counts |= test.name == "fionread-tcp" && test.passed);
     on.expect("acceleration does not start").finish().expect("acceleration does not end");
     counts
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::ensure;
 use sockpath_bpf::accel::types::accel_pass;
 
-use super::super::canary::close;
 use super::super::connection::PROFILE_READS;
 use super::super::known::{inserted, known, profiling};
 use super::super::observation::Observation;
 use super::super::pairing::pair;
 use super::super::private::{converse, on_this_kernel};
+use super::super::self_test::close;
 use super::super::start::Start;
 use super::super::upkeep::Upkeep;
 use super::*;

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use sockpath_protocol::Message;
-use sockpath_protocol::accel::{AccelSummary, Canary, Pair, PairState, Reason, Totals};
+use sockpath_protocol::accel::{AccelSummary, Pair, PairState, Reason, SelfTest, Totals};
 use sockpath_protocol::bypass::{Bypassed, gather};
 
 use crate::exit::Exit;
@@ -24,7 +24,7 @@ struct Document<'a> {
     ran_ms: u64,
     left_enrolled: u64,
     nodes: &'a [NodePairs],
-    canaries: &'a [Canary],
+    canaries: &'a [SelfTest],
     bypassed: Vec<Bypassed>,
     warnings: &'a [String],
     lost: &'a [String],
@@ -37,7 +37,7 @@ const WARNINGS_KEPT: usize = 100;
 const BYPASSED_KEPT: usize = 10_000;
 
 /// Results of self-tests: each node has about ten.
-const CANARIES_KEPT: usize = 1_000;
+const SELF_TESTS_KEPT: usize = 1_000;
 
 /// What helpers have said.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub struct Heard {
     /// Nodes where another session ended the acceleration, and whose.
     pub stopped: Vec<(String, String)>,
     summaries: Vec<AccelSummary>,
-    canaries: Kept<Canary>,
+    canaries: Kept<SelfTest>,
 }
 
 impl Default for Heard {
@@ -80,7 +80,7 @@ impl Default for Heard {
             error: None,
             stopped: Vec::new(),
             summaries: Vec::new(),
-            canaries: Kept::of(CANARIES_KEPT),
+            canaries: Kept::of(SELF_TESTS_KEPT),
         }
     }
 }
@@ -137,8 +137,8 @@ impl Heard {
                 self.summaries.push(summary);
                 self.over.insert(helper);
             }
-            Message::Canary(canary) if !self.canaries.contains(&canary) => {
-                self.canaries.push(canary);
+            Message::Canary(test) if !self.canaries.contains(&test) => {
+                self.canaries.push(test);
             }
             Message::Warning { text } => {
                 let text = if self.nodes.len() > 1 { format!("{name}: {text}") } else { text };
@@ -189,8 +189,8 @@ impl Heard {
                 output::print(&pairs::gain(&self.nodes, &form.style))?;
             }
         }
-        for canary in self.canaries.iter().filter(|c| !c.passed && form.sockets) {
-            output::say(&format!("warning: this kernel fails the check `{}`: {}", canary.name, canary.detail));
+        for test in self.canaries.iter().filter(|c| !c.passed && form.sockets) {
+            output::say(&format!("warning: this kernel fails the check `{}`: {}", test.name, test.detail));
         }
         if let Some(error) = self.error {
             bail!("{error}");

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use sockpath_protocol::accel::Canary;
+use sockpath_protocol::accel::SelfTest;
 
 use super::connection::PROFILE_READS;
 use super::insertion;
@@ -32,14 +32,13 @@ struct Ground<'a> {
 }
 
 /// Runs all of them; nothing else may be known to the instance yet.
-pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
+pub fn run(instance: &Instance) -> Result<Vec<SelfTest>> {
     // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
     instance.control().begin_epoch();
     let leave_blocking = instance.control().set_leave_blocking(0);
     let mut ground = Ground::prepare(instance)?;
-    let canaries =
-        vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
-    let lies = canaries.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
+    let tests = vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
+    let lies = tests.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
     instance.control().set_fionread_lies(lies);
     let Ground { writer, reader, .. } = ground;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
@@ -51,7 +50,7 @@ pub fn run(instance: &Instance) -> Result<Vec<Canary>> {
     instance.control().forget_totals();
     instance.control().set_leave_blocking(leave_blocking);
     instance.control().end_epoch();
-    Ok(canaries)
+    Ok(tests)
 }
 
 /// Closes both ends by reset and waits until the instance has forgotten them. Says whether it has within `patience`: the kernel frees
@@ -115,57 +114,57 @@ impl<'a> Ground<'a> {
         bytes
     }
 
-    fn redirect(&mut self) -> Result<Canary> {
+    fn redirect(&mut self) -> Result<SelfTest> {
         // The first message may wake a reader by TCP; from the second on it has to be redirected.
         for _ in 0..3 {
             exchange(&mut self.writer, &mut self.reader)?;
         }
         let n = self.redirected();
-        Ok(canary("redirect", n > 0, true, format!("{n} of 3 messages went socket to socket")))
+        Ok(outcome("redirect", n > 0, true, format!("{n} of 3 messages went socket to socket")))
     }
 
     /// TCP bytes are unread when the next message could be redirected: it must not overtake them.
-    fn order(&mut self) -> Result<Canary> {
+    fn order(&mut self) -> Result<SelfTest> {
         self.force_tcp(true);
         self.writer.write_all(b"first ").context("cannot write to a private socket")?;
         self.force_tcp(false);
         self.writer.write_all(b"second").context("cannot write to a private socket")?;
         let right = self.take(b"first second")?;
-        Ok(canary("order", right, true, if right { "bytes stay in order" } else { "bytes were reordered" }))
+        Ok(outcome("order", right, true, if right { "bytes stay in order" } else { "bytes were reordered" }))
     }
 
-    fn fionread(&mut self) -> Result<Canary> {
+    fn fionread(&mut self) -> Result<SelfTest> {
         exchange(&mut self.writer, &mut self.reader)?;
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
-        let told = self.unread();
-        let right = self.take(b"hello")? && told == 5;
-        Ok(canary("fionread", right, true, format!("FIONREAD counts {told} of 5 redirected bytes")))
+        let counted = self.unread();
+        let right = self.take(b"hello")? && counted == 5;
+        Ok(outcome("fionread", right, true, format!("FIONREAD counts {counted} of 5 redirected bytes")))
     }
 
     /// Passes only if it was seen that the bytes went by TCP to a socket in the map: otherwise their number shows nothing.
-    fn fionread_of_tcp(&mut self) -> Result<Canary> {
+    fn fionread_of_tcp(&mut self) -> Result<SelfTest> {
         let before = self.redirected();
         self.force_tcp(true);
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
         self.force_tcp(false);
         let until = Instant::now() + Duration::from_millis(50);
-        let mut told = self.unread();
-        while told != 5 && Instant::now() < until {
+        let mut counted = self.unread();
+        while counted != 5 && Instant::now() < until {
             std::thread::yield_now();
-            told = self.unread();
+            counted = self.unread();
         }
         let shows_something = self.redirected() == before && known::inserted(self.instance) == 2;
-        let right = self.take(b"hello")? && told == 5 && shows_something;
-        Ok(canary(
+        let right = self.take(b"hello")? && counted == 5 && shows_something;
+        Ok(outcome(
             FIONREAD_TCP,
             right,
             false,
-            format!("FIONREAD counts {told} of 5 TCP bytes on a socket in a sockmap; programs that use FIONREAD are excluded"),
+            format!("FIONREAD counts {counted} of 5 TCP bytes on a socket in a sockmap; programs that use FIONREAD are excluded"),
         ))
     }
 
     /// No kernel so far: splice(2) does not see redirected bytes. Reported, because it is why such readers are excluded.
-    fn splice(&mut self) -> Result<Canary> {
+    fn splice(&mut self) -> Result<SelfTest> {
         exchange(&mut self.writer, &mut self.reader)?;
         self.writer.write_all(b"hello").context("cannot write to a private socket")?;
         let (mut out, into) = std::io::pipe().context("cannot make a pipe")?;
@@ -177,18 +176,18 @@ impl<'a> Ground<'a> {
         self.reader.set_nonblocking(false).context("cannot clear O_NONBLOCK")?;
         let seen = n == 5;
         let right = if seen { out.read_exact(&mut [0; 5]).is_ok() } else { self.take(b"hello")? };
-        Ok(canary("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are excluded"))
+        Ok(outcome("splice", seen && right, false, "splice(2) does not see redirected bytes; sockets that use it are excluded"))
     }
 
-    fn fin(&mut self) -> Result<Canary> {
+    fn fin(&mut self) -> Result<SelfTest> {
         self.writer.write_all(b"last").context("cannot write to a private socket")?;
         self.writer.shutdown(Shutdown::Write).context("cannot shut a private socket down")?;
         let whole = self.take(b"last")?;
         let end = matches!(self.reader.read(&mut [0]), Ok(0));
-        Ok(canary("fin", whole && end, true, "the end of the stream comes after the last redirected byte"))
+        Ok(outcome("fin", whole && end, true, "the end of the stream comes after the last redirected byte"))
     }
 }
 
-fn canary(name: &str, passed: bool, corruption_risk: bool, detail: impl Into<String>) -> Canary {
-    Canary { name: name.to_owned(), passed, corruption_risk, detail: detail.into() }
+fn outcome(name: &str, passed: bool, corruption_risk: bool, detail: impl Into<String>) -> SelfTest {
+    SelfTest { name: name.to_owned(), passed, corruption_risk, detail: detail.into() }
 }
