@@ -11,7 +11,7 @@
 #define ACCEL_NAMESPACES 1024
 /* Bytes of the name of a program's file that are kept, with the NUL. */
 #define ACCEL_PROGRAM_NAME 32
-/* Turnaround samples kept for each way of carrying. */
+/* Turnaround samples kept for each path. */
 #define ACCEL_SAMPLES 16
 
 /* Why a message goes by TCP; index of accel_end.passes. 0 is: it does not. */
@@ -53,7 +53,7 @@ enum accel_state {
 	/* Known, not in the map. */
 	ACCEL_WATCHED,
 	/* In the map. */
-	ACCEL_ENROLLED,
+	ACCEL_INSERTED,
 	/* Its connection is over, but the map may still name it: the next look frees the slot. */
 	ACCEL_OVER,
 };
@@ -61,7 +61,7 @@ enum accel_state {
 /* What user space wants done with a socket at the next look. */
 enum accel_order {
 	ACCEL_NOTHING,
-	ACCEL_ENROL,
+	ACCEL_INSERT,
 	/* Take it out once nothing can be lost by it. */
 	ACCEL_REMOVE,
 };
@@ -74,7 +74,7 @@ enum accel_role {
 };
 
 /*
- * Redirected bytes that a reader which splices cannot see are given back to TCP by user space, which takes them with a
+ * Redirected bytes that a reader which splices cannot see are reinjected into TCP by user space, which takes them with a
  * descriptor of the reader and sends them with one of the writer. State of the reader's end.
  */
 enum accel_relay {
@@ -98,7 +98,7 @@ struct accel_holder {
 
 /* accel_end.flags */
 enum accel_flag {
-	/* Met after it was established. */
+	/* Tracked only after it was established. */
 	ACCEL_LIVE = 1,
 	/* A reader used MSG_WAITALL. */
 	ACCEL_SAW_WAITALL = 2,
@@ -123,10 +123,10 @@ enum accel_flag {
 
 /* One socket. The index is its number in the sockmap too. */
 struct accel_end {
-	/* Identity: written once, when the socket is met. */
+	/* Identity: written once, when tracking begins. */
 	__u64 cookie;
 	__u64 sk;
-	__u64 met_ns;
+	__u64 tracked_ns;
 	__u32 laddr[4];
 	__u32 raddr[4];
 	__u16 lport;
@@ -141,7 +141,7 @@ struct accel_end {
 	__u32 iss;
 	__u32 irs;
 	__u32 netns;
-	/* Where `taken` is counted from: copied_seq when met, and what nobody saw being taken since. */
+	/* Where `taken` is counted from: copied_seq when tracking began, plus reads that were not counted since. */
 	__u32 base;
 
 	/* Pairing: written by user space while the socket is not in the map. */
@@ -158,18 +158,18 @@ struct accel_end {
 	__s32 result;
 	__u32 queued;
 	__u32 quiet;
-	/* Receive calls while system calls were observed, in this lesson (accel_control.observing). */
-	__u32 learned;
-	__u32 lesson;
-	/* Data that came, in this lesson, while somebody waited for it in poll(2), epoll or the like. */
+	/* Receive calls observed in this epoch (accel_control.observing). */
+	__u32 profiled;
+	__u32 epoch;
+	/* Arrivals of data in this epoch that found the reader in poll(2), epoll or the like. */
 	__u32 polled;
 	/*
 	 * Edge-triggered readers have to be rearmed: TCP bytes lie behind redirected ones, or the socket has left the map while TCP bytes
 	 * were unread, which FIONREAD may have denied.
 	 */
 	__u32 spilled;
-	/* accel_control.peculiar when flags were looked at last. */
-	__u32 peculiar;
+	/* accel_control.unsupported when flags were last updated. */
+	__u32 unsupported;
 	/* Written by user space and, while it gives, under the writer's lock: bytes in its hand that TCP does not have yet. */
 	enum accel_relay relay;
 	__u32 hand;
@@ -224,7 +224,7 @@ struct accel_share {
 	__u32 refused;
 	/* Sockets that were established, and how many will be when user space is to look at once whether they come too fast. */
 	__u32 opened;
-	__u32 ring_at;
+	__u32 wake_at;
 	/* They are so many that they are not tracked when that happens. */
 	__u32 burst;
 };
@@ -256,26 +256,26 @@ struct accel_control {
 	/* Bytes that may lie unread at a reader before its writer goes by TCP. */
 	__u32 budget;
 	/* Observed receive calls that have to be seen on a socket before bytes go to it directly. */
-	__u32 learn_reads;
+	__u32 profile_reads;
 	/* Arrivals that have to have found the reader in poll(2) or the like, where its receive calls may sleep. */
-	__u32 learn_polls;
+	__u32 profile_polls;
 	/*
-	 * System calls are observed: the number of the lesson, 0 when they are not. What a reader did between two lessons nobody saw, so
-	 * what is seen of it in the next counts from the beginning.
+	 * Calls are observed: the number of the observation epoch, 0 when they are not. Nothing is observed between two epochs, so
+	 * each profile starts anew with the epoch.
 	 */
 	__u32 observing;
-	/* Lessons begun so far. */
-	__u32 lessons;
-	/* Receive calls are counted: the number of the count, 0 when they are not. What was read between two counts nobody saw. */
+	/* Epochs begun so far. */
+	__u32 epochs;
+	/* Receive calls are counted: the number of the count, 0 when they are not. Reads between two counts are not observed. */
 	__u32 counting;
 	/* Counts begun so far. */
 	__u32 counts;
 	/* Arriving data is observed: where its reader waits until it comes is seen. */
 	__u32 observing_arrivals;
-	/* Readers that sleep in their receive call are left alone. */
+	/* Readers that sleep in their receive call are excluded. */
 	__u32 leave_blocking;
-	/* A doorbell was rung and not answered. */
-	__u32 rung;
+	/* User space has been woken and has not answered. */
+	__u32 wakeup_pending;
 	/* Slots in use, and how many of them each namespace may have while less than half are free. */
 	__u32 used;
 	__u32 fair_share;
@@ -288,9 +288,9 @@ struct accel_control {
 	__u32 selective;
 	/* Counts additions to the map of programs that use FIONREAD. */
 	__u32 programs;
-	/* Counts additions to the map of peculiar sockets. */
-	__u32 peculiar;
-	/* How a task that sleeps in plain tcp_recvmsg is told from others; 0 when not known. */
+	/* Counts additions to the map of unsupported calls. */
+	__u32 unsupported;
+	/* Distinguishes a task that sleeps in plain tcp_recvmsg from others; 0 when not known. */
 	__u64 wake_function;
 	/* What wakes a task out of poll(2) and select(2), and out of epoll_wait(2). */
 	__u64 poll_function;

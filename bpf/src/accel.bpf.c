@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Letting two sockets of one node exchange bytes directly. docs/architecture.md has the protocol. */
+/* Redirects bytes between two sockets of one node. docs/architecture.md has the protocol. */
 #include "core.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -17,5 +17,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "accel/memory.bpf.h"
 #include "accel/relay.bpf.h"
 #include "accel/verdict.bpf.h"
-#include "accel/enrol.bpf.h"
+#include "accel/insert.bpf.h"
 #include "accel/sleeper.bpf.h"

@@ -52,7 +52,7 @@ struct {
 
 /*
  * The network namespaces whose sockets are tracked, by cookie: the index of each in `shares`. A process of a chosen pod can open further
- * namespaces, whose sockets are left alone.
+ * namespaces, whose sockets are excluded.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -88,15 +88,15 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
-} doorbell SEC(".maps");
+} wakeups SEC(".maps");
 
-/* ACCEL_SAW_SPLICE or ACCEL_SAW_FIONREAD of sockets, by cookie. */
+/* Unsupported calls on sockets (ACCEL_SAW_SPLICE, ...), by cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
 	__type(value, __u32);
-} peculiar SEC(".maps");
+} unsupported SEC(".maps");
 
 /* Receive calls on the machine while they were counted. */
 struct {
@@ -156,12 +156,12 @@ static __always_inline struct accel_end *end_of(struct sock *sk)
 }
 
 /* Wakes user space, once until it has answered. */
-static __always_inline void ring(struct accel_control *ctl)
+static __always_inline void wake_helper(struct accel_control *ctl)
 {
 	__u32 nothing = 0;
 
-	if (!ctl->rung) {
-		ctl->rung = 1;
-		bpf_ringbuf_output(&doorbell, &nothing, sizeof(nothing), BPF_RB_FORCE_WAKEUP);
+	if (!ctl->wakeup_pending) {
+		ctl->wakeup_pending = 1;
+		bpf_ringbuf_output(&wakeups, &nothing, sizeof(nothing), BPF_RB_FORCE_WAKEUP);
 	}
 }

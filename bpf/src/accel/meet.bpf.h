@@ -83,7 +83,7 @@ static __always_inline struct accel_end *meet(struct accel_control *ctl, struct 
 	e->share = index;
 	identify(e, tp);
 	e->sk = (__u64)tp;
-	e->met_ns = bpf_ktime_get_ns();
+	e->tracked_ns = bpf_ktime_get_ns();
 	e->counted = ctl->counting;
 	e->peer = ACCEL_ENDS;
 	e->state = ACCEL_WATCHED;
@@ -114,7 +114,7 @@ static __always_inline void forget(struct accel_control *ctl, struct accel_end *
 			if (e->passes[i])
 				__sync_fetch_and_add(&ctl->closed_passes[i], e->passes[i]);
 	}
-	if (__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_ENROLLED, ACCEL_OVER) == ACCEL_WATCHED)
+	if (__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_INSERTED, ACCEL_OVER) == ACCEL_WATCHED)
 		free_slot(ctl, e, slot, ACCEL_WATCHED);
 }
 
@@ -132,8 +132,8 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 	if (!sk || !(ctl = get_control()) || ctl->paused || !(share = share_of(bpf_get_netns_cookie(ctx), &index)))
 		return;
 	opened = __sync_fetch_and_add(&share->opened, 1) + 1;
-	if (opened == share->ring_at)
-		ring(ctl);
+	if (opened == share->wake_at)
+		wake_helper(ctl);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || tp->is_mptcp)
 		return;
@@ -153,8 +153,8 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 		return;
 	e->role = role;
 	/* Its receive calls have to be counted from now on; the other is so in the variant that tests need. */
-	if (!ctl->counting || !ctl->learn_reads)
-		ring(ctl);
+	if (!ctl->counting || !ctl->profile_reads)
+		wake_helper(ctl);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 

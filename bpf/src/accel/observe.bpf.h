@@ -52,12 +52,12 @@ static __always_inline void note_asking_program(struct accel_control *ctl)
 	program = program_of(exe);
 	if (!bpf_map_update_elem(&programs, &program, &yes, BPF_NOEXIST)) {
 		ctl->programs++;
-		ring(ctl);
+		wake_helper(ctl);
 	}
 }
 
-/* Keeps that such a call was made on a socket. Others' end here: of pods that are not chosen, and of another helper's self-test. */
-static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
+/* Records such a call on a tracked socket. Calls on other sockets end here: other pods', and those of another helper's self-test. */
+static __always_inline int note_unsupported(const struct sock *sk, __u32 seen)
 {
 	struct accel_control *ctl;
 	__u64 cookie, netns;
@@ -74,16 +74,16 @@ static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
 		return 0;
 	if (seen & ACCEL_SAW_FIONREAD && ctl->fionread_lies)
 		note_asking_program(ctl);
-	before = bpf_map_lookup_elem(&peculiar, &cookie);
+	before = bpf_map_lookup_elem(&unsupported, &cookie);
 	if (before && (*before & seen) == seen)
 		return 0;
 	if (before)
 		seen |= *before;
-	bpf_map_update_elem(&peculiar, &cookie, &seen, BPF_ANY);
-	ctl->peculiar++;
+	bpf_map_update_elem(&unsupported, &cookie, &seen, BPF_ANY);
+	ctl->unsupported++;
 	/* Redirected bytes may be unread, which this call will not see. */
 	if (seen & ACCEL_SAW_SPLICE)
-		ring(ctl);
+		wake_helper(ctl);
 	return 0;
 }
 
@@ -95,12 +95,12 @@ static __always_inline int note_peculiar(const struct sock *sk, __u32 seen)
 SEC("fentry/tcp_splice_read")
 int BPF_PROG(fentry_tcp_splice_read, struct socket *sock)
 {
-	return note_peculiar(sock->sk, ACCEL_SAW_SPLICE);
+	return note_unsupported(sock->sk, ACCEL_SAW_SPLICE);
 }
 
 static __always_inline int control_call(const struct sock *sk, int cmd)
 {
-	return cmd == FIONREAD ? note_peculiar(sk, ACCEL_SAW_FIONREAD) : 0;
+	return cmd == FIONREAD ? note_unsupported(sk, ACCEL_SAW_FIONREAD) : 0;
 }
 
 SEC("fentry/tcp_ioctl")
@@ -117,7 +117,7 @@ int BPF_PROG(fentry_tcp_bpf_ioctl, struct sock *sk, int cmd)
 
 static __always_inline int receive_call(const struct sock *sk, int flags)
 {
-	return flags & MSG_WAITALL ? note_peculiar(sk, ACCEL_SAW_WAITALL) : 0;
+	return flags & MSG_WAITALL ? note_unsupported(sk, ACCEL_SAW_WAITALL) : 0;
 }
 
 SEC("fentry/tcp_recvmsg")
@@ -134,7 +134,7 @@ int BPF_PROG(fentry_tcp_bpf_recvmsg, struct sock *sk, struct msghdr *msg, unsign
 
 static __always_inline int send_call(const struct sock *sk, const struct msghdr *msg)
 {
-	return msg->msg_flags & MSG_OOB ? note_peculiar(sk, ACCEL_SAW_OOB) : 0;
+	return msg->msg_flags & MSG_OOB ? note_unsupported(sk, ACCEL_SAW_OOB) : 0;
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -149,7 +149,7 @@ int BPF_PROG(fentry_tcp_bpf_sendmsg, struct sock *sk, struct msghdr *msg)
 	return send_call(sk, msg);
 }
 
-static __always_inline __u32 what_is_peculiar(struct pt_regs *regs, long id)
+static __always_inline __u32 unsupported_use(struct pt_regs *regs, long id)
 {
 	switch (id) {
 	case NR_IOCTL:
@@ -170,7 +170,7 @@ static __always_inline __u32 what_is_peculiar(struct pt_regs *regs, long id)
 }
 
 /* A separate function: the many other system calls pay for no stack frame. */
-static __noinline int peculiar_call(struct pt_regs *regs, __u32 seen)
+static __noinline int unsupported_call(struct pt_regs *regs, __u32 seen)
 {
 	struct task_struct *task;
 	struct file **files, *file;
@@ -186,13 +186,13 @@ static __noinline int peculiar_call(struct pt_regs *regs, __u32 seen)
 	    (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
-	return note_peculiar(BPF_CORE_READ(socket, sk), seen);
+	return note_unsupported(BPF_CORE_READ(socket, sk), seen);
 }
 
 SEC("tp_btf/sys_enter")
 int BPF_PROG(system_call, struct pt_regs *regs, long id)
 {
-	__u32 seen = what_is_peculiar(regs, id);
+	__u32 seen = unsupported_use(regs, id);
 
-	return seen ? peculiar_call(regs, seen) : 0;
+	return seen ? unsupported_call(regs, seen) : 0;
 }

@@ -21,11 +21,11 @@
  * Was enough observed to know how this socket is read? That a call which may sleep found data at once says little: a reader that is
  * behind its writer finds some for a while. It has to have been seen waiting elsewhere.
  */
-static __always_inline bool is_learned(const struct accel_control *ctl, const struct accel_end *e)
+static __always_inline bool is_profiled(const struct accel_control *ctl, const struct accel_end *e)
 {
-	if (e->learned < ctl->learn_reads)
+	if (e->profiled < ctl->profile_reads)
 		return false;
-	return !ctl->leave_blocking || !(e->flags & ACCEL_MAY_SLEEP) || e->polled >= ctl->learn_polls;
+	return !ctl->leave_blocking || !(e->flags & ACCEL_MAY_SLEEP) || e->polled >= ctl->profile_polls;
 }
 
 /* Time of one request and its answer, seen at the client: from one answer to the next, with the server reading in between. */
@@ -69,7 +69,7 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 	if (!(e = end_of(sk)) || !(ctl = get_control()))
 		return 0;
 	/* The verdict has looked. */
-	if (e->state == ACCEL_ENROLLED)
+	if (e->state == ACCEL_INSERTED)
 		return 0;
 	if (count_sleepers(ctl, sk))
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
@@ -77,7 +77,7 @@ int BPF_PROG(sent, struct sock *sk, int ret, int flags)
 }
 
 /*
- * Data has come and its reader is about to be woken: whoever waits for it inside a receive call, or in poll(2) or epoll, is
+ * Data has come and its reader is about to be woken: a task that waits for it inside a receive call, or in poll(2) or epoll, is
  * still in the socket's wait queue. Once a socket is in the map the verdict, too, looks there for sleepers before each message.
  */
 SEC("tp_btf/sk_data_ready")
@@ -91,13 +91,13 @@ int BPF_PROG(arrived, const struct sock *arg)
 	if (!(e = end_of(sk)) || !(ctl = get_control()))
 		return 0;
 	/* Those whose calls never sleep may have a sender that does. */
-	if (!(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP) || e->polled >= ctl->learn_polls)
+	if (!(e->flags & ACCEL_MAY_SLEEP) || (e->flags & ACCEL_SAW_ASLEEP) || e->polled >= ctl->profile_polls)
 		return 0;
 	waiters = find_sleepers(ctl, sk, false);
 	if (waiters.all)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
-	else if (waiters.polling && ++e->polled == ctl->learn_polls)
-		ring(ctl);
+	else if (waiters.polling && ++e->polled == ctl->profile_polls)
+		wake_helper(ctl);
 	return 0;
 }
 
@@ -137,11 +137,11 @@ static __always_inline void note_reader(struct accel_control *ctl, struct accel_
 	barrier();
 	/* The verifier lets pointers be stored and compared, but no number be added to one that it knows as a pointer: it is read back. */
 	e->reader = *(volatile __u64 *)&e->reader_mm + e->reader_tgid;
-	if (e->state == ACCEL_ENROLLED)
-		ring(ctl);
+	if (e->state == ACCEL_INSERTED)
+		wake_helper(ctl);
 }
 
-/* Between two counts nobody saw what this reader took, this time included: that is left out of the sum. */
+/* Reads between two counts, this one included, were not observed: they are left out of the sum. */
 static __always_inline void go_on_counting(const struct accel_control *ctl, struct accel_end *e, const struct sock *sk)
 {
 	struct accel_end *peer = get_end(e->peer);
@@ -168,7 +168,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	if (ret <= 0 || !(e = end_of(sk)) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
 	/* What was seen of this reader keeps it out of the map for good: nothing more has to be known. */
-	if ((e->flags & ACCEL_FOR_GOOD) && e->state != ACCEL_ENROLLED)
+	if ((e->flags & ACCEL_FOR_GOOD) && e->state != ACCEL_INSERTED)
 		return 0;
 	/* Between two counts this may run for a moment: the kernel detaches it late. */
 	if (!(ctl = get_control()) || !ctl->counting)
@@ -179,7 +179,7 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	if (flags & MSG_WAITALL)
 		__sync_fetch_and_or(&e->flags, ACCEL_SAW_WAITALL);
 	/* As long as a pair is in the map the count does not end. */
-	if (e->counted != ctl->counting && e->state != ACCEL_ENROLLED) {
+	if (e->counted != ctl->counting && e->state != ACCEL_INSERTED) {
 		go_on_counting(ctl, e, sk);
 		return 0;
 	}
@@ -188,13 +188,13 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	if (!(flags & MSG_DONTWAIT) && ctl->leave_blocking) {
 		if (!(e->flags & ACCEL_MAY_SLEEP))
 			__sync_fetch_and_or(&e->flags, ACCEL_MAY_SLEEP);
-		if (e->state != ACCEL_ENROLLED && !ctl->observing_arrivals)
+		if (e->state != ACCEL_INSERTED && !ctl->observing_arrivals)
 			observed = 0;
 	}
-	/* One in the map went there because it had been learned. */
-	if (observed && e->lesson != observed && e->state != ACCEL_ENROLLED) {
-		e->lesson = observed;
-		e->learned = 0;
+	/* A socket in the map has been profiled before. */
+	if (observed && e->epoch != observed && e->state != ACCEL_INSERTED) {
+		e->epoch = observed;
+		e->profiled = 0;
 		e->polled = 0;
 	}
 	if (!(e->flags & ACCEL_ANSWERED) && bpf_core_cast(sk, struct tcp_sock)->bytes_sent)
@@ -203,19 +203,19 @@ int BPF_PROG(received, struct sock *sk, int ret, int flags)
 	__sync_fetch_and_add(&e->taken, ret);
 	reads = __sync_fetch_and_add(&e->reads, 1) + 1;
 	/* Not a short connection, it seems: its calls are worth observing. */
-	if (reads == ctl->learn_reads && !observed)
-		ring(ctl);
-	if (e->state == ACCEL_ENROLLED || (observed && !is_learned(ctl, e)))
+	if (reads == ctl->profile_reads && !observed)
+		wake_helper(ctl);
+	if (e->state == ACCEL_INSERTED || (observed && !is_profiled(ctl, e)))
 		note_reader(ctl, e);
-	if (observed && !is_learned(ctl, e)) {
-		seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
+	if (observed && !is_profiled(ctl, e)) {
+		seen = bpf_map_lookup_elem(&unsupported, &e->cookie);
 		if (seen)
 			__sync_fetch_and_or(&e->flags, *seen);
 		if (count_sleepers(ctl, sk))
 			__sync_fetch_and_or(&e->flags, ACCEL_SAW_TWO_TASKS);
-		if (++e->learned == ctl->learn_reads)
-			ring(ctl);
-		if (e->learned >= UNDECIDED && !e->polled && e->state != ACCEL_ENROLLED)
+		if (++e->profiled == ctl->profile_reads)
+			wake_helper(ctl);
+		if (e->profiled >= UNDECIDED && !e->polled && e->state != ACCEL_INSERTED)
 			__sync_fetch_and_or(&e->flags, ACCEL_SAW_ASLEEP);
 	}
 	if (e->role != ACCEL_SERVER && e->peer_cookie) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A reader that takes to splice(2) cannot see redirected bytes: tcp_splice_read() looks only at TCP's queue. What is unread
- * when it begins to is given back to TCP, in order, by user space: it takes the bytes with a descriptor of the reader and
- * sends them with one of the writer.
+ * A reader that begins to use splice(2) cannot see redirected bytes: tcp_splice_read() looks only at TCP's queue. User space
+ * reinjects what is unread at that time into TCP, in order: it takes the bytes with a descriptor of the reader and sends them
+ * with one of the writer.
  *
  * Order holds because all decisions fall under the writer's lock. What the writer sends in the meantime is redirected too, so
  * it lies behind what user space takes. Only when every redirected byte has been taken does a send of user space pass; that
@@ -49,11 +49,11 @@ static __always_inline enum accel_pass relay(struct accel_control *ctl, struct a
 	/* TCP bytes are unread behind redirected ones, and there the reader finds them first: too late. */
 	if (state != ACCEL_RELAY_GIVING && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
-	ring(ctl);
+	wake_helper(ctl);
 	now = bpf_ktime_get_coarse_ns();
 	if (!peer->relay_since)
 		peer->relay_since = now;
-	/* Scarce memory is no reason here: ENOMEM for the writer is better than bytes that come too early. */
+	/* Scarce memory does not count here: ENOMEM for the writer is better than bytes that come too early. */
 	if (now - peer->relay_since > RELAY_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > RELAY_LIMIT)
 		return ACCEL_BUDGET;
 	return ACCEL_REDIRECT;

@@ -4,20 +4,20 @@
 #define SEND_SHUTDOWN 2
 #define RCV_SHUTDOWN 1
 #define SOCK_ZEROCOPY_BIT (1UL << 18)
-static __always_inline void learn_peculiar(struct accel_control *ctl, struct accel_end *e)
+static __always_inline void flag_unsupported(struct accel_control *ctl, struct accel_end *e)
 {
 	__u32 *seen;
 
-	if (e->peculiar == ctl->peculiar)
+	if (e->unsupported == ctl->unsupported)
 		return;
-	e->peculiar = ctl->peculiar;
-	seen = bpf_map_lookup_elem(&peculiar, &e->cookie);
+	e->unsupported = ctl->unsupported;
+	seen = bpf_map_lookup_elem(&unsupported, &e->cookie);
 	if (seen)
 		__sync_fetch_and_or(&e->flags, *seen);
 }
 
 /*
- * Has the lease run out? The coarse clock goes on with the jiffies, which cost nothing to read: it is asked once for each. An end
+ * Has the lease run out? The coarse clock advances with the jiffies, which cost nothing to read: it is read once for each. An end
  * that is set earlier meanwhile is seen at the next one.
  */
 static __always_inline bool lease_is_over(struct accel_control *ctl)
@@ -69,15 +69,15 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	/* Socket memory is reused as socket memory only, so this read is sound, and the cookie says whose it is. */
 	if (peer->cookie != e->peer_cookie || peer->peer_cookie != e->cookie || (__u64)psk->__sk_common.skc_cookie.counter != e->peer_cookie)
 		return ACCEL_PEER_GONE;
-	if (peer->state != ACCEL_ENROLLED)
+	if (peer->state != ACCEL_INSERTED)
 		return ACCEL_NO_PEER;
 	/* TCP refuses such a write, or answers it with a reset: let it. */
 	if ((sk->sk_shutdown & SEND_SHUTDOWN) || (psk->sk_shutdown & RCV_SHUTDOWN))
 		return ACCEL_PEER_GONE;
 	if (me->inet_conn.icsk_ulp_ops || to->inet_conn.icsk_ulp_ops)
 		return ACCEL_ULP;
-	learn_peculiar(ctl, e);
-	learn_peculiar(ctl, peer);
+	flag_unsupported(ctl, e);
+	flag_unsupported(ctl, peer);
 	if (peer->flags & ACCEL_SAW_SPLICE)
 		return relay(ctl, e, peer, me, to, size);
 	if (e->flags & ACCEL_SAW_OOB)
@@ -88,14 +88,14 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	/* The reader sleeps where a signal wakes it with EAGAIN. This message wakes it properly; the pair has to leave. */
 	if (ctl->leave_blocking && !(peer->flags & ACCEL_SAW_ASLEEP) && count_sleepers(ctl, psk)) {
 		__sync_fetch_and_or(&peer->flags, ACCEL_SAW_ASLEEP);
-		ring(ctl);
+		wake_helper(ctl);
 	}
 	if (!no_order_gate && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
 	behind = queued(psock_of(psk));
 	why = objection(ctl, e, peer, sk, psk);
 	/*
-	 * Without a lease nobody may be there to help an edge-triggered reader over the boundary between redirected bytes and TCP
+	 * Without a lease there may be no helper to rearm an edge-triggered reader at the boundary between redirected bytes and TCP
 	 * bytes: go over to TCP while nothing is unread, if that ever comes before the budget is used up.
 	 */
 	if (!why && lease_is_over(ctl) && !(e->fast && behind))
@@ -113,12 +113,12 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 		why = ACCEL_MEMORY;
 	if (why && behind) {
 		peer->spilled = 1;
-		ring(ctl);
+		wake_helper(ctl);
 	}
 	if (why || e->fast)
 		return why;
 	/* From TCP to redirection: only now can a reader be where redirected bytes do not reach it. */
-	if (!is_learned(ctl, peer))
+	if (!is_profiled(ctl, peer))
 		return ACCEL_LEARNING;
 	if (peer->flags & (ACCEL_SAW_FIONREAD | ACCEL_PROGRAM_ASKS))
 		return ACCEL_FIONREAD;

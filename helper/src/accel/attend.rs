@@ -1,4 +1,4 @@
-//! Attending to an acceleration: answering the doorbell, looking after pairs, renewing the lease.
+//! The event loop of an acceleration: answers wakeups of the BPF programs, reviews pairs, renews the lease.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -112,7 +112,7 @@ struct Attendance<'a> {
 }
 
 impl Attendance<'_> {
-    /// Answers the doorbell: sockets to pair and to insert.
+    /// Answers a wakeup: there are sockets to pair and to insert.
     fn pass(&mut self) -> Result<Found> {
         self.instance.control().answer_wakeup();
         pairing::pair(self.instance);
@@ -193,13 +193,13 @@ pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl 
     Ok(outcome.unwrap_or(EndReason::Done))
 }
 
-/// The loop: lease, doorbell, reviews and snapshots.
+/// The loop: lease, wakeups, reviews and snapshots.
 async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
-    let bell = instance.doorbell(|| {})?;
-    // SAFETY: `bell` owns the descriptor and lives longer than this borrow.
-    let bell_fd = unsafe { BorrowedFd::borrow_raw(bell.epoll_fd()) }.try_clone_to_owned().context("cannot wait for the doorbell")?;
+    let wakeups = instance.wakeups(|| {})?;
+    // SAFETY: `wakeups` owns the descriptor and lives longer than this borrow.
+    let fd = unsafe { BorrowedFd::borrow_raw(wakeups.epoll_fd()) }.try_clone_to_owned().context("cannot wait for wakeups")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
-    let bell_fd = unsafe { AsyncFd::register_with_interest(bell_fd, Interest::READABLE) }.context("cannot wait for the doorbell")?;
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("cannot wait for wakeups")?;
     let mut attendance = Attendance {
         instance,
         chosen,
@@ -239,9 +239,9 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                 let limited = attendance.chosen.netns_of(client.limited());
                 attendance.upkeep.suspension.limit(limited);
             }
-            ready = bell_fd.readable() => {
-                ready.context("cannot wait for the doorbell")?.clear_ready();
-                bell.consume()?;
+            ready = fd.readable() => {
+                ready.context("cannot wait for wakeups")?.clear_ready();
+                wakeups.consume()?;
                 pending = true;
             }
             () = tokio::time::sleep_until(next_pass.into()), if pending => {

@@ -46,8 +46,8 @@ pub struct End {
     pub state: accel_state,
     pub result: i32,
     pub spilled: u32,
-    pub learned: u32,
-    pub lesson: u32,
+    pub profiled: u32,
+    pub epoch: u32,
     pub polled: u32,
     pub flags: u32,
     pub fast: u32,
@@ -78,7 +78,7 @@ impl End {
 
     /// Whether it is in the map.
     pub fn is_in(&self) -> bool {
-        self.state == accel_state::ACCEL_ENROLLED
+        self.state == accel_state::ACCEL_INSERTED
     }
 
     /// Whether it is open and not in the map.
@@ -226,11 +226,11 @@ impl Profiling {
     /// Whether enough calls of this reader were observed: in one epoch, unless it is in the map already. Its program has to be known, too,
     /// where that matters.
     pub fn is_profiled(&self, end: &End) -> bool {
-        let counts = end.lesson == self.epoch || end.is_in() || self.takes_all();
+        let counts = end.epoch == self.epoch || end.is_in() || self.takes_all();
         let judged = !self.judges_programs || end.is_judged();
         counts
             && (judged || self.takes_all())
-            && end.learned >= self.reads
+            && end.profiled >= self.reads
             && (!end.has(accel_flag::ACCEL_MAY_SLEEP) || end.polled >= self.polls)
     }
 

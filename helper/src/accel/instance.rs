@@ -40,8 +40,8 @@ pub struct Instance {
     pub ends: Ends,
     /// The network namespaces whose sockets are tracked.
     pub namespaces: Namespaces,
-    /// `accel_control.peculiar` when it was looked at last.
-    peculiar_seen: AtomicU32,
+    /// `accel_control.unsupported` when it was read last.
+    unsupported_seen: AtomicU32,
     /// How optional mechanisms are had, where this process loaded the programs.
     mechanisms: Option<Mechanisms>,
 }
@@ -71,7 +71,7 @@ impl Instance {
     pub(super) fn of(pins: &Pins, control: Mapped<Control>, mechanisms: Option<Mechanisms>) -> Result<Self> {
         let ends = Ends::open(&pins.path("ends"))?;
         let namespaces = Namespaces::open(pins, ends.len())?;
-        Ok(Self { pins: pins.clone(), control, ends, namespaces, peculiar_seen: AtomicU32::new(0), mechanisms })
+        Ok(Self { pins: pins.clone(), control, ends, namespaces, unsupported_seen: AtomicU32::new(0), mechanisms })
     }
 
     /// What controls the programs.
@@ -149,14 +149,14 @@ impl Instance {
     /// # Errors
     /// When the map of such calls cannot be read.
     pub fn unsupported_calls(&self) -> Result<HashMap<u64, u32>> {
-        let count = self.control().peculiar.get();
-        if self.peculiar_seen.swap(count, Ordering::Relaxed) == count {
+        let count = self.control().unsupported.get();
+        if self.unsupported_seen.swap(count, Ordering::Relaxed) == count {
             return Ok(HashMap::new());
         }
-        let map = MapHandle::from_pinned_path(self.pins.path("peculiar")).context("cannot open the map of peculiar sockets")?;
+        let map = MapHandle::from_pinned_path(self.pins.path("unsupported")).context("cannot open the map of unsupported calls")?;
         let mut found = HashMap::new();
         for key in map.keys() {
-            if let Some(value) = map.lookup(&key, MapFlags::ANY).context("cannot read the map of peculiar sockets")?
+            if let Some(value) = map.lookup(&key, MapFlags::ANY).context("cannot read the map of unsupported calls")?
                 && let (Ok(key), Ok(value)) = (key.try_into(), value.try_into())
             {
                 found.insert(u64::from_ne_bytes(key), u32::from_ne_bytes(value));
@@ -264,16 +264,16 @@ impl Instance {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// The doorbell that programs ring; `on_ring` is called for each ring when it is consumed.
-    pub fn doorbell<'a>(&self, on_ring: impl FnMut() + 'a) -> Result<RingBuffer<'a>> {
-        let map = MapHandle::from_pinned_path(self.pins.path("doorbell")).context("cannot open the doorbell")?;
-        let mut on_ring = on_ring;
+    /// Wakeups by the programs; `on_wakeup` is called for each when it is consumed.
+    pub fn wakeups<'a>(&self, on_wakeup: impl FnMut() + 'a) -> Result<RingBuffer<'a>> {
+        let map = MapHandle::from_pinned_path(self.pins.path("wakeups")).context("cannot open the map of wakeups")?;
+        let mut on_wakeup = on_wakeup;
         let mut builder = RingBufferBuilder::new();
         builder.add(&map, move |_| {
-            on_ring();
+            on_wakeup();
             0
         })?;
-        builder.build().context("cannot listen to the doorbell")
+        builder.build().context("cannot read the map of wakeups")
     }
 
     /// Slots that were ever used.

@@ -66,8 +66,8 @@ pub fn read(slot: &Slot) -> End {
         state: slot.state.get(),
         result: slot.result.get(),
         spilled: slot.spilled.get(),
-        learned: slot.learned.get(),
-        lesson: slot.lesson.get(),
+        profiled: slot.profiled.get(),
+        epoch: slot.epoch.get(),
         polled: slot.polled.get(),
         flags: slot.flags.get(),
         fast: slot.fast.get(),
@@ -94,8 +94,8 @@ pub fn profiling(control: &Control) -> Profiling {
     let selective = control.selective.get() != 0;
     Profiling {
         epoch: control.observing.get(),
-        reads: control.learn_reads.get(),
-        polls: if control.leave_blocking.get() != 0 { control.learn_polls.get() } else { 0 },
+        reads: control.profile_reads.get(),
+        polls: if control.leave_blocking.get() != 0 { control.profile_polls.get() } else { 0 },
         judges_programs: selective || control.fionread_lies.get() != 0,
         selective,
     }
@@ -112,5 +112,5 @@ pub fn has_any_over(instance: &Instance) -> bool {
 
 /// Sockets that are in the map.
 pub fn inserted(instance: &Instance) -> u64 {
-    in_state(instance, accel_state::ACCEL_ENROLLED).count() as u64
+    in_state(instance, accel_state::ACCEL_INSERTED).count() as u64
 }

@@ -97,8 +97,8 @@ impl Namespaces {
     }
 
     /// Writes the count of sockets at which the programs wake the helper, and whether there is a burst.
-    pub fn set_burst(&self, index: usize, burst: bool, ring_at: u32) {
-        self.shares.set_burst(index, burst, ring_at);
+    pub fn set_burst(&self, index: usize, burst: bool, wake_at: u32) {
+        self.shares.set_burst(index, burst, wake_at);
     }
 
     fn find(&self, cookie: u64) -> Option<u16> {

@@ -54,7 +54,7 @@ const REASONS: [Option<Reason>; accel_pass::ACCEL_PASSES.0 as usize] = [
     Some(Reason::QueueDiscipline),
 ];
 
-/// How users are told of it.
+/// The reason that is reported, if any.
 fn reason(pass: accel_pass) -> Option<Reason> {
     REASONS.get(pass.0 as usize).copied().flatten()
 }
@@ -141,14 +141,14 @@ fn closed_totals(instance: &Instance) -> Totals {
     }
 }
 
-/// One end with everything that is known of it.
-struct Told<'a> {
+/// One end, with everything that is known about it.
+struct ReportedEnd<'a> {
     known: &'a Known,
     identity: Identity,
     end: accel_end,
 }
 
-impl<'a> Told<'a> {
+impl<'a> ReportedEnd<'a> {
     /// `None` when its connection is over by now.
     fn of(instance: &Instance, known: &'a Known) -> Option<Self> {
         let end = instance.end_of(known.socket())?;
@@ -158,9 +158,9 @@ impl<'a> Told<'a> {
 
 impl Snapshot<'_> {
     fn describe(&self, known: &Known, peer: Option<&Known>) -> Option<Pair> {
-        let known = Told::of(self.instance, known)?;
+        let known = ReportedEnd::of(self.instance, known)?;
         let peer = match peer {
-            Some(peer) => Some(Told::of(self.instance, peer)?),
+            Some(peer) => Some(ReportedEnd::of(self.instance, peer)?),
             None => None,
         };
         let mut pair = pair(&known, peer.as_ref(), self.pods);
@@ -173,15 +173,15 @@ impl Snapshot<'_> {
     }
 }
 
-fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
+fn pair(known: &ReportedEnd<'_>, peer: Option<&ReportedEnd<'_>>, pods: &PodNames) -> Pair {
     let (client, server) = match peer {
         Some(peer) if is_client(peer, known) => (Some(peer), Some(known)),
         Some(peer) => (Some(known), Some(peer)),
         None if known.end.role == accel_role::ACCEL_SERVER => (None, Some(known)),
         None => (Some(known), None),
     };
-    let ends: Vec<&Told<'_>> = [client, server].into_iter().flatten().collect();
-    let pod = |k: Option<&Told<'_>>| match k {
+    let ends: Vec<&ReportedEnd<'_>> = [client, server].into_iter().flatten().collect();
+    let pod = |k: Option<&ReportedEnd<'_>>| match k {
         Some(k) => pods.here.get(&k.identity.netns).cloned(),
         None => pods.elsewhere.get(&known.identity.remote.ip()).cloned(),
     };
@@ -217,7 +217,7 @@ fn pair(known: &Told<'_>, peer: Option<&Told<'_>>, pods: &PodNames) -> Pair {
 }
 
 /// Whether `a` is the client of the two; for live connections the higher port is taken for it.
-fn is_client(a: &Told<'_>, b: &Told<'_>) -> bool {
+fn is_client(a: &ReportedEnd<'_>, b: &ReportedEnd<'_>) -> bool {
     match (a.end.role, b.end.role) {
         (accel_role::ACCEL_CLIENT, _) | (_, accel_role::ACCEL_SERVER) => true,
         (accel_role::ACCEL_SERVER, _) | (_, accel_role::ACCEL_CLIENT) => false,

@@ -78,8 +78,8 @@ fn pin_maps(skel: &mut AccelSkel<'_>, pins: &Pins) -> Result<()> {
     skel.maps.conns.pin(pins.path("conns"))?;
     skel.maps.slots.pin(pins.path("slots"))?;
     skel.maps.ends.pin(pins.path("ends"))?;
-    skel.maps.peculiar.pin(pins.path("peculiar"))?;
-    skel.maps.doorbell.pin(pins.path("doorbell"))?;
+    skel.maps.unsupported.pin(pins.path("unsupported"))?;
+    skel.maps.wakeups.pin(pins.path("wakeups"))?;
     skel.maps.calls.pin(pins.path(counting::CALLS))?;
     skel.maps.namespaces.pin(pins.path(namespaces::NAMESPACES))?;
     skel.maps.shares.pin(pins.path(namespaces::SHARES))?;
@@ -126,8 +126,8 @@ fn settings(start: &Start<'_>, stack: &Stack) -> accel_control {
     let profiles = !switches::without_order_gate();
     accel_control {
         budget: BUDGET,
-        learn_reads: if profiles { PROFILE_READS } else { 0 },
-        learn_polls: if profiles { PROFILE_POLLS } else { 0 },
+        profile_reads: if profiles { PROFILE_READS } else { 0 },
+        profile_polls: if profiles { PROFILE_POLLS } else { 0 },
         detached: u32::from(start.detached),
         leave_blocking: u32::from(start.leave_blocking_readers),
         wake_function: stack.wake_function,

@@ -38,7 +38,7 @@ impl Findings {
 }
 
 /// Looks at the chosen pods: their devices and the other ends of these, the rules of their namespaces and nodes, the programs of
-/// their control groups. Before any program of ours is there.
+/// their control groups. Called before any program of sockpath is attached.
 pub fn find(chosen: &Chosen, request: &AccelerateRequest) -> Findings {
     let mut findings = Findings::default();
     let names = chosen.names();

@@ -8,7 +8,7 @@ fn talks() -> End {
 }
 
 fn inserted() -> End {
-    End { state: accel_state::ACCEL_ENROLLED, learned: PROFILE_READS, ..talks() }
+    End { state: accel_state::ACCEL_INSERTED, profiled: PROFILE_READS, ..talks() }
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn calls_are_observed_while_that_may_matter() {
     assert_eq!(needs(talks(), talks()), candidate);
     assert_eq!(needs(inserted(), inserted()), Needs { sends: false, ..candidate });
     // Its reader is another process since, which is profiled, too.
-    assert_eq!(needs(End { learned: 0, ..inserted() }, inserted()), candidate);
+    assert_eq!(needs(End { profiled: 0, ..inserted() }, inserted()), candidate);
     let may_sleep = End { flags: accel_flag::ACCEL_MAY_SLEEP.0, ..talks() };
     assert_eq!(needs(may_sleep, talks()), Needs { arrivals: true, ..candidate });
     assert_eq!(needs(End { polled: 32, flags: may_sleep.flags, ..inserted() }, inserted()), Needs { sends: false, ..candidate });

@@ -139,7 +139,7 @@ impl Model {
             () if self.lease_over && (me.end.fast == 0 || peer.queue.is_empty()) => Some(accel_pass::ACCEL_LEASE),
             () if peer.queue.len() >= self.room => Some(accel_pass::ACCEL_BUDGET),
             () if me.end.fast != 0 => None,
-            () if peer.end.learned < PROFILE_READS => Some(accel_pass::ACCEL_LEARNING),
+            () if peer.end.profiled < PROFILE_READS => Some(accel_pass::ACCEL_LEARNING),
             () => None,
         }
     }
@@ -195,11 +195,11 @@ impl Model {
         me.received += 1;
         me.end.reads += 1;
         me.end.taken += 1;
-        if epoch != 0 && me.end.lesson != epoch && !me.end.is_in() {
-            (me.end.lesson, me.end.learned, me.end.polled) = (epoch, 0, 0);
+        if epoch != 0 && me.end.epoch != epoch && !me.end.is_in() {
+            (me.end.epoch, me.end.profiled, me.end.polled) = (epoch, 0, 0);
         }
-        if epoch != 0 && me.end.learned < PROFILE_READS {
-            me.end.learned += 1;
+        if epoch != 0 && me.end.profiled < PROFILE_READS {
+            me.end.profiled += 1;
         }
         Ok(())
     }
@@ -250,7 +250,7 @@ impl Model {
                 me.end.result = if me.refused { -libc::ENOENT } else { 0 };
             }
             if me.end.left == NONE && me.end.result == 0 {
-                me.end.state = accel_state::ACCEL_ENROLLED;
+                me.end.state = accel_state::ACCEL_INSERTED;
                 self.seen.inserted += 1;
             }
             me.order = accel_order::ACCEL_NOTHING;
@@ -275,7 +275,7 @@ impl Model {
             Action::Release => both(&mut self.sockets, |s| s.end.hold = 0),
             Action::LetBack => {
                 self.seen.let_back += 1;
-                both(&mut self.sockets, |s| (s.end.learned, s.end.polled, s.end.left, s.end.result) = (0, 0, NONE, 0));
+                both(&mut self.sockets, |s| (s.end.profiled, s.end.polled, s.end.left, s.end.result) = (0, 0, NONE, 0));
             }
         }
         Ok(())

@@ -12,11 +12,11 @@ const RESUMED: Wanted = Wanted { resumes: true, ..RUNNING };
 
 /// An end that was profiled, of a connection in which both sides talk.
 fn profiled() -> End {
-    End { state: accel_state::ACCEL_WATCHED, reads: 10, taken: 10, learned: PROFILE_READS, lesson: 1, ..End::default() }
+    End { state: accel_state::ACCEL_WATCHED, reads: 10, taken: 10, profiled: PROFILE_READS, epoch: 1, ..End::default() }
 }
 
 fn inserted() -> End {
-    End { state: accel_state::ACCEL_ENROLLED, ..profiled() }
+    End { state: accel_state::ACCEL_INSERTED, ..profiled() }
 }
 
 fn out(why: accel_pass) -> End {
@@ -36,8 +36,8 @@ fn actions(ends: [End; 2], wanted: Wanted) -> Vec<Action> {
 fn what_is_profiled_goes_in() {
     assert_eq!(actions([profiled(); 2], RUNNING), [Action::OrderIn]);
     for unready in [
-        End { learned: PROFILE_READS - 1, ..profiled() },
-        End { lesson: 2, ..profiled() },
+        End { profiled: PROFILE_READS - 1, ..profiled() },
+        End { epoch: 2, ..profiled() },
         End { flags: accel_flag::ACCEL_MAY_SLEEP.0, polled: 31, ..profiled() },
         End { flags: accel_flag::ACCEL_SAW_SPLICE.0, ..profiled() },
         End { taken: 100 * MOST_PER_TURN, ..profiled() },

@@ -49,8 +49,8 @@ impl Control {
     /// When the clock cannot be read.
     pub fn begin(&self, initial: &accel_control, owner: &str, lease: Duration) -> Result<()> {
         self.budget.set(initial.budget);
-        self.learn_reads.set(initial.learn_reads);
-        self.learn_polls.set(initial.learn_polls);
+        self.profile_reads.set(initial.profile_reads);
+        self.profile_polls.set(initial.profile_polls);
         self.detached.set(initial.detached);
         self.leave_blocking.set(initial.leave_blocking);
         self.wake_function.set(initial.wake_function);
@@ -142,13 +142,13 @@ impl Control {
 
     /// The wakeup is answered: the next one comes when there is something to do again.
     pub fn answer_wakeup(&self) {
-        self.rung.set(0);
+        self.wakeup_pending.set(0);
     }
 
     /// An observation epoch begins: calls and sends are observed.
     pub fn begin_epoch(&self) {
-        let number = next(self.lessons.get());
-        self.lessons.set(number);
+        let number = next(self.epochs.get());
+        self.epochs.set(number);
         self.observing.set(number);
     }
 

@@ -74,7 +74,7 @@ impl Ends {
     /// ordered in.
     pub fn apply(&self, ends: [Socket; 2], action: Action) {
         match action {
-            Action::OrderIn => ends.into_iter().for_each(|end| self.order(end, accel_order::ACCEL_ENROL)),
+            Action::OrderIn => ends.into_iter().for_each(|end| self.order(end, accel_order::ACCEL_INSERT)),
             Action::OrderOut(why) => {
                 self.both(ends).for_each(|slot| slot.left.set(why));
                 self.take_out(ends);
@@ -84,7 +84,7 @@ impl Ends {
             Action::Release => self.both(ends).for_each(|slot| slot.hold.set(0)),
             Action::LetBack => self.both(ends).for_each(|slot| {
                 // While it was out its sends may not have been observed.
-                slot.learned.set(0);
+                slot.profiled.set(0);
                 slot.polled.set(0);
                 slot.left.set(NONE);
                 slot.result.set(0);
@@ -102,7 +102,7 @@ impl Ends {
     pub fn order_all_out(&self, used: usize) {
         for slot in 0..used {
             if let Some(end) = self.get(slot)
-                && end.state.get() == accel_state::ACCEL_ENROLLED
+                && end.state.get() == accel_state::ACCEL_INSERTED
             {
                 self.order(Socket { slot, cookie: end.cookie.get() }, accel_order::ACCEL_REMOVE);
             }
@@ -118,7 +118,7 @@ impl Ends {
 
     /// Whether this slot waits for its insertion.
     pub fn is_ordered_in(&self, slot: usize) -> bool {
-        self.get(slot).is_some_and(|end| end.order.get() == accel_order::ACCEL_ENROL)
+        self.get(slot).is_some_and(|end| end.order.get() == accel_order::ACCEL_INSERT)
     }
 
     /// Ends orders that no insertion carried out: the socket was not found in its namespace.

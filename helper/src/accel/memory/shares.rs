@@ -34,7 +34,7 @@ impl Shares {
     /// Makes one, unused so far, that of the namespace with this cookie.
     pub fn claim(&self, index: usize, cookie: u64) {
         if let Some(share) = self.get(index) {
-            [&share.open, &share.used, &share.refused, &share.opened, &share.ring_at, &share.burst].iter().for_each(|field| field.set(0));
+            [&share.open, &share.used, &share.refused, &share.opened, &share.wake_at, &share.burst].iter().for_each(|field| field.set(0));
             share.cookie.set(cookie);
         }
     }
@@ -47,10 +47,10 @@ impl Shares {
     }
 
     /// The count of sockets at which the programs wake the helper, and whether there is a burst.
-    pub fn set_burst(&self, index: usize, burst: bool, ring_at: u32) {
+    pub fn set_burst(&self, index: usize, burst: bool, wake_at: u32) {
         if let Some(share) = self.get(index) {
             share.burst.set(u32::from(burst));
-            share.ring_at.set(ring_at);
+            share.wake_at.set(wake_at);
         }
     }
 }

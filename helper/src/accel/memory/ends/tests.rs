@@ -44,7 +44,7 @@ fn decisions_are_written_to_both_ends() {
         assert_eq!(ends.get(1).map(|other| (other.hold.get(), other.ordered.get())), Some((0, 0)), "the slot of none of them");
         written(&ends)
     };
-    assert_eq!(after(&[Action::OrderIn]), both(0, NONE, accel_order::ACCEL_ENROL, [10, 12]));
+    assert_eq!(after(&[Action::OrderIn]), both(0, NONE, accel_order::ACCEL_INSERT, [10, 12]));
     assert_eq!(after(&[Action::OrderOut(why)]), both(1, why, accel_order::ACCEL_REMOVE, [10, 12]));
     assert_eq!(after(&[Action::TakeBack]), both(1, NONE, accel_order::ACCEL_REMOVE, [10, 12]));
     assert_eq!(after(&[Action::KeepOut(why)]), both(0, why, nothing, [0, 0]));
@@ -57,13 +57,13 @@ fn readers_are_profiled_afresh_after_a_return() {
     let ends = ends();
     for socket in ENDS {
         let end = slot(&ends, socket);
-        [&end.learned, &end.polled].iter().for_each(|count| count.set(40));
+        [&end.profiled, &end.polled].iter().for_each(|count| count.set(40));
         end.result.set(-libc::EEXIST);
     }
     ends.apply(ENDS, Action::LetBack);
     for socket in ENDS {
         let end = slot(&ends, socket);
-        assert_eq!((end.learned.get(), end.polled.get(), end.result.get()), (0, 0, 0));
+        assert_eq!((end.profiled.get(), end.polled.get(), end.result.get()), (0, 0, 0));
     }
 }
 
@@ -106,7 +106,7 @@ fn what_is_not_found_is_refused() {
 #[test]
 fn only_sockets_in_the_map_are_ordered_out_at_the_end() {
     let ends = ends();
-    slot(&ends, ENDS[1]).state.set(accel_state::ACCEL_ENROLLED);
+    slot(&ends, ENDS[1]).state.set(accel_state::ACCEL_INSERTED);
     ends.order_all_out(3);
     assert_eq!(written(&ends), [(0, NONE, accel_order::ACCEL_NOTHING, 0), (0, NONE, accel_order::ACCEL_REMOVE, 12)]);
 }

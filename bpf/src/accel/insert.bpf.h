@@ -52,8 +52,8 @@ static __always_inline enum accel_pass unfit(const struct accel_control *ctl, st
 #define QUIET_LOOKS 2
 
 /*
- * Taking a socket out of the map throws away what is unread in its queue, and a redirect on its way to it fails with EPIPE.
- * So: its writer is held (user space did that before), has none under way, and the queue is empty.
+ * Taking a socket out of the map discards what is unread in its queue, and a redirect in progress to it fails with EPIPE.
+ * So: its writer is forced to TCP (user space did that before) and has no call in progress, and the queue is empty.
  */
 static __always_inline void remove_end(struct accel_control *ctl, struct accel_end *e, struct sock *sk, __u32 slot)
 {
@@ -66,7 +66,7 @@ static __always_inline void remove_end(struct accel_control *ctl, struct accel_e
 		return;
 	e->result = bpf_map_delete_elem(&socks, &slot);
 	/* Its connection may have ended meanwhile. */
-	__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_ENROLLED, ACCEL_WATCHED);
+	__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_INSERTED, ACCEL_WATCHED);
 	e->order = ACCEL_NOTHING;
 	e->relay = ACCEL_RELAY_NONE;
 	e->fast = 0;
@@ -112,7 +112,7 @@ int insert(struct __sk_buff *skb)
 	struct accel_end *e;
 	struct tcp_sock *tp;
 
-	if (!ctl || !(e = get_end(slot)) || e->order != ACCEL_ENROL || e->state != ACCEL_WATCHED || e->ordered != e->cookie)
+	if (!ctl || !(e = get_end(slot)) || e->order != ACCEL_INSERT || e->state != ACCEL_WATCHED || e->ordered != e->cookie)
 		return 0;
 	if (tuple_of(e, &tuple) == sizeof(tuple.ipv4))
 		found = bpf_sk_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), (__u64)-1 /* of this namespace */, 0);
@@ -126,7 +126,7 @@ int insert(struct __sk_buff *skb)
 		if (!e->left)
 			e->result = bpf_map_update_elem(&socks, &slot, found, BPF_NOEXIST);
 		if (!e->left && !e->result)
-			e->state = ACCEL_ENROLLED;
+			e->state = ACCEL_INSERTED;
 		e->order = ACCEL_NOTHING;
 	}
 	bpf_sk_release(found);
@@ -169,7 +169,7 @@ static long look_at(__u64 i, __u32 *from)
 	}
 	if (e->ordered != cookie)
 		e->order = ACCEL_NOTHING;
-	if (e->state == ACCEL_ENROLLED && !e->inode && ((peer = get_end(e->peer)) && (e->flags | peer->flags) & ACCEL_SAW_SPLICE))
+	if (e->state == ACCEL_INSERTED && !e->inode && ((peer = get_end(e->peer)) && (e->flags | peer->flags) & ACCEL_SAW_SPLICE))
 		e->inode = BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
 	psock = psock_of(sk);
 	e->queued = queued(psock);
@@ -177,10 +177,10 @@ static long look_at(__u64 i, __u32 *from)
 	if (e->left == ACCEL_FOREIGN && e->state == ACCEL_WATCHED)
 		e->quiet++;
 	else if (e->hold || ctl->paused)
-		e->quiet = no_call_inside(ctl, sk, e->state == ACCEL_ENROLLED) ? e->quiet + 1 : 0;
+		e->quiet = no_call_inside(ctl, sk, e->state == ACCEL_INSERTED) ? e->quiet + 1 : 0;
 	else
 		e->quiet = 0;
-	if (e->order == ACCEL_REMOVE && e->state == ACCEL_ENROLLED)
+	if (e->order == ACCEL_REMOVE && e->state == ACCEL_INSERTED)
 		remove_end(ctl, e, sk, slot);
 	return 0;
 }
