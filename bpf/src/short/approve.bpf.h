@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Approval by the stack: packets of both directions have to be seen coming in and, behind bridge, netfilter and routing, going out, in
- * the current epoch. Then user space is asked.
+ * the current epoch. Then user space decides.
  */
 #ifndef SOCKPATH_SHORT_APPROVE_H
 #define SOCKPATH_SHORT_APPROVE_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Connection tracking is asked in every tick in which a connection has packets, where the kernel has the function (5.18). */
+/* Looks a connection up in conntrack in every tick in which it has packets, where the kernel has the function (5.18). */
 #ifndef SOCKPATH_SHORT_CONNTRACK_H
 #define SOCKPATH_SHORT_CONNTRACK_H
 

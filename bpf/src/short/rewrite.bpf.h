@@ -45,7 +45,7 @@ static __always_inline bool rewrite_addresses4(struct __sk_buff *skb, const stru
 
 /*
  * IPv6 has no checksum of its own that would cancel the addresses' change out of a complete checksum: bpf_l4_csum_replace() takes the
- * difference out of it as for IPv4, so it is put back.
+ * difference out of it as for IPv4, so the difference is added again.
  */
 static __always_inline bool rewrite_addresses6(struct __sk_buff *skb, const struct packet *p, const struct short_plan *plan)
 {

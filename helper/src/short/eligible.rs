@@ -283,7 +283,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_service_is_translated_both_ways() {
+    fn a_service_is_translated_in_both_directions() {
         let entry = entry(tuple("10.42.1.2:4000", "10.96.0.10:80"), tuple("10.42.1.3:8080", "10.42.1.2:4000"));
         let [there, back] = legs(&entry, &topology(), no_route).expect("eligible");
         assert!(!there.routed && !back.routed);
