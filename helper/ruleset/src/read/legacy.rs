@@ -155,8 +155,8 @@ fn read(family: &Family, table: &str) -> Result<(Info, Vec<u8>)> {
     Ok((info, entries.split_off(ENTRIES)))
 }
 
-/// getsockopt(2) with a buffer whose beginning names the request. EAGAIN means that the table has changed in between, which is told
-/// like any other failure.
+/// getsockopt(2) with a buffer whose beginning names the request. EAGAIN means that the table has changed in between: a failure
+/// like any other.
 fn ask(socket: &impl std::os::fd::AsRawFd, family: &Family, option: libc::c_int, buffer: &mut [u8]) -> Result<()> {
     let mut length = libc::socklen_t::try_from(buffer.len())?;
     // SAFETY: the buffer is as long as `length` says, and both outlive the call.

@@ -199,14 +199,14 @@ fn agree(rules: &Ruleset, guess: &Run, kernel: &Kernel, context: &dyn Fn() -> St
         assert!(drops().any(happened), "it was dropped where that was thought impossible\n{}", context());
         assert!(drops().filter(|e| e.sure == Truth::Yes).all(happened), "another drop was thought certain\n{}", context());
     }
-    // Every rule on the way to what happened has counted, too.
+    // Every rule on the path to what happened has counted, too.
     for end in drops().filter(|e| e.sure == Truth::Yes) {
         for (chain, rule) in end.path.rules() {
             let chain = &rules.chains[chain as usize];
             let handle = chain.rules[rule as usize].handle;
             assert!(
                 kernel.rose_at(&format!("{} {}", chain.table.title(), chain.name), handle),
-                "another way was thought certain\n{}",
+                "another path was thought certain\n{}",
                 context()
             );
         }

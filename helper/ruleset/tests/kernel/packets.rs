@@ -200,7 +200,7 @@ fn new() -> Connection {
     Connection { states: state::NEW, reply: Some(false), status: None, mark: Word::known(0) }
 }
 
-/// A segment without checksum: it is tracked where it is sent, where nobody looks at that.
+/// A segment without checksum: it is tracked where it is sent, where conntrack does not verify that.
 fn segment(sample: &Sample, flags: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(40 + payload.len()).expect("short");
     let mut bytes = vec![0x45, u8::try_from(DSCP).expect("a byte")];
