@@ -395,13 +395,13 @@ enum trace_hook {
 	TRACE_HOOK_MAX,
 };
 
-/* How a hook was had. */
-enum trace_way {
+/* How a hook is attached. */
+enum trace_attach {
 	/* By its own kind: a tracepoint, a netfilter link. */
-	TRACE_WAY_OWN,
+	TRACE_ATTACH_OWN,
 	/* By a function of the kernel. */
-	TRACE_WAY_FENTRY,
-	TRACE_WAY_KPROBE,
+	TRACE_ATTACH_FENTRY,
+	TRACE_ATTACH_KPROBE,
 };
 
 /* trace_event.flags */
@@ -478,8 +478,8 @@ struct trace_event {
 	unsigned char kind;
 	/* kfree_skb: whether the data is shared with a clone, which may go on. */
 	unsigned char shared;
-	/* enum trace_way */
-	unsigned char way;
+	/* enum trace_attach */
+	unsigned char attach;
 	unsigned int pid;
 	char comm[16];
 	/* What rules see, at netfilter hooks and of a drop: the packet's mark; mark and status of its connection. */
@@ -500,7 +500,7 @@ enum trace_role {
 	TRACE_ROLE_NODE = 4,
 };
 
-/* What is recorded while the hooks that fire for everybody rest. */
+/* What is recorded while the machine-wide hooks are detached. */
 enum trace_rest {
 	TRACE_WATCHING,
 	/* Packets, where netfilter links see them. */
@@ -538,9 +538,9 @@ struct trace_stats {
 	unsigned long long untracked;
 };
 
-/* Packets on their way and packets at their socket; one word, so that a hook without work reads once and leaves. */
+/* Packets in transit and packets at their socket; one word, so that a hook without work reads once and leaves. */
 struct trace_gate {
-	unsigned int on_the_way;
+	unsigned int in_transit;
 	unsigned int at_the_socket;
 };
 

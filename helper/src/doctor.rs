@@ -14,7 +14,7 @@ use sockpath_protocol::message::{Check, CheckState, EndReason};
 use crate::node::{Hierarchies, Netns};
 use crate::session::Session;
 use crate::site::Site;
-use crate::trace::functions::Way;
+use crate::trace::functions::Attach;
 use crate::trace::hooks;
 use crate::{accel, accel::Observed, capability, seccomp};
 
@@ -129,9 +129,9 @@ fn functions() -> Check {
         Err(e) => return row("functions", CheckState::Degraded, format!("{e:#}"), Some("see the row BTF")),
     };
     let why = |kind: &str| choice.refused.get(kind).map(String::as_str).unwrap_or_default();
-    match choice.way() {
-        Some(Way::Fentry) => row("functions", CheckState::Ok, format!("observed by fentry ({})", choice.chosen.len()), None),
-        Some(Way::Kprobe) => {
+    match choice.attach() {
+        Some(Attach::Fentry) => row("functions", CheckState::Ok, format!("observed by fentry ({})", choice.chosen.len()), None),
+        Some(Attach::Kprobe) => {
             row("functions", CheckState::Ok, format!("observed by kprobe ({}); fentry: {}", choice.chosen.len(), why("fentry")), None)
         }
         None => {

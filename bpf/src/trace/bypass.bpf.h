@@ -184,9 +184,9 @@ static __noinline int woken_by_its_writer(const struct sock *sk, void *ctx)
 		return 0;
 	call->done = 1;
 	COUNT(matched);
-	met++;
+	pair_packets++;
 	v.payload = size;
-	v.seq = met;
+	v.seq = pair_packets;
 	if (!size || resting == TRACE_PAUSED || !within_rate(&v)) {
 		COUNT(sampled_out);
 		return 0;

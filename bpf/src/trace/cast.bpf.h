@@ -19,7 +19,7 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 	((const struct type *)(can_cast ? bpf_rdonly_cast((pointer), bpf_core_type_id_kernel(struct type))	\
 					: (const void *)(pointer)))
 
-/* These two as numbers: newer verifiers know them as pointers to memory, which are no keys and no arguments. */
+/* These two as numbers: newer verifiers know them as pointers to memory, which cannot be keys or arguments. */
 static __always_inline __u64 head_of(const struct sk_buff *skb)
 {
 	__u64 head = 0;

@@ -30,7 +30,7 @@ bool calls_watched;
 /* As enum trace_rest says. */
 __u32 resting;
 /* Packets of the pair, about: CPUs do not wait for each other. */
-__u64 met;
+__u64 pair_packets;
 
 struct trace_gate gate;
 
@@ -40,7 +40,7 @@ enum trace_hook hook_layout;
 enum trace_flag flag_layout;
 enum trace_role role_layout;
 enum trace_rest rest_layout;
-enum trace_way way_layout;
+enum trace_attach attach_layout;
 enum trace_ct ct_layout;
 
 struct {

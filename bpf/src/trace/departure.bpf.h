@@ -12,7 +12,7 @@
 struct step {
 	__u64 at;
 	__u32 hook;
-	__u32 way;
+	__u32 attach;
 };
 
 struct departure {
@@ -67,7 +67,7 @@ static __noinline int report_departure(void *ctx, __u64 head, __u32 id, __u32 in
 		if (!e)
 			break;
 		e->at = step->at;
-		e->way = step->way;
+		e->attach = step->attach;
 		e->id = id;
 		e->object = head;
 		e->netns = inum;

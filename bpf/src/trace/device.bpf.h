@@ -71,7 +71,7 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	return id;
 }
 
-/* On the way out the network header is set, and data begins with the link header. */
+/* When sending, the network header is set, and data begins with the link header. */
 static __always_inline int sending(void *ctx, const struct sk_buff *skb, const struct net_device *dev, enum trace_hook hook, __u32 arg)
 {
 	struct sight s = { .hook = hook, .arg = arg };
@@ -93,7 +93,7 @@ static __always_inline void reached_its_socket(__u64 head)
 
 	if (!p)
 		return;
-	/* Nobody is there to see its reader. */
+	/* The hook that sees its reader is detached. */
 	if (resting == TRACE_SILENT) {
 		forget(head, p);
 		return;
@@ -104,7 +104,7 @@ static __always_inline void reached_its_socket(__u64 head)
 		*last = head;
 }
 
-/* On the way in the link header has been pulled, and the network header may not be set yet. */
+/* When receiving, the link header has been pulled, and the network header may not be set yet. */
 static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum trace_hook hook)
 {
 	struct sight s = { .hook = hook };
@@ -183,7 +183,7 @@ int BPF_PROG(netif_receive_skb, struct sk_buff *arg)
 	__u32 zero = 0;
 	__u64 *last;
 
-	/* A CPU takes one packet after another, so nobody will read the one before if it has no payload. */
+	/* A CPU takes one packet after another, so the one before will not be read if it has no payload. */
 	if (!idle_at_sockets()) {
 		last = bpf_map_lookup_elem(&last_arrived, &zero);
 		if (last && *last && *last != head_of(skb)) {

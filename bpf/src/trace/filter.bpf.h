@@ -3,7 +3,7 @@
 #ifndef SOCKPATH_TRACE_FILTER_H
 #define SOCKPATH_TRACE_FILTER_H
 
-/* Tuples that recorded packets had on their way and that the pair's addresses do not tell: NAT made them. */
+/* Tuples of recorded packets that do not follow from the pair's addresses: NAT made them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -66,7 +66,7 @@ static __always_inline bool addressed_as_the_pair(const struct tuple *t)
 	return (is_source(t->src) && is_target(t->dst, t->dport)) || (is_source(t->dst) && is_target(t->src, t->sport));
 }
 
-/* A packet that begins here: one of the pair's, or an answer in a conversation that was rewritten on its way. Global as above. */
+/* A packet that begins here: one of the pair's, or an answer in a conversation that NAT rewrote. Global as above. */
 __noinline int of_the_pair(const struct tuple *t)
 {
 	if (!t)
@@ -76,7 +76,7 @@ __noinline int of_the_pair(const struct tuple *t)
 	return flow_count && known_flow(t);
 }
 
-/* An ICMP error to one end of a conversation; whoever sends it. */
+/* An ICMP error to one end of a conversation, from any sender. */
 static __always_inline bool error_for_the_pair(const struct view *v)
 {
 	return v->flags & TRACE_F_ICMP_ERROR && (is_source(v->t.dst) || is_target_address(v->t.dst));

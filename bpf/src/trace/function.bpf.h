@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Stages that no tracepoint shows, at the functions of the kernel that do the work: by fentry and fexit, or by kprobe where there
- * are no trampolines. User space loads one program of each pair at most. A kprobe's arguments are numbers, so nothing is read here but
- * by bpf_probe_read_kernel().
+ * Stages that no tracepoint shows, at the functions of the kernel that do the work: by fentry and fexit, or by kprobe where
+ * trampolines are missing. User space loads one program of each pair at most. A kprobe's arguments are numbers, so all reads here
+ * are by bpf_probe_read_kernel().
  */
 #ifndef SOCKPATH_TRACE_FUNCTION_H
 #define SOCKPATH_TRACE_FUNCTION_H
@@ -22,14 +22,14 @@
 /* Where a function was seen, and how. */
 struct seen {
 	enum trace_hook hook;
-	enum trace_way way;
+	enum trace_attach attach;
 	/* It may be where packets begin. */
 	bool output;
 	/* as trace_event.arg */
 	__u32 arg;
 };
 
-#define SEEN(hook_, way_) (&(struct seen){ .hook = (hook_), .way = (way_) })
+#define SEEN(hook_, attach_) (&(struct seen){ .hook = (hook_), .attach = (attach_) })
 
 static __always_inline bool watches(void)
 {
@@ -85,7 +85,7 @@ static __noinline int function_hop(void *ctx, __u64 address, __u32 net, __u64 de
 	READ(l.transport, skb->transport_header);
 	if (!read_headers(&v, head + l.network, l.len))
 		return 0;
-	/* On the way through a node that is a pod's namespace, too, it has begun before. */
+	/* A packet in transit through a node that is also a pod's namespace has begun before. */
 	if (!begins || v.flags & TRACE_F_TUNNEL || net_at(net)->role & TRACE_ROLE_NODE)
 		id = recognise(head, &v);
 	if (id)
@@ -98,7 +98,7 @@ static __noinline int function_hop(void *ctx, __u64 address, __u32 net, __u64 de
 	if (!e)
 		return id;
 	e->id = id;
-	e->way = seen->way;
+	e->attach = seen->attach;
 	e->netns = net_at(net)->inum;
 	e->arg = seen->arg;
 	if (dev)
@@ -137,7 +137,7 @@ static __always_inline int by_socket(void *ctx, const struct sock *sk, const str
 	return function_hop(ctx, (__u64)skb, net_by_address(net_of_socket(sk)), 0, seen);
 }
 
-/* In a namespace that the function is told. */
+/* In the namespace that is an argument of the function. */
 static __always_inline int by_net(void *ctx, const struct net *net, const struct sk_buff *skb, const struct seen *seen)
 {
 	if (!watches() || idle())
@@ -148,7 +148,7 @@ static __always_inline int by_net(void *ctx, const struct net *net, const struct
 /* The device is that of the route: the function is about to set it. */
 static __always_inline int at_output(void *ctx, const struct net *net, const struct sk_buff *skb, const struct seen *seen)
 {
-	struct seen here = { .hook = seen->hook, .way = seen->way, .output = true };
+	struct seen here = { .hook = seen->hook, .attach = seen->attach, .output = true };
 	const struct net_device *dev = NULL;
 	unsigned long dst = 0;
 	__u32 found;
@@ -159,7 +159,7 @@ static __always_inline int at_output(void *ctx, const struct net *net, const str
 	if (!found)
 		return 0;
 	READ(dst, skb->_skb_refdst);
-	/* The lowest bit says that nobody counts the reference. */
+	/* The lowest bit says that the reference is not counted. */
 	dst &= ~1ul;
 	if (dst)
 		READ(dev, ((const struct dst_entry *)dst)->dev);
@@ -179,7 +179,7 @@ static __noinline int departs(__u32 net, __u64 address, __u64 sock, const struct
 	if (!d)
 		return 0;
 	head = head_of((const struct sk_buff *)address);
-	step = (struct step){ .at = bpf_ktime_get_ns(), .hook = seen->hook, .way = seen->way };
+	step = (struct step){ .at = bpf_ktime_get_ns(), .hook = seen->hook, .attach = seen->attach };
 	if (seen->hook == TRACE_FN_TCP_TRANSMIT_SKB) {
 		d->head = 0;
 		if (sock && d->sock == sock)
@@ -216,17 +216,17 @@ static __always_inline int departs_from_net(const struct net *net, const struct 
 #define REGISTER(n) ((void *)REGISTER_##n(ctx))
 
 #define ONE(function, hook, work, skb)									\
-	FENTRY(function, work(ctx, ARGUMENT(skb), SEEN(hook, TRACE_WAY_FENTRY)))			\
-	KPROBE(function, work(ctx, REGISTER(skb), SEEN(hook, TRACE_WAY_KPROBE)))
+	FENTRY(function, work(ctx, ARGUMENT(skb), SEEN(hook, TRACE_ATTACH_FENTRY)))			\
+	KPROBE(function, work(ctx, REGISTER(skb), SEEN(hook, TRACE_ATTACH_KPROBE)))
 #define TWO(function, hook, work, owner, skb)								\
-	FENTRY(function, work(ctx, ARGUMENT(owner), ARGUMENT(skb), SEEN(hook, TRACE_WAY_FENTRY)))	\
-	KPROBE(function, work(ctx, REGISTER(owner), REGISTER(skb), SEEN(hook, TRACE_WAY_KPROBE)))
+	FENTRY(function, work(ctx, ARGUMENT(owner), ARGUMENT(skb), SEEN(hook, TRACE_ATTACH_FENTRY)))	\
+	KPROBE(function, work(ctx, REGISTER(owner), REGISTER(skb), SEEN(hook, TRACE_ATTACH_KPROBE)))
 #define DEPARTS_ONE(function, hook, skb)								\
-	FENTRY(function, departs_of_itself(ARGUMENT(skb), SEEN(hook, TRACE_WAY_FENTRY)))		\
-	KPROBE(function, departs_of_itself(REGISTER(skb), SEEN(hook, TRACE_WAY_KPROBE)))
+	FENTRY(function, departs_of_itself(ARGUMENT(skb), SEEN(hook, TRACE_ATTACH_FENTRY)))		\
+	KPROBE(function, departs_of_itself(REGISTER(skb), SEEN(hook, TRACE_ATTACH_KPROBE)))
 #define DEPARTS_TWO(function, hook, work, owner, skb)							\
-	FENTRY(function, work(ARGUMENT(owner), ARGUMENT(skb), SEEN(hook, TRACE_WAY_FENTRY)))		\
-	KPROBE(function, work(REGISTER(owner), REGISTER(skb), SEEN(hook, TRACE_WAY_KPROBE)))
+	FENTRY(function, work(ARGUMENT(owner), ARGUMENT(skb), SEEN(hook, TRACE_ATTACH_FENTRY)))		\
+	KPROBE(function, work(REGISTER(owner), REGISTER(skb), SEEN(hook, TRACE_ATTACH_KPROBE)))
 
 DEPARTS_TWO(__tcp_transmit_skb, TRACE_FN_TCP_TRANSMIT_SKB, departs_from_socket, 1, 2)
 DEPARTS_ONE(udp_send_skb, TRACE_FN_UDP_SEND_SKB, 1)
@@ -293,7 +293,7 @@ int fentry_tcp_write_xmit(__u64 *ctx)
 	if (!d)
 		return 0;
 	d->sock = (__u64)sk;
-	d->write = (struct step){ .at = bpf_ktime_get_ns(), .hook = TRACE_FN_TCP_WRITE_XMIT, .way = TRACE_WAY_FENTRY };
+	d->write = (struct step){ .at = bpf_ktime_get_ns(), .hook = TRACE_FN_TCP_WRITE_XMIT, .attach = TRACE_ATTACH_FENTRY };
 	return 0;
 }
 
@@ -311,14 +311,14 @@ int fexit_tcp_write_xmit(__u64 *ctx)
 SEC("fexit/ip_rcv_core")
 int fexit_ip_rcv_core(__u64 *ctx)
 {
-	by_device(ctx, ARGUMENT(3), SEEN(TRACE_FN_IP_RCV_CORE_DONE, TRACE_WAY_FENTRY));
+	by_device(ctx, ARGUMENT(3), SEEN(TRACE_FN_IP_RCV_CORE_DONE, TRACE_ATTACH_FENTRY));
 	return 0;
 }
 
 SEC("fexit/ip6_rcv_core")
 int fexit_ip6_rcv_core(__u64 *ctx)
 {
-	by_device(ctx, ARGUMENT(4), SEEN(TRACE_FN_IP6_RCV_CORE_DONE, TRACE_WAY_FENTRY));
+	by_device(ctx, ARGUMENT(4), SEEN(TRACE_FN_IP6_RCV_CORE_DONE, TRACE_ATTACH_FENTRY));
 	return 0;
 }
 
@@ -331,7 +331,7 @@ int fexit_ip6_rcv_core(__u64 *ctx)
 
 static __always_inline int rules(void *ctx, const struct sk_buff *skb, const struct nf_hook_state *state, enum trace_hook first_hook)
 {
-	struct seen seen = { .way = TRACE_WAY_FENTRY };
+	struct seen seen = { .attach = TRACE_ATTACH_FENTRY };
 	const struct net_device *dev = NULL, *out = NULL;
 	const struct net *of = NULL;
 	__u8 hook = 0, pf = 0;

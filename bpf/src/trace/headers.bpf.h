@@ -198,7 +198,7 @@ __noinline __u64 read_ip(struct view *v, __u64 address, __u32 len)
 	return 0;
 }
 
-/* Reads the packet that begins at ip; false when it is no packet of a protocol we follow. */
+/* Reads the packet that begins at ip; false when its protocol is not traced. */
 static __always_inline bool read_headers(struct view *v, __u64 ip, __u32 len)
 {
 	__u64 inner = read_ip(v, ip, len);

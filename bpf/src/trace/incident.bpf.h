@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What happens to a conversation besides its packets' way. Rare, so never sampled. */
+/* Events of a conversation other than the hops of its packets. Rare, so never sampled. */
 #ifndef SOCKPATH_TRACE_INCIDENT_H
 #define SOCKPATH_TRACE_INCIDENT_H
 
@@ -66,7 +66,7 @@ int BPF_PROG(tcp_retransmit_synack, const struct sock *sk_arg, const struct requ
 {
 	const struct request_sock *req = AS(request_sock, req_arg);
 	const struct sock *sk = AS(sock, sk_arg);
-	/* The request carries the tuple; it begins with the same struct sock_common, but is no full socket. */
+	/* The request carries the tuple; it begins with the same struct sock_common, but is not a full socket. */
 	struct tuple t;
 	struct trace_event *e;
 	__u32 net;

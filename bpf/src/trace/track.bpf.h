@@ -42,20 +42,20 @@ __u32 sampling_mask;
 
 static __always_inline void forget(__u64 head, const struct trace_packet *p)
 {
-	__u32 *counter = p->at_the_socket ? &gate.at_the_socket : &gate.on_the_way;
+	__u32 *counter = p->at_the_socket ? &gate.at_the_socket : &gate.in_transit;
 
 	if (!bpf_map_delete_elem(&packets, &head))
 		__sync_fetch_and_sub(counter, 1);
 }
 
-/* From on its way to waiting for its reader. */
+/* The packet is no longer in transit: it waits for its reader. */
 static __always_inline void arrived(struct trace_packet *p)
 {
 	if (p->at_the_socket)
 		return;
 	p->at_the_socket = 1;
 	__sync_fetch_and_add(&gate.at_the_socket, 1);
-	__sync_fetch_and_sub(&gate.on_the_way, 1);
+	__sync_fetch_and_sub(&gate.in_transit, 1);
 }
 
 static __always_inline struct identity identity_of(const struct view *v)
@@ -109,7 +109,7 @@ static __always_inline bool remember(__u64 head, const struct view *v, __u32 id)
 
 	if (bpf_map_update_elem(&packets, &head, &p, BPF_NOEXIST))
 		return false;
-	__sync_fetch_and_add(&gate.on_the_way, 1);
+	__sync_fetch_and_add(&gate.in_transit, 1);
 	return true;
 }
 
@@ -166,7 +166,7 @@ __noinline __u32 begin(__u64 head, const struct view *v)
 	if (!of_the_pair(&v->t) && !error_for_the_pair(v))
 		return 0;
 	COUNT(matched);
-	met++;
+	pair_packets++;
 	if (resting == TRACE_PAUSED) {
 		COUNT(sampled_out);
 		return 0;

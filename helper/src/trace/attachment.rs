@@ -1,5 +1,5 @@
 //! What the programs are attached to: tracepoints, and netfilter's hooks in the namespaces of a trace. Attachments end with
-//! their values; those that fire for everybody's packets can be given up and taken again.
+//! their values; machine-wide ones can be detached and attached again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use libbpf_rs::{Link, Object, libbpf_sys};
 use sockpath_kernel::netns::inside;
 
+use super::environment::Environment;
 use super::hooks::{HookKind, Offer, PROGRAMS, Program, When, public_name};
-use super::scene::Scene;
 
 /// What is attached.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ struct Functions(Vec<Link>);
 impl Drop for Functions {
     fn drop(&mut self) {
         struct Links(Vec<Link>);
-        // SAFETY: a link is memory and descriptors that belong to no thread, and nobody but the new thread knows these any more.
+        // SAFETY: a link is memory and descriptors that belong to no thread, and only the new thread knows these any more.
         unsafe impl Send for Links {}
         let links = Links(std::mem::take(&mut self.0));
         if !links.0.is_empty() {
@@ -62,63 +62,63 @@ pub struct Hooks {
 
 impl Attachments {
     /// Attaches every program that is loaded. A tracepoint that refuses is noted; netfilter's hooks have to be had.
-    pub fn all(object: &mut Object, scene: &Scene, offer: &Offer, hooks: &mut Hooks) -> Result<Self> {
+    pub fn all(object: &mut Object, environment: &Environment, offer: &Offer, hooks: &mut Hooks) -> Result<Self> {
         let mut all = Self { steady: Held::default(), functions: Functions::default(), busy: Some(Held::default()), calls: false };
         all.attach_functions(object, offer, hooks);
         for known in PROGRAMS {
-            all.attach(object, known, scene, hooks, true)?;
+            all.attach(object, known, environment, hooks, true)?;
         }
         Ok(all)
     }
 
     /// Functions stay attached while the rest is at rest: to detach one takes the kernel tens of milliseconds, and its program leaves at once.
     fn attach_functions(&mut self, object: &mut Object, offer: &Offer, hooks: &mut Hooks) {
-        for (function, way) in &offer.functions.chosen {
-            let name = function.program(*way);
+        for (function, attach) in &offer.functions.chosen {
+            let name = function.program(*attach);
             let Some(program) = object.progs_mut().find(|p| *p.name() == *name) else { continue };
             match program.attach() {
                 Ok(link) => {
                     self.functions.0.push(link);
-                    hooks.used.push(function.public_name(*way));
+                    hooks.used.push(function.public_name(*attach));
                 }
                 Err(e) => {
-                    hooks.unavailable.insert(function.public_name(*way), format!("cannot be attached: {e:#}"));
+                    hooks.unavailable.insert(function.public_name(*attach), format!("cannot be attached: {e:#}"));
                 }
             }
         }
     }
 
-    /// Detaches what fires for everybody. A pod's first and last netfilter hook stay: they see the pair's packets only, or
+    /// Detaches the machine-wide hooks. A pod's first and last netfilter hook stay: they see the pair's packets only, or
     /// those of the pods it shares.
     pub fn rest(&mut self) {
         self.busy = None;
     }
 
     /// Attaches again what `rest` detached.
-    pub fn wake(&mut self, object: &mut Object, scene: &Scene) -> Result<()> {
+    pub fn wake(&mut self, object: &mut Object, environment: &Environment) -> Result<()> {
         if self.busy.is_some() {
             return Ok(());
         }
         self.busy = Some(Held::default());
         for known in PROGRAMS {
-            self.attach(object, known, scene, &mut Hooks::default(), false)?;
+            self.attach(object, known, environment, &mut Hooks::default(), false)?;
         }
         Ok(())
     }
 
     /// From now on the begin of calls that write is noted.
-    pub fn watch_calls(&mut self, object: &mut Object, scene: &Scene) -> Result<()> {
+    pub fn watch_calls(&mut self, object: &mut Object, environment: &Environment) -> Result<()> {
         self.calls = true;
         if self.busy.is_none() {
-            return self.wake(object, scene);
+            return self.wake(object, environment);
         }
         for known in PROGRAMS.iter().filter(|p| p.when == When::Calls) {
-            self.attach(object, known, scene, &mut Hooks::default(), false)?;
+            self.attach(object, known, environment, &mut Hooks::default(), false)?;
         }
         Ok(())
     }
 
-    fn attach(&mut self, object: &mut Object, known: &Program, scene: &Scene, hooks: &mut Hooks, steady: bool) -> Result<()> {
+    fn attach(&mut self, object: &mut Object, known: &Program, environment: &Environment, hooks: &mut Hooks, steady: bool) -> Result<()> {
         let Some(program) = object.progs_mut().find(|p| p.name() == known.name && p.autoload()) else { return Ok(()) };
         match known.hook {
             HookKind::Tracepoint(_) => {
@@ -140,10 +140,10 @@ impl Attachments {
             }
             HookKind::Netfilter { first } => {
                 let fd = program.as_fd();
-                for (netns, territory) in &scene.netns {
-                    let node = scene.nodes.contains(&netns.inode);
+                for (netns, traced) in &environment.netns {
+                    let node = environment.nodes.contains(&netns.inode);
                     let (stays, rests): (Vec<u32>, Vec<u32>) =
-                        hooks_of(first, territory.source || territory.target, node).into_iter().partition(|h| node || is_edge(*h, first));
+                        hooks_of(first, traced.source || traced.target, node).into_iter().partition(|h| node || is_edge(*h, first));
                     let attach = |hooks: Vec<u32>| {
                         attach_netfilter(&netns.file, fd.as_raw_fd(), hooks, first)
                             .with_context(|| format!("namespace {}", netns.path.display()))
@@ -156,7 +156,7 @@ impl Attachments {
                     }
                 }
                 let position = if first { "first" } else { "last" };
-                let all = hooks_of(first, true, !scene.nodes.is_empty());
+                let all = hooks_of(first, true, !environment.nodes.is_empty());
                 hooks.used.extend(all.into_iter().map(|h| format!("netfilter/{} {position}", NF_HOOKS[h as usize])));
             }
         }
@@ -208,7 +208,7 @@ fn attach_netfilter(netns: &File, program: i32, hooks: Vec<u32>, first: bool) ->
 }
 
 /// The very first and last priorities belong to the kernel (bridge netfilter, conntrack's confirmation), and a BPF link
-/// shares its priority with nobody: not with another trace, nor with what else sits at the edge.
+/// does not share its priority: not with another trace, nor with what else sits at the edge.
 fn link_at_the_edge(program: i32, family: u32, hook: u32, first: bool) -> io::Result<OwnedFd> {
     let mut distance = 1;
     loop {

@@ -7,7 +7,7 @@ use sockpath_protocol::message::{ConntrackCounts, ConntrackOfNode};
 use sockpath_ruleset::ConntrackCounters;
 use sockpath_ruleset::read::netlink::conntrack_counters;
 
-use super::scene::Scene;
+use super::environment::Environment;
 
 /// Namespaces of nodes whose counters are read.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ struct Watched {
 
 impl Conntrack {
     /// Reads the counters as they stand. A namespace that cannot be read is left out.
-    pub fn begin(scene: &Scene) -> Self {
-        let nodes = scene.netns.iter().filter(|(netns, _)| scene.nodes.contains(&netns.inode));
-        let watched = nodes.filter_map(|(netns, territory)| {
+    pub fn begin(environment: &Environment) -> Self {
+        let nodes = environment.netns.iter().filter(|(netns, _)| environment.nodes.contains(&netns.inode));
+        let watched = nodes.filter_map(|(netns, traced)| {
             let file = netns.file.try_clone().ok()?;
             let begin = read(&file)?;
-            Some(Watched { node: territory.node.clone(), netns: file, begin })
+            Some(Watched { node: traced.node.clone(), netns: file, begin })
         });
         Self(watched.collect())
     }

@@ -146,7 +146,7 @@ pub fn cpu_ns() -> u64 {
 pub fn rss_bytes() -> u64 {
     let Ok(text) = fs::read_to_string("/proc/self/statm") else { return 0 };
     let pages: u64 = text.split_ascii_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
-    // SAFETY: sysconf(3) takes an integer and touches no memory of ours.
+    // SAFETY: sysconf(3) takes an integer and writes to no memory of this process.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     pages * u64::try_from(page).unwrap_or(4096)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use sockpath_kernel::netns::inside;
 use sockpath_protocol::packet::IncidentKind;
 
-use super::scene::Scene;
+use super::environment::Environment;
 
 /// Counters of `TcpExt`, and the incident that they stand for: as often as the one that rose most says.
 struct Counter {
@@ -60,9 +60,9 @@ pub struct Rise {
 
 impl Watch {
     /// Notes how the counters of the pods' namespaces stand. A namespace that cannot be read is not watched.
-    pub fn begin(scene: &Scene) -> Self {
-        // In a node's namespace they are those of everybody.
-        let pods = scene.netns.iter().filter(|(_, t)| t.pod.is_some() && (t.source || t.target));
+    pub fn begin(environment: &Environment) -> Self {
+        // In a node's namespace they count all traffic of the node.
+        let pods = environment.netns.iter().filter(|(_, t)| t.pod.is_some() && (t.source || t.target));
         let watched = pods.filter_map(|(netns, t)| {
             let file = netns.file.try_clone().ok()?;
             let readings = read(&file).ok()?;

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use sockpath_kernel::netns::inside;
 use sockpath_protocol::packet::{Device, DeviceKind};
 
-use super::places::Equipment;
+use super::places::TracedDevice;
 use crate::node::Netns;
 
 /// A device as the kernel describes it.
@@ -139,13 +139,13 @@ fn device_kind(kind: &InfoKind) -> DeviceKind {
 }
 
 /// The devices of one namespace as the plugin shows them. `owner` names a namespace: its pod, or its node.
-pub fn describe(netns: u32, links: &Links, owner: impl Fn(u32) -> Option<String>) -> Vec<Equipment> {
+pub fn describe(netns: u32, links: &Links, owner: impl Fn(u32) -> Option<String>) -> Vec<TracedDevice> {
     let name_in = |netns: u32, index: u32| links.get(&netns)?.iter().find(|l| l.ifindex == index).map(|l| l.name.clone());
     links
         .get(&netns)
         .into_iter()
         .flatten()
-        .map(|l| Equipment {
+        .map(|l| TracedDevice {
             device: Device {
                 name: l.name.clone(),
                 ifindex: l.ifindex,
@@ -158,7 +158,7 @@ pub fn describe(netns: u32, links: &Links, owner: impl Fn(u32) -> Option<String>
         .collect()
 }
 
-/// Devices of a node at which packets come in from elsewhere: no port of a bridge, no tunnel, no way to a known namespace.
+/// Devices of a node at which packets come in from elsewhere: not a port of a bridge, a tunnel or a link to a known namespace.
 #[must_use]
 pub fn uplinks(links: &[Link]) -> Vec<u32> {
     links

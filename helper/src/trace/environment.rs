@@ -13,7 +13,7 @@ use sockpath_protocol::request::{Pod, TraceRequest};
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Link, Links};
-use super::places::{Equipment, Places, ReadDevices, Territory};
+use super::places::{Places, ReadDevices, TracedDevice, TracedNetns};
 use super::throttle::Throttles;
 use crate::coded::Coded;
 use crate::node::{self, FoundPod, Netns, Process};
@@ -30,9 +30,9 @@ pub struct Endpoint {
 
 /// What a trace watches on this node.
 #[derive(Debug)]
-pub struct Scene {
+pub struct Environment {
     /// The namespaces, held open, with what each is.
-    pub netns: Vec<(Netns, Territory)>,
+    pub netns: Vec<(Netns, TracedNetns)>,
     /// Namespaces that are a node's.
     pub nodes: Vec<u32>,
     /// The source's namespace, when it is on this node.
@@ -50,10 +50,10 @@ pub struct Scene {
     pub groups: Vec<(u32, PathBuf)>,
 }
 
-impl Scene {
+impl Environment {
     /// Finds everything that the request names and that is on this node.
     pub fn find(site: &Site, request: &TraceRequest) -> Result<Self> {
-        let mut scene = Self {
+        let mut environment = Self {
             netns: Vec::new(),
             nodes: Vec::new(),
             source: None,
@@ -66,31 +66,31 @@ impl Scene {
         };
         for node in &request.nodes {
             let netns = node::node_netns(site, node).with_context(|| format!("node {}", node.name))?;
-            scene.nodes.push(netns.inode);
-            scene.add(netns, &node.name, None, false, false);
+            environment.nodes.push(netns.inode);
+            environment.add(netns, &node.name, None, false, false);
         }
         let here = |pod: &Pod| request.nodes.iter().any(|n| n.name == pod.node);
         if here(&request.source) {
-            scene.source = Some(scene.add_pod(site, &request.source, true)?);
+            environment.source = Some(environment.add_pod(site, &request.source, true)?);
         }
         for pod in request.targets.iter().filter(|p| here(p)) {
-            scene.add_pod(site, pod, false)?;
+            environment.add_pod(site, pod, false)?;
         }
-        scene.mark_own_addresses(request);
-        if scene.netns.iter().all(|(_, t)| !t.source && !t.target) {
+        environment.mark_own_addresses(request);
+        if environment.netns.iter().all(|(_, t)| !t.source && !t.target) {
             return Err(Coded::new("not-here", "neither the source nor a target of this trace is on this node"));
         }
-        scene.collect_addresses(request);
-        scene.add_addresses_of_node(request)?;
-        scene.collect_links()?;
+        environment.collect_addresses(request);
+        environment.add_addresses_of_node(request)?;
+        environment.collect_links()?;
         let elsewhere = !here(&request.source) || request.targets.is_empty() || request.targets.iter().any(|p| !here(p));
         if elsewhere {
-            for node in &scene.nodes {
-                let links = scene.links.get(node).map(Vec::as_slice).unwrap_or_default();
-                scene.uplinks.extend(devices::uplinks(links).into_iter().map(|index| (*node, index)));
+            for node in &environment.nodes {
+                let links = environment.links.get(node).map(Vec::as_slice).unwrap_or_default();
+                environment.uplinks.extend(devices::uplinks(links).into_iter().map(|index| (*node, index)));
             }
         }
-        Ok(scene)
+        Ok(environment)
     }
 
     /// A node that has the target's address is the target: packets end at a socket there, as those to a hostNetwork pod do.
@@ -99,10 +99,10 @@ impl Scene {
         if request.targets.is_empty() {
             sought.extend(request.services.iter().flat_map(|s| s.backends.iter().map(|b| b.ip())));
         }
-        for (netns, territory) in self.netns.iter_mut().filter(|(n, _)| self.nodes.contains(&n.inode)) {
+        for (netns, traced) in self.netns.iter_mut().filter(|(n, _)| self.nodes.contains(&n.inode)) {
             // A node that cannot be asked is passed, as any other.
             let own = inside(&netns.file, || Ok(address::list(&mut Socket::open(NETLINK_ROUTE)?)?)).unwrap_or_default();
-            territory.target |= own.iter().any(|(_, ip)| sought.contains(ip));
+            traced.target |= own.iter().any(|(_, ip)| sought.contains(ip));
         }
     }
 
@@ -125,8 +125,8 @@ impl Scene {
             t.target |= target;
             return;
         }
-        let territory = Territory { netns: netns.inode, node: node.to_owned(), pod, source, target };
-        self.netns.push((netns, territory));
+        let traced = TracedNetns { netns: netns.inode, node: node.to_owned(), pod, source, target };
+        self.netns.push((netns, traced));
     }
 
     /// Whether source and target share a namespace.
@@ -185,8 +185,8 @@ impl Scene {
     #[must_use]
     pub fn group_of_source(&self) -> Option<PathBuf> {
         // The source was looked for first, and shares its namespace with others only where it has the node's.
-        let (_, territory) = self.netns.iter().find(|(_, t)| t.source)?;
-        self.groups.iter().find(|(netns, _)| *netns == territory.netns).map(|(_, group)| group.clone())
+        let (_, traced) = self.netns.iter().find(|(_, t)| t.source)?;
+        self.groups.iter().find(|(netns, _)| *netns == traced.netns).map(|(_, group)| group.clone())
     }
 
     /// The CPU limits of the pods.
@@ -230,7 +230,7 @@ impl Scene {
 
 /// Devices may appear while a trace runs.
 fn read_again(held: Vec<Netns>, mut links: Links, owners: HashMap<u32, String>) -> ReadDevices {
-    Box::new(move |inode| -> Vec<Equipment> {
+    Box::new(move |inode| -> Vec<TracedDevice> {
         let all: Vec<&Netns> = held.iter().collect();
         let Some(netns) = held.iter().find(|n| n.inode == inode) else { return Vec::new() };
         // A namespace that cannot be asked any more leaves its devices without a name; the trace goes on.

@@ -4,11 +4,11 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ptr;
 
-use sockpath_bpf::trace::types::{trace_ct, trace_event, trace_flag, trace_hook, trace_way};
+use sockpath_bpf::trace::types::{trace_attach, trace_ct, trace_event, trace_flag, trace_hook};
 use sockpath_protocol::packet::{Context, Flow, HeaderOffsets};
 use sockpath_protocol::request::Protocol;
 
-use super::functions::{self, Way};
+use super::functions::{self, Attach};
 
 /// The hook an event comes from, as the programs number them.
 pub type Hook = trace_hook;
@@ -52,8 +52,8 @@ pub struct Sight {
     pub shared: bool,
     /// For a drop: state of the socket that dropped it, as the kernel numbers them; 0 where the kernel names none (before 6.11).
     pub socket_state: u8,
-    /// By which kind of hook a function was seen; `None` when it was no function.
-    pub way: Option<Way>,
+    /// By which kind of hook a function was seen; `None` when it was not a function.
+    pub attach: Option<Attach>,
     /// CPU it ran on.
     pub cpu: u16,
     /// GSO segments; 0 when it is not a GSO packet.
@@ -154,9 +154,9 @@ impl Sight {
             flags: e.flags,
             shared: e.shared != 0,
             socket_state: e.socket_state,
-            way: match trace_way(u32::from(e.way)) {
-                trace_way::TRACE_WAY_FENTRY => Some(Way::Fentry),
-                trace_way::TRACE_WAY_KPROBE => Some(Way::Kprobe),
+            attach: match trace_attach(u32::from(e.attach)) {
+                trace_attach::TRACE_ATTACH_FENTRY => Some(Attach::Fentry),
+                trace_attach::TRACE_ATTACH_KPROBE => Some(Attach::Kprobe),
                 _ => None,
             },
             cpu: e.cpu,
@@ -182,9 +182,9 @@ impl Sight {
     #[must_use]
     pub fn hook_name(&self) -> String {
         if let Some(function) = functions::of(self.hook) {
-            return function.public_name(self.way.unwrap_or(Way::Fentry));
+            return function.public_name(self.attach.unwrap_or(Attach::Fentry));
         }
-        match (self.way, rules_of(self.hook)) {
+        match (self.attach, rules_of(self.hook)) {
             // Netfilter without links: the function that runs the rules.
             (Some(_), Some((_, true))) => "fentry/nf_hook_slow".to_owned(),
             (Some(_), Some((_, false))) => "fexit/nf_hook_slow".to_owned(),
@@ -211,7 +211,7 @@ pub fn rules_of(hook: Hook) -> Option<(&'static str, bool)> {
     Some((hook, position == "first"))
 }
 
-/// The name of a hook that is no function.
+/// The name of a hook that is not a function.
 fn hook_name(hook: Hook) -> &'static str {
     match hook {
         Hook::TRACE_TCP_SENDMSG => "tp_btf/tcp_sendmsg_locked",

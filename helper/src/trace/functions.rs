@@ -45,9 +45,9 @@ pub enum Better {
     Netfilter,
 }
 
-/// How functions are seen.
+/// How programs are attached to functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Attach {
     /// fentry and fexit.
     Fentry,
     /// kprobe.
@@ -99,7 +99,7 @@ const DEF_READABLE: Function = only_fentry(Function {
 /// Its events are numbered as those of netfilter links are.
 const HOOK_SLOW: Function = only_fentry(unless(row("nf_hook_slow", Hook::TRACE_NONE, 0, [None; 3]), Better::Netfilter));
 
-/// The table, in the order of the way.
+/// The table, in the order of a packet's path.
 pub const FUNCTIONS: &[Function] = &[
     SENDMSG,
     WRITE_XMIT,
@@ -153,21 +153,21 @@ pub fn of(hook: Hook) -> Option<&'static Function> {
 impl Function {
     /// How it is called in reports, e.g. `fentry/ip_output`.
     #[must_use]
-    pub fn public_name(&self, way: Way) -> String {
-        format!("{}/{}", self.kind(way), self.name)
+    pub fn public_name(&self, attach: Attach) -> String {
+        format!("{}/{}", self.kind(attach), self.name)
     }
 
     /// The program's name in the object.
     #[must_use]
-    pub fn program(&self, way: Way) -> String {
-        format!("{}_{}", self.kind(way), self.name)
+    pub fn program(&self, attach: Attach) -> String {
+        format!("{}_{}", self.kind(attach), self.name)
     }
 
-    fn kind(&self, way: Way) -> &'static str {
-        match way {
-            Way::Fentry if self.exit => "fexit",
-            Way::Fentry => "fentry",
-            Way::Kprobe => "kprobe",
+    fn kind(&self, attach: Attach) -> &'static str {
+        match attach {
+            Attach::Fentry if self.exit => "fexit",
+            Attach::Fentry => "fentry",
+            Attach::Kprobe => "kprobe",
         }
     }
 }
@@ -182,7 +182,7 @@ pub fn is_program(name: &str) -> bool {
 #[derive(Debug, Default)]
 pub struct Choice {
     /// Those that are seen.
-    pub chosen: Vec<(&'static Function, Way)>,
+    pub chosen: Vec<(&'static Function, Attach)>,
     /// Public names, or kinds of hook, and why they are not.
     pub refused: BTreeMap<String, String>,
     /// Whether programs can read the kernel's objects as plain memory (6.2+), which makes loading them faster.
@@ -209,20 +209,20 @@ impl Choice {
             (Err(_), "" | "kprobe") => Err("the kernel was built without it".to_owned()),
             (Err(_), other) => Err(not_wanted(other)),
         };
-        let way = match (&fentry, &kprobe) {
-            (Ok(()), _) => Some(Way::Fentry),
-            (_, Ok(())) => Some(Way::Kprobe),
+        let attach = match (&fentry, &kprobe) {
+            (Ok(()), _) => Some(Attach::Fentry),
+            (_, Ok(())) => Some(Attach::Kprobe),
             _ => None,
         };
         for (kind, answer) in [("fentry", fentry), ("kprobe", kprobe)] {
             choice.refused.extend(answer.err().map(|why| (kind.to_owned(), why)));
         }
-        let Some(way) = way else { return choice };
+        let Some(attach) = attach else { return choice };
         let modules = modules();
         for function in FUNCTIONS.iter().filter(|f| !f.unless.is_some_and(&seen_better)) {
-            match function.objection(btf, way, functions.get(function.name), &modules) {
-                None => choice.chosen.push((function, way)),
-                Some(why) => drop(choice.refused.insert(function.public_name(way), why)),
+            match function.objection(btf, attach, functions.get(function.name), &modules) {
+                None => choice.chosen.push((function, attach)),
+                Some(why) => drop(choice.refused.insert(function.public_name(attach), why)),
             }
         }
         choice
@@ -230,8 +230,8 @@ impl Choice {
 
     /// None after all: the programs could not be loaded.
     pub fn give_up(&mut self, why: &str) {
-        if let Some((_, way)) = self.chosen.first() {
-            let kind = if *way == Way::Kprobe { "kprobe" } else { "fentry" };
+        if let Some((_, attach)) = self.chosen.first() {
+            let kind = if *attach == Attach::Kprobe { "kprobe" } else { "fentry" };
             self.refused.insert(kind.to_owned(), why.to_owned());
         }
         self.chosen.clear();
@@ -243,23 +243,23 @@ impl Choice {
         self.chosen.iter().any(|(f, _)| f.name == name)
     }
 
-    /// Whether the kinds of hook are had: fentry, kprobe.
+    /// The kind of hook in use.
     #[must_use]
-    pub fn way(&self) -> Option<Way> {
-        self.chosen.first().map(|(_, way)| *way)
+    pub fn attach(&self) -> Option<Attach> {
+        self.chosen.first().map(|(_, attach)| *attach)
     }
 }
 
 impl Function {
-    fn objection(&self, btf: &Btf<'_>, way: Way, found: Option<&Func<'_>>, modules: &Result<(), String>) -> Option<String> {
-        if way == Way::Kprobe && !self.kprobe {
+    fn objection(&self, btf: &Btf<'_>, attach: Attach, found: Option<&Func<'_>>, modules: &Result<(), String>) -> Option<String> {
+        if attach == Attach::Kprobe && !self.kprobe {
             return Some("a kprobe cannot take its place".to_owned());
         }
         match (found, self.module) {
             (Some(f), _) if takes(btf, f, self.argument) => None,
             (Some(_), _) => Some("its arguments are others in this kernel".to_owned()),
-            (None, Some(module)) if Path::new("/sys/kernel/btf").join(module).exists() => match (way, modules) {
-                (Way::Fentry, Err(why)) => Some(why.clone()),
+            (None, Some(module)) if Path::new("/sys/kernel/btf").join(module).exists() => match (attach, modules) {
+                (Attach::Fentry, Err(why)) => Some(why.clone()),
                 _ => None,
             },
             (None, Some(module)) => Some(format!("module {module} is not loaded")),

@@ -1,7 +1,7 @@
 //! Watching the packets of one pair of pods.
 //!
-//! `scene` finds the pair, `programs` observes, `assemble` makes packets of the observations, and this module serves the
-//! session: it reads the ring buffer every few milliseconds and tells the plugin.
+//! `environment` finds the pair, `programs` observes, `assemble` makes packets of the observations, and this module serves the
+//! session: it reads the ring buffer every few milliseconds and reports to the plugin.
 
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
@@ -22,12 +22,12 @@ use assemble::Assembler;
 use conntrack::Conntrack;
 use cost::Meter;
 use counters::{Rise, Watch};
+use environment::Environment;
 use hooks::Offer;
 use names::Names;
 use pace::{Look, Mode, Pace};
 use programs::Programs;
 use rules::Rules;
-use scene::Scene;
 use sockpath_kernel::clock::clock_ns;
 use throttle::Throttles;
 
@@ -37,6 +37,7 @@ mod conntrack;
 mod cost;
 mod counters;
 pub mod devices;
+mod environment;
 pub mod event;
 pub mod functions;
 pub mod hooks;
@@ -46,7 +47,6 @@ pub mod places;
 mod probe;
 mod programs;
 pub mod rules;
-mod scene;
 pub mod settings;
 mod sockets;
 mod subsystems;
@@ -73,7 +73,7 @@ const METER_EVERY: Duration = Duration::from_millis(20);
 /// Serves a trace until it is done or the session has to end.
 pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReason> {
     let start = Instant::now();
-    let scene = Scene::find(session.site(), &request)?;
+    let environment = Environment::find(session.site(), &request)?;
     let mut offer = Offer::read()?;
     let rate = match (request.every_packet, request.packets_per_second) {
         (true, _) => 0,
@@ -84,30 +84,30 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     let names = Names::new(offer.drop_reasons.clone()).with_release(&release);
     // Reading begins here, so that counters are those of before the first packet.
     let unread = if request.no_rules { Some("--no-rules leaves them out") } else { rules::unreadable() };
-    let rules = Rules::of(&scene, unread.is_none())?;
-    let conntrack = Conntrack::begin(&scene);
-    let mut assembler = Assembler::new(scene.pair(&request), scene.places()?, names).with_rules(rules);
+    let rules = Rules::of(&environment, unread.is_none())?;
+    let conntrack = Conntrack::begin(&environment);
+    let mut assembler = Assembler::new(environment.pair(&request), environment.places()?, names).with_rules(rules);
     if !offer.has_netfilter() {
         assembler = assembler.without_netfilter();
     }
     let (mut storage, mut plain) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let programs = match Programs::start(&mut storage, &scene, &offer, rate) {
+    let programs = match Programs::start(&mut storage, &environment, &offer, rate) {
         // What functions show is worth much, but not the trace.
-        Err(e) if offer.functions.way().is_some() => {
+        Err(e) if offer.functions.attach().is_some() => {
             offer.functions.give_up(&format!("the kernel refused the programs: {e:#}"));
-            Programs::start(&mut plain, &scene, &offer, rate)?
+            Programs::start(&mut plain, &environment, &offer, rate)?
         }
         result => result?,
     };
-    let counters = Watch::begin(&scene);
+    let counters = Watch::begin(&environment);
     let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-    let pace = Pace::new(rate, offer.has_netfilter() && scene.uplinks.is_empty(), now);
+    let pace = Pace::new(rate, offer.has_netfilter() && environment.uplinks.is_empty(), now);
     let mut trace = Trace {
         meter: Meter::start(programs.fds()),
         programs,
         counters,
         conntrack,
-        throttles: scene.throttles(),
+        throttles: environment.throttles(),
         armed: Instant::now(),
         pace,
         mode: Mode::Watching,
@@ -120,11 +120,11 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     session.send(&Message::Armed(Armed {
         hooks: trace.programs.hooks.used.clone(),
         unavailable: trace.programs.hooks.unavailable.clone().into_iter().chain(rules).collect(),
-        filters: tc::of_pods(&scene),
+        filters: tc::of_pods(&environment),
         took_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
         at_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
     }))?;
-    let reason = trace.serve(session, &request, &scene, &mut assembler).await?;
+    let reason = trace.serve(session, &request, &environment, &mut assembler).await?;
     session.ends();
     let until = clock_ns(ClockId::CLOCK_MONOTONIC)?;
     trace.observe(session, &mut assembler)?;
@@ -148,7 +148,7 @@ struct Trace<'a> {
     mode: Mode,
     /// Whether the pair may be accelerated.
     bypass: bool,
-    /// How long what fires for everybody was detached, and since when it is.
+    /// How long the machine-wide hooks were detached, and since when they are.
     rested: Duration,
     rests: Option<Instant>,
 }
@@ -158,7 +158,7 @@ impl Trace<'_> {
         &mut self,
         session: &mut Session,
         request: &TraceRequest,
-        scene: &Scene,
+        environment: &Environment,
         assembler: &mut Assembler,
     ) -> Result<EndReason> {
         let accelerations = Pins::of(session.site());
@@ -177,13 +177,13 @@ impl Trace<'_> {
                     Inbound::Request(Request::Probe(probe)) => {
                         let look = self.look()?;
                         self.pace.watch(look);
-                        self.set_mode(Mode::Watching, scene)?;
+                        self.set_mode(Mode::Watching, environment)?;
                         if probe.protocol != Protocol::Tcp {
-                            self.programs.watch_calls(scene)?;
+                            self.programs.watch_calls(environment)?;
                         }
-                        start_probe(scene, probe, probed_tx.clone());
+                        start_probe(environment, probe, probed_tx.clone());
                     }
-                    Inbound::Request(Request::LookForBypass) => self.look_for_bypass(scene)?,
+                    Inbound::Request(Request::LookForBypass) => self.look_for_bypass(environment)?,
                     Inbound::Request(other) => session.warn(format!("not during a trace: {}", field(&format!("{other:?}"))))?,
                     Inbound::Stop(reason) => return Ok(reason),
                 },
@@ -191,10 +191,10 @@ impl Trace<'_> {
                 _ = consume.tick() => {
                     let look = self.look()?;
                     let mode = self.pace.look(look);
-                    self.set_mode(mode, scene)?;
+                    self.set_mode(mode, environment)?;
                     self.observe(session, assembler)?;
                     if assembler.saw_datagrams() {
-                        self.programs.watch_calls(scene)?;
+                        self.programs.watch_calls(environment)?;
                     }
                     if request.count.is_some_and(|n| assembler.delivered_requests() >= n) {
                         return Ok(EndReason::Finished);
@@ -205,7 +205,7 @@ impl Trace<'_> {
                 _ = count.tick() => {
                     self.look_at_counters(assembler)?;
                     if accelerations.exist() {
-                        self.look_for_bypass(scene)?;
+                        self.look_for_bypass(environment)?;
                     }
                     let counters = self.counters(assembler)?;
                     session.send(&Message::Counters(counters))?;
@@ -214,7 +214,7 @@ impl Trace<'_> {
         }
     }
 
-    fn look_for_bypass(&mut self, scene: &Scene) -> Result<()> {
+    fn look_for_bypass(&mut self, environment: &Environment) -> Result<()> {
         if self.bypass {
             return Ok(());
         }
@@ -222,24 +222,24 @@ impl Trace<'_> {
         self.pace.never_silent();
         let look = self.look()?;
         self.pace.watch(look);
-        self.set_mode(Mode::Watching, scene)?;
-        self.programs.look_for_bypass(scene)
+        self.set_mode(Mode::Watching, environment)?;
+        self.programs.look_for_bypass(environment)
     }
 
     fn look(&self) -> Result<Look> {
         Ok(Look {
             now_ns: clock_ns(ClockId::CLOCK_MONOTONIC)?,
             wall_ms: clock_ns(ClockId::CLOCK_REALTIME)? / 1_000_000,
-            met: self.programs.met(),
+            packets: self.programs.pair_packets(),
             runs_per_second: self.meter.runs_per_second(),
         })
     }
 
-    fn set_mode(&mut self, mode: Mode, scene: &Scene) -> Result<()> {
+    fn set_mode(&mut self, mode: Mode, environment: &Environment) -> Result<()> {
         if mode == self.mode && (mode == Mode::Watching || self.rests.is_some()) {
             return Ok(());
         }
-        let done = self.programs.set_mode(mode, scene)?;
+        let done = self.programs.set_mode(mode, environment)?;
         self.mode = mode;
         if mode == Mode::Watching {
             self.rested += self.rests.take().map_or(Duration::ZERO, |since| since.elapsed());
@@ -249,7 +249,7 @@ impl Trace<'_> {
         Ok(())
     }
 
-    /// Takes what has been observed, and tells the plugin of the packets whose way is over. The ring buffer is emptied in
+    /// Takes what has been observed, and reports the packets whose path has ended. The ring buffer is emptied in
     /// pieces; what is too much for one turn waits there for the next, and what does not fit there is counted as lost.
     fn observe(&mut self, session: &mut Session, assembler: &mut Assembler) -> Result<()> {
         for _ in 0..CHUNKS {
@@ -305,7 +305,7 @@ impl Trace<'_> {
 }
 
 /// A probe blocks, so it has a thread of its own; one that outlives the trace ends with the process.
-fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>) {
+fn start_probe(environment: &Environment, request: ProbeRequest, done: mpsc::Sender<Probed>) {
     let failed = |error: String| Probed {
         protocol: request.protocol,
         to: request.to.to_string(),
@@ -314,11 +314,11 @@ fn start_probe(scene: &Scene, request: ProbeRequest, done: mpsc::Sender<Probed>)
         error: Some(error),
         why: None,
     };
-    let Some(Ok(source)) = scene.source.as_ref().map(std::fs::File::try_clone) else {
+    let Some(Ok(source)) = environment.source.as_ref().map(std::fs::File::try_clone) else {
         let _ = done.try_send(failed("the source is not on this node".to_owned()));
         return;
     };
-    let group = scene.group_of_source();
+    let group = environment.group_of_source();
     tokio::task::spawn_blocking(move || {
         let _ = done.blocking_send(probe::probe(&source, group.as_deref(), &request));
     });

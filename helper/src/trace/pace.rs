@@ -1,5 +1,5 @@
-//! When the hooks that fire for everybody's packets are attached. They cost others some 60 ns each time, whatever the
-//! programs do, so they are left out where that takes nothing from the picture (or next to nothing).
+//! When the machine-wide hooks are attached. They add some 60 ns to each packet of any pod, whatever the programs do, so they
+//! are detached where that takes nothing from the picture (or next to nothing).
 
 /// Recorded packets are a small share of the traffic from this many times the rate on: then a part of each second is enough.
 const HOT: u64 = 10;
@@ -18,7 +18,7 @@ const COUNT_NS: u64 = 200_000_000;
 pub enum Mode {
     /// Everything.
     Watching,
-    /// The pair is silent while others are busy: what fires for everybody is detached until the pair says something. Packets
+    /// The pair is silent while others are busy: the machine-wide hooks are detached until the pair sends something. Packets
     /// are recorded at the netfilter hooks alone until then.
     Silent,
     /// The pair's traffic is hot: nothing is recorded for the rest of this second.
@@ -33,7 +33,7 @@ pub struct Look {
     /// `CLOCK_REALTIME`, milliseconds.
     pub wall_ms: u64,
     /// Packets of the pair so far.
-    pub met: u64,
+    pub packets: u64,
     /// Runs of the programs in a second, as far as known.
     pub runs_per_second: u64,
 }
@@ -45,8 +45,8 @@ pub struct Pace {
     hot_from: Option<u64>,
     may_be_silent: bool,
     mode: Mode,
-    met: u64,
-    met_at: u64,
+    packets: u64,
+    last_packet_ns: u64,
     counted_from: (u64, u64),
     hot: bool,
 }
@@ -60,8 +60,8 @@ impl Pace {
             hot_from: (packets_per_second > 0).then(|| u64::from(packets_per_second) * HOT),
             may_be_silent: may_be_silent && packets_per_second > 0,
             mode: Mode::Watching,
-            met: 0,
-            met_at: now_ns,
+            packets: 0,
+            last_packet_ns: now_ns,
             counted_from: (now_ns, 0),
             hot: false,
         }
@@ -69,9 +69,9 @@ impl Pace {
 
     /// What should be attached now.
     pub fn look(&mut self, look: Look) -> Mode {
-        if look.met != self.met {
-            self.met = look.met;
-            self.met_at = look.now_ns;
+        if look.packets != self.packets {
+            self.packets = look.packets;
+            self.last_packet_ns = look.now_ns;
             if self.mode == Mode::Silent {
                 self.watch(look);
             }
@@ -79,14 +79,14 @@ impl Pace {
         let open = look.wall_ms % 1000 < WATCHED_MS;
         match self.mode {
             Mode::Watching => {
-                let (from, met) = self.counted_from;
+                let (from, packets) = self.counted_from;
                 let counted = look.now_ns.saturating_sub(from);
                 if counted >= COUNT_NS {
-                    let rate = (look.met - met).saturating_mul(1_000_000_000) / counted;
+                    let rate = (look.packets - packets).saturating_mul(1_000_000_000) / counted;
                     self.hot = self.hot_from.is_some_and(|least| rate >= least);
-                    self.counted_from = (look.now_ns, look.met);
+                    self.counted_from = (look.now_ns, look.packets);
                 }
-                let silent = look.now_ns.saturating_sub(self.met_at) >= SILENCE_NS;
+                let silent = look.now_ns.saturating_sub(self.last_packet_ns) >= SILENCE_NS;
                 if self.hot && !open {
                     self.mode = Mode::Paused;
                 } else if self.may_be_silent && silent && look.runs_per_second >= WORTH_A_REST {
@@ -107,8 +107,8 @@ impl Pace {
     /// Something is about to happen, or what was decided cannot be done.
     pub fn watch(&mut self, look: Look) {
         self.mode = Mode::Watching;
-        self.met_at = look.now_ns;
-        self.counted_from = (look.now_ns, look.met);
+        self.last_packet_ns = look.now_ns;
+        self.counted_from = (look.now_ns, look.packets);
     }
 }
 
@@ -118,8 +118,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn at(ms: u64, met: u64, runs_per_second: u64) -> Look {
-        Look { now_ns: ms * MS, wall_ms: ms, met, runs_per_second }
+    fn at(ms: u64, packets: u64, runs_per_second: u64) -> Look {
+        Look { now_ns: ms * MS, wall_ms: ms, packets, runs_per_second }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use sockpath_protocol::packet::{Device, DeviceKind, Place};
 
 /// A network namespace that belongs to the trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Territory {
+pub struct TracedNetns {
     /// Inode of the namespace.
     pub netns: u32,
     /// Name of the node.
@@ -21,7 +21,7 @@ pub struct Territory {
 
 /// A device, and the queue discipline it transmits through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Equipment {
+pub struct TracedDevice {
     /// The device.
     pub device: Device,
     /// Name of its root queue discipline.
@@ -29,22 +29,22 @@ pub struct Equipment {
 }
 
 /// Reads the devices of a namespace by its inode.
-pub type ReadDevices = Box<dyn FnMut(u32) -> Vec<Equipment>>;
+pub type ReadDevices = Box<dyn FnMut(u32) -> Vec<TracedDevice>>;
 
 /// Namespaces, their devices and the numbers that hops refer to them by.
 pub struct Places {
-    territories: HashMap<u32, Territory>,
-    devices: HashMap<(u32, u32), Equipment>,
+    namespaces: HashMap<u32, TracedNetns>,
+    devices: HashMap<(u32, u32), TracedDevice>,
     read: ReadDevices,
     index: HashMap<(u32, u32), u32>,
     known: Vec<Place>,
     /// How many of `known` were handed out by `fresh`.
-    told: usize,
+    handed_out: usize,
 }
 
 impl std::fmt::Debug for Places {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Places").field("territories", &self.territories).field("known", &self.known).finish_non_exhaustive()
+        f.debug_struct("Places").field("namespaces", &self.namespaces).field("known", &self.known).finish_non_exhaustive()
     }
 }
 
@@ -52,20 +52,20 @@ impl std::fmt::Debug for Places {
 const MAX_PLACES: usize = 4096;
 
 impl Places {
-    /// The places of a trace. `read` is asked when a device turns up that is not known yet.
-    pub fn new(territories: impl IntoIterator<Item = Territory>, read: ReadDevices) -> Self {
-        let territories = territories.into_iter().map(|t| (t.netns, t)).collect();
-        Self { territories, devices: HashMap::new(), read, index: HashMap::new(), known: Vec::new(), told: 0 }
+    /// The places of a trace. `read` is called when a device turns up that is not known yet.
+    pub fn new(namespaces: impl IntoIterator<Item = TracedNetns>, read: ReadDevices) -> Self {
+        let namespaces = namespaces.into_iter().map(|t| (t.netns, t)).collect();
+        Self { namespaces, devices: HashMap::new(), read, index: HashMap::new(), known: Vec::new(), handed_out: 0 }
     }
 
     /// What a namespace is in this trace.
     #[must_use]
-    pub fn territory(&self, netns: u32) -> Option<&Territory> {
-        self.territories.get(&netns)
+    pub fn netns(&self, netns: u32) -> Option<&TracedNetns> {
+        self.namespaces.get(&netns)
     }
 
     /// Takes note of the devices of a namespace.
-    pub fn learn(&mut self, netns: u32, devices: Vec<Equipment>) {
+    pub fn learn(&mut self, netns: u32, devices: Vec<TracedDevice>) {
         for e in devices {
             self.devices.insert((netns, e.device.ifindex), e);
         }
@@ -73,11 +73,11 @@ impl Places {
 
     /// A device of a namespace; `None` when there is no such device.
     pub fn device(&mut self, netns: u32, ifindex: u32) -> Option<&Device> {
-        self.equipment(netns, ifindex).map(|e| &e.device)
+        self.traced_device(netns, ifindex).map(|e| &e.device)
     }
 
     /// A device of a namespace with its queue discipline.
-    pub fn equipment(&mut self, netns: u32, ifindex: u32) -> Option<&Equipment> {
+    pub fn traced_device(&mut self, netns: u32, ifindex: u32) -> Option<&TracedDevice> {
         if ifindex == 0 {
             return None;
         }
@@ -110,7 +110,7 @@ impl Places {
         let device = self.device(netns, ifindex).cloned().or_else(|| {
             (ifindex != 0).then(|| Device { name: format!("if{ifindex}"), ifindex, kind: DeviceKind::Other, peer: None, bridge: None })
         });
-        let (node, pod) = self.territories.get(&netns).map_or_else(|| (String::new(), None), |t| (t.node.clone(), t.pod.clone()));
+        let (node, pod) = self.namespaces.get(&netns).map_or_else(|| (String::new(), None), |t| (t.node.clone(), t.pod.clone()));
         let number = u32::try_from(self.known.len()).unwrap_or(0);
         self.known.push(Place { index: number, node, pod, netns, device });
         self.index.insert((netns, ifindex), number);
@@ -119,8 +119,8 @@ impl Places {
 
     /// Places that were numbered since the last call; the plugin has to hear of them before it hears of hops there.
     pub fn fresh(&mut self) -> Vec<Place> {
-        let fresh = self.known[self.told..].to_vec();
-        self.told = self.known.len();
+        let fresh = self.known[self.handed_out..].to_vec();
+        self.handed_out = self.known.len();
         fresh
     }
 }

@@ -138,7 +138,7 @@ fn icmp(sockets: &Sockets, to: IpAddr, timeout: Duration) -> Result<()> {
     let fd = raw.context(During(Call::Open, "cannot open a raw socket (that needs CAP_NET_RAW)"))?;
     let id = (std::process::id() & 0xffff) as u16;
     let packet = echo_request(to.is_ipv4(), id, 1);
-    send_to(&fd, &packet, to).context(During(Call::Send, "no way there"))?;
+    send_to(&fd, &packet, to).context(During(Call::Send, "cannot send the echo request"))?;
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_in_words() {
+    fn a_failure_is_described_in_words() {
         let refused = anyhow::Error::from(io::Error::from_raw_os_error(libc::ECONNREFUSED)).context("cannot connect");
         assert_eq!(words(&refused), "cannot connect: Connection refused");
         assert_eq!(words(&anyhow::anyhow!("no echo reply")), "no echo reply");

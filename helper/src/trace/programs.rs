@@ -15,11 +15,11 @@ use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_
 use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 
 use super::attachment::{Attachments, Hooks};
+use super::environment::{Endpoint, Environment};
 use super::event::Sight;
 use super::functions::is_program;
 use super::hooks::{Offer, PROGRAMS, public_name};
 use super::pace::Mode;
-use super::scene::{Endpoint, Scene};
 
 /// How many slots of the table of namespaces are looked at (TRACE_NET_PROBES).
 const NET_PROBES: usize = 4;
@@ -42,13 +42,18 @@ pub struct Programs<'a> {
 
 impl<'a> Programs<'a> {
     /// Loads and attaches what this kernel offers. `packets_per_second` 0 records every packet.
-    pub fn start(storage: &'a mut MaybeUninit<OpenObject>, scene: &Scene, offer: &Offer, packets_per_second: u32) -> Result<Self> {
+    pub fn start(
+        storage: &'a mut MaybeUninit<OpenObject>,
+        environment: &Environment,
+        offer: &Offer,
+        packets_per_second: u32,
+    ) -> Result<Self> {
         let mut open = TraceSkelBuilder::default().open(storage).context("cannot open the trace programs")?;
         let mut hooks = Hooks { used: Vec::new(), unavailable: offer.functions.refused.clone() };
         for mut program in open.open_object_mut().progs_mut() {
             if program.name().to_str().is_some_and(is_program) {
                 let name = program.name().to_owned();
-                program.set_autoload(offer.functions.chosen.iter().any(|(f, way)| *name == *f.program(*way)));
+                program.set_autoload(offer.functions.chosen.iter().any(|(f, attach)| *name == *f.program(*attach)));
                 continue;
             }
             let Some(known) = PROGRAMS.iter().find(|p| program.name() == p.name) else { continue };
@@ -59,9 +64,9 @@ impl<'a> Programs<'a> {
                 }
             }
         }
-        configure(&mut open, scene, offer, packets_per_second)?;
+        configure(&mut open, environment, offer, packets_per_second)?;
         let mut skel = open.load().context("cannot load the trace programs (that needs CAP_BPF and CAP_PERFMON)")?;
-        set_namespaces(&mut skel, scene)?;
+        set_namespaces(&mut skel, environment)?;
 
         let seen = Rc::new(RefCell::new(Vec::new()));
         let sink = Rc::clone(&seen);
@@ -73,26 +78,26 @@ impl<'a> Programs<'a> {
             })
             .context("cannot read the ring buffer")?;
         let ring = builder.build().context("cannot map the ring buffer")?;
-        let attachments = Attachments::all(skel.object_mut(), scene, offer, &mut hooks)?;
+        let attachments = Attachments::all(skel.object_mut(), environment, offer, &mut hooks)?;
         if let Some(bss) = skel.maps.bss_data.as_mut() {
             bss.armed = true;
         }
         Ok(Self { skel, ring, seen, attachments, hooks })
     }
 
-    /// Attaches and detaches what fires for everybody as this mode says. What is under way when it rests would lose the rest of
-    /// its way: false while there is such a packet, and then nothing is detached yet.
-    pub fn set_mode(&mut self, mode: Mode, scene: &Scene) -> Result<bool> {
+    /// Attaches and detaches the machine-wide hooks as this mode says. A packet in transit when they are detached would lose the
+    /// rest of its path: false while there is one, and then nothing is detached yet.
+    pub fn set_mode(&mut self, mode: Mode, environment: &Environment) -> Result<bool> {
         let bss = self.skel.maps.bss_data.as_mut().context("the trace programs have no state")?;
         if mode == Mode::Watching {
-            self.attachments.wake(self.skel.object_mut(), scene)?;
+            self.attachments.wake(self.skel.object_mut(), environment)?;
             if let Some(bss) = self.skel.maps.bss_data.as_mut() {
                 bss.resting = trace_rest::TRACE_WATCHING.0;
             }
             return Ok(true);
         }
         bss.resting = if mode == Mode::Paused { trace_rest::TRACE_PAUSED.0 } else { trace_rest::TRACE_SILENT.0 };
-        let busy = bss.gate.on_the_way != 0 || bss.gate.at_the_socket != 0;
+        let busy = bss.gate.in_transit != 0 || bss.gate.at_the_socket != 0;
         if !busy {
             self.attachments.rest();
         }
@@ -100,8 +105,8 @@ impl<'a> Programs<'a> {
     }
 
     /// From now on bytes that go socket to socket are looked for, too.
-    pub fn look_for_bypass(&mut self, scene: &Scene) -> Result<()> {
-        self.watch_calls(scene)?;
+    pub fn look_for_bypass(&mut self, environment: &Environment) -> Result<()> {
+        self.watch_calls(environment)?;
         if let Some(bss) = self.skel.maps.bss_data.as_mut() {
             bss.bypass = true;
         }
@@ -109,19 +114,19 @@ impl<'a> Programs<'a> {
     }
 
     /// From now on the begin of calls that write is noted.
-    pub fn watch_calls(&mut self, scene: &Scene) -> Result<()> {
+    pub fn watch_calls(&mut self, environment: &Environment) -> Result<()> {
         let bss = self.skel.maps.bss_data.as_mut().context("the trace programs have no state")?;
         if !bss.calls_watched {
             bss.calls_watched = true;
-            self.attachments.watch_calls(self.skel.object_mut(), scene)?;
+            self.attachments.watch_calls(self.skel.object_mut(), environment)?;
         }
         Ok(())
     }
 
-    /// Packets of the pair that were met, recorded or not.
+    /// Packets of the pair that were seen, recorded or not.
     #[must_use]
-    pub fn met(&self) -> u64 {
-        self.skel.maps.bss_data.as_ref().map_or(0, |bss| bss.met)
+    pub fn pair_packets(&self) -> u64 {
+        self.skel.maps.bss_data.as_ref().map_or(0, |bss| bss.pair_packets)
     }
 
     /// Takes observations that have been made since the last call, at most [`CHUNK`]; none when there are no more.
@@ -148,7 +153,7 @@ impl<'a> Programs<'a> {
         Ok(sum)
     }
 
-    /// Forgets packets whose way is over and of which the programs saw no end.
+    /// Forgets packets whose path has ended and of which the programs saw no end.
     pub fn sweep(&mut self, is_done_with: impl Fn(u32) -> bool) {
         let packets = &self.skel.maps.packets;
         let mut over = Vec::new();
@@ -170,7 +175,7 @@ impl<'a> Programs<'a> {
 
     fn count_down(&mut self, at_the_socket: bool) {
         let Some(bss) = self.skel.maps.bss_data.as_mut() else { return };
-        let counter = if at_the_socket { &raw mut bss.gate.at_the_socket } else { &raw mut bss.gate.on_the_way };
+        let counter = if at_the_socket { &raw mut bss.gate.at_the_socket } else { &raw mut bss.gate.in_transit };
         // SAFETY: the pointer is into the map's memory, which stays mapped as long as the skeleton lives, is aligned for a
         // u32, and is changed by the programs with atomic instructions only.
         unsafe { AtomicU32::from_ptr(counter) }.fetch_sub(1, Ordering::Relaxed);
@@ -191,10 +196,15 @@ impl<'a> Programs<'a> {
     }
 }
 
-fn configure(open: &mut sockpath_bpf::trace::OpenTraceSkel<'_>, scene: &Scene, offer: &Offer, packets_per_second: u32) -> Result<()> {
+fn configure(
+    open: &mut sockpath_bpf::trace::OpenTraceSkel<'_>,
+    environment: &Environment,
+    offer: &Offer,
+    packets_per_second: u32,
+) -> Result<()> {
     let rodata = open.maps.rodata_data.as_mut().context("the trace programs have no configuration")?;
-    fill(&mut rodata.sources, &mut rodata.source_count, &scene.sources).context("too many addresses of the source")?;
-    fill(&mut rodata.targets, &mut rodata.target_count, &scene.targets).context("too many addresses of targets and Services")?;
+    fill(&mut rodata.sources, &mut rodata.source_count, &environment.sources).context("too many addresses of the source")?;
+    fill(&mut rodata.targets, &mut rodata.target_count, &environment.targets).context("too many addresses of targets and Services")?;
     rodata.packets_per_second = packets_per_second;
     rodata.origin_at_output = offer.begins_at_output();
     rodata.origin_at_queue = !offer.has_netfilter() && !rodata.origin_at_output;
@@ -221,14 +231,14 @@ fn fill(slots: &mut [trace_endpoint], count: &mut u32, endpoints: &[Endpoint]) -
     Ok(())
 }
 
-fn set_namespaces(skel: &mut TraceSkel<'_>, scene: &Scene) -> Result<()> {
+fn set_namespaces(skel: &mut TraceSkel<'_>, environment: &Environment) -> Result<()> {
     let bss = skel.maps.bss_data.as_mut().context("the trace programs have no state")?;
-    for (netns, territory) in &scene.netns {
+    for (netns, traced) in &environment.netns {
         let mut role = 0;
         for (is, bit) in [
-            (territory.source, trace_role::TRACE_ROLE_SOURCE),
-            (territory.target, trace_role::TRACE_ROLE_TARGET),
-            (scene.nodes.contains(&netns.inode), trace_role::TRACE_ROLE_NODE),
+            (traced.source, trace_role::TRACE_ROLE_SOURCE),
+            (traced.target, trace_role::TRACE_ROLE_TARGET),
+            (environment.nodes.contains(&netns.inode), trace_role::TRACE_ROLE_NODE),
         ] {
             if is {
                 role |= bit.0;
@@ -238,10 +248,10 @@ fn set_namespaces(skel: &mut TraceSkel<'_>, scene: &Scene) -> Result<()> {
         let slot = (0..NET_PROBES)
             .map(|i| (netns.inode as usize + i) % slots)
             .find(|s| bss.nets[*s].inum == 0)
-            .with_context(|| format!("too many namespaces to watch ({})", scene.netns.len()))?;
+            .with_context(|| format!("too many namespaces to watch ({})", environment.netns.len()))?;
         bss.nets[slot] = trace_net { inum: netns.inode, role };
     }
-    for (slot, (netns, ifindex)) in bss.uplinks.iter_mut().zip(&scene.uplinks) {
+    for (slot, (netns, ifindex)) in bss.uplinks.iter_mut().zip(&environment.uplinks) {
         *slot = u64::from(*netns) << 32 | u64::from(*ifindex);
         bss.uplink_count += 1;
     }

@@ -78,7 +78,7 @@ impl Sockets {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: fd is a descriptor that socket(2) has just given and nobody else owns.
+        // SAFETY: fd is a descriptor that socket(2) has just returned and that has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
@@ -103,7 +103,7 @@ impl Sockets {
         let socket = self.open(domain(to.ip()), libc::SOCK_DGRAM, 0).context(During(Call::Open, "cannot open a UDP socket"))?;
         let socket = UdpSocket::from(socket);
         may_send_to(&socket, to).context(During(Call::SendTo, "cannot send to that address"))?;
-        socket.connect(to).context(During(Call::Connect, "no way there"))?;
+        socket.connect(to).context(During(Call::Connect, "cannot connect"))?;
         Ok(socket)
     }
 }

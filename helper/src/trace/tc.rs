@@ -11,7 +11,7 @@ use sockpath_kernel::netns::inside;
 use sockpath_protocol::bypass::BypassKind;
 use sockpath_protocol::message::DeviceFilters;
 
-use super::scene::Scene;
+use super::environment::Environment;
 use crate::node::programs::{Programs, attached};
 
 const RTM_NEWQDISC: u16 = 36;
@@ -69,11 +69,11 @@ pub fn on_devices(netns: &File, devices: &[(u32, String)], programs: &Programs) 
 
 /// What a trace's packets pass at tc and tcx of the pods' devices. Nothing of namespaces that do not say (asking for tcx needs
 /// CAP_NET_ADMIN).
-pub fn of_pods(scene: &Scene) -> Vec<DeviceFilters> {
+pub fn of_pods(environment: &Environment) -> Vec<DeviceFilters> {
     let programs = Programs::loaded().unwrap_or_default();
     let mut all = Vec::new();
-    for (netns, territory) in scene.netns.iter().filter(|(_, t)| t.pod.is_some()) {
-        let devices: Vec<(u32, String)> = scene.links_of(netns.inode).iter().map(|l| (l.ifindex, l.name.clone())).collect();
+    for (netns, traced) in environment.netns.iter().filter(|(_, t)| t.pod.is_some()) {
+        let devices: Vec<(u32, String)> = environment.links_of(netns.inode).iter().map(|l| (l.ifindex, l.name.clone())).collect();
         let Ok(found) = on_devices(&netns.file, &devices, &programs) else { continue };
         for (_, device) in devices {
             let side = |side: &str| -> Vec<String> {
@@ -81,7 +81,7 @@ pub fn of_pods(scene: &Scene) -> Vec<DeviceFilters> {
                 here.filter_map(|(.., what)| Some(what.strip_prefix(side)?.trim_start().to_owned())).collect()
             };
             let (ingress, egress) = (side("ingress "), side("egress "));
-            all.push(DeviceFilters { node: territory.node.clone(), netns: netns.inode, device, ingress, egress });
+            all.push(DeviceFilters { node: traced.node.clone(), netns: netns.inode, device, ingress, egress });
         }
     }
     all
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_is_told_from_other_filters() {
+    fn a_mirror_is_distinguished_from_other_filters() {
         let mut parms = vec![0; 28];
         parms[20..24].copy_from_slice(&2u32.to_ne_bytes());
         parms[24..28].copy_from_slice(&9u32.to_ne_bytes());

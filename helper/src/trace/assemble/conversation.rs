@@ -1,4 +1,4 @@
-//! Which conversation a packet belongs to, and which way it goes in it.
+//! Which conversation a packet belongs to, and in which direction it goes.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +43,7 @@ impl Pair {
         self.sources.contains(&ip) || self.targets.contains(&ip)
     }
 
-    /// Which way the first packet of a conversation goes that was seen.
+    /// The direction of the first packet of a conversation that was seen.
     fn direction(&self, flow: Flow, protocol: Protocol, kind: u8) -> Direction {
         let out = self.sources.contains(&flow.from.ip()) && self.targets.contains(&flow.to.ip());
         let back = self.sources.contains(&flow.to.ip()) && self.targets.contains(&flow.from.ip());
@@ -73,16 +73,16 @@ impl Pair {
     }
 }
 
-/// A conversation and a way in it.
+/// A direction of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Course {
     /// Number of the conversation, from 1.
     pub conversation: u64,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
 }
 
-/// The conversations, found by any flow that a packet of theirs had on its way.
+/// The conversations, found by any flow that one of their packets had.
 #[derive(Debug, Default)]
 pub struct Conversations {
     pair: Pair,

@@ -21,7 +21,7 @@ const ASKED_AGE: u64 = 4_000_000_000;
 
 /// What a namespace is to a packet of this direction, after it has or has not been received there.
 fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
-    let Some(t) = places.territory(sight.netns) else { return Role::Node };
+    let Some(t) = places.netns(sight.netns) else { return Role::Node };
     let (sender, receiver) = match direction {
         Direction::Request => (t.source, t.target),
         Direction::Reply => (t.target, t.source),
@@ -76,14 +76,8 @@ pub fn hops(
         .enumerate()
         .map(|(i, sight)| {
             let role = role(places, open.course.direction, sight);
-            let equipment = places.equipment(sight.netns, sight.ifindex);
-            Placed {
-                sight,
-                role,
-                device: equipment.map(|e| e.device.clone()),
-                qdisc: equipment.map(|e| e.qdisc.clone()),
-                waited: waited(i),
-            }
+            let device = places.traced_device(sight.netns, sight.ifindex);
+            Placed { sight, role, device: device.map(|e| e.device.clone()), qdisc: device.map(|e| e.qdisc.clone()), waited: waited(i) }
         })
         .collect();
     let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
@@ -98,7 +92,7 @@ pub fn hops(
         if let Some((before, after)) = rewritten {
             notes.push(rewrite_note(&placed, i, pair, open.protocol, before.to != after.to, (before, after)));
         }
-        // The way back undoes what the first packet of a connection met: no rule is run again.
+        // Replies undo the translation of the connection's first packet: no rule is run again.
         let there = open.course.direction == Direction::Request;
         questions.extend(rewritten.filter(|_| there).map(|rewrite| (hops.len(), translation(&placed, i, open.protocol, rewrite))));
         hops.push(Hop {
@@ -118,7 +112,7 @@ pub fn hops(
         });
     }
     open.sights = sights;
-    // The way of data ends when the reader has it. The sk_buff may be freed a while later, with another packet's work.
+    // The path of data ends when the reader has it. The sk_buff may be freed a while later, with another packet's work.
     if let Some(copied) = hops.iter().position(|h| h.stage == StageId::Copied) {
         hops.truncate(copied + 1);
         questions.retain(|(at, _)| *at <= copied);

@@ -1,4 +1,4 @@
-//! What happens to a conversation besides its packets' way.
+//! Events of a conversation other than the hops of its packets.
 
 use sockpath_protocol::packet::IncidentKind;
 
@@ -33,7 +33,7 @@ pub fn kind(hook: Hook) -> Option<IncidentKind> {
     })
 }
 
-/// Whether a neighbour's new state says that it cannot be had. Answers and refreshed entries are no incidents.
+/// Whether a neighbour's new state says that it cannot be resolved. Answers and refreshed entries are not incidents.
 pub fn is_failure(sight: &Sight) -> bool {
     sight.arg == 0x20
 }

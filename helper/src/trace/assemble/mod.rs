@@ -34,7 +34,7 @@ mod stages;
 #[cfg(test)]
 mod tests;
 
-/// Sights held for packets whose way is not over; beyond that the oldest packets are reported as they are.
+/// Sights held for packets whose path has not ended; beyond that the oldest packets are reported as they are.
 const MAX_SIGHTS: usize = 40_000;
 /// Writes and route lookups that wait for their packet.
 const MAX_WAITING: usize = 64;
@@ -61,7 +61,7 @@ pub struct Assembler {
     places: Places,
     names: Names,
     rules: Rules,
-    /// Packets that wait for what is asked about them.
+    /// Packets that wait for the answers to their questions.
     pending: Pending,
     open: BTreeMap<u32, Open>,
     sights: usize,
@@ -145,7 +145,7 @@ impl Assembler {
         self.misses
     }
 
-    /// Whether the programs may forget this packet: it has been seen, and its way is over.
+    /// Whether the programs may forget this packet: it has been seen, and its path has ended.
     #[must_use]
     pub fn is_done_with(&self, id: u32) -> bool {
         id <= self.last_id && !self.open.contains_key(&id)
@@ -174,7 +174,7 @@ impl Assembler {
         }
     }
 
-    /// Reports the packets whose way is over at `now` (`CLOCK_MONOTONIC`, nanoseconds).
+    /// Reports the packets whose path has ended at `now` (`CLOCK_MONOTONIC`, nanoseconds).
     pub fn settle(&mut self, now: u64) {
         let over: Vec<(u32, Verdict)> = self
             .open
@@ -228,7 +228,7 @@ impl Assembler {
         self.take()
     }
 
-    /// A sight of the packet itself on its way.
+    /// A sight of the packet itself.
     fn passed(&mut self, sight: Sight) {
         let Some(protocol) = sight.protocol else { return };
         if sight.id == 0 {
@@ -246,7 +246,7 @@ impl Assembler {
         }
         let (id, hook, netns, cpu, flow) = (sight.id, sight.hook, sight.netns, sight.cpu, sight.flow);
         let is_error = sight.has(trace_flag::TRACE_F_ICMP_ERROR);
-        let arrives = self.is_arrival(hook) && self.places.territory(netns).is_some_and(|t| t.source || t.target);
+        let arrives = self.is_arrival(hook) && self.places.netns(netns).is_some_and(|t| t.source || t.target);
         self.on_cpu.insert(cpu, LastOnCpu { id, hook, netns });
         let Some(open) = self.open.get_mut(&id) else { return };
         let course = open.course;

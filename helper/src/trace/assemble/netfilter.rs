@@ -25,7 +25,7 @@ pub fn hook_named(name: &str) -> Option<At> {
 /// Indexes of the devices a hook knows, in and out: unknown, none (0), or one.
 fn devices(sight: &Sight, at: At) -> (Option<u32>, Option<u32>) {
     // Only netfilter links note the second one.
-    let second = sight.way.is_none().then_some(sight.arg);
+    let second = sight.attach.is_none().then_some(sight.arg);
     match at {
         At::PreRouting | At::LocalIn => (Some(sight.ifindex), Some(0)),
         At::Forward => (Some(sight.ifindex), second),
@@ -93,7 +93,7 @@ pub fn drop_question(open: &Open, drop: &Sight, engine: Option<Engine>, places: 
         index => Some(Some((index, places.device(drop.netns, index).map(|d| d.name.clone())))),
     };
     let (input, output) = (device(input, places), device(output, places));
-    // Where the hook did not note it, what the drop shows is what came: conntrack is asked earlier.
+    // Where the hook did not record it, the drop shows what came in: the conntrack lookup comes earlier.
     let asked_earlier = !matches!(hook, At::PreRouting | At::LocalOut);
     let facts = |sight: &Sight, other: Option<Facts>| PacketFacts {
         flow: sight.flow,

@@ -1,4 +1,4 @@
-//! A packet whose way is not over yet.
+//! A packet whose path has not ended yet.
 
 use sockpath_bpf::trace::types::{trace_flag, trace_rest};
 use sockpath_protocol::packet::PacketKind;
@@ -10,7 +10,7 @@ use crate::trace::event::{Hook, Sight};
 /// Sights kept of one packet; a routing loop makes more.
 const MAX_SIGHTS: usize = 96;
 
-/// A packet whose way is not over yet.
+/// A packet whose path has not ended yet.
 #[derive(Debug)]
 pub struct Open {
     /// Conversation and direction.

@@ -1,4 +1,4 @@
-//! When a packet's way is over, and how it ended.
+//! When a packet's path has ended, and how.
 
 use sockpath_protocol::packet::DeviceKind;
 use sockpath_protocol::request::Protocol;
@@ -11,7 +11,7 @@ use crate::trace::event::Hook;
 use crate::trace::places::Places;
 
 const MS: u64 = 1_000_000;
-/// What follows on another CPU, or after the call that ends the way, comes within this time.
+/// What follows on another CPU, or after the call that ends the path, comes within this time.
 const SETTLE: u64 = 4 * MS;
 /// A device that leads out of sight may lead back in (two nodes of one helper): wait for that.
 const LEAVE: u64 = 50 * MS;
@@ -25,7 +25,7 @@ const READ: u64 = 2_000 * MS;
 /// A packet last observed within this time of the end of the trace may still be in transit on a busy machine.
 const IN_TRANSIT: u64 = 50 * MS;
 
-/// How the way of a packet ended, before the details are looked up.
+/// How the path of a packet ended, before the details are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It reached its socket.
@@ -38,7 +38,7 @@ pub enum Verdict {
     Vanished,
 }
 
-/// The verdict, if the way is over at `now`; `at_the_end` decides at once.
+/// The verdict, if the path has ended at `now`; `at_the_end` decides at once.
 pub fn verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64, at_the_end: bool) -> Option<Verdict> {
     let quiet = if at_the_end { u64::MAX } else { now.saturating_sub(open.last) };
     if let Some(drop) = &open.drop

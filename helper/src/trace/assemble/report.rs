@@ -20,8 +20,8 @@ use crate::trace::settings::KernelDrop;
 impl Assembler {
     pub(super) fn dropped(&mut self, sight: Sight) {
         if let Some(open) = self.open.get_mut(&sight.id) {
-            // A socket that closes frees what it has: that was delivered, unless somebody should have read it.
-            // ICMP goes to raw sockets as clones, and the original is dropped if nobody else wants it.
+            // A socket that closes frees what it has: that was delivered, unless it was data for a reader.
+            // ICMP goes to raw sockets as clones, and the original is dropped if no other socket takes it.
             // But a SYN that a socket in TIME_WAIT took opens nothing: the kernel frees it without a reason, and answers with an ACK.
             let refused = open.kind == PacketKind::Syn && u32::from(sight.socket_state) == incident::TIME_WAIT;
             let done_with = open.arrived_in.is_some() && !open.is_for_a_reader() && self.names.is_no_loss(sight.arg) && !refused;
@@ -35,7 +35,7 @@ impl Assembler {
             return;
         }
         if sight.id != 0 && sight.id <= self.last_id {
-            // Its way was over: the socket closed with it, or it was a clone's.
+            // Its path had ended: the socket closed with it, or it was a clone's.
             return;
         }
         self.dropped_unrecorded(&sight);
@@ -60,7 +60,7 @@ impl Assembler {
             rewritten: None,
             rule: None,
             offsets: sight.offsets,
-            note: Some("its way until here was not recorded".to_owned()),
+            note: Some("its path until here was not recorded".to_owned()),
             facts: None,
         };
         open.add(sight.clone());
@@ -72,7 +72,7 @@ impl Assembler {
     }
 
     pub(super) fn stage_of_drop(&self, course: Course, sight: &Sight) -> StageId {
-        let Some(t) = self.places.territory(sight.netns) else { return StageId::NodeReceive };
+        let Some(t) = self.places.netns(sight.netns) else { return StageId::NodeReceive };
         match (course.direction, t.source, t.target) {
             (Direction::Request, _, true) | (Direction::Reply, true, _) => StageId::ReceiveTransport,
             (Direction::Request, true, _) | (Direction::Reply, _, true) => StageId::SendNetwork,

@@ -45,7 +45,7 @@ impl Placed<'_> {
     }
 }
 
-/// The stage that begins at the sight with this index; `None` for a sight that is no hop of its own.
+/// The stage that begins at the sight with this index; `None` for a sight that is not a hop of its own.
 #[must_use]
 pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
     let here = sights.get(index)?;
@@ -216,15 +216,15 @@ mod tests {
     use super::*;
     use crate::trace::assemble::tests::sight;
 
-    /// The stages of a way of hooks, each with its namespace and what that is to the packet.
-    fn stages(way: &[(Hook, u32, Role)]) -> Vec<Option<StageId>> {
-        let sights: Vec<Sight> = way.iter().zip(1..).map(|((hook, netns, _), at)| sight(1, *hook, *netns, 2, at)).collect();
+    /// The stages of a path of hooks, each with its namespace and what that is to the packet.
+    fn stages(path: &[(Hook, u32, Role)]) -> Vec<Option<StageId>> {
+        let sights: Vec<Sight> = path.iter().zip(1..).map(|((hook, netns, _), at)| sight(1, *hook, *netns, 2, at)).collect();
         let placed: Vec<Placed<'_>> = sights
             .iter()
-            .zip(way)
+            .zip(path)
             .map(|(sight, (_, _, role))| Placed { sight, role: *role, device: None, qdisc: None, waited: false })
             .collect();
-        (0..way.len()).map(|index| stage_at(&placed, index)).collect()
+        (0..path.len()).map(|index| stage_at(&placed, index)).collect()
     }
 
     /// The same where all is in one namespace.
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_a_neighbour_is_told_at_the_function_too() {
+    fn waiting_for_a_neighbour_shows_at_the_function_too() {
         let s = sight(1, Hook::TRACE_FN_IP_FINISH_OUTPUT2, 1, 2, 1);
         for (role, stage) in [(Role::Sender, StageId::NeighbourOut), (Role::Node, StageId::NodeNeighbour)] {
             let placed = Placed { sight: &s, role, device: None, qdisc: None, waited: true };
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_tc_are_told_from_classes_of_a_queue() {
+    fn tc_filters_are_distinguished_from_classes_of_a_qdisc() {
         const TC: Hook = Hook::TRACE_FN_TCF_CLASSIFY;
         assert_eq!(stages_in(Role::Sender, &[TC])[0], Some(StageId::TcEgress));
         assert_eq!(stages_in(Role::Sender, &[Hook::TRACE_DEV_QUEUE, TC])[1], None);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_rules_gives_way_to_the_functions_behind_it() {
+    fn the_functions_behind_the_rules_replace_their_end() {
         const RULES_END: Hook = Hook::TRACE_NF_LAST_POST_ROUTING;
         for function in [
             Hook::TRACE_FN_IP_DO_FRAGMENT,
@@ -296,10 +296,10 @@ mod tests {
         ] {
             assert!(follows_rules(function), "{function:?}");
             for role in [Role::Sender, Role::Node] {
-                let way = stages_in(role, &[RULES_END, function]);
-                assert_eq!(way[0], None, "{function:?}");
+                let found = stages_in(role, &[RULES_END, function]);
+                assert_eq!(found[0], None, "{function:?}");
                 assert_eq!(
-                    way[1].is_some(),
+                    found[1].is_some(),
                     role == Role::Sender || !matches!(function, Hook::TRACE_FN_IP_DO_FRAGMENT | Hook::TRACE_FN_IP6_FRAGMENT)
                 );
             }

@@ -8,7 +8,7 @@ use sockpath_protocol::request::{Frontend, Service};
 
 use super::*;
 use crate::trace::event::{Facts, Tracked, rules_of};
-use crate::trace::places::{Equipment, Territory};
+use crate::trace::places::{TracedDevice, TracedNetns};
 use crate::trace::rules::{Found, Question, What};
 use crate::trace::settings::KernelDrop;
 
@@ -53,7 +53,7 @@ pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> S
         flags: 0,
         shared: false,
         socket_state: 0,
-        way: None,
+        attach: None,
         cpu: 0,
         segments: 0,
         pid: 7,
@@ -63,19 +63,19 @@ pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> S
     }
 }
 
-fn device(name: &str, ifindex: u32, kind: DeviceKind, peer: Option<&str>, bridge: Option<&str>) -> Equipment {
+fn device(name: &str, ifindex: u32, kind: DeviceKind, peer: Option<&str>, bridge: Option<&str>) -> TracedDevice {
     let device = Device { name: name.into(), ifindex, kind, peer: peer.map(Into::into), bridge: bridge.map(Into::into) };
-    Equipment { device, qdisc: "noqueue".into() }
+    TracedDevice { device, qdisc: "noqueue".into() }
 }
 
 fn places(in_pod: bool) -> Places {
-    let territory =
-        |netns, pod: Option<&str>, source, target| Territory { netns, node: "node-1".into(), pod: pod.map(Into::into), source, target };
+    let traced =
+        |netns, pod: Option<&str>, source, target| TracedNetns { netns, node: "node-1".into(), pod: pod.map(Into::into), source, target };
     let mut places = Places::new(
         [
-            territory(CURL, Some("default/curl"), true, in_pod),
-            territory(NODE, None, false, false),
-            territory(HTTPBIN, Some("default/httpbin"), false, true),
+            traced(CURL, Some("default/curl"), true, in_pod),
+            traced(NODE, None, false, false),
+            traced(HTTPBIN, Some("default/httpbin"), false, true),
         ],
         Box::new(|_| Vec::new()),
     );
@@ -111,7 +111,7 @@ fn names() -> Names {
     Names::new(reasons.map(|(n, name)| (n, name.to_owned())).into())
 }
 
-/// The way over veth, bridge and veth, 1 us for each hop, from `at` on: up to the target's socket.
+/// The path over veth, bridge and veth, 1 us for each hop, from `at` on: up to the target's socket.
 fn same_node(id: u32, at: u64) -> Vec<Sight> {
     let way = [
         (Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2),
@@ -271,7 +271,7 @@ fn one_read_ends_every_segment_it_took() {
 }
 
 #[test]
-fn a_drop_is_told_with_its_stage_unless_it_was_a_clones() {
+fn a_drop_is_reported_with_its_stage_unless_it_was_a_clones() {
     let mut a = assembler();
     see_all(&mut a, same_node(1, 1000).into_iter().take(10));
     a.see(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
@@ -311,7 +311,7 @@ fn a_syn_that_a_socket_in_time_wait_took_was_dropped() {
 }
 
 #[test]
-fn a_drop_of_a_packet_that_was_not_recorded_is_told_too() {
+fn a_drop_of_a_packet_that_was_not_recorded_is_reported_too() {
     let mut a = assembler();
     a.see(Sight { arg: 12, ..sight(0, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
     let packets = packets(&mut a);
@@ -471,7 +471,7 @@ fn memory_stays_bounded_whatever_comes() {
     assert!(a.is_done_with(20_000));
 }
 
-/// What is asked about a packet that sees these sights, in order.
+/// The questions about a packet with these sights, in order.
 fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Question>) {
     let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let note = std::sync::Arc::clone(&asked);

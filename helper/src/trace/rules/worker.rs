@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use sockpath_ruleset::{Baseline, Namespace};
 
 use super::{Before, Found, Question, What, rules_of};
-use crate::trace::scene::Scene;
+use crate::trace::environment::Environment;
 use crate::trace::settings::{self, KernelDrop};
 use crate::trace::subsystems::Subsystems;
 
@@ -37,17 +37,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Begins to read the rules of a scene's namespaces, if they are `readable`. Where they cannot be read, they stay unknown.
+    /// Begins to read the rules of the environment's namespaces, if they are `readable`. Where they cannot be read, they stay unknown.
     ///
     /// # Errors
     /// When a namespace or the thread cannot be had.
-    pub fn of(scene: &Scene, readable: bool) -> Result<Self> {
+    pub fn of(environment: &Environment, readable: bool) -> Result<Self> {
         let files: HashMap<u32, File> =
-            scene.netns.iter().map(|(n, _)| Ok((n.inode, n.file.try_clone()?))).collect::<std::io::Result<_>>()?;
+            environment.netns.iter().map(|(n, _)| Ok((n.inode, n.file.try_clone()?))).collect::<std::io::Result<_>>()?;
         // Most rules are a node's, so its counters are read first.
-        let mut order = scene.nodes.clone();
-        order.extend(files.keys().filter(|n| !scene.nodes.contains(n)));
-        let groups = scene.groups.iter().rev().cloned().collect();
+        let mut order = environment.nodes.clone();
+        order.extend(files.keys().filter(|n| !environment.nodes.contains(n)));
+        let groups = environment.groups.iter().rev().cloned().collect();
         Self::answered_by(move || {
             let mut worker = Worker::begin(files, groups, if readable { &order } else { &[] }, readable);
             move |question: &Question| worker.answer(question)
