@@ -155,12 +155,16 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     cluster.eventually("live and new connections are accelerated", Duration::from_secs(30), |c| {
         accelerated(&json(&output(c.plugin().args(["--as", "alice", "status", "-o", "json"])))) == 3
     });
-    // What a detached one does not do is said whenever somebody asks.
+    // Each `status` says what a detached one does not do.
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
     assert!(status["nodes"].as_array().unwrap().iter().all(|n| n["detached"] == true), "{status:#}");
     assert!(status["note"].to_string().contains("NetworkPolicies that change"), "{status:#}");
     let said = run(cluster.plugin().arg("status"));
-    assert_eq!(said.lines().filter(|l| l.starts_with("note: nobody watches") && l.contains("run `stop`")).count(), 1, "{said}");
+    assert_eq!(
+        said.lines().filter(|l| l.starts_with("note: a detached acceleration ignores changes") && l.contains("run `stop`")).count(),
+        1,
+        "{said}"
+    );
     // Commands in between do not take the helper for a leftover.
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
     assert_eq!(cluster.helper_pods().len(), 2);

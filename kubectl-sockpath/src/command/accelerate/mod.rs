@@ -1,7 +1,7 @@
 //! `accelerate`.
 
-mod heard;
-mod parted;
+mod by_node;
+mod results;
 mod running;
 
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::terminal::Style;
 
 use running::{Session, Started};
 
-/// The lease while a session renews it: how long connections stay accelerated after everything of ours was killed.
+/// The lease while a session renews it: how long connections stay accelerated after plugin and helper were killed.
 const FOREGROUND_LEASE: Duration = Duration::from_secs(5);
 
 /// The lease of `--detach` when none is given.
@@ -35,8 +35,8 @@ const DETACHED_LEASE: Duration = Duration::from_secs(3600);
 const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// What a detached acceleration on a cluster does not do: helpers have no credentials to watch anything with.
-pub const UNWATCHED: &str = "nobody watches while it is detached: pods that come later are not taken in, and connections go on past NetworkPolicies \
-                             that change; after such a change run `stop`, then `accelerate --detach` again";
+pub const UNWATCHED: &str = "a detached acceleration ignores changes: pods that come later are not included, and connections go on past \
+                             NetworkPolicies that change; after such a change run `stop`, then `accelerate --detach` again";
 
 /// Runs it.
 pub async fn run(args: &cli::Accelerate, global: &Global, progress: &Progress) -> Result<Exit> {
@@ -103,7 +103,7 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
 /// What `trace --compare` asks the helper of these nodes: accelerate the pods on this path while the session lasts.
 pub fn foreground_request(pods: &[Pod], nodes: Vec<Node>, via: Via) -> AccelerateRequest {
     let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    let parted::Parted { here: pods, elsewhere } = parted::at(pods, &names);
+    let by_node::ByNode { here: pods, elsewhere } = by_node::at(pods, &names);
     let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
     AccelerateRequest {
         pods,
@@ -120,12 +120,12 @@ pub fn foreground_request(pods: &[Pod], nodes: Vec<Node>, via: Via) -> Accelerat
     }
 }
 
-/// Who asks, for a second user to be told.
+/// Who starts it: a second user sees this name.
 pub fn owner() -> String {
     let user = std::env::var("SUDO_USER")
         .or_else(|_| std::env::var("USER"))
         .or_else(|_| std::env::var("LOGNAME"))
-        .unwrap_or_else(|_| "somebody".to_owned());
+        .unwrap_or_else(|_| "unknown".to_owned());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     let at = if host.is_empty() { String::new() } else { format!("@{host}") };

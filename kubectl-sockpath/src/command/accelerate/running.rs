@@ -12,8 +12,8 @@ use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::heard::{Form, Heard};
-use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, owner, parted};
+use super::results::{Form, Results};
+use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, by_node, owner};
 use crate::backend::Backend;
 use crate::cli::{self, ObjectOutput};
 use crate::cluster::{News, Watch};
@@ -48,7 +48,7 @@ const GATHER: Duration = Duration::from_millis(400);
 /// Time between two drawings of the table: hundreds of nodes send hundreds of snapshots a second.
 const BETWEEN_DRAWINGS: Duration = Duration::from_millis(250);
 
-/// Something that is under way beside the loop.
+/// A task that runs beside the loop.
 type Task<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
 /// Waits for a task; never, when there is none. Cancel-safe.
@@ -110,9 +110,9 @@ pub struct Session<'a> {
     nodes: Vec<Node>,
     watch: Watch,
     interrupt: Interrupt,
-    heard: Heard,
-    /// When each helper that has begun was heard last.
-    heard_at: BTreeMap<usize, Instant>,
+    results: Results,
+    /// When each helper that has begun sent its last message.
+    last_message: BTreeMap<usize, Instant>,
     /// Pods whose pairs a changed policy keeps on TCP.
     paused: BTreeSet<PodName>,
     /// Namespaces that are being deleted.
@@ -156,8 +156,8 @@ impl<'a> Session<'a> {
             nodes,
             watch,
             interrupt,
-            heard: Heard::of(args.all_namespaces && args.selector.is_none()),
-            heard_at: BTreeMap::new(),
+            results: Results::of(args.all_namespaces && args.selector.is_none()),
+            last_message: BTreeMap::new(),
             paused: BTreeSet::new(),
             terminating: BTreeSet::new(),
             given_up: BTreeSet::new(),
@@ -198,9 +198,9 @@ impl<'a> Session<'a> {
         self.progress.clear();
         self.screen.erase()?;
         let names: Vec<String> = self.fleet.members().iter().map(Member::name).collect();
-        let (heard, progress) = (&mut self.heard, self.progress);
+        let (results, progress) = (&mut self.results, self.progress);
         let tell = |helper: usize, event| {
-            if let Some(text) = heard.take(helper, names.get(helper).map_or("?", String::as_str), event) {
+            if let Some(text) = results.take(helper, names.get(helper).map_or("?", String::as_str), event) {
                 progress.warn(&text);
             }
         };
@@ -210,7 +210,7 @@ impl<'a> Session<'a> {
         let wide = self.args.output == Some(ObjectOutput::Wide);
         let sockets = self.args.via == cli::Via::Socket;
         let form = Form { json, wide, dry_run: self.dry_run, detached: self.args.detach, interrupted, sockets, style: self.style };
-        let exit = self.heard.conclude(&form)?;
+        let exit = self.results.conclude(&form)?;
         if let Some(text) = why {
             self.progress.note(&text);
         }
@@ -222,7 +222,7 @@ impl<'a> Session<'a> {
         if self.dry_run || self.args.detach {
             return None;
         }
-        let stopped: Vec<String> = self.heard.stopped.iter().map(|(node, by)| format!("on {node} by `stop` of {by}")).collect();
+        let stopped: Vec<String> = self.results.stopped.iter().map(|(node, by)| format!("on {node} by `stop` of {by}")).collect();
         match (end, stopped.is_empty()) {
             (End::TimeIsUp(after), _) => Some(format!("ended after the {} of --for", human(after))),
             (End::Interrupted, _) | (End::Over, true) => None,
@@ -232,9 +232,9 @@ impl<'a> Session<'a> {
 
     /// Makes room for what helpers will say.
     fn make_room(&mut self) {
-        let known = self.heard.nodes.len();
+        let known = self.results.nodes.len();
         let fresh = self.fleet.members().iter().skip(known).map(|m| NodePairs { node: m.name(), ..NodePairs::default() });
-        self.heard.nodes.extend(fresh);
+        self.results.nodes.extend(fresh);
     }
 
     /// Asks one helper, which has just started, to begin.
@@ -245,7 +245,7 @@ impl<'a> Session<'a> {
             // They have gone since the helper was asked for; it begins when others come.
             return;
         }
-        self.heard_at.insert(index, Instant::now());
+        self.last_message.insert(index, Instant::now());
         let request = AccelerateRequest {
             pods: Vec::new(),
             elsewhere: Vec::new(),
@@ -265,7 +265,7 @@ impl<'a> Session<'a> {
         };
         let (pods, nodes) = (Arc::clone(&self.pods), member.nodes.clone());
         let build = move || {
-            let parted::Parted { here: pods, elsewhere } = parted::at(&pods, &nodes);
+            let by_node::ByNode { here: pods, elsewhere } = by_node::at(&pods, &nodes);
             Request::Accelerate(Box::new(AccelerateRequest { pods, elsewhere, ..request }))
         };
         self.fleet.send_large(index, build).await;
@@ -274,9 +274,9 @@ impl<'a> Session<'a> {
 
     /// Takes in what the API server knows that would be bypassed.
     fn take_bypassed(&mut self, (bypassed, warning): (Vec<Bypassed>, Option<String>)) -> Result<()> {
-        self.heard.bypassed.extend(bypassed);
+        self.results.bypassed.extend(bypassed);
         if let Some(text) = warning {
-            self.heard.warnings.push(text.clone());
+            self.results.warnings.push(text.clone());
             self.warn(&text)?;
         }
         self.report_bypassed()
@@ -344,26 +344,26 @@ impl<'a> Session<'a> {
     /// Whether nothing is left to attend to.
     fn is_over(&self) -> bool {
         let members = self.fleet.members().len();
-        let over = self.heard.over.len() >= members && self.locating.is_none();
+        let over = self.results.over.len() >= members && self.locating.is_none();
         // Detached, the work is done as soon as every node has begun, or cannot.
-        let settled = |index: usize| self.heard.started.contains(&index) || self.heard.over.contains(&index);
+        let settled = |index: usize| self.results.started.contains(&index) || self.results.over.contains(&index);
         let detached = self.args.detach && (0..members).all(settled);
-        self.heard.error.is_some() || over || detached
+        self.results.error.is_some() || over || detached
     }
 
     fn hear(&mut self, helper: usize, event: Event) -> Result<()> {
         let snapshot = matches!(&event, Event::Said(m) if matches!(**m, Message::Pairs(_)));
         let name = self.fleet.name(helper);
-        if let Some(at) = self.heard_at.get_mut(&helper) {
+        if let Some(at) = self.last_message.get_mut(&helper) {
             *at = Instant::now();
         }
         if snapshot {
             self.fleet.works(helper);
         }
-        if let Some(text) = self.heard.take(helper, &name, event) {
+        if let Some(text) = self.results.take(helper, &name, event) {
             self.warn(&text)?;
         }
-        if self.heard.over.contains(&helper) {
+        if self.results.over.contains(&helper) {
             self.given_up.insert(name);
         }
         self.report_bypassed()?;
@@ -378,17 +378,17 @@ impl<'a> Session<'a> {
 
     /// Shows once, in a line, what accelerated connections bypass, when every helper that has begun has reported its part. A dry run lists it.
     fn report_bypassed(&mut self) -> Result<()> {
-        let has_reported = |helper: &usize| self.heard.reported_bypassed.contains(helper) || self.heard.over.contains(helper);
+        let has_reported = |helper: &usize| self.results.reported_bypassed.contains(helper) || self.results.over.contains(helper);
         if self.dry_run
             || self.bypassed_reported
             || self.looking.is_some()
-            || self.heard_at.is_empty()
-            || !self.heard_at.keys().all(has_reported)
+            || self.last_message.is_empty()
+            || !self.last_message.keys().all(has_reported)
         {
             return Ok(());
         }
         self.bypassed_reported = true;
-        let text = bypassed::brief(&gather(self.heard.bypassed.iter().cloned()));
+        let text = bypassed::brief(&gather(self.results.bypassed.iter().cloned()));
         self.note(&text)
     }
 
@@ -406,8 +406,8 @@ impl<'a> Session<'a> {
 
     /// Ends sessions that do not begin. Silence of helpers that have begun is a broken connection, which the fleet restores.
     fn give_up_the_silent(&mut self) {
-        for (index, at) in &self.heard_at {
-            let begins = !self.heard.started.contains(index) && !self.heard.over.contains(index);
+        for (index, at) in &self.last_message {
+            let begins = !self.results.started.contains(index) && !self.results.over.contains(index);
             if begins && at.elapsed() > STARTING {
                 let why = format!("no message from it for {}: its node or kubelet is cut off", human(STARTING));
                 self.fleet.give_up(*index, why);
@@ -419,16 +419,16 @@ impl<'a> Session<'a> {
     fn draw(&mut self) -> Result<()> {
         (self.drawn, self.outdated) = (Some(Instant::now()), false);
         self.progress.clear();
-        self.heard.join_halves(false);
+        self.results.join_halves(false);
         if !output::is_terminal() {
-            return output::print(&self.changes.lines(&self.heard.nodes));
+            return output::print(&self.changes.lines(&self.results.nodes));
         }
         let rows = terminal_size::terminal_size().map_or(20, |(_, h)| usize::from(h.0).saturating_sub(4));
         self.style = Style {
             width: terminal_size::terminal_size().map_or(self.style.width, |(w, _)| usize::from(w.0).max(crate::terminal::MIN_WIDTH)),
             ..self.style
         };
-        let mut text = pairs::table(&self.heard.nodes, &self.style, rows);
+        let mut text = pairs::table(&self.results.nodes, &self.style, rows);
         text.line("Ctrl-C puts everything back");
         self.screen.draw(&text)
     }

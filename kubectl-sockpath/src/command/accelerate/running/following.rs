@@ -9,7 +9,7 @@ use sockpath_protocol::accel::{ChoosePods, PauseReason, PauseRequest, PodName, R
 use sockpath_protocol::request::{Node, Pod};
 use tokio::time::Instant;
 
-use super::super::parted;
+use super::super::by_node;
 use super::{GATHER, Session};
 use crate::cluster::News;
 use crate::inventory::{Inventory, PodInfo};
@@ -94,7 +94,7 @@ impl Session<'_> {
         let Some(member) = self.fleet.members().get(index) else { return };
         let (pods, nodes) = (Arc::clone(&self.pods), member.nodes.clone());
         let build = move || {
-            let parted::Parted { here, elsewhere } = parted::at(&pods, &nodes);
+            let by_node::ByNode { here, elsewhere } = by_node::at(&pods, &nodes);
             Request::Choose(ChoosePods { pods: here, elsewhere })
         };
         self.fleet.send_large(index, build).await;
@@ -102,7 +102,7 @@ impl Session<'_> {
 
     /// The helpers that have begun.
     fn begun(&self) -> Vec<usize> {
-        self.heard_at.keys().copied().collect()
+        self.last_message.keys().copied().collect()
     }
 
     async fn send_begun(&self, request: &Request) {
@@ -151,7 +151,7 @@ impl Session<'_> {
 
     /// Begins on nodes whose helper found no chosen pod when it joined.
     async fn begin_with_those_that_came(&mut self) {
-        let idle = |index: &usize| self.fleet.members()[*index].has_joined() && !self.heard_at.contains_key(index);
+        let idle = |index: &usize| self.fleet.members()[*index].has_joined() && !self.last_message.contains_key(index);
         let idle: Vec<usize> = (0..self.fleet.members().len()).filter(idle).collect();
         for index in idle {
             self.begin(index).await;

@@ -1,21 +1,21 @@
-//! The chosen pods as one helper is told of them: those it serves, and those it only has to know of.
+//! The chosen pods as one helper gets them: those it serves, and those it only has to know.
 
 use sockpath_protocol::accel::PodElsewhere;
 use sockpath_protocol::request::Pod;
 
 /// The chosen pods, by whether one helper serves them.
 #[derive(Debug, PartialEq)]
-pub struct Parted {
+pub struct ByNode {
     /// Pods of its nodes.
     pub here: Vec<Pod>,
-    /// The others: why connections with them are left alone.
+    /// The others: why connections with them are excluded.
     pub elsewhere: Vec<PodElsewhere>,
 }
 
 /// The chosen pods as the helper of these nodes sees them.
-pub fn at(pods: &[Pod], nodes: &[String]) -> Parted {
+pub fn at(pods: &[Pod], nodes: &[String]) -> ByNode {
     let (here, elsewhere): (Vec<&Pod>, Vec<&Pod>) = pods.iter().partition(|p| nodes.contains(&p.node));
-    Parted { here: here.into_iter().cloned().collect(), elsewhere: elsewhere.into_iter().map(PodElsewhere::from).collect() }
+    ByNode { here: here.into_iter().cloned().collect(), elsewhere: elsewhere.into_iter().map(PodElsewhere::from).collect() }
 }
 
 #[cfg(test)]
@@ -32,9 +32,9 @@ mod tests {
     fn each_pod_is_served_by_one_helper_and_known_to_the_others() {
         let pods = [pod("a", "n1", "10.0.0.1"), pod("b", "n2", "10.0.1.1"), pod("c", "n1", "fd00::2")];
         let nodes = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let names = |parted: &Parted| {
-            let here: Vec<String> = parted.here.iter().map(|p| p.name.clone()).collect();
-            (here.join(" "), parted.elsewhere.iter().map(|p| p.pod.to_string()).collect::<Vec<_>>().join(" "))
+        let names = |pods: &ByNode| {
+            let here: Vec<String> = pods.here.iter().map(|p| p.name.clone()).collect();
+            (here.join(" "), pods.elsewhere.iter().map(|p| p.pod.to_string()).collect::<Vec<_>>().join(" "))
         };
         let first = at(&pods, &nodes(&["n1"]));
         assert_eq!(names(&first), ("a c".to_owned(), "shop/b".to_owned()));

@@ -1,4 +1,4 @@
-//! What helpers have said about an acceleration, and how it is told at the end.
+//! What helpers report about an acceleration, and how the command prints it at the end.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -39,9 +39,9 @@ const BYPASSED_KEPT: usize = 10_000;
 /// Results of self-tests: each node has about ten.
 const SELF_TESTS_KEPT: usize = 1_000;
 
-/// What helpers have said.
+/// What helpers have reported.
 #[derive(Debug)]
-pub struct Heard {
+pub struct Results {
     /// All pods of the cluster are chosen.
     every_pod: bool,
     /// The pairs by helper.
@@ -66,7 +66,7 @@ pub struct Heard {
     canaries: Kept<SelfTest>,
 }
 
-impl Default for Heard {
+impl Default for Results {
     fn default() -> Self {
         Self {
             every_pod: false,
@@ -85,13 +85,13 @@ impl Default for Heard {
     }
 }
 
-impl Heard {
+impl Results {
     /// Nothing yet, where all pods of the cluster are chosen or not.
     pub fn of(every_pod: bool) -> Self {
         Self { every_pod, ..Self::default() }
     }
 
-    /// Takes in what the helper with this index and name said; gives what the user is to be told at once.
+    /// Takes in an event of the helper with this index and name; returns what to print at once.
     pub fn take(&mut self, helper: usize, name: &str, event: Event) -> Option<String> {
         match event {
             Event::Joined(_) => {}
@@ -257,7 +257,7 @@ fn join_halves(nodes: &mut [NodePairs]) {
     }
 }
 
-/// How the end is told.
+/// How the outcome is printed.
 #[derive(Debug)]
 pub struct Form {
     /// As JSON.
@@ -281,12 +281,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_goes_away_is_told_and_does_not_end_the_others() {
-        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
-        let lost = heard.take(0, "n1", Event::Lost(SessionError::CutOff { detail: "evicted".into() })).unwrap();
+    fn a_node_that_goes_away_is_reported_and_does_not_end_the_others() {
+        let mut results = Results { nodes: vec![NodePairs::default(), NodePairs::default()], ..Results::default() };
+        let lost = results.take(0, "n1", Event::Lost(SessionError::CutOff { detail: "evicted".into() })).unwrap();
         assert!(lost.contains("helper on n1") && lost.contains("evicted") && lost.contains("TCP by themselves"), "{lost}");
-        assert!(heard.error.is_none() && heard.over.contains(&0) && !heard.over.contains(&1));
-        let drained = heard.take(1, "n2", Event::Lost(SessionError::Terminated { detail: "drained".into() })).unwrap();
+        assert!(results.error.is_none() && results.over.contains(&0) && !results.over.contains(&1));
+        let drained = results.take(1, "n2", Event::Lost(SessionError::Terminated { detail: "drained".into() })).unwrap();
         assert!(drained.contains("n2: it was terminated: drained"), "{drained}");
         let form = Form {
             json: false,
@@ -297,7 +297,7 @@ mod tests {
             sockets: true,
             style: Style::of_stdout(crate::cli::ColorChoice::Never),
         };
-        let end = heard.conclude(&form).unwrap_err().to_string();
+        let end = results.conclude(&form).unwrap_err().to_string();
         assert!(end.contains("n1") && end.contains("n2"), "{end}");
     }
 
@@ -323,42 +323,42 @@ mod tests {
         };
         let (web, db) = ([Some("shop/web"), None], [Some("shop/web"), Some("shop/db")]);
         let snapshot = |pairs: Vec<Pair>| Message::Pairs(sockpath_protocol::accel::PairsSnapshot { pairs, totals: Totals::default() });
-        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
+        let mut results = Results { nodes: vec![NodePairs::default(), NodePairs::default()], ..Results::default() };
         let clients = vec![
             half("10.42.1.2:40000", "10.96.0.11:80", web, None, Reason::PeerNotChosen),
             half("10.42.1.2:40001", "10.96.0.12:80", web, None, Reason::PeerNotChosen),
         ];
-        heard.take(0, "n1", Event::Said(Box::new(snapshot(clients))));
-        assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::PeerNotChosen));
+        results.take(0, "n1", Event::Said(Box::new(snapshot(clients))));
+        assert_eq!(results.nodes[0].snapshot.pairs[0].reason, Some(Reason::PeerNotChosen));
         let servers = vec![half("10.42.1.2:40000", "10.42.2.3:8080", db, Some("10.42.2.3:8080"), Reason::OtherNode)];
-        heard.take(1, "n2", Event::Said(Box::new(snapshot(servers))));
-        heard.join_halves(false);
-        let joined = &heard.nodes[0].snapshot.pairs[0];
+        results.take(1, "n2", Event::Said(Box::new(snapshot(servers))));
+        results.join_halves(false);
+        let joined = &results.nodes[0].snapshot.pairs[0];
         assert_eq!((joined.reason, joined.via_service), (Some(Reason::OtherNode), true));
         assert_eq!(joined.server_pod.as_deref(), Some("shop/db"));
-        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "nobody knows where this one goes");
-        heard.every_pod = true;
-        heard.join_halves(false);
-        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "the other node's table may be older");
-        heard.lost.push("n3".to_owned());
-        heard.join_halves(true);
-        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n3 may know it");
-        heard.lost.clear();
-        heard.started.remove(&1);
-        heard.join_halves(true);
-        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n2 may know it");
-        heard.started.insert(1);
-        heard.join_halves(true);
-        assert_eq!(heard.nodes[0].snapshot.pairs[0].reason, Some(Reason::OtherNode));
-        assert_eq!(heard.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotPod), "all pods are chosen, and it is none of them");
+        assert_eq!(results.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "no node knows where this one goes");
+        results.every_pod = true;
+        results.join_halves(false);
+        assert_eq!(results.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "the other node's table may be older");
+        results.lost.push("n3".to_owned());
+        results.join_halves(true);
+        assert_eq!(results.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n3 may know it");
+        results.lost.clear();
+        results.started.remove(&1);
+        results.join_halves(true);
+        assert_eq!(results.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotChosen), "n2 may know it");
+        results.started.insert(1);
+        results.join_halves(true);
+        assert_eq!(results.nodes[0].snapshot.pairs[0].reason, Some(Reason::OtherNode));
+        assert_eq!(results.nodes[0].snapshot.pairs[1].reason, Some(Reason::PeerNotPod), "all pods are chosen, and it is none of them");
     }
 
     #[test]
-    fn warnings_are_told_once_and_name_the_node_where_there_are_several() {
+    fn warnings_are_printed_once_and_name_the_node_where_there_are_several() {
         let warning = || Event::Said(Box::new(Message::Warning { text: "w".into() }));
-        let mut heard = Heard { nodes: vec![NodePairs::default(), NodePairs::default()], ..Heard::default() };
-        assert_eq!(heard.take(0, "n1", warning()).as_deref(), Some("n1: w"));
-        assert_eq!(heard.take(0, "n1", warning()), None);
-        assert_eq!(heard.take(1, "n2", warning()).as_deref(), Some("n2: w"));
+        let mut results = Results { nodes: vec![NodePairs::default(), NodePairs::default()], ..Results::default() };
+        assert_eq!(results.take(0, "n1", warning()).as_deref(), Some("n1: w"));
+        assert_eq!(results.take(0, "n1", warning()), None);
+        assert_eq!(results.take(1, "n2", warning()).as_deref(), Some("n2: w"));
     }
 }
