@@ -179,8 +179,8 @@ impl Drop for Extra<'_> {
 }
 
 #[test]
-fn pods_that_change_are_told_and_end_the_trace_when_they_are_gone() {
-    let Some(cluster) = cluster_or_skip("pods_that_change_are_told_and_end_the_trace_when_they_are_gone", Setup::RoutesNftables) else {
+fn changed_pods_are_reported_and_end_the_trace_when_gone() {
+    let Some(cluster) = cluster_or_skip("changed_pods_are_reported_and_end_the_trace_when_gone", Setup::RoutesNftables) else {
         return;
     };
     let _extra = Extra::new(&cluster);

@@ -1,4 +1,4 @@
-//! The article's stages that no hook saw: put in their place, and the reason told apart (must have happened, was left out by
+//! The article's stages that no hook saw: put in their place, each with the reason (must have happened, was left out by
 //! the kernel, cannot be seen here). Never shown as observed.
 
 use sockpath_protocol::message::{Armed, DeviceFilters};
@@ -55,7 +55,7 @@ impl Situation<'_> {
     }
 
     /// What this stage is known to have passed at the device where a neighbouring stage was seen: nothing, or filters and programs
-    /// whose time nobody has seen.
+    /// whose time was not measured.
     fn filtered(&self, stage: StageId, neighbour: &StageRow, device: &str) -> Option<(Seen, String)> {
         let here =
             |f: &&DeviceFilters| (Some(f.netns), Some(&f.node), f.device.as_str()) == (neighbour.netns, neighbour.node.as_ref(), device);
@@ -86,7 +86,7 @@ fn is_socket(id: StageId) -> bool {
 /// Adds the stages that were not seen.
 pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageRow> {
     if situation.class == Class::Bypass {
-        return short_way(rows);
+        return socket_path(rows);
     }
     let split = rows.iter().position(|r| r.side != Side::Send).unwrap_or(rows.len());
     let receive = rows.iter().position(|r| r.side == Side::Receive).unwrap_or(rows.len());
@@ -109,9 +109,9 @@ pub(super) fn fill(rows: Vec<StageRow>, situation: &Situation<'_>) -> Vec<StageR
     all
 }
 
-/// What must have happened between the stages of the short way that were seen: the verdict and the queue before the reader was
+/// What must have happened between the stages of the socket path that were seen: the verdict and the queue before the reader was
 /// woken, the dequeuing before the bytes were copied.
-fn short_way(rows: Vec<StageRow>) -> Vec<StageRow> {
+fn socket_path(rows: Vec<StageRow>) -> Vec<StageRow> {
     let mut all: Vec<StageRow> = Vec::with_capacity(rows.len() + 3);
     for row in rows {
         let before: &[StageId] = match row.id {

@@ -274,7 +274,7 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
     rows
 }
 
-/// Replies that were not translated back are dropped or reset where they arrive, and errors of a router about them are no cause of their own.
+/// Replies that were not translated back are dropped or reset where they arrive; a router's errors about them are not a separate cause.
 fn consequence(journey: &Journey<'_>, untranslated: &[Untranslated]) -> Option<&'static str> {
     let first = journey.first();
     let error = matches!(first.kind, PacketKind::IcmpError | PacketKind::IcmpRedirect) && !untranslated.is_empty();

@@ -1,4 +1,4 @@
-//! What a trace has heard so far, in bounded memory.
+//! What a trace has received so far, in bounded memory.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -90,7 +90,7 @@ pub struct HelperLog {
     pub error: Option<(String, String)>,
 }
 
-/// What a trace has heard so far.
+/// What a trace has received so far.
 #[derive(Debug, Clone)]
 pub struct Capture {
     /// How it began.
@@ -300,7 +300,7 @@ impl Capture {
 
 /// About what a packet takes in memory, in bytes.
 fn size_of(packet: &Packet) -> usize {
-    /// What an allocation takes besides what is asked for.
+    /// Overhead of an allocation.
     const ALLOCATION: usize = 16;
     let text = |text: &Option<String>| text.as_ref().map_or(0, |t| t.len() + ALLOCATION);
     let rule = |rule: &Rule| std::mem::size_of::<Rule>() + rule.table.len() + rule.chain.len() + text(&rule.comment) + 4 * ALLOCATION;
@@ -318,8 +318,8 @@ fn size_of(packet: &Packet) -> usize {
         + dropped
 }
 
-/// What `--count` counts: requests with payload that reached the other side. Half a way on a node of two counts, too,
-/// where it ends at the reader.
+/// What `--count` counts: requests with payload that reached the other side. The half of a path on one of two nodes counts,
+/// too, where it ends at the reader.
 fn is_delivered_request(packet: &Packet) -> bool {
     packet.direction == Direction::Request
         && packet.outcome == Outcome::Delivered

@@ -42,17 +42,17 @@ pub struct Report {
     pub kernel: String,
     /// Stages of the request packets.
     pub stages: Vec<StageRow>,
-    /// The whole way of a request packet.
+    /// The whole path of a request packet.
     pub end_to_end: Times,
     /// How many times a kernel network stack was run through per request packet.
     pub stack_traversals: u32,
     /// What `stages` is about: see [`Leg`].
     pub request: Option<LegSummary>,
-    /// The way back.
+    /// The path of the replies.
     pub reply: Option<Leg>,
-    /// The way socket to socket, when packets took it as well.
+    /// The socket path, when packets took it as well.
     pub accelerated: Option<Leg>,
-    /// What the short way saved against the network path, when both were seen.
+    /// What the socket path saved against the normal path, when both were seen.
     pub saving: Option<Saving>,
     /// The path from device to device, past the stacks of the nodes, when packets took it as well.
     pub short: Option<Leg>,
@@ -130,7 +130,7 @@ pub struct ClockRow {
     pub against: String,
     /// Its `CLOCK_REALTIME` minus the other's, in nanoseconds.
     pub offset_ns: i64,
-    /// The offset may be off by this much either way, in nanoseconds: half a round trip to each.
+    /// Uncertainty of the offset in either direction, in nanoseconds: half a round trip to each.
     pub uncertainty_ns: u64,
     /// Round trips to the node that it is the best of.
     pub round_trips: u32,
@@ -149,7 +149,7 @@ pub struct LegSummary {
     pub complete: bool,
     /// Of the typical time, what was waiting.
     pub waiting_ns: Option<u64>,
-    /// The ways packets of this kind took.
+    /// The routes that packets of this kind took.
     pub routes: Vec<super::leg::Route>,
     /// Id of a typical packet.
     pub typical_packet: Option<u64>,
@@ -342,7 +342,7 @@ pub struct PacketRow {
     pub id: u64,
     /// Number of its conversation.
     pub conversation: u64,
-    /// Which way it goes.
+    /// Its direction.
     pub direction: Direction,
     /// Transport protocol.
     pub protocol: Protocol,

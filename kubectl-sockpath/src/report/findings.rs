@@ -67,8 +67,8 @@ fn helpers(capture: &Capture) -> Vec<Hint> {
             hints.push(Hint::HelperLost { nodes, text: text.clone() });
         } else if let Some(reason @ (EndReason::HeartbeatMissed | EndReason::Signal | EndReason::StdinClosed)) = log.ended {
             let text = match reason {
-                EndReason::HeartbeatMissed => "it heard nothing from the plugin for too long and ended",
-                EndReason::Signal => "it was told to end by a signal",
+                EndReason::HeartbeatMissed => "it received nothing from the plugin for too long and ended",
+                EndReason::Signal => "a signal ended it",
                 _ => "its input was closed before the trace was done",
             };
             hints.push(Hint::HelperLost { nodes, text: text.to_owned() });
@@ -257,7 +257,7 @@ fn timing(capture: &Capture, report: &Report) -> Vec<Hint> {
             hints.push(Hint::Queueing { device, place, p50_ns });
         }
     }
-    // What a hostNetwork pod says goes through the node's sockets, which are left alone.
+    // A hostNetwork pod uses the node's sockets, which are excluded.
     let request = &capture.origin.plan.request;
     let on_host = |p: &Party| {
         let is = |pod: &Pod| pod.host_network && pod.name == p.name && Some(&pod.namespace) == p.namespace.as_ref();
@@ -296,7 +296,7 @@ fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
     let mut fragmented: Option<(usize, String)> = None;
     for journey in journeys {
         let notes = || journey.hops.iter().filter_map(|h| journey.parts[h.part].1.hops[h.hop].note.as_deref());
-        // The same stage covers segmentation (GSO), which is no cause for concern.
+        // The same stage covers segmentation (GSO), which is harmless.
         let step = journey.steps.iter().find(|s| s.stage == StageId::Segment).filter(|_| notes().any(|n| n.contains("first fragment")));
         if let Some(step) = step {
             let at = || place(Some(&step.spot.node), step.spot.pod.as_deref(), step.spot.device.as_deref());

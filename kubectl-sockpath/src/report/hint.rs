@@ -45,7 +45,7 @@ pub(super) enum Hint {
     HelperLost { nodes: String, text: String },
     /// A Service without ready pods was named.
     NoEndpoints { service: String, frontends: Vec<SocketAddr> },
-    /// Packets were sent on to an address nobody named.
+    /// Packets were translated to an address that is not a target.
     UnexpectedDnat(Box<RewriteRow>),
     /// Datagrams were sent on to an address that no rule names: conntrack remembers it.
     StaleEntry(Box<RewriteRow>),
@@ -113,11 +113,11 @@ pub(super) enum Hint {
     Queueing { device: String, place: String, p50_ns: u64 },
     /// Neighbours had to be asked for: where, how often, and how long packets waited for it when that was long.
     NeighbourLookups(Vec<NeighbourLookup>),
-    /// Packets were cut on the way.
+    /// Packets were cut in transit.
     Segmented { count: usize, place: String, from: u32, to: u32 },
     /// Packets were larger than the MTU and had to be fragmented.
     Fragmented { count: usize, place: String },
-    /// Packets of one kind took several ways.
+    /// Packets of one kind took several routes.
     SeveralRoutes { others: usize, of: usize, through: String },
     /// Sampling was active.
     Sampled { recorded: u64, matched: u64 },

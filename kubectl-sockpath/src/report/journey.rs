@@ -1,4 +1,4 @@
-//! A packet's whole way: hops with their places resolved, halves of two helpers joined, repeated hops of a stage merged.
+//! A packet's whole path: hops with their places resolved, halves of two helpers joined, repeated hops of a stage merged.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ pub struct HopRef {
     pub hop: usize,
 }
 
-/// One packet's whole way.
+/// One packet's whole path.
 #[derive(Debug, Clone)]
 pub struct Journey<'a> {
     /// What the helpers saw of it, in order: one part, or one per node.
@@ -76,7 +76,7 @@ impl<'a> Journey<'a> {
         &self.parts[self.parts.len() - 1].1.outcome
     }
 
-    /// Which way it goes.
+    /// Its direction.
     #[must_use]
     pub fn direction(&self) -> Direction {
         self.first().direction
@@ -197,7 +197,7 @@ pub(super) fn journey<'a>(capture: &'a Capture, spots: &mut Spots, parts: &[usiz
     assemble(capture, spots, parts.iter().filter_map(|part| capture.packets.get(*part)).map(|(helper, packet)| (*helper, packet)).collect())
 }
 
-/// The way of one packet as one helper saw it.
+/// The path of one packet as one helper saw it.
 #[must_use]
 pub(super) fn single<'a>(capture: &Capture, helper: usize, packet: &'a Packet) -> Journey<'a> {
     assemble(capture, &mut Spots::default(), vec![(helper, packet)])

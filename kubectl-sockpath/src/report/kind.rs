@@ -208,7 +208,7 @@ kinds! {
         "A pod of the trace was deleted, restarted or moved.",
         "The API server's watch on the pods.",
         "",
-        ["cluster_unwell: pods_that_change_are_told_and_end_the_trace_when_they_are_gone"];
+        ["cluster_unwell: changed_pods_are_reported_and_end_the_trace_when_gone"];
     NodeMissing "node-missing" Critical "A node was not watched":
         "No helper could be started on a node of the trace.",
         "The start of the helper pod.",

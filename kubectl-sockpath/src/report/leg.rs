@@ -23,15 +23,15 @@ pub struct Leg {
     pub count: usize,
     /// Whether these packets reached the other side.
     pub complete: bool,
-    /// The stages, in the order of the way.
+    /// The stages, in the order of the path.
     pub stages: Vec<StageRow>,
-    /// The whole way.
+    /// The whole path.
     pub end_to_end: Times,
     /// Of the typical time, what was waiting rather than working.
     pub waiting_ns: Option<u64>,
     /// How many times a kernel network stack was run through.
     pub stack_traversals: u32,
-    /// The ways packets of this kind took, most used first.
+    /// The routes that packets of this kind took, most used first.
     pub routes: Vec<Route>,
     /// Id of a typical packet, as in `packets[]`.
     pub typical_packet: Option<u64>,
@@ -48,7 +48,7 @@ pub struct Route {
     pub count: usize,
 }
 
-/// One stage of the way.
+/// One stage of the path.
 #[derive(Debug, Clone, Serialize)]
 pub struct StageRow {
     /// Its identifier.
@@ -57,7 +57,7 @@ pub struct StageRow {
     pub step: Option<&'static str>,
     /// Its plain name.
     pub name: &'static str,
-    /// Part of the way.
+    /// Part of the path.
     pub side: Side,
     /// Node.
     pub node: Option<String>,
@@ -80,7 +80,7 @@ pub struct StageRow {
     /// Times spent there.
     #[serde(flatten)]
     pub times: Times,
-    /// Part of the whole way's typical time, from 0 to 1.
+    /// Part of the whole path's typical time, from 0 to 1.
     pub share: Option<f64>,
     /// Whether time spent here is waiting rather than working.
     pub waits: bool,

@@ -31,7 +31,7 @@ pub(super) fn detail(drop: &Drop) -> Option<String> {
 }
 
 fn named(rule: &Rule) -> String {
-    let via = if rule.via.is_empty() { String::new() } else { format!(", by way of {}", rule.path()) };
+    let via = if rule.via.is_empty() { String::new() } else { format!(", via {}", rule.path()) };
     let but = if rule.policy { "; no rule did it" } else { "" };
     format!("by {rule}{via}{but}")
 }
@@ -83,7 +83,7 @@ mod tests {
         let named = rule(Some(22), &["FORWARD", "cali-FORWARD"]);
         assert_eq!(
             detail(&drop(Some(named), Mechanism::Rule, Vec::new())).as_deref(),
-            Some("by chain cali-tw-x of table ip filter, handle 22 (no policy passed), by way of FORWARD > cali-FORWARD > cali-tw-x")
+            Some("by chain cali-tw-x of table ip filter, handle 22 (no policy passed), via FORWARD > cali-FORWARD > cali-tw-x")
         );
         assert_eq!(
             detail(&drop(Some(rule(None, &[])), Mechanism::Policy, Vec::new())).as_deref(),

@@ -19,7 +19,7 @@ pub struct Overhead {
     pub helper_rss_bytes: u64,
     /// Time since the hooks were attached, in nanoseconds.
     pub elapsed_ns: u64,
-    /// Time in which the hooks that fire for everybody's packets were detached, in nanoseconds.
+    /// Time in which the machine-wide hooks were detached, in nanoseconds.
     pub rested_ns: u64,
     /// Packets that matched the pair.
     pub matched: u64,

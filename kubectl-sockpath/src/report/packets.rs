@@ -1,5 +1,5 @@
 //! The packets of a report, hop by hop. A row repeats names at every hop, so all rows together take several times what was captured:
-//! each is made when it is asked for.
+//! each is made on demand.
 
 use std::sync::Arc;
 

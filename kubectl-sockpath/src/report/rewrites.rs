@@ -1,4 +1,4 @@
-//! Addresses that were translated on the way: what, where, by which rule, and back again.
+//! Addresses that were translated in transit: what, where, by which rule, and back again.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -133,7 +133,7 @@ fn changes(direction: Direction, before: Flow, after: Flow) -> impl Iterator<Ite
     pairs.into_iter().filter(|(_, from, to)| from != to)
 }
 
-/// Addresses that requests were sent on to although nobody named them.
+/// Addresses that requests were translated to without being expected.
 pub(super) fn strangers(rows: &[RewriteRow], expected: &[IpAddr]) -> Vec<RewriteRow> {
     rows.iter().filter(|r| r.kind == RewriteKind::Dnat && !expected.contains(&r.to.ip())).cloned().collect()
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Times of one stage, or of the whole way, in nanoseconds.
+/// Times of one stage, or of the whole path, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Times {
     /// The typical time. Absent where it cannot be measured.
