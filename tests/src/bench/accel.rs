@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::ground::{Cpus, Ground, Way};
+use super::ground::{Cpus, Ground, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::{Load, Run};
 use super::stats::Sample;
@@ -47,11 +47,11 @@ pub(super) fn accelerated_with<T>(
     result.map(Some)
 }
 
-/// A line of a table: the same case by up to four ways.
+/// A line of a table: the same case by up to four routes.
 #[derive(Debug)]
 struct Line {
     case: Case,
-    way: Way,
+    route: Route,
     plain: Column,
     accelerated: Column,
     loopback: Column,
@@ -59,13 +59,13 @@ struct Line {
 }
 
 impl Line {
-    fn new(load: Load, size: usize, cpus: Cpus, way: Way) -> Self {
+    fn new(load: Load, size: usize, cpus: Cpus, route: Route) -> Self {
         let empty = Column::default;
-        Self { case: Case { load, size, cpus }, way, plain: empty(), accelerated: empty(), loopback: empty(), unix: empty() }
+        Self { case: Case { load, size, cpus }, route, plain: empty(), accelerated: empty(), loopback: empty(), unix: empty() }
     }
 
     fn what(&self) -> String {
-        let through = if self.way == Way::Service { ", through the Service" } else { "" };
+        let through = if self.route == Route::Service { ", through the Service" } else { "" };
         format!("{}, {}{through}", size_name(self.case.size), self.case.cpus.text())
     }
 }
@@ -84,17 +84,17 @@ fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
     let Some(cpus) = lines.first().map(|l| l.case.cpus) else { return Ok(()) };
     for _ in 0..effort.repeats {
         for line in &mut *lines {
-            let run = |way: Way| line.case.run(ground, way, effort.time);
-            line.plain.0.push(run(line.way)?);
-            if line.way == Way::Direct && line.case.load != Load::Connect {
-                line.loopback.0.push(run(Way::Loopback)?);
-                line.unix.0.push(run(Way::Unix)?);
+            let run = |route: Route| line.case.run(ground, route, effort.time);
+            line.plain.0.push(run(line.route)?);
+            if line.route == Route::Direct && line.case.load != Load::Connect {
+                line.loopback.0.push(run(Route::Loopback)?);
+                line.unix.0.push(run(Route::Unix)?);
             }
         }
         let blocking_readers = lines.iter().any(|line| line.case.load == Load::Blocking);
         accelerated_with(ground, cpus, &Choice { blocking_readers, ..Choice::default() }, |_| {
             for line in &mut *lines {
-                line.accelerated.0.push(line.case.run(ground, line.way, effort.time)?);
+                line.accelerated.0.push(line.case.run(ground, line.route, effort.time)?);
             }
             Ok(())
         })?;
@@ -140,15 +140,15 @@ pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     for cpus in [Cpus::One, Cpus::Two] {
         let mut lines: Vec<Line> = [64, 1 << 10, 16 << 10]
             .into_iter()
-            .flat_map(|size| [Way::Direct, Way::Service].map(|way| Line::new(Load::RequestResponse, size, cpus, way)))
+            .flat_map(|size| [Route::Direct, Route::Service].map(|route| Line::new(Load::RequestResponse, size, cpus, route)))
             .collect();
         measure(ground, &mut lines, effort)?;
         for l in &lines {
             let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
             let (gain, limit) = (fast.over(&plain), fast.over(&unix));
-            let (least, least_of_unix) = if cpus == Cpus::One || l.way == Way::Service { (2.0, 1.0) } else { (1.0, 0.9) };
-            let goal = if cpus == Cpus::Two && l.way == Way::Service { "-".to_owned() } else { reached(gain.median(), least) };
-            let unix_goal = if l.way == Way::Direct { reached(limit.median(), least_of_unix) } else { "-".to_owned() };
+            let (least, least_of_unix) = if cpus == Cpus::One || l.route == Route::Service { (2.0, 1.0) } else { (1.0, 0.9) };
+            let goal = if cpus == Cpus::Two && l.route == Route::Service { "-".to_owned() } else { reached(gain.median(), least) };
+            let unix_goal = if l.route == Route::Direct { reached(limit.median(), least_of_unix) } else { "-".to_owned() };
             table.row(vec![
                 l.what(),
                 format!("{plain:.0}"),
@@ -180,7 +180,7 @@ pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     Ok(vec![table, turnarounds])
 }
 
-/// Request-response between readers that sleep in recv(2): left alone unless `--blocking-readers` asks for them.
+/// Request-response between readers that sleep in recv(2): excluded without `--blocking-readers`.
 ///
 /// # Errors
 /// When a peer or the helper fails.
@@ -189,7 +189,7 @@ pub fn sleeping_readers(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("Request-response of readers that sleep in recv, with --blocking-readers", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let sizes = [64, 1 << 10, 16 << 10];
-        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Blocking, size, cpus, Way::Direct)).collect();
+        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Blocking, size, cpus, Route::Direct)).collect();
         measure(ground, &mut lines, effort)?;
         for l in &lines {
             let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
@@ -217,7 +217,7 @@ pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("Streams", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let sizes = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
-        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Stream, size, cpus, Way::Direct)).collect();
+        let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Stream, size, cpus, Route::Direct)).collect();
         measure(ground, &mut lines, effort)?;
         for l in &lines {
             let gain = l.accelerated.rates().over(&l.plain.rates());
@@ -237,7 +237,7 @@ pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 pub fn connections(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("Connect-request-close", &["message, CPUs", "plain TCP /s", "accelerated /s", "x plain", "goal"]);
     for cpus in [Cpus::One, Cpus::Two] {
-        let mut lines = vec![Line::new(Load::Connect, 64, cpus, Way::Direct), Line::new(Load::Connect, 64, cpus, Way::Service)];
+        let mut lines = vec![Line::new(Load::Connect, 64, cpus, Route::Direct), Line::new(Load::Connect, 64, cpus, Route::Service)];
         measure(ground, &mut lines, effort)?;
         for l in &lines {
             let gain = l.accelerated.rates().over(&l.plain.rates());
@@ -248,25 +248,25 @@ pub fn connections(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     Ok(vec![table])
 }
 
-/// Pairs that are left alone while others are accelerated.
+/// Pairs that are not accelerated while others are.
 ///
 /// # Errors
 /// When a peer or the helper fails.
 pub fn bystanders(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     let head = ["pair, CPUs", "without /s", "while others are accelerated /s", "ratio", "goal"];
-    let mut table = Table::new("Connections that are left alone (request-response, 64 B)", &head);
-    let cases: [(&str, Way, &[&str]); 3] = [
-        ("other node", Way::Remote, &[]),
-        ("peer not chosen", Way::Direct, &["curl"]),
-        ("neither chosen, in-pod", Way::OtherLoopback, &["curl"]),
+    let mut table = Table::new("Connections that are not accelerated (request-response, 64 B)", &head);
+    let cases: [(&str, Route, &[&str]); 3] = [
+        ("other node", Route::Remote, &[]),
+        ("peer not chosen", Route::Direct, &["curl"]),
+        ("neither chosen, in-pod", Route::OtherLoopback, &["curl"]),
     ];
     for cpus in [Cpus::One, Cpus::Two] {
-        for (name, way, pods) in cases {
+        for (name, route, pods) in cases {
             let case = Case { load: Load::RequestResponse, size: 64, cpus };
             let (mut without, mut with) = (Vec::<Run>::new(), Vec::<Run>::new());
             for _ in 0..effort.repeats {
-                without.push(case.run(ground, way, effort.time)?);
-                let run = accelerated(ground, cpus, pods, |_| case.run(ground, way, effort.time))?;
+                without.push(case.run(ground, route, effort.time)?);
+                let run = accelerated(ground, cpus, pods, |_| case.run(ground, route, effort.time))?;
                 with.extend(run);
             }
             let (without, with) = (Column(without).rates(), Column(with).rates());

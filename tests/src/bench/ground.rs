@@ -1,4 +1,4 @@
-//! Where benchmarks run: a lab, servers in its pods bound to either CPU, and a way to run clients there.
+//! Where benchmarks run: a lab, servers in its pods bound to either CPU, and clients that run there.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -40,9 +40,9 @@ impl Cpus {
     }
 }
 
-/// Which way a run takes.
+/// Which route a run takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
+pub enum Route {
     /// curl to httpbin, same node.
     Direct,
     /// curl to httpbin through its Service.
@@ -227,22 +227,22 @@ impl Ground {
         service.cluster_ips.iter().copied().find(std::net::IpAddr::is_ipv4).context("no IPv4 address")
     }
 
-    /// The client's pod and the server's place of a way.
+    /// The client's pod and the server's place of a route.
     ///
     /// # Errors
     /// When an address is missing.
-    pub fn place(&self, way: Way, cpus: Cpus) -> Result<(&'static str, Place)> {
+    pub fn place(&self, route: Route, cpus: Cpus) -> Result<(&'static str, Place)> {
         let port = PORT + cpus.server() as u16;
         let tcp = |ip| Place::Tcp(SocketAddr::new(ip, port));
         let localhost = std::net::Ipv4Addr::LOCALHOST.into();
-        Ok(match way {
-            Way::Direct => ("curl", tcp(self.ip("httpbin")?)),
-            Way::Service => ("curl", tcp(self.service_ip("httpbin")?)),
-            Way::Remote => ("curl", tcp(self.ip("httpbin-remote")?)),
-            Way::Loopback => ("curl", tcp(localhost)),
-            Way::OtherLoopback => ("httpbin", tcp(localhost)),
-            Way::Elsewhere => ("httpbin-remote", tcp(localhost)),
-            Way::Unix => ("curl", Place::Unix(self.unix_path(cpus))),
+        Ok(match route {
+            Route::Direct => ("curl", tcp(self.ip("httpbin")?)),
+            Route::Service => ("curl", tcp(self.service_ip("httpbin")?)),
+            Route::Remote => ("curl", tcp(self.ip("httpbin-remote")?)),
+            Route::Loopback => ("curl", tcp(localhost)),
+            Route::OtherLoopback => ("httpbin", tcp(localhost)),
+            Route::Elsewhere => ("httpbin-remote", tcp(localhost)),
+            Route::Unix => ("curl", Place::Unix(self.unix_path(cpus))),
         })
     }
 
@@ -250,8 +250,8 @@ impl Ground {
     ///
     /// # Errors
     /// What the client says.
-    pub fn run(&self, way: Way, cpus: Cpus, load: Load, size: usize, time: Duration) -> Result<Run> {
-        let (pod, place) = self.place(way, cpus)?;
+    pub fn run(&self, route: Route, cpus: Cpus, load: Load, size: usize, time: Duration) -> Result<Run> {
+        let (pod, place) = self.place(route, cpus)?;
         let to = match place {
             Place::Tcp(a) => a.to_string(),
             Place::Unix(p) => p.to_string_lossy().into_owned(),
@@ -260,7 +260,7 @@ impl Ground {
         let (size, ms) = (size.to_string(), time.as_millis().to_string());
         let args = ["client", "--cpu", "0", "--to", &to, "--load", load.get_name(), "--size", &size, "--ms", &ms];
         let out = self.exec(pod, &args).output().context("cannot run a client")?;
-        ensure!(out.status.success(), "the client ({way:?}): {}", String::from_utf8_lossy(&out.stderr).trim());
+        ensure!(out.status.success(), "the client ({route:?}): {}", String::from_utf8_lossy(&out.stderr).trim());
         serde_json::from_slice(&out.stdout).context("the client printed no result")
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use sockpath_protocol::accel::Via;
 
 use super::accel::accelerated_with;
-use super::ground::{Cpus, Ground, PORT, Process, Way};
+use super::ground::{Cpus, Ground, PORT, Process, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::{Load, Run};
 use super::table::{Table, goal, reached};
@@ -132,16 +132,16 @@ pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 /// another CPU, the helper on that of the request-response.
 fn coming_and_going(ground: &Ground, choice: Option<&Choice>, effort: Effort) -> Result<f64> {
     let case = Case { load: Load::RequestResponse, size: 64, cpus: Cpus::One };
-    let (_, place) = ground.place(Way::Direct, Cpus::Two)?;
+    let (_, place) = ground.place(Route::Direct, Cpus::Two)?;
     let super::peer::Place::Tcp(to) = place else { anyhow::bail!("connections come and go by TCP") };
     let args = ["churn", "--cpu", "1", "--rate", "100", "--exchanges", "16", "--to", &to.to_string()];
     let (mut quiet, mut busy) = (Column::default(), Column::default());
     let mut rounds = || -> Result<()> {
         for _ in 0..effort.repeats {
-            quiet.0.push(case.run(ground, Way::Direct, effort.time)?);
+            quiet.0.push(case.run(ground, Route::Direct, effort.time)?);
             let mut others = ground.start("curl", &args)?;
             others.line()?;
-            busy.0.push(case.run(ground, Way::Direct, effort.time)?);
+            busy.0.push(case.run(ground, Route::Direct, effort.time)?);
         }
         Ok(())
     };

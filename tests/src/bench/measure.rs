@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ground::{Cpus, Ground, Way};
+use super::ground::{Cpus, Ground, Route};
 use super::peer::{Load, Run};
 use super::stats::Sample;
 
@@ -65,11 +65,11 @@ pub struct Case {
 }
 
 impl Case {
-    /// One run by one way.
+    /// One run by one route.
     ///
     /// # Errors
     /// What the client says.
-    pub fn run(&self, ground: &Ground, way: Way, time: Duration) -> Result<Run> {
-        ground.run(way, self.cpus, self.load, self.size, time)
+    pub fn run(&self, ground: &Ground, route: Route, time: Duration) -> Result<Run> {
+        ground.run(route, self.cpus, self.load, self.size, time)
     }
 }

@@ -413,7 +413,7 @@ pub fn many(to: SocketAddr, count: usize) -> Result<()> {
             let mut have = 0;
             while have < 64 {
                 socket.poll(libc::POLLIN, None)?;
-                // As event loops do: readers whose calls may sleep are left alone.
+                // As event loops do: readers whose calls may sleep are excluded.
                 match socket.recv(&mut [0; 64], libc::MSG_DONTWAIT)? {
                     0 => bail!("the server closed"),
                     n => have += n,

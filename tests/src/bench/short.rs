@@ -5,7 +5,7 @@ use sockpath_protocol::accel::Via;
 use sockpath_protocol::lab::Overlay;
 
 use super::accel::{accelerated_with, size_name};
-use super::ground::{Cpus, Ground, Way};
+use super::ground::{Cpus, Ground, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
 use super::table::{Table, reached};
@@ -16,15 +16,15 @@ const KIB: usize = 1 << 10;
 /// A row: what is run, and the least ratio to the stack.
 struct Row {
     case: Case,
-    way: Way,
+    route: Route,
     least: f64,
     stack: Column,
     short: Column,
 }
 
 impl Row {
-    fn new(way: Way, load: Load, size: usize, cpus: Cpus, least: f64) -> Self {
-        Self { case: Case { load, size, cpus }, way, least, stack: Column::default(), short: Column::default() }
+    fn new(route: Route, load: Load, size: usize, cpus: Cpus, least: f64) -> Self {
+        Self { case: Case { load, size, cpus }, route, least, stack: Column::default(), short: Column::default() }
     }
 
     fn cells(&self, place: &str) -> Vec<String> {
@@ -36,7 +36,7 @@ impl Row {
             Load::Connect => "connect-request-close",
             Load::Datagrams => "UDP request-response",
         };
-        let service = if self.way == Way::Service { ", through the Service" } else { "" };
+        let service = if self.route == Route::Service { ", through the Service" } else { "" };
         let rate = |c: &Column| match self.case.load {
             Load::Stream => format!("{} Gbit/s", c.gbit()),
             _ => format!("{:.0} /s", c.rates()),
@@ -58,7 +58,7 @@ impl Row {
 fn on_one_node() -> Vec<Row> {
     use Cpus::{One, Two};
     use Load::{Blocking, Connect, Datagrams, RequestResponse, Stream};
-    use Way::{Direct, Service};
+    use Route::{Direct, Service};
     let mut rows = vec![
         Row::new(Direct, RequestResponse, 64, One, 1.25),
         Row::new(Direct, RequestResponse, KIB, One, 1.25),
@@ -80,7 +80,7 @@ fn on_one_node() -> Vec<Row> {
 fn between_nodes(least: [f64; 4]) -> Vec<Row> {
     use Load::{RequestResponse, Stream};
     let [small, large, short_writes, long_writes] = least;
-    let row = |load, size, least| Row::new(Way::Remote, load, size, Cpus::One, least);
+    let row = |load, size, least| Row::new(Route::Remote, load, size, Cpus::One, least);
     vec![
         row(RequestResponse, 64, small),
         row(RequestResponse, 16 * KIB, large),
@@ -95,12 +95,12 @@ fn measure(ground: &Ground, rows: &mut [Row], effort: Effort) -> Result<()> {
         let mut rows: Vec<&mut Row> = rows.iter_mut().filter(|r| r.case.cpus == cpus).collect();
         for _ in 0..if rows.is_empty() { 0 } else { effort.repeats } {
             for row in &mut rows {
-                row.stack.0.push(row.case.run(ground, row.way, effort.time)?);
+                row.stack.0.push(row.case.run(ground, row.route, effort.time)?);
             }
             let choice = Choice { via: Via::Short, ..Choice::default() };
             accelerated_with(ground, cpus, &choice, |_| {
                 for row in &mut rows {
-                    row.short.0.push(row.case.run(ground, row.way, effort.time)?);
+                    row.short.0.push(row.case.run(ground, row.route, effort.time)?);
                 }
                 Ok(())
             })?;

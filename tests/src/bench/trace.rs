@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use sockpath_protocol::Request;
 use sockpath_protocol::request::{Node, Pod, TraceRequest};
 
-use super::ground::{Cpus, Ground, Way};
+use super::ground::{Cpus, Ground, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
 use super::stats::Sample;
@@ -151,7 +151,7 @@ pub fn trace(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     Ok(vec![cost(ground, effort)?, times(ground, effort)?])
 }
 
-/// How long the traced pair is silent before other pairs are measured: long enough for what fires for everybody to rest.
+/// How long the traced pair is silent before other pairs are measured: long enough for the machine-wide hooks to be detached.
 const SILENCE: Duration = Duration::from_millis(2500);
 
 /// Request-response of 64 B with and without traces.
@@ -160,20 +160,20 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
     let mut table = Table::new("Cost of tracing curl to httpbin (request-response, 64 B)", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let case = Case { load: Load::RequestResponse, size: 64, cpus };
-        let ways = [
-            (Way::Direct, "the traced pair"),
-            (Way::Remote, "another pair, from a pod of this one to the other node"),
-            (Way::OtherLoopback, "another pair, inside a pod of this one"),
-            (Way::Elsewhere, "another pair, with no pod or node of this one"),
+        let routes = [
+            (Route::Direct, "the traced pair"),
+            (Route::Remote, "another pair, from a pod of this one to the other node"),
+            (Route::OtherLoopback, "another pair, inside a pod of this one"),
+            (Route::Elsewhere, "another pair, with no pod or node of this one"),
         ];
-        let mut columns: Vec<[Column; 4]> = ways.iter().map(|_| std::array::from_fn(|_| Column::default())).collect();
+        let mut columns: Vec<[Column; 4]> = routes.iter().map(|_| std::array::from_fn(|_| Column::default())).collect();
         for _ in 0..effort.repeats {
             let mut runs = |column: usize, only_first: bool| -> Result<()> {
-                for (n, (way, _)) in ways.iter().enumerate().take(if only_first { 1 } else { ways.len() }) {
+                for (n, (route, _)) in routes.iter().enumerate().take(if only_first { 1 } else { routes.len() }) {
                     if n == 1 && column == 1 {
-                        case.run(ground, *way, SILENCE)?;
+                        case.run(ground, *route, SILENCE)?;
                     }
-                    columns[n][column].0.push(case.run(ground, *way, effort.time)?);
+                    columns[n][column].0.push(case.run(ground, *route, effort.time)?);
                 }
                 Ok(())
             };
@@ -195,7 +195,7 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
             let goal = least.map_or_else(|| "-".to_owned(), |l| reached(ratio.median(), l));
             table.row(vec![format!("{what}, {cpus}"), format!("{base:.0}"), format!("{with:.0}"), ratio.to_string(), goal]);
         };
-        for ((_, name), column) in ways.iter().zip(&columns) {
+        for ((_, name), column) in routes.iter().zip(&columns) {
             let least = if *name == "the traced pair" { 0.85 } else { 0.93 };
             row(name, column[0].rates(), column[1].rates(), Some(least));
         }
