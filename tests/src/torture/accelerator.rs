@@ -452,7 +452,7 @@ pub fn stop(lab: &Lab) -> Result<Option<AccelSummary>> {
     Ok(summary)
 }
 
-/// Removes every leftover of ours on this node; yields what was removed.
+/// Removes sockpath's remaining resources on this node; yields what was removed.
 ///
 /// # Errors
 /// What the helper says.

@@ -155,7 +155,7 @@ fn respond(response: &Response) {
     let mut line = serde_json::to_vec(response).unwrap_or_default();
     line.push(b'\n');
     let mut out = io::stdout().lock();
-    // The test may be gone; there is nobody else to tell.
+    // The test may be gone: there is no other recipient.
     let _ = out.write_all(&line).and_then(|()| out.flush());
 }
 
@@ -239,7 +239,7 @@ impl Agent {
             Op::Close => {
                 let socket = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 let socket = socket.ok_or_else(|| io::Error::other(format!("no socket {id}")))?;
-                // A call still under way on another thread keeps the socket, as a second descriptor would; tell the test.
+                // A call still in progress on another thread keeps the socket, as a second descriptor would; tell the test.
                 Arc::try_unwrap(socket).map_err(|_| io::Error::other("the socket is in use by another thread"))?.close().map(done)
             }
             Op::Local => self.socket(id)?.local().map(Answer::Address),

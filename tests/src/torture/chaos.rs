@@ -15,7 +15,7 @@ use crate::lab::Lab;
 
 /// How an acceleration ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
+enum EndMode {
     /// The plugin asks for the end.
     Finish,
     /// SIGTERM to the helper.
@@ -35,8 +35,8 @@ enum Way {
 /// What the actor did.
 #[derive(Debug, Clone, Default)]
 pub struct Deeds {
-    /// How often acceleration was on, by the way it ended.
-    pub ways: BTreeMap<String, u64>,
+    /// How often acceleration was on, by how it ended.
+    pub modes: BTreeMap<String, u64>,
     /// Bytes that went by the short path or socket to socket, as far as the helper lived to tell.
     pub bypassed_bytes: u64,
     /// Packets and messages that did.
@@ -45,7 +45,7 @@ pub struct Deeds {
     pub passes: BTreeMap<Reason, u64>,
     /// How long it was on, without the time that starting and ending took.
     pub on: Duration,
-    /// Sockets that were still enrolled after the drain deadline.
+    /// Sockets that were still in the sockmap after the drain deadline.
     pub left_enrolled: u64,
 }
 
@@ -57,12 +57,21 @@ pub fn run(lab: &Lab, seed: u64, choice: &Choice, over: &AtomicBool, on: Sender<
     let mut first = Some(on);
     let mut rng = Prng::new(seed, u64::MAX);
     let mut deeds = Deeds::default();
-    let ways = [Way::Finish, Way::Finish, Way::Terminate, Way::Interrupt, Way::PluginDies, Way::HelperDies, Way::LeaseRunsOut, Way::Detach];
+    let modes = [
+        EndMode::Finish,
+        EndMode::Finish,
+        EndMode::Terminate,
+        EndMode::Interrupt,
+        EndMode::PluginDies,
+        EndMode::HelperDies,
+        EndMode::LeaseRunsOut,
+        EndMode::Detach,
+    ];
     while !over.load(Ordering::Acquire) {
-        let way = rng.pick(&ways);
-        let round = round(lab, way, choice, &mut rng, &mut deeds, over, first.take());
-        round.with_context(|| format!("acceleration that ends by {way:?}"))?;
-        *deeds.ways.entry(format!("{way:?}")).or_default() += 1;
+        let mode = rng.pick(&modes);
+        let round = round(lab, mode, choice, &mut rng, &mut deeds, over, first.take());
+        round.with_context(|| format!("acceleration that ends by {mode:?}"))?;
+        *deeds.modes.entry(format!("{mode:?}")).or_default() += 1;
         doze(Duration::from_millis(rng.log_between(1, 300)), over);
     }
     Ok(deeds)
@@ -71,18 +80,18 @@ pub fn run(lab: &Lab, seed: u64, choice: &Choice, over: &AtomicBool, on: Sender<
 /// `first` is there at the first time: then it is on for all pods and for long, so that a short run shows something, too.
 fn round(
     lab: &Lab,
-    way: Way,
+    mode: EndMode,
     choice: &Choice,
     rng: &mut Prng,
     deeds: &mut Deeds,
     over: &AtomicBool,
     first: Option<Sender<()>>,
 ) -> Result<()> {
-    let brief = matches!(way, Way::HelperDies | Way::LeaseRunsOut | Way::Detach);
+    let brief = matches!(mode, EndMode::HelperDies | EndMode::LeaseRunsOut | EndMode::Detach);
     let lease = Duration::from_millis(if brief { rng.between(1_000, 2_000) } else { 5_000 });
-    // All pods, mostly; sometimes one end only, which has to be left alone.
+    // All pods, mostly; sometimes one end only, whose connections have to be excluded.
     let pods = if first.is_none() && rng.one_in(8) { vec![rng.pick(&["curl", "httpbin"]).to_owned()] } else { Vec::new() };
-    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: way == Way::Detach, ..choice.clone() })?;
+    let mut on = Accelerator::start_with(lab, &Choice { pods, lease, detach: mode == EndMode::Detach, ..choice.clone() })?;
     let began = Instant::now();
     // Starting takes seconds on a busy machine; most of the time it shall be on.
     let on_for = match first {
@@ -94,25 +103,25 @@ fn round(
     drop(first);
     doze(Duration::from_millis(on_for), over);
     deeds.on += began.elapsed();
-    let summary = match way {
-        Way::Finish => on.finish()?,
-        Way::Terminate => on.terminate(Signal::SIGTERM)?,
-        Way::Interrupt => on.terminate(Signal::SIGINT)?,
-        Way::PluginDies => on.hang_up()?,
-        Way::HelperDies => {
+    let summary = match mode {
+        EndMode::Finish => on.finish()?,
+        EndMode::Terminate => on.terminate(Signal::SIGTERM)?,
+        EndMode::Interrupt => on.terminate(Signal::SIGINT)?,
+        EndMode::PluginDies => on.hang_up()?,
+        EndMode::HelperDies => {
             on.0.kill()?;
             if rng.one_in(2) {
                 doze(lease + Duration::from_millis(200), over);
             }
             accelerator::stop(lab).context("stop after a killed helper")?.context("a killed helper left nothing to stop")?
         }
-        Way::LeaseRunsOut => {
+        EndMode::LeaseRunsOut => {
             on.0.signal(Signal::SIGSTOP)?;
             accelerator::await_lease_end(lab)?;
             on.0.signal(Signal::SIGCONT)?;
             on.finish()?
         }
-        Way::Detach => {
+        EndMode::Detach => {
             let summary = on.finish()?;
             let went_on = rng.below(1_500);
             doze(Duration::from_millis(went_on), over);

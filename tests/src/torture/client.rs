@@ -17,7 +17,7 @@ use super::report::{Report, tell};
 use super::tally::Tally;
 use super::watch::Watch;
 
-/// A way to a server.
+/// A route to a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// For reports.
@@ -31,11 +31,11 @@ impl FromStr for Route {
 
     fn from_str(s: &str) -> Result<Self> {
         let (name, to) = s.split_once('=').with_context(|| format!("a route is NAME=ADDRESS:PORT, not {s:?}"))?;
-        Ok(Self { name: name.to_owned(), to: to.parse().with_context(|| format!("{to:?} is no address with a port"))? })
+        Ok(Self { name: name.to_owned(), to: to.parse().with_context(|| format!("invalid address {to:?}: use ADDRESS:PORT"))? })
     }
 }
 
-/// What the client is told.
+/// Options of the client.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
     /// The run's seed.
@@ -50,7 +50,7 @@ pub struct ClientOptions {
     pub limit: Option<Duration>,
     /// Servers may be killed at any moment.
     pub doomed: bool,
-    /// The ways to choose from.
+    /// The routes to choose from.
     pub routes: Vec<Route>,
 }
 

@@ -121,7 +121,7 @@ impl Torture {
         }
         let misled = verdict.clients.misled + verdict.servers.misled;
         if misled > 0 && is_tcp {
-            verdict.faults.push(format!("on {misled} connections FIONREAD told of nothing where there was something"));
+            verdict.faults.push(format!("on {misled} connections FIONREAD counted 0 bytes where some were unread"));
         }
         if self.accelerate
             && let Err(e) = chaos::nothing_left(&lab)
@@ -274,7 +274,7 @@ fn service_ip(status: &LabStatus, service: &str, v6: bool) -> Option<std::net::I
     status.services.iter().find(|s| s.name == service)?.cluster_ips.iter().copied().find(|ip| ip.is_ipv6() == v6)
 }
 
-/// The ways from a pod, as arguments of the client. Same-node ways come twice: they are what is accelerated.
+/// The routes from a pod, as arguments of the client. Same-node routes come twice: they are what is accelerated.
 fn routes(status: &LabStatus, from: &str) -> Vec<String> {
     let peer = if from == "curl" { "httpbin" } else { "curl" };
     let service = if from == "curl" { "svc" } else { "hairpin" };
@@ -353,13 +353,13 @@ impl fmt::Display for Verdict {
             self.clients.received / MB
         )?;
         let routes: Vec<_> = self.clients.routes.iter().map(|(r, n)| format!("{r} {n}")).collect();
-        writeln!(f, "ways: {}", routes.join(", "))?;
+        writeln!(f, "routes: {}", routes.join(", "))?;
         writeln!(f, "{} more to servers or by clients that were killed {} times", self.doomed.0, self.doomed.1)?;
         let (limit, used) = (TightMemory::TCP_BYTES, self.tight);
         writeln!(f, "where TCP memory was limited to {limit} bytes, {used} were in use at most")?;
         if let Some(deeds) = &self.deeds {
-            let ways: Vec<_> = deeds.ways.iter().map(|(w, n)| format!("{w} {n}")).collect();
-            writeln!(f, "acceleration went on and off: {}; it was on for {:.1} s", ways.join(", "), deeds.on.as_secs_f64())?;
+            let modes: Vec<_> = deeds.modes.iter().map(|(w, n)| format!("{w} {n}")).collect();
+            writeln!(f, "acceleration went on and off: {}; it was on for {:.1} s", modes.join(", "), deeds.on.as_secs_f64())?;
             let (mb, messages) = (deeds.bypassed_bytes / MB, deeds.bypassed_messages);
             let all = self.clients.messages + self.servers.messages;
             writeln!(
@@ -378,7 +378,7 @@ impl fmt::Display for Verdict {
         }
         let misled = self.clients.misled + self.servers.misled;
         if misled > 0 {
-            writeln!(f, "deviation: on {misled} connections the first FIONREAD told of nothing although TCP bytes were unread")?;
+            writeln!(f, "deviation: on {misled} connections the first FIONREAD counted 0 bytes although TCP bytes were unread")?;
         }
         if self.lost_resets > 0 {
             writeln!(f, "plain TCP lost the reset of {} connections, whose peers waited in vain", self.lost_resets)?;

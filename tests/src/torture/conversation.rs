@@ -64,7 +64,7 @@ struct Talk<'a> {
     doomed: bool,
 }
 
-/// What a conversation is told besides its plan.
+/// What a conversation needs besides its plan.
 #[derive(Debug, Clone)]
 pub struct Setting<'a> {
     /// The run's seed.
@@ -267,7 +267,7 @@ impl Talk<'_> {
             threads.into_iter().map(|t| t.join().unwrap_or(End::Error(0))).collect()
         });
         self.watched.end(Call::Read, 0);
-        // An error is told to one of them, the others see the end of the stream.
+        // One of them gets an error, the others see the end of the stream.
         outcome.read_end = ends.iter().copied().find(|e| *e != End::Done).unwrap_or(End::Done);
         let pieces = pieces.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = outcome.received;

@@ -34,7 +34,7 @@ pub fn transferred(r: isize) -> io::Result<usize> {
 
 /// Takes ownership of a descriptor that a system call just returned.
 pub fn own(fd: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: check() refuses -1, and the caller passes the result of a call that creates a descriptor nobody else knows.
+    // SAFETY: check() refuses -1, and the caller passes the result of a call that creates a descriptor without another owner.
     check(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -229,7 +229,7 @@ impl Socket {
     /// What close(2) says.
     pub fn close(self) -> io::Result<()> {
         let fd = std::os::fd::IntoRawFd::into_raw_fd(self.0);
-        // SAFETY: fd came from an OwnedFd that gave it up, so nobody closes it again.
+        // SAFETY: fd came from an OwnedFd that gave it up, so it is not closed again.
         check(unsafe { libc::close(fd) }).map(drop)
     }
 
@@ -293,10 +293,10 @@ impl Socket {
             // Notifications of zero-copy writes show as POLLERR and mean nothing here.
             let ended = self.poll(libc::POLLRDHUP, Some(Duration::ZERO))? & (libc::POLLRDHUP | libc::POLLHUP) != 0;
             if ended && self.unread()? < n {
-                return Err(Error::new(ErrorKind::ConnectionAborted, format!("the peer ended when FIONREAD told {unread} of {n}")));
+                return Err(Error::new(ErrorKind::ConnectionAborted, format!("the peer ended when FIONREAD counted {unread} of {n}")));
             }
             if Instant::now() > end {
-                return Err(Error::new(ErrorKind::TimedOut, format!("FIONREAD tells {unread}, expected {n}")));
+                return Err(Error::new(ErrorKind::TimedOut, format!("FIONREAD counts {unread}, expected {n}")));
             }
             // poll cannot wait for "more than there is", so this looks again and again.
             std::thread::sleep(Duration::from_micros(200));

@@ -45,7 +45,7 @@ pub struct Outcome {
     pub read_end: End,
     /// How writing ended.
     pub write_end: End,
-    /// How often FIONREAD told of nothing where there was something to one that asks now and then: a known deviation.
+    /// How often FIONREAD counted 0 bytes where some were unread, for a reader that uses it now and then: a known deviation.
     pub misled: u32,
     /// What no TCP socket may do, in words.
     pub faults: Vec<String>,
@@ -102,8 +102,8 @@ pub fn expected(plan: &Plan, side: Side) -> Option<Outcome> {
     Some(o)
 }
 
-/// Whether this is the one known deviation of accelerated connections: the peer closed with unread bytes, and this side was told of
-/// the end of the stream instead of a reset.
+/// Whether this is the one known deviation of accelerated connections: the peer closed with unread bytes, and this side saw the end
+/// of the stream instead of a reset.
 #[must_use]
 pub fn deviates(plan: &Plan, side: Side, outcome: &Outcome) -> bool {
     plan.ending == Ending::CloseUnread(side.other()) && outcome.read_end == End::Done && outcome.faults.is_empty()

@@ -25,7 +25,7 @@ pub struct Peer {
     child: Child,
     stdin: Option<ChildStdin>,
     reports: Receiver<Report>,
-    /// Faults that it has told.
+    /// Faults that it has reported.
     pub faults: Vec<Report>,
     /// What it could not test.
     pub skipped: Vec<String>,
@@ -84,7 +84,7 @@ impl Peer {
         Self::start_program(&torture_program()?, lab, pod, args)
     }
 
-    /// Starts a copy of `torture`, which is another program to whoever tells programs by their files.
+    /// Starts a copy of `torture`, which is another program where programs are identified by their files.
     ///
     /// # Errors
     /// As [`Peer::start`].

@@ -16,7 +16,7 @@ pub const DOOMED: u64 = 30_000_000_000;
 pub const TIGHT: u64 = 45_000_000_000;
 
 /// Numbers of connections between programs that use FIONREAD begin here: where the kernel's FIONREAD cannot be trusted, all connections
-/// of a program that was seen to use it are left alone.
+/// of a program that was seen to use it are excluded.
 pub const ASKING: u64 = 60_000_000_000;
 
 /// The message before which a client waits once.

@@ -33,7 +33,7 @@ struct Inner {
     next_socket: AtomicU32,
 }
 
-/// A call that is under way.
+/// A call that is in progress.
 #[derive(Debug)]
 pub struct Ticket {
     what: String,
@@ -94,7 +94,7 @@ impl Pod {
                     let _ = tx.send(response.answer);
                 }
             }
-            // Whoever waits hears that no answer will come.
+            // Waiting callers see that no answer will come.
             lock(&answers).clear();
         });
         let (next_request, next_socket) = (AtomicU64::new(1), AtomicU32::new(1));
@@ -324,7 +324,7 @@ impl Remote {
         assert_eq!(self.number(Op::SendContent { id, from, len }), i64::try_from(len).unwrap_or(-1));
     }
 
-    /// Reads at most `len` bytes as an event loop does: poll(2), then recv. Who sleeps inside recv is left alone by default.
+    /// Reads at most `len` bytes as an event loop does: poll(2), then recv. Readers that sleep inside recv are excluded by default.
     #[must_use]
     pub fn recv(&self, len: usize) -> Vec<u8> {
         self.start_on(0, Op::Read { kind: ReaderKind::Poll, len }).bytes()

@@ -89,7 +89,7 @@ impl ReaderKind {
 /// How often in a row poll may say "readable" and recv find nothing, before it counts as a busy loop.
 const MOST_SPURIOUS: u32 = 200;
 
-/// Reads one socket in one way.
+/// Reads one socket by one kind of call.
 #[derive(Debug)]
 pub struct Reader<'a> {
     socket: &'a Socket,
@@ -100,7 +100,7 @@ pub struct Reader<'a> {
     pipe: Option<(OwnedFd, OwnedFd)>,
     peeked: Vec<u8>,
     low_water: usize,
-    /// How often FIONREAD told of nothing where there was something, on a socket of a [`ReaderKind::Mixed`] reader.
+    /// How often FIONREAD counted 0 bytes where some were unread, on a socket of a [`ReaderKind::Mixed`] reader.
     pub misled: u32,
     /// FIONREAD said that nothing is unread.
     believes_empty: bool,
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
             }
             ReaderKind::Read => net::read(self.socket, buf),
             ReaderKind::LowWater => {
-                // Never more than is asked for, or the last bytes of a message would not wake anybody.
+                // Never more than the caller wants, or the last bytes of a message would not wake the reader.
                 let want = buf.len().min(64);
                 if want != self.low_water {
                     self.socket.set(libc::SOL_SOCKET, libc::SO_RCVLOWAT, i32::try_from(want).unwrap_or(1))?;
@@ -204,12 +204,12 @@ impl<'a> Reader<'a> {
     }
 
     fn fionread(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let told = self.socket.unread()?;
-        if told > 0 {
-            let most = told.min(buf.len());
+        let counted = self.socket.unread()?;
+        if counted > 0 {
+            let most = counted.min(buf.len());
             let n = self.socket.recv(&mut buf[..most], libc::MSG_DONTWAIT)?;
             // More may have come since, less may not.
-            return if n < most { Err(invalid(format!("FIONREAD told {told} bytes, recv of {most} gave {n}"))) } else { Ok(n) };
+            return if n < most { Err(invalid(format!("FIONREAD counted {counted} bytes, recv of {most} gave {n}"))) } else { Ok(n) };
         }
         // Nothing although readable: end of stream or an error, unless bytes arrived after FIONREAD looked.
         match self.socket.recv(buf, libc::MSG_DONTWAIT) {
@@ -219,7 +219,7 @@ impl<'a> Reader<'a> {
                     self.misled += 1;
                     return Ok(n);
                 }
-                Err(invalid(format!("FIONREAD told 0 bytes on a readable socket, recv gave {n}")))
+                Err(invalid(format!("FIONREAD counted 0 bytes on a readable socket, recv gave {n}")))
             }
             r => r,
         }

@@ -20,7 +20,7 @@ pub enum Report {
         id: Option<u64>,
         /// `client` or `server`.
         side: String,
-        /// The way it took, e.g. `direct4`.
+        /// The route it took, e.g. `direct4`.
         route: String,
         /// What it was meant to do.
         plan: String,
@@ -51,9 +51,9 @@ pub struct Totals {
     pub messages: u64,
     /// Connections with faults.
     pub faults: u64,
-    /// Connections that were told of the end of the stream where TCP tells of a reset, because the peer closed with unread bytes.
+    /// Connections that saw the end of the stream where TCP reports a reset, because the peer closed with unread bytes.
     pub deviations: u64,
-    /// Connections on which FIONREAD told of nothing where there was something.
+    /// Connections on which FIONREAD counted 0 bytes where some were unread.
     pub misled: u64,
     /// Connections by route.
     pub routes: BTreeMap<String, u64>,
@@ -66,6 +66,6 @@ pub fn tell(report: &Report) {
     let mut line = serde_json::to_vec(report).unwrap_or_default();
     line.push(b'\n');
     let mut out = std::io::stdout().lock();
-    // The controller may be gone; there is nobody else to tell.
+    // The controller may be gone: there is no other recipient.
     let _ = out.write_all(&line).and_then(|()| out.flush());
 }

@@ -17,7 +17,7 @@ use super::tally::Tally;
 use super::watch::{Call, DEADLINE, Watch};
 use crate::state::look;
 
-/// What the server is told.
+/// Options of the server.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerOptions {
     /// First of [`Listener::PORTS`] ports.

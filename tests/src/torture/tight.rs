@@ -46,8 +46,8 @@ impl TightMemory {
 impl Drop for TightMemory {
     fn drop(&mut self) {
         let removed = look(PATIENCE, || {
-            // The server may outlive the group, which is removed only when nobody is in it. One that is about to end can neither be
-            // moved nor waited for: it is no child of this process.
+            // The server may outlive the group, which is removed only when it is empty. One that is about to end can neither be
+            // moved nor waited for: it is not a child of this process.
             for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
                 let _ = std::fs::write(Path::new(ROOT).join("cgroup.procs"), pid);
             }

@@ -158,7 +158,7 @@ impl Uring {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: the kernel told the offset; the ring is mapped for as long as self lives, and shared words are atomics on both sides.
+        // SAFETY: the offset is the kernel's; the ring is mapped for as long as self lives, and shared words are atomics on both sides.
         unsafe { AtomicU32::from_ptr(self.ring.add(offset).cast()) }
     }
 
@@ -214,7 +214,7 @@ impl Drop for Uring {
 
 fn map(fd: &OwnedFd, len: usize, offset: i64) -> io::Result<*mut c_void> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new shared mapping at an address of the kernel's choice touches nothing of ours.
+    // SAFETY: a new shared mapping at an address of the kernel's choice overlaps no other.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset) };
     if at == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(at) }
 }

@@ -13,7 +13,7 @@ use super::net::Socket;
 /// below, but for peers with tiny buffers: TCP may send a window of 300 bytes by its persist timer, five times a second.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What is under way on one end of one connection.
+/// Calls in progress on one end of one connection.
 #[derive(Debug)]
 pub struct Watched {
     label: String,
@@ -33,14 +33,14 @@ struct Sent {
     at: AtomicU64,
 }
 
-/// One direction of [`Watched`]: when the call under way began (milliseconds since the start plus one, 0 when none is), and where.
+/// One direction of [`Watched`]: when the call in progress began (milliseconds since the start plus one, 0 when none is), and where.
 #[derive(Debug, Default)]
 struct Operation {
     since: AtomicU64,
     offset: AtomicU64,
 }
 
-/// Which call is under way.
+/// Which call is in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// A read.

@@ -51,7 +51,7 @@ impl WriterKind {
     ];
 }
 
-/// Writes one socket in one way. The whole content of the direction is at hand, as pages given to the kernel may not change under it.
+/// Writes one socket by one kind of call. The whole content of the direction is kept, as pages given to the kernel may not change.
 #[derive(Debug)]
 pub struct Writer<'a> {
     socket: &'a Socket,
