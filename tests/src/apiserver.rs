@@ -37,7 +37,7 @@ impl Proxy {
     /// Sends an object to be created; gives the status code and what the API server answers. `user` is impersonated.
     ///
     /// # Panics
-    /// When there is no answer, or one that is no JSON.
+    /// When there is no answer, or one that is not JSON.
     #[must_use]
     pub fn create(&self, user: Option<&str>, path: &str, object: &Value) -> (u16, Value) {
         self.ask("POST", user, path, &object.to_string())
@@ -46,17 +46,17 @@ impl Proxy {
     /// Reads something.
     ///
     /// # Panics
-    /// When there is no answer, or one that is no JSON.
+    /// When there is no answer, or one that is not JSON.
     #[must_use]
     pub fn get(&self, path: &str) -> (u16, Value) {
         self.ask("GET", None, path, "")
     }
 
     fn ask(&self, method: &str, user: Option<&str>, path: &str, body: &str) -> (u16, Value) {
-        let whom = user.map(|u| format!("Impersonate-User: {u}\r\n")).unwrap_or_default();
+        let user = user.map(|u| format!("Impersonate-User: {u}\r\n")).unwrap_or_default();
         // HTTP/1.0: the answer is not chunked, and the end of the connection is its end.
         let request = format!(
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{whom}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{user}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         let mut answer = Vec::new();

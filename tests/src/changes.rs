@@ -1,4 +1,4 @@
-//! Changes of a cluster that are put back when the test that made them ends, whatever becomes of it.
+//! Changes of a cluster that are undone when the test that made them ends, whatever its result.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ impl Drop for Undo<'_> {
         for args in &self.1 {
             let out = output(self.0.kubectl().args(args));
             if !out.status.success() {
-                eprintln!("not put back: {}: {}", args.join(" "), text(&out.stderr));
+                eprintln!("not undone: {}: {}", args.join(" "), text(&out.stderr));
             }
         }
     }
@@ -59,7 +59,7 @@ impl Drop for Unenforced<'_> {
     }
 }
 
-/// Changes each pod of the helpers' namespace on its way in, as a mutating webhook would, until it is dropped.
+/// Changes each pod of the helpers' namespace at admission, as a mutating webhook would, until it is dropped.
 #[derive(Debug)]
 pub struct Changing<'a>(&'a Cluster);
 

@@ -62,7 +62,7 @@ pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
         };
         match found {
             Ok(cluster) => {
-                // Kept before it is changed: what fails half-way is put back, too.
+                // Kept before it is changed: what fails half-way is restored, too.
                 let foreign = cluster.setup.is_none();
                 let cluster = held.insert(cluster);
                 if foreign {
@@ -117,7 +117,7 @@ extern "C" fn take_down() {
     let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).take();
     match current {
         Some(foreign) if foreign.setup.is_none() => foreign.forget(),
-        // One that did not come up is nobody's, but there all the same.
+        // One that did not come up has no owner, but is there all the same.
         _ => drop(Command::new(scripts().join("down")).stdin(Stdio::null()).status()),
     }
 }
@@ -158,7 +158,7 @@ impl Cluster {
             Setup::VxlanIptables => ("vxlan", "iptables"),
         };
         let mut up = Command::new(scripts().join("up"));
-        // The log goes to stderr; daemons must not hold a pipe of ours open.
+        // The log goes to stderr; daemons must not hold a pipe of this process open.
         let out = up.env("MODE", mode).env("PROXYMODE", proxy).env_remove("KUBECONFIG").stdin(Stdio::null()).stderr(Stdio::inherit());
         let out = out.output().unwrap_or_else(|e| panic!("cannot run tests/cluster/up: {e}"));
         assert!(out.status.success(), "tests/cluster/up failed; its log is above");
@@ -173,9 +173,9 @@ impl Cluster {
         cluster
     }
 
-    /// Somebody else's cluster, or why the tests leave it alone.
+    /// A cluster that is not the tests' own, or why they do not touch it.
     fn foreign(kubeconfig: PathBuf) -> Result<Self, String> {
-        // A KUBECONFIG that happens to be set is no leave to change the cluster it names.
+        // A KUBECONFIG that happens to be set does not permit changes to the cluster it names.
         let image = env::var("SOCKPATH_HELPER_IMAGE").map_err(|_| {
             "SOCKPATH_HELPER_IMAGE does not name the helper's image, without which nothing is done to the cluster of KUBECONFIG".to_owned()
         })?;
@@ -277,7 +277,7 @@ impl Cluster {
         pinned
     }
 
-    /// What a helper pod with this image would become on its way into the cluster; the refusal if it would not be admitted.
+    /// A helper pod with this image as it would be admitted; the refusal if it would not be.
     ///
     /// # Errors
     /// What the API server says against it.
@@ -382,7 +382,7 @@ impl Cluster {
         Some(pins)
     }
 
-    /// Asserts that neither pods nor pins of ours are left, soon.
+    /// Asserts that neither pods nor pins of sockpath are left, soon.
     ///
     /// # Panics
     /// When something is.

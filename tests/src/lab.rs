@@ -26,7 +26,7 @@ impl Lab {
     #[must_use]
     pub fn reserve() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        reap();
+        remove_orphans();
         Self { instance: format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)) }
     }
 
@@ -204,8 +204,8 @@ pub fn succeed(command: &mut Command) -> Output {
     out
 }
 
-/// Takes down the labs of test processes that are no more.
-fn reap() {
+/// Takes down the labs of test processes that have ended.
+fn remove_orphans() {
     let Ok(labs) = fs::read_dir("/run/sockpath") else { return };
     for lab in labs.flatten() {
         let name = lab.file_name().to_string_lossy().into_owned();

@@ -39,7 +39,7 @@ pub fn skipped(test: &str, why: &str) {
     line("skipped", test, why);
 }
 
-/// Says that a connection showed what TCP would not, in a way that is known and documented.
+/// Reports a known and documented deviation of a connection from TCP.
 pub fn deviation(test: &str, what: &str) {
     line("deviation", test, what);
 }

@@ -1,4 +1,4 @@
-//! Somebody else's BPF programs, for tests of what we say about them: each answers one number and does nothing else.
+//! BPF programs of another owner, for tests of what sockpath reports about them: each returns one number and does nothing else.
 
 use std::ffi::CString;
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! A stream whose user waits in poll(2), as event loops do, and never inside a read or write.
 //!
-//! Readers that sleep inside recv(2) are left alone by default (`blocking-reader`), so benchmarks and tests of accelerated
+//! Readers that sleep inside recv(2) are excluded by default (`blocking-reader`), so benchmarks and tests of accelerated
 //! connections use this on every column and in every run.
 
 use std::io::{self, ErrorKind, Read, Write};

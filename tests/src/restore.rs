@@ -1,4 +1,4 @@
-//! What a cluster that is not ours had of manifests/ before the tests, to be put back as it was.
+//! What a cluster that is not the tests' own had of manifests/ before the tests, to be restored afterwards.
 
 use std::io::Write;
 use std::path::Path;
@@ -31,7 +31,7 @@ impl Before {
         Self(present(cluster))
     }
 
-    /// Deletes what was not there and puts back what was. Complains on stderr: it is called when the tests are over.
+    /// Deletes what was not there and restores what was. Complains on stderr: it is called when the tests are over.
     pub fn restore(&self, cluster: &Cluster) {
         delete(cluster, &["namespace", NAMESPACE]);
         let mut added: Vec<Value> = present(cluster).into_iter().filter(|o| !self.0.iter().any(|b| identity(b) == identity(o))).collect();
@@ -96,6 +96,6 @@ fn replace(cluster: &Cluster, object: &Value) {
         Ok(child.wait()?.success())
     };
     if !replaced().unwrap_or(false) {
-        eprintln!("not put back as it was: {}", identity(object).join(" "));
+        eprintln!("not restored: {}", identity(object).join(" "));
     }
 }

@@ -1,4 +1,4 @@
-//! What a program of ours is made of, as a CycloneDX document: every crate that is compiled into it, from `cargo metadata`.
+//! The parts of a program as a CycloneDX document: every crate that is compiled into it, from `cargo metadata`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -10,7 +10,7 @@ use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
 use crate::state::look;
 
-/// The kernel frees BPF objects, cgroups and namespaces some time after the last reference is gone, and tells nobody.
+/// The kernel frees BPF objects, cgroups and namespaces some time after the last reference is gone, without notification.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// Kernel objects by name and identity.
@@ -45,7 +45,7 @@ impl Snapshot {
         for name in names_in("/run/sockpath") {
             add("state", &name);
         }
-        // Devices in the machine's own namespace: there must never be one of ours.
+        // Devices in the machine's own namespace: there must never be one of sockpath.
         for name in names_in("/proc/sys/net/ipv4/conf") {
             add("device", &name);
         }
@@ -73,7 +73,7 @@ impl Snapshot {
 
     /// Waits until nothing exists that did not exist in this snapshot; what is left after a while is returned.
     #[must_use]
-    pub fn leftovers(&self) -> Vec<String> {
+    pub fn remaining(&self) -> Vec<String> {
         let mut left = Vec::new();
         let _ = look(SETTLE, || {
             left = Self::take(self.scope.clone()).objects.difference(&self.objects).cloned().collect();
@@ -87,7 +87,7 @@ impl Snapshot {
     /// # Panics
     /// Then.
     pub fn assert_nothing_left(&self) {
-        let left = self.leftovers();
+        let left = self.remaining();
         assert!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
     }
 }

@@ -27,7 +27,7 @@ pub struct Trace {
     stderr: JoinHandle<String>,
 }
 
-/// What the plugin says on stderr (with `-v` where that is no terminal) once its hooks are attached.
+/// What the plugin prints on stderr (with `-v` where that is not a terminal) once its hooks are attached.
 const ARMED: &str = "watching";
 
 impl Trace {

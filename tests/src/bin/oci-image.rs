@@ -59,7 +59,7 @@ fn run(args: impl Iterator<Item = String>) -> Result<()> {
 /// The architecture as OCI calls it, of an ELF executable that needs no loader: an image from scratch has none.
 fn architecture(elf: &[u8]) -> Result<&'static str> {
     if elf.get(..6) != Some(b"\x7fELF\x02\x01") {
-        bail!("it is no 64-bit little-endian ELF file");
+        bail!("it is not a 64-bit little-endian ELF file");
     }
     let u16_at = |at: usize| elf.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]])).context("its header is cut off");
     let u64_at = |at: usize| -> Result<u64> {
