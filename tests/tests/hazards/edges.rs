@@ -86,7 +86,7 @@ fn h14_policy_after_the_start() {
     let status = accelerator::status(&scene.lab).expect("a status");
     assert_eq!(status.pairs.pairs.iter().filter(|p| paused(p)).count(), 2, "{status:#?}");
 
-    // Allowed again: TCP has kept what was written, and nothing is lost on the way back.
+    // Allowed again: TCP has kept what was written, and nothing is lost when redirection resumes.
     scene.lab.run("node-1", ["nft", "delete", "table", "ip", "guard"]);
     assert_eq!(server.recv_exactly(9), b"forbidden");
     on.0.say(&Request::Resume(ResumeRequest { pods })).expect("resume");
@@ -107,7 +107,7 @@ fn h20_memory_is_scarce() {
         Err(e) => return sockpath_tests::skipped(TEST, &format!("{e:#}")),
     };
     let on = scene.accelerate();
-    // Many readers with a little unread each, so that memory runs out before anybody's budget.
+    // Many readers with a little unread each, so that memory runs out before any budget.
     let pairs: Vec<_> = (0..24).map(|_| scene.connect(6000)).collect();
     for (client, server) in &pairs {
         exchange(client, server, 10);

@@ -20,7 +20,7 @@ fn end_of_stream() -> Answer {
 }
 
 /// Runs a scenario on an accelerated connection in both directions, and on a plain one before, which has to agree.
-fn both_ways(test: &str, scenario: impl Fn(&Remote, &Remote)) {
+fn both_directions(test: &str, scenario: impl Fn(&Remote, &Remote)) {
     let Some(scene) = Scene::new(test) else { return };
     let (client, server) = scene.connect(6000);
     exchange(&client, &server, 3);
@@ -42,7 +42,7 @@ fn h11_peer_vanishes() {
     scene.httpbin.kill();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match client.call(Op::Send { data: b"anybody there?".to_vec(), flags: 0 }) {
+        match client.call(Op::Send { data: b"is it running?".to_vec(), flags: 0 }) {
             Answer::Number(14) if Instant::now() < deadline => {}
             answer if answer == RESET || answer == BROKEN => break,
             other => panic!("the writer sees {other:?}"),
@@ -53,7 +53,7 @@ fn h11_peer_vanishes() {
 
 #[test]
 fn h11_peer_closes_while_written_to() {
-    both_ways("h11_peer_closes_while_written_to", |a, b| {
+    both_directions("h11_peer_closes_while_written_to", |a, b| {
         b.close();
         assert_eq!(recv(a), end_of_stream());
         a.send(b"too late");
@@ -65,7 +65,7 @@ fn h11_peer_closes_while_written_to() {
 
 #[test]
 fn h12_fin_after_redirected_bytes() {
-    both_ways("h12_fin_after_redirected_bytes", |a, b| {
+    both_directions("h12_fin_after_redirected_bytes", |a, b| {
         a.send(b"last words");
         a.close();
         assert_eq!(b.recv_exactly(10), b"last words");
@@ -76,7 +76,7 @@ fn h12_fin_after_redirected_bytes() {
 
 #[test]
 fn h12_half_close() {
-    both_ways("h12_half_close", |a, b| {
+    both_directions("h12_half_close", |a, b| {
         a.send(b"request");
         a.done(Op::Shutdown { how: libc::SHUT_WR });
         assert_eq!(a.call(Op::Send { data: b"?".to_vec(), flags: 0 }), BROKEN);
@@ -93,7 +93,7 @@ fn h12_half_close() {
 
 #[test]
 fn h12_half_close_wakes_a_sleeping_reader() {
-    both_ways("h12_half_close_wakes_a_sleeping_reader", |a, b| {
+    both_directions("h12_half_close_wakes_a_sleeping_reader", |a, b| {
         let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
         asleep.await_sleep();
         a.done(Op::Shutdown { how: libc::SHUT_WR });
@@ -103,7 +103,7 @@ fn h12_half_close_wakes_a_sleeping_reader() {
 
 #[test]
 fn h12_reset() {
-    both_ways("h12_reset", |a, b| {
+    both_directions("h12_reset", |a, b| {
         a.done(Op::Linger { seconds: Some(0) });
         a.close();
         assert_eq!(recv(b), RESET);
@@ -114,7 +114,7 @@ fn h12_reset() {
 
 #[test]
 fn h12_reset_after_unread_bytes() {
-    both_ways("h12_reset_after_unread_bytes", |a, b| {
+    both_directions("h12_reset_after_unread_bytes", |a, b| {
         a.send(b"last words");
         assert_ne!(b.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
         a.done(Op::Linger { seconds: Some(0) });
@@ -128,17 +128,16 @@ fn h12_reset_after_unread_bytes() {
 
 #[test]
 fn h12_reset_wakes_a_sleeping_reader() {
-    both_ways("h12_reset_wakes_a_sleeping_reader", |a, b| {
+    both_directions("h12_reset_wakes_a_sleeping_reader", |a, b| {
         let asleep = b.start_on(1, Op::Recv { len: 100, flags: 0 });
         asleep.await_sleep();
         a.done(Op::Linger { seconds: Some(0) });
         a.close();
         let told = asleep.wait();
         if told == Answer::Errno(libc::EAGAIN) {
-            // tcp_bpf_recvmsg() gives that whenever it is woken without data; such a reader is left alone from its first sleep on.
+            // tcp_bpf_recvmsg() returns that whenever it is woken without data; such a reader is excluded from its first sleep on.
             assert_eq!(recv(b), RESET);
-            let what =
-                "a reader that polled so far and sleeps inside recv for the first time is told of a reset by EAGAIN, then ECONNRESET";
+            let what = "a reader that polled so far and sleeps inside recv for the first time gets EAGAIN at a reset, then ECONNRESET";
             sockpath_tests::deviation("h12_reset_wakes_a_sleeping_reader", what);
         } else {
             assert_eq!(told, RESET);
@@ -149,7 +148,7 @@ fn h12_reset_wakes_a_sleeping_reader() {
 #[test]
 fn h12_answer_after_a_long_stream() {
     const TOTAL: usize = 24 << 20;
-    both_ways("h12_answer_after_a_long_stream", |a, b| {
+    both_directions("h12_answer_after_a_long_stream", |a, b| {
         // The writer fills every budget and buffer, half-closes and sleeps inside recv: room in its send buffer wakes it.
         let writing = a.start_on(1, Op::SendContent { id: 2, from: 0, len: TOTAL });
         let all = i64::try_from(TOTAL).unwrap_or(0);
@@ -168,23 +167,23 @@ fn h12_close_with_unread_data() {
     const TEST: &str = "h12_close_with_unread_data";
     // Whether TCP's reset is certain: on the plain connection, which is the first.
     let plain = std::cell::Cell::new(true);
-    both_ways(TEST, |a, b| {
-        a.send(b"nobody reads this");
+    both_directions(TEST, |a, b| {
+        a.send(b"never read");
         assert_ne!(b.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
         b.close();
-        // What was thrown away has to be told to the writer.
+        // The writer has to learn that bytes were discarded.
         let told = recv(a);
         if plain.replace(false) {
             assert_eq!(told, RESET);
         } else if told != RESET {
-            // __tcp_close() looks only at sk_receive_queue, and no BPF hook may send a reset there: the next write is told.
+            // __tcp_close() looks only at sk_receive_queue, and no BPF hook may send a reset there: the next write fails.
             assert_eq!(told, end_of_stream());
             a.send(b"too late");
             assert_ne!(a.poll(0, 5_000) & libc::POLLHUP, 0);
             assert_eq!(a.call(Op::Send { data: b"?".to_vec(), flags: 0 }), BROKEN);
             sockpath_tests::deviation(
                 TEST,
-                "a peer that closes with redirected bytes unread sends FIN instead of RST; the next write is told",
+                "a peer that closes with redirected bytes unread sends FIN instead of RST; the next write causes the reset",
             );
         }
     });

@@ -55,7 +55,7 @@ fn splice_later(test: &str, flags: u32) {
                 other => panic!("splice: {other:?}"),
             }
         };
-        // The writer goes on while its bytes are on their way from one queue to the other.
+        // The writer goes on while its bytes are moved from one queue to the other.
         let more = client.start_on(1, Op::SendContent { id: 5, from: unread, len: 20_000 });
         let (mut content, mut total) = (Vec::new(), unread + 20_000);
         while content.is_empty() {
@@ -99,9 +99,9 @@ fn h05_splice_later_after_the_end() {
     assert_ne!(server.poll(libc::POLLRDHUP, 5_000) & libc::POLLRDHUP, 0);
     let spliced = server.start_on(0, Op::Splice { len: 4096, flags: 0 }).bytes();
     if spliced.is_empty() {
-        // Nothing follows a FIN, so nobody can bring the bytes to where splice looks. They are not lost.
+        // Nothing can follow a FIN, so the bytes cannot be reinjected where splice looks. They are not lost.
         assert_eq!(server.recv_exactly(10), b"last words");
-        sockpath_tests::deviation(TEST, "a reader that first splices after its writer has closed is told the end before redirected bytes");
+        sockpath_tests::deviation(TEST, "a reader that first splices after its writer has closed sees the end before redirected bytes");
     } else {
         assert_eq!(spliced, b"last words");
     }
@@ -230,18 +230,18 @@ fn h08_fionread() {
     }
     let end = Instant::now() + Duration::from_secs(10);
     while server.unread() != 1_000 {
-        assert!(Instant::now() < end, "{} of 1000 bytes are told of after the end", server.unread());
+        assert!(Instant::now() < end, "{} of 1000 bytes are counted after the end", server.unread());
     }
     assert_eq!(server.recv_exactly(1_000).len(), 1_000);
     assert_eq!(server.unread(), 0);
 }
 
 #[test]
-fn h08_fionread_of_tcp_bytes_on_an_enrolled_socket() {
-    let Some(scene) = Scene::of_askers("h08_fionread_of_tcp_bytes_on_an_enrolled_socket") else { return };
+fn h08_fionread_of_tcp_bytes_on_an_inserted_socket() {
+    let Some(scene) = Scene::of_askers("h08_fionread_of_tcp_bytes_on_an_inserted_socket") else { return };
     let mut on = scene.accelerate();
     let (client, server) = scene.connect_accelerated(&mut on, 6000);
-    // The helper stands still until the lease is over: the sockets stay enrolled and TCP carries the bytes.
+    // The helper stands still until the lease is over: the sockets stay in the sockmap and TCP carries the bytes.
     on.0.signal(nix::sys::signal::Signal::SIGSTOP).expect("stop the helper");
     accelerator::await_lease_end(&scene.lab).expect("the lease ends");
     client.send(&[1; 77]);
@@ -249,8 +249,8 @@ fn h08_fionread_of_tcp_bytes_on_an_enrolled_socket() {
     let told = server.unread();
     if told == 0 {
         // The kernel counts TCP bytes of a socket in a sockmap only if that has a verdict program for its reader (fixed after 6.18.44).
-        let what = "after a lease ran out without a helper, FIONREAD of this kernel does not count TCP bytes of sockets still enrolled";
-        sockpath_tests::deviation("h08_fionread_of_tcp_bytes_on_an_enrolled_socket", what);
+        let what = "after a lease ran out without a helper, FIONREAD of this kernel does not count TCP bytes of sockets in the sockmap";
+        sockpath_tests::deviation("h08_fionread_of_tcp_bytes_on_an_inserted_socket", what);
     } else {
         assert_eq!(told, 77);
     }
@@ -310,7 +310,7 @@ fn h10_msg_zerocopy() {
         assert_eq!(client.call(Op::Send { data: data.clone(), flags: libc::MSG_ZEROCOPY }), Answer::Number(5_000));
         assert_eq!(server.recv_exactly(5_000), data);
     }
-    // Each of them is told to the writer on its error queue, as TCP does.
+    // Each of them is reported on the writer's error queue, as TCP does.
     assert_ne!(client.poll(0, 5_000) & libc::POLLERR, 0, "no notification came");
     on.finish().expect("end");
 }

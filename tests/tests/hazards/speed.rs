@@ -88,10 +88,10 @@ fn h17_connection_churn() {
 
 /// Where connections come too fast for each of them to be tracked, one that lasts is found all the same, while they come and afterwards.
 #[test]
-fn h17_those_that_last_are_found_in_a_storm() {
-    /// Far more than come until a storm is noticed.
+fn h17_long_lived_connections_are_found_in_a_burst() {
+    /// Far more than come until a connection burst is noticed.
     const ENOUGH: u64 = 10_000;
-    let Some(scene) = Scene::new("h17_those_that_last_are_found_in_a_storm") else { return };
+    let Some(scene) = Scene::new("h17_long_lived_connections_are_found_in_a_burst") else { return };
     let mut on = scene.accelerate();
     let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let last = std::thread::scope(|scope| {
@@ -108,7 +108,7 @@ fn h17_those_that_last_are_found_in_a_storm() {
         let _stop = SetAtEnd(&stop);
         let deadline = Instant::now() + Duration::from_secs(60);
         while count.load(Ordering::Relaxed) < ENOUGH {
-            assert!(Instant::now() < deadline, "{} connections in a minute are no storm", count.load(Ordering::Relaxed));
+            assert!(Instant::now() < deadline, "{} connections in a minute are not a burst", count.load(Ordering::Relaxed));
             std::thread::yield_now();
         }
         let (client, server) = scene.connect(6000);

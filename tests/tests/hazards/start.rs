@@ -12,10 +12,10 @@ use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::scene::{Scene, TCP, assert_left_alone, assert_untouched, exchange, pair};
 
-/// Long enough for a connection to be enrolled, if nothing has to be learned before.
+/// Long enough for a connection to be inserted, if its readers need not be profiled before.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Connections whose eight small writes arrive altered in any way: `slow` ones pause between them, when the server has accepted.
+/// Connections whose eight small writes arrive altered: `slow` ones pause between them, when the server has accepted.
 fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32, i32)], slow: bool) -> usize {
     let listener = scene.httpbin.listen(port, options);
     let to = scene.httpbin_at(port);
@@ -81,9 +81,9 @@ fn h01_fails_without_the_order_gate() {
     exchange(&client, &server, 5);
     client.send_content(1, 0, 20_000);
     let mut on = scene.accelerate_with(&Choice { without_order_gate: true, ..Choice::default() });
-    let enrolled = |p: &Pair| p.state == PairState::Waiting && p.reason.is_none();
+    let inserted = |p: &Pair| p.state == PairState::Waiting && p.reason.is_none();
     let port = client.local().port();
-    on.await_pairs(Duration::from_secs(10), |t| t.pairs.iter().any(|p| p.client.port() == port && enrolled(p))).expect("not enrolled");
+    on.await_pairs(Duration::from_secs(10), |t| t.pairs.iter().any(|p| p.client.port() == port && inserted(p))).expect("not inserted");
     client.send_content(1, 20_000, 20_000);
     let read = server.call(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Poll, pause_us: 0 });
     assert!(matches!(&read, Answer::Fault(text) if text.contains("wrong byte")), "nothing was reordered: {read:?}");
@@ -183,8 +183,8 @@ fn h03_no_backpressure() {
     on.finish().expect("end");
 }
 
-/// A reader that is asleep when its connection is enrolled, and goes on to read in the same way. Whether it is accelerated then is
-/// `carried`: who sleeps inside recv(2) is left alone unless asked for, as a signal or reset would end that call with EAGAIN.
+/// A reader that is asleep when its connection is inserted, and goes on to read by the same call. Whether it is accelerated then is
+/// `carried`: readers that sleep inside recv(2) are excluded by default, as a signal or reset would end that call with EAGAIN.
 fn asleep_before(test: &str, kind: ReaderKind, choice: &Choice, carried: bool) {
     let Some(scene) = Scene::new(test) else { return };
     let (client, server) = scene.connect(6000);
@@ -217,19 +217,19 @@ fn asleep_before(test: &str, kind: ReaderKind, choice: &Choice, carried: bool) {
 }
 
 #[test]
-fn h04_reader_blocked_before_enrolment() {
-    asleep_before("h04_reader_blocked_before_enrolment", ReaderKind::Recv, &Choice::default(), false);
+fn h04_reader_blocked_before_insertion() {
+    asleep_before("h04_reader_blocked_before_insertion", ReaderKind::Recv, &Choice::default(), false);
 }
 
 #[test]
-fn h04_reader_in_poll_before_enrolment() {
-    asleep_before("h04_reader_in_poll_before_enrolment", ReaderKind::Poll, &Choice::default(), true);
+fn h04_reader_in_poll_before_insertion() {
+    asleep_before("h04_reader_in_poll_before_insertion", ReaderKind::Poll, &Choice::default(), true);
 }
 
 #[test]
-fn h04_reader_blocked_before_enrolment_that_is_asked_for() {
+fn h04_reader_blocked_before_insertion_on_request() {
     let choice = Choice { blocking_readers: true, ..Choice::default() };
-    asleep_before("h04_reader_blocked_before_enrolment_that_is_asked_for", ReaderKind::Recv, &choice, true);
+    asleep_before("h04_reader_blocked_before_insertion_on_request", ReaderKind::Recv, &choice, true);
 }
 
 /// Many programs know from poll(2) that there is something, and then call recv on a socket that would block.
@@ -273,7 +273,7 @@ fn h04_reader_that_seldom_sleeps() {
     on.finish().expect("end");
 }
 
-/// That there was something to read each time is no promise for the next: who never polls may sleep inside recv.
+/// That there was something to read each time promises nothing for the next: a reader that never polls may sleep inside recv.
 #[test]
 fn h04_reader_that_finds_data_because_it_is_behind() {
     const MESSAGE: usize = 6_000;
@@ -333,19 +333,19 @@ fn h04_reader_that_sleeps_for_the_first_time() {
 }
 
 #[test]
-fn h04_reader_in_epoll_before_enrolment() {
-    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollLevel, &Choice::default(), true);
-    asleep_before("h04_reader_in_epoll_before_enrolment", ReaderKind::EpollEdge, &Choice::default(), true);
+fn h04_reader_in_epoll_before_insertion() {
+    asleep_before("h04_reader_in_epoll_before_insertion", ReaderKind::EpollLevel, &Choice::default(), true);
+    asleep_before("h04_reader_in_epoll_before_insertion", ReaderKind::EpollEdge, &Choice::default(), true);
 }
 
 #[test]
-fn h04_reader_in_io_uring_before_enrolment() {
-    asleep_before("h04_reader_in_io_uring_before_enrolment", ReaderKind::Uring, &Choice::default(), true);
+fn h04_reader_in_io_uring_before_insertion() {
+    asleep_before("h04_reader_in_io_uring_before_insertion", ReaderKind::Uring, &Choice::default(), true);
 }
 
 #[test]
-fn h04_several_readers_before_enrolment() {
-    let Some(scene) = Scene::new("h04_several_readers_before_enrolment") else { return };
+fn h04_several_readers_before_insertion() {
+    let Some(scene) = Scene::new("h04_several_readers_before_insertion") else { return };
     let (client, server) = scene.connect(6000);
     exchange(&client, &server, 3);
     let read = |thread| server.start_on(thread, Op::Recv { len: 100, flags: 0 });

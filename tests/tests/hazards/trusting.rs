@@ -65,12 +65,12 @@ fn h08_a_large_body_when_the_lease_is_over() {
     let choice = Choice { lease: Duration::from_millis(1_200), ..Choice::default() };
     let test = "h08_a_large_body_when_the_lease_is_over";
     let Some((scene, mut on, client, server)) = scene_with_small_messages(test, &choice) else { return };
-    // The helper is killed: nobody takes the sockets out of the map, and what is written now goes by TCP.
+    // The helper is killed: the sockets stay in the map, and what is written now goes by TCP.
     on.0.signal(Signal::SIGSTOP).expect("stop the helper");
     accelerator::await_lease_end(&scene.lab).expect("the lease ends");
     on.0.kill().expect("kill");
     let transfer = body(&client, &server, 1);
-    // Whoever ends it rearms the reader, if that waits.
+    // `stop` rearms the reader, if that waits.
     accelerator::stop(&scene.lab).expect("stop");
     arrives(transfer);
     assert!(!accelerator::status(&scene.lab).expect("status").active);
