@@ -45,8 +45,8 @@ fn the_kernel_is_tried_out_first() {
 }
 
 #[test]
-fn a_second_user_is_told_who_holds_it() {
-    let Some(scene) = Scene::new("a_second_user_is_told_who_holds_it") else { return };
+fn a_second_user_sees_who_holds_it() {
+    let Some(scene) = Scene::new("a_second_user_sees_who_holds_it") else { return };
     let on = scene.accelerate();
     let refused = Accelerator::start(&scene.lab).expect_err("two at once");
     let refused = refused.downcast_ref::<HelperError>().expect("the helper's own words");
@@ -120,7 +120,7 @@ fn what_a_killed_helper_leaves_is_cleaned_up() {
     accelerator::cleanup(&scene.lab).expect("cleanup");
     assert!(!pins(&scene).exists(), "something is left behind");
     exchange(&client, &server, 20);
-    // And nothing is in the way of the next.
+    // And the next one can start.
     let mut on = scene.accelerate();
     scene::await_accelerated(&mut on, &client, &server);
     assert!(pair(&mut on, &client).is_some_and(|p| p.live));
@@ -154,7 +154,7 @@ fn lab_down_removes_the_pins_of_its_acceleration() {
     let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
     let (client, _server) = scene.connect_accelerated(&mut on, 6000);
     assert!(on.finish().expect("end").detached);
-    // Nobody reads this.
+    // This stays unread.
     client.send(b"unread");
     let pins = pins(&scene);
     assert!(pins.exists());
@@ -163,7 +163,7 @@ fn lab_down_removes_the_pins_of_its_acceleration() {
     assert!(!pins.exists(), "{} is left behind", pins.display());
 }
 
-/// An acceleration of all pods of the lab by one helper, or, as on a cluster, of one node's, which is told where the others are.
+/// An acceleration of all pods of the lab by one helper, or, as on a cluster, of one node's, which gets the addresses of the others.
 fn across_nodes(test: &str, as_on_a_cluster: bool) {
     let Some(scene) = Scene::new(test) else { return };
     let remote = Pod::new(&scene.lab, "httpbin-remote");
@@ -196,8 +196,8 @@ fn a_pair_across_nodes_is_shown_and_left_alone() {
 }
 
 #[test]
-fn a_peer_on_a_node_of_another_helper_is_told() {
-    across_nodes("a_peer_on_a_node_of_another_helper_is_told", true);
+fn a_peer_on_a_node_of_another_helper_is_reported() {
+    across_nodes("a_peer_on_a_node_of_another_helper_is_reported", true);
 }
 
 /// As on nodes where the runtime puts pods into hierarchies of cgroup v1 only.
@@ -217,8 +217,8 @@ fn pods_without_a_directory_in_cgroup_v2_are_taken() {
     let mut on = Accelerator(session);
     on.next_pairs().expect("it starts");
     let (client, server) = scene.connect_accelerated(&mut on, 6000);
-    assert!(pair(&mut on, &client).is_some_and(|p| !p.live), "it was found, not met");
-    // Nobody else's sockets are.
+    assert!(pair(&mut on, &client).is_some_and(|p| !p.live), "it was found by the iterator");
+    // Sockets of other pods are not tracked.
     let others = Pod::new(&scene.lab, "httpbin-remote");
     let listener = others.listen(6001, &[]);
     let stranger = others.connect(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6001));

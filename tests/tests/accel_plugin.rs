@@ -74,7 +74,7 @@ impl Plugin {
     }
 }
 
-/// Requests and answers of position-dependent content until it is told to stop.
+/// Requests and answers of position-dependent content until `stop` is set.
 struct Load<'a> {
     ends: [&'a Remote; 2],
     turns: AtomicU64,
@@ -297,7 +297,7 @@ fn a_dry_run_names_programs_that_would_be_bypassed() {
 
     let out = output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"]));
     drop(attached);
-    // Nobody is connected here, which is an end of its own.
+    // There are no connections here, which has its own exit code.
     assert_eq!(out.status.code(), Some(3), "{}", String::from_utf8_lossy(&out.stderr));
     let doc: Value = serde_json::from_slice(&out.stdout).expect("a document");
     let (curl, httpbin) = (serde_json::json!(["default/curl"]), serde_json::json!(["default/httpbin"]));
@@ -348,13 +348,13 @@ fn a_dry_run_names_what_would_be_bypassed() {
     let legacy = |line: &str| {
         drop(lab.run("node-1", format!("iptables-legacy -w {line}").split(' ')));
         let doc = document(&output(lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "--dry-run", "-o", "json"])));
-        let told = doc["warnings"].as_array().expect("warnings").iter().filter_map(|w| Some(w.as_str()?.to_owned()));
-        told.filter(|w| w.contains("iptables-legacy-save")).collect::<Vec<_>>()
+        let warnings = doc["warnings"].as_array().expect("warnings").iter().filter_map(|w| Some(w.as_str()?.to_owned()));
+        warnings.filter(|w| w.contains("iptables-legacy-save")).collect::<Vec<_>>()
     };
     assert_eq!(legacy("-L"), Vec::<String>::new());
-    let told = legacy("-A FORWARD -s 192.0.2.1 -j DROP");
-    assert!(matches!(&told[..], [one] if one.contains("on node-1 there are 1 entry in filter of iptables-legacy,")), "{told:?}");
-    let told = legacy("-P INPUT DROP");
-    assert!(matches!(&told[..], [one] if one.contains("1 entry and a policy that drops in filter")), "{told:?}");
+    let warnings = legacy("-A FORWARD -s 192.0.2.1 -j DROP");
+    assert!(matches!(&warnings[..], [one] if one.contains("on node-1 there are 1 entry in filter of iptables-legacy,")), "{warnings:?}");
+    let warnings = legacy("-P INPUT DROP");
+    assert!(matches!(&warnings[..], [one] if one.contains("1 entry and a policy that drops in filter")), "{warnings:?}");
     assert!(!pins(lab).exists(), "something is left behind");
 }

@@ -37,8 +37,8 @@ fn names_that_do_not_fit() {
     let lab = Lab::up();
     let before = before(&lab);
     for (args, word, code) in [
-        (&["curl", "nobody"][..], "nobody", 1),
-        (&["nobody", "httpbin"], "nobody", 1),
+        (&["curl", "nonesuch"][..], "nonesuch", 1),
+        (&["nonesuch", "httpbin"], "nonesuch", 1),
         (&["curl", "svc/nothing"], "nothing", 1),
         (&["curl", "deploy/nothing"], "nothing", 1),
         // The name of a port, which this pod does not have.
@@ -79,8 +79,8 @@ fn no_lab_no_root_no_btf() {
 }
 
 #[test]
-fn a_helper_that_is_killed_is_told() {
-    if !root_or_skip("a_helper_that_is_killed_is_told") {
+fn a_killed_helper_fails_the_trace() {
+    if !root_or_skip("a_killed_helper_fails_the_trace") {
         return;
     }
     let lab = Lab::up();
@@ -138,7 +138,7 @@ fn a_full_disk_and_a_closed_pipe() {
     before.assert_nothing_left();
 }
 
-/// Most machines show their BPF file system to root only: who cannot look must not be told that there is nothing.
+/// Most machines show their BPF file system to root only: a command that cannot look must not print that there is nothing.
 #[test]
 fn what_cannot_be_seen_is_not_called_nothing() {
     if !root_or_skip("what_cannot_be_seen_is_not_called_nothing") {
@@ -147,8 +147,8 @@ fn what_cannot_be_seen_is_not_called_nothing() {
     let lab = Lab::up();
     let before = before(&lab);
     for command in ["stop", "cleanup", "status"] {
-        let nobody = format!("exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$PLUGIN\" {command} --lab");
-        let hidden = format!("mount -t bpf -o mode=0700 none /sys/fs/bpf && {nobody}");
+        let unprivileged = format!("exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$PLUGIN\" {command} --lab");
+        let hidden = format!("mount -t bpf -o mode=0700 none /sys/fs/bpf && {unprivileged}");
         let output = script(&lab, &format!("exec unshare -m sh -c '{hidden}'"));
         assert_eq!(output.status.code(), Some(1), "{command}: {}", said(&output));
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command}");

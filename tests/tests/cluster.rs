@@ -52,8 +52,8 @@ fn every_scenario(cluster: &Cluster, proxy: &Proxy) {
     // By which rule takes a right that can be left out.
     let unread = |report: &Value| report["findings"].as_array().unwrap().iter().find(|f| f["id"] == "rules-unread").cloned();
     let unnamed = trace(cluster, &["client", "svc/web", "--no-rules"]);
-    let told = unread(&unnamed).unwrap_or_else(|| panic!("{:#}", unnamed["findings"]));
-    assert!(told["text"].to_string().contains("--no-rules"), "{told}");
+    let finding = unread(&unnamed).unwrap_or_else(|| panic!("{:#}", unnamed["findings"]));
+    assert!(finding["text"].to_string().contains("--no-rules"), "{finding}");
     let named = &cluster_ip;
     if *proxy == Proxy::Iptables {
         let rewrites = named["rewrites"].as_array().unwrap();
@@ -69,7 +69,7 @@ fn every_scenario(cluster: &Cluster, proxy: &Proxy) {
     let clock = &cross_node["clocks"][0];
     let (offset, doubt) = (clock["offset_ns"].as_i64().unwrap(), clock["uncertainty_ns"].as_u64().unwrap());
     assert!(clock["round_trips"].as_u64().unwrap() > 0 && doubt > 0, "{clock}");
-    // Nodes of our own cluster read one clock, so what is measured has to be nothing, give or take what is said.
+    // Nodes of our own cluster read one clock, so the measured offset has to be 0 within its uncertainty.
     assert!(!cluster.is_own() || offset.unsigned_abs() <= doubt, "{clock}");
     assert_eq!(same_node["clocks"].as_array().unwrap().len(), 0, "one node, one clock");
 
@@ -105,8 +105,8 @@ fn z_every_scenario_with_vxlan_and_iptables() {
 }
 
 #[test]
-fn names_that_begin_alike_are_told_apart() {
-    let Some(cluster) = cluster_or_skip("names_that_begin_alike_are_told_apart", Setup::RoutesNftables) else { return };
+fn names_that_begin_alike_are_distinguished() {
+    let Some(cluster) = cluster_or_skip("names_that_begin_alike_are_distinguished", Setup::RoutesNftables) else { return };
     let report = trace(&cluster, &["client", "web:8080"]);
     assert_eq!(report["target"]["name"], "web");
     let missing = output(cluster.plugin().args(["trace", "client", "we:8080"]));
@@ -122,8 +122,8 @@ fn a_trace_of_one_packet_ends_by_itself() {
 }
 
 #[test]
-fn a_user_with_our_roles_may_trace_and_nobody_else() {
-    let Some(cluster) = cluster_or_skip("a_user_with_our_roles_may_trace_and_nobody_else", Setup::RoutesNftables) else { return };
+fn only_users_with_our_roles_may_trace() {
+    let Some(cluster) = cluster_or_skip("only_users_with_our_roles_may_trace", Setup::RoutesNftables) else { return };
     let bind = |namespace: &str, role: &str| {
         let args = ["-n", namespace, "create", "rolebinding", "e2e-alice", role, "--user=alice"];
         let _ = output(cluster.kubectl().args(args));
@@ -138,7 +138,7 @@ fn a_user_with_our_roles_may_trace_and_nobody_else() {
     let eve = output(cluster.plugin().args(["--as", "eve", "trace", "client", "web:8080"]));
     let said = text(&eve.stderr);
     assert!(!eve.status.success() && said.contains("cannot read pod") && said.contains("eve"), "{said}");
-    // Who may read pods but start no helpers is told whom to ask for what.
+    // A user who may read pods but not start helpers sees which role is missing.
     let args = ["-n", NAMESPACE, "create", "rolebinding", "e2e-bob", "--clusterrole=sockpath-lookup", "--user=bob"];
     let _ = output(cluster.kubectl().args(args));
     let bob = output(cluster.plugin().args(["--as", "bob", "trace", "client", "web:8080"]));
@@ -148,8 +148,8 @@ fn a_user_with_our_roles_may_trace_and_nobody_else() {
 }
 
 #[test]
-fn a_namespace_that_refuses_the_helper_is_told_with_the_remedy() {
-    let Some(cluster) = cluster_or_skip("a_namespace_that_refuses_the_helper_is_told_with_the_remedy", Setup::RoutesNftables) else {
+fn a_namespace_that_refuses_the_helper_is_reported_with_the_remedy() {
+    let Some(cluster) = cluster_or_skip("a_namespace_that_refuses_the_helper_is_reported_with_the_remedy", Setup::RoutesNftables) else {
         return;
     };
     // The workloads' namespace enforces baseline, as a cluster's default may.
@@ -175,8 +175,8 @@ fn where_restricted_is_the_default_the_helpers_namespace_admits_them() {
 }
 
 #[test]
-fn an_image_that_cannot_be_had_is_told() {
-    let Some(cluster) = cluster_or_skip("an_image_that_cannot_be_had_is_told", Setup::RoutesNftables) else { return };
+fn an_image_that_cannot_be_pulled_is_reported() {
+    let Some(cluster) = cluster_or_skip("an_image_that_cannot_be_pulled_is_reported", Setup::RoutesNftables) else { return };
     let image = format!("127.0.0.1:1/none@sha256:{}", "0".repeat(64));
     cluster.admit(&[&image]);
     cluster.eventually("the list of images is in force", Duration::from_secs(20), |c| {

@@ -10,7 +10,7 @@ use sockpath_tests::cluster::{Cluster, HELPERS, Held, NAMESPACE, Setup, cluster_
 use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve, with_servers};
 
 /// The cluster with servers on both nodes.
-fn scene(test: &str) -> Option<Held> {
+fn prepared(test: &str) -> Option<Held> {
     cluster_or_skip(test, Setup::RoutesNftables).map(with_servers)
 }
 
@@ -26,7 +26,7 @@ fn is_active(cluster: &Cluster) -> bool {
 
 #[test]
 fn a_selector_over_both_nodes_takes_live_and_new_connections() {
-    let Some(cluster) = scene("a_selector_over_both_nodes_takes_live_and_new_connections") else { return };
+    let Some(cluster) = prepared("a_selector_over_both_nodes_takes_live_and_new_connections") else { return };
     let live = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 3);
     let across = Talk::start(&cluster, "client", &pod_ip(&cluster, "web-1"), PORT, 1);
     let mut running = Running::start(&mut accelerate(&cluster, &["-l", "set=e2e"]));
@@ -38,10 +38,10 @@ fn a_selector_over_both_nodes_takes_live_and_new_connections() {
     running.expect("a pair through the Service is accelerated", Duration::from_secs(30), |l| {
         l.contains(&format!("via {service}:90")) && l.contains("accelerated")
     });
-    // The one to the other node is left alone, and why is said; it may have been said long ago.
-    let told = |l: &str| l.contains("/client:") && l.contains("/web-1:") && l.contains("other node");
-    if !running.said.iter().any(|l| told(l)) {
-        running.expect("the pair across nodes is told as such", Duration::from_secs(30), told);
+    // The one to the other node is excluded with a reason, which may have been printed long ago.
+    let excluded = |l: &str| l.contains("/client:") && l.contains("/web-1:") && l.contains("other node");
+    if !running.said.iter().any(|l| excluded(l)) {
+        running.expect("the pair across nodes is excluded", Duration::from_secs(30), excluded);
     }
     for talk in [&live, &across, &new, &through] {
         talk.goes_on();
@@ -61,7 +61,7 @@ fn a_selector_over_both_nodes_takes_live_and_new_connections() {
 
 #[test]
 fn all_namespaces_for_a_while_as_json() {
-    let Some(cluster) = scene("all_namespaces_for_a_while_as_json") else { return };
+    let Some(cluster) = prepared("all_namespaces_for_a_while_as_json") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 2);
     // -A is about all namespaces, so the plugin's own -n is left out.
     let mut command = cluster.plugin_anywhere();
@@ -78,7 +78,7 @@ fn all_namespaces_for_a_while_as_json() {
 
 #[test]
 fn a_dry_run_tells_and_touches_nothing() {
-    let Some(cluster) = scene("a_dry_run_tells_and_touches_nothing") else { return };
+    let Some(cluster) = prepared("a_dry_run_tells_and_touches_nothing") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     policy(&cluster, "apply", PORT);
     let limit = |value: &str| run(cluster.kubectl().args(["-n", NAMESPACE, "annotate", "pod", "web", "--overwrite", value]));
@@ -102,8 +102,8 @@ fn a_dry_run_tells_and_touches_nothing() {
 }
 
 #[test]
-fn names_that_begin_alike_are_told_apart() {
-    let Some(cluster) = scene("names_that_begin_alike_are_told_apart") else { return };
+fn names_that_begin_alike_are_distinguished() {
+    let Some(cluster) = prepared("names_that_begin_alike_are_distinguished") else { return };
     let talk = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
     let other = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let mut running = Running::start(&mut accelerate(&cluster, &["client", "web"]));
@@ -125,7 +125,7 @@ fn let_alice(cluster: &Cluster) {
 
 #[test]
 fn a_user_with_our_roles_may_accelerate() {
-    let Some(cluster) = scene("a_user_with_our_roles_may_accelerate") else { return };
+    let Some(cluster) = prepared("a_user_with_our_roles_may_accelerate") else { return };
     let_alice(&cluster);
     let near = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let far = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
@@ -140,7 +140,7 @@ fn a_user_with_our_roles_may_accelerate() {
 
 #[test]
 fn detached_it_goes_on_until_another_user_stops_it() {
-    let Some(cluster) = scene("detached_it_goes_on_until_another_user_stops_it") else { return };
+    let Some(cluster) = prepared("detached_it_goes_on_until_another_user_stops_it") else { return };
     let_alice(&cluster);
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 2);
     let out = output(&mut accelerate(&cluster, &["-l", "set=e2e", "--detach", "--for", "10m"]));
@@ -165,14 +165,14 @@ fn detached_it_goes_on_until_another_user_stops_it() {
         1,
         "{said}"
     );
-    // Commands in between do not take the helper for a leftover.
+    // Commands in between do not remove the helper.
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
     assert_eq!(cluster.helper_pods().len(), 2);
-    // It is no leftover either.
+    // `cleanup` keeps it, too.
     let cleanup = run(cluster.plugin().arg("cleanup"));
     assert!(cleanup.contains("kept what") && cleanup.contains("in use by ") && !cleanup.contains("removed"), "{cleanup}");
     assert!(is_active(&cluster));
-    // A second one is told who holds it.
+    // A second user sees who holds it.
     let second = output(&mut accelerate(&cluster, &["client", "web"]));
     let said = text(&second.stderr);
     assert!(!second.status.success() && said.contains("accelerates on this node already") && said.contains("stop"), "{said}");
@@ -189,7 +189,7 @@ fn detached_it_goes_on_until_another_user_stops_it() {
 
 #[test]
 fn detached_it_ends_with_its_lease() {
-    let Some(cluster) = scene("detached_it_ends_with_its_lease") else { return };
+    let Some(cluster) = prepared("detached_it_ends_with_its_lease") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let out = output(&mut accelerate(&cluster, &["client", "web", "--detach", "--for", "5s"]));
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -203,8 +203,8 @@ fn detached_it_ends_with_its_lease() {
 }
 
 #[test]
-fn stopped_by_somebody_else_in_the_foreground() {
-    let Some(cluster) = scene("stopped_by_somebody_else_in_the_foreground") else { return };
+fn stopped_by_another_user_in_the_foreground() {
+    let Some(cluster) = prepared("stopped_by_another_user_in_the_foreground") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let mut running = Running::start(&mut accelerate(&cluster, &["client", "web"]));
     running.expect_pair("client", "web", "accelerated");
@@ -238,7 +238,7 @@ fn delete_extra(cluster: &Cluster) {
 
 #[test]
 fn pods_that_come_are_taken_in_and_those_that_vanish_are_let_go() {
-    let Some(cluster) = scene("pods_that_come_are_taken_in_and_those_that_vanish_are_let_go") else { return };
+    let Some(cluster) = prepared("pods_that_come_are_taken_in_and_those_that_vanish_are_let_go") else { return };
     let talk = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     // Only the first node has chosen pods at first, also after a run that was cut short.
     run(cluster.kubectl().args(["-n", NAMESPACE, "label", "pod", "client", "web", "client-1", "web-1", "grows-"]));
@@ -276,7 +276,7 @@ fn pods_that_come_are_taken_in_and_those_that_vanish_are_let_go() {
 
 #[test]
 fn fifty_pods_at_once() {
-    let Some(cluster) = scene("fifty_pods_at_once") else { return };
+    let Some(cluster) = prepared("fifty_pods_at_once") else { return };
     let nodes = cluster.nodes();
     let pods: Vec<Value> = (0..50).map(|i| extra_pod(&format!("many-{i}"), &nodes[i % 2])).collect();
     create(&cluster, &pods);
@@ -318,7 +318,7 @@ fn policy(cluster: &Cluster, action: &str, port: u16) {
 
 #[test]
 fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
-    let Some(cluster) = scene("a_network_policy_that_changes_puts_its_pods_back_on_tcp") else { return };
+    let Some(cluster) = prepared("a_network_policy_that_changes_puts_its_pods_back_on_tcp") else { return };
     let _ = output(cluster.kubectl().args(["-n", NAMESPACE, "delete", "networkpolicy", "e2e", "--ignore-not-found"]));
     let touched = Talk::start(&cluster, "client", &pod_ip(&cluster, "web"), PORT, 1);
     let other = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
@@ -328,7 +328,7 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
     policy(&cluster, "apply", PORT);
     running.expect_pair("client", "web", "NetworkPolicy changed");
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
-    assert_eq!((&status["active"], &status["note"]), (&true.into(), &Value::Null), "somebody watches: {status:#}");
+    assert_eq!((&status["active"], &status["note"]), (&true.into(), &Value::Null), "the foreground watches: {status:#}");
     // A policy that is taken back leaves everything as it was at the start.
     policy(&cluster, "delete", PORT);
     running.expect_pair("client", "web", "accelerated");
@@ -357,7 +357,7 @@ fn a_network_policy_that_changes_puts_its_pods_back_on_tcp() {
 
 #[test]
 fn without_the_right_to_watch_policies_that_is_said() {
-    let Some(cluster) = scene("without_the_right_to_watch_policies_that_is_said") else { return };
+    let Some(cluster) = prepared("without_the_right_to_watch_policies_that_is_said") else { return };
     let role = "sockpath-e2e-lookup-without-policies";
     let _ = output(cluster.kubectl().args([
         "-n",

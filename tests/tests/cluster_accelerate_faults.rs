@@ -80,8 +80,8 @@ fn a_killed_helper_loses_nothing() {
     for pid in processes(&cluster, &nodes[0]) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
-    let told = running.expect("the loss is told", Duration::from_secs(20), |l| l.contains("ended early"));
-    assert!(told.contains("killed by signal 9") || told.contains("stream to node"), "{told}");
+    let loss = running.expect("the loss is printed", Duration::from_secs(20), |l| l.contains("ended early"));
+    assert!(loss.contains("killed by signal 9") || loss.contains("stream to node"), "{loss}");
     // The other node goes on.
     near.goes_on();
     far.goes_on();

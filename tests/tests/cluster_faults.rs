@@ -110,17 +110,17 @@ fn a_killed_plugin_is_noticed_by_its_helper_and_cleaned_up_by_the_next() {
     cluster.eventually("the helper ends by itself", Duration::from_secs(20), |c| {
         c.helper_pods().iter().all(|p| matches!(p["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
     });
-    assert_eq!(cluster.helper_pods().len(), 1, "the object stays until somebody comes by");
+    assert_eq!(cluster.helper_pods().len(), 1, "the object stays until the next command");
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
     cluster.assert_no_helpers();
 }
 
 #[test]
-fn cleanup_removes_leftovers_and_only_those() {
-    let Some(cluster) = cluster_or_skip("cleanup_removes_leftovers_and_only_those", Setup::RoutesNftables) else { return };
+fn cleanup_removes_only_what_is_not_in_use() {
+    let Some(cluster) = cluster_or_skip("cleanup_removes_only_what_is_not_in_use", Setup::RoutesNftables) else { return };
     let running = Running::start(&cluster);
     let out = run(cluster.plugin().args(["cleanup"]));
-    assert!(out.contains("kept") && out.contains("in use by "), "a running session is somebody's: {out}");
+    assert!(out.contains("kept") && out.contains("in use by "), "a running session is in use: {out}");
     assert_eq!(cluster.helper_pods().len(), 1);
     running.signal(Signal::SIGKILL);
     drop(running);
@@ -130,8 +130,8 @@ fn cleanup_removes_leftovers_and_only_those() {
 }
 
 #[test]
-fn a_killed_helper_is_told_as_such() {
-    let Some(cluster) = cluster_or_skip("a_killed_helper_is_told_as_such", Setup::RoutesNftables) else { return };
+fn a_killed_helper_is_reported_as_such() {
+    let Some(cluster) = cluster_or_skip("a_killed_helper_is_reported_as_such", Setup::RoutesNftables) else { return };
     let running = Running::start(&cluster);
     let name = cluster.helper_pods()[0]["metadata"]["name"].as_str().unwrap().to_owned();
     run(cluster.kubectl().args(["-n", HELPERS, "delete", "pod", &name, "--grace-period=0", "--force", "--wait=false"]));
@@ -151,7 +151,7 @@ fn a_kubelet_that_stops_does_not_hold_the_plugin() {
     let (code, said) = running.end();
     let took = began.elapsed();
     cluster.daemon("cont", "n1", "kubelet");
-    // The helper cannot be reached through a frozen kubelet, so the report is incomplete, and that is said.
+    // The helper cannot be reached through a frozen kubelet, so the report is incomplete and says so.
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("n1") && said.contains("did not end within"), "{said}");
     assert!(took < Duration::from_secs(6), "{took:?}: {said}");

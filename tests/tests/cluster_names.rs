@@ -1,4 +1,4 @@
-//! What can be named on a real cluster, and what is said of what cannot be traced.
+//! What can be named on a real cluster, and the errors for what cannot be traced.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::Write;
@@ -173,8 +173,8 @@ fn every_kind_of_name_is_a_place() {
 }
 
 #[test]
-fn what_cannot_be_traced_is_told_with_the_reason() {
-    let Some(cluster) = cluster_or_skip("what_cannot_be_traced_is_told_with_the_reason", Setup::RoutesNftables) else { return };
+fn what_cannot_be_traced_is_reported_with_the_reason() {
+    let Some(cluster) = cluster_or_skip("what_cannot_be_traced_is_reported_with_the_reason", Setup::RoutesNftables) else { return };
     let extra = Extra::new(&cluster);
     extra.pod("done", &json!({"restartPolicy": "Never", "containers": [container("app", "true")]}));
     extra.pod("begins", &json!({"initContainers": [container("first", "sleep 1000000")], "containers": [container("app", "true")]}));
@@ -207,9 +207,9 @@ fn what_cannot_be_traced_is_told_with_the_reason() {
 }
 
 #[test]
-fn nodes_without_a_kernel_to_share_are_told() {
-    // Nodes that nobody runs are made up, which is done only to a cluster of our own.
-    let Some(cluster) = own_cluster_or_skip("nodes_without_a_kernel_to_share_are_told") else { return };
+fn nodes_without_a_kernel_to_share_are_reported() {
+    // Node objects without a machine are created, which is done only to a cluster of our own.
+    let Some(cluster) = own_cluster_or_skip("nodes_without_a_kernel_to_share_are_reported") else { return };
     let mut extra = Extra::new(&cluster);
     let nodes = [
         ("e2e-windows", json!({"kubernetes.io/os": "windows"}), "runs windows"),

@@ -17,7 +17,7 @@ const PODS: &str = "/api/v1/namespaces/sockpath/pods";
 
 /// What the API server writes itself, whatever is sent.
 const OF_THE_SERVER: [&str; 5] = ["creationTimestamp", "generation", "managedFields", "resourceVersion", "uid"];
-/// What something else than the policy refuses, before the policy is asked, with its words.
+/// What is refused before the policy is evaluated, with the words of that refusal.
 const REFUSED_BEFORE: [(&str, &str); 3] = [
     ("/spec/ephemeralContainers", "cannot be set on create"),
     ("/spec/preemptionPolicy", "priority admission controller computed"),
@@ -56,7 +56,7 @@ const DISPENSABLE: [&str; 12] = [
 const DROPPED_BY_OLD_SERVERS: &str = "/spec/containers/0/volumeMounts/0/recursiveReadOnly";
 
 /// The cluster, with a user who has our Role for helpers.
-fn scene(test: &str) -> Option<Held> {
+fn prepared(test: &str) -> Option<Held> {
     let cluster = cluster_or_skip(test, Setup::RoutesNftables)?;
     bind(&cluster);
     Some(cluster)
@@ -108,7 +108,7 @@ fn assert_denied(proxy: &Proxy, others: &[Other], expected: impl Fn(&Other, &Out
 
 #[test]
 fn every_mode_of_the_plugin_is_admitted() {
-    let Some(cluster) = scene("every_mode_of_the_plugin_is_admitted") else { return };
+    let Some(cluster) = prepared("every_mode_of_the_plugin_is_admitted") else { return };
     let proxy = Proxy::start(&cluster);
     for args in [
         &["trace", "a", "b"][..],
@@ -125,7 +125,7 @@ fn every_mode_of_the_plugin_is_admitted() {
 
 #[test]
 fn every_field_that_the_helper_has_not_is_denied() {
-    let Some(cluster) = scene("every_field_that_the_helper_has_not_is_denied") else { return };
+    let Some(cluster) = prepared("every_field_that_the_helper_has_not_is_denied") else { return };
     let _undo = Undo::by(&cluster, &["-n sockpath delete serviceaccount e2e", "delete runtimeclass e2e-runtime"]);
     // Samples name them; without them other admission plugins would refuse.
     apply(&cluster, &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": HELPERS}}));
@@ -165,7 +165,7 @@ fn every_field_that_the_helper_has_not_is_denied() {
 
 #[test]
 fn every_value_of_the_helper_is_kept_to() {
-    let Some(cluster) = scene("every_value_of_the_helper_is_kept_to") else { return };
+    let Some(cluster) = prepared("every_value_of_the_helper_is_kept_to") else { return };
     let proxy = Proxy::start(&cluster);
     let helper = helper_pod(&cluster, &["accelerate", "a", "b"]);
     let others = with_another_value(&helper);
@@ -180,7 +180,7 @@ fn every_value_of_the_helper_is_kept_to() {
     });
     assert_denied(&proxy, &with_one_less(&helper), |other, outcome| match outcome {
         Outcome::Admitted(_) => DISPENSABLE.contains(&other.field.as_str()) || other.field == DROPPED_BY_OLD_SERVERS,
-        // Without it, it is no pod.
+        // Without it, it is not a valid pod.
         Outcome::Refused(why) => why.starts_with("422"),
         Outcome::Denied(_) => false,
     });
@@ -190,7 +190,7 @@ fn every_value_of_the_helper_is_kept_to() {
 /// The finding: a probe or a hook of the kubelet's runs any command with the helper's rights.
 #[test]
 fn with_our_role_alone_no_command_of_ones_own_runs_on_a_node() {
-    let Some(cluster) = scene("with_our_role_alone_no_command_of_ones_own_runs_on_a_node") else { return };
+    let Some(cluster) = prepared("with_our_role_alone_no_command_of_ones_own_runs_on_a_node") else { return };
     let proxy = Proxy::start(&cluster);
     let helper = helper_pod(&cluster, &["accelerate", "a", "b"]);
     let exec = json!({"exec": {"command": ["/proc/1/root/usr/bin/touch", "/proc/1/root/tmp/sockpath-e2e-attack"]}});
@@ -222,7 +222,7 @@ fn with_our_role_alone_no_command_of_ones_own_runs_on_a_node() {
 
 #[test]
 fn our_role_has_no_other_rights() {
-    let Some(cluster) = scene("our_role_has_no_other_rights") else { return };
+    let Some(cluster) = prepared("our_role_has_no_other_rights") else { return };
     let may = |verb: &str, what: &str| {
         let (resource, subresource) = what.split_once('/').unwrap_or((what, ""));
         let args = ["--as", USER, "-n", HELPERS, "auth", "can-i", verb, resource, &format!("--subresource={subresource}")];
@@ -251,7 +251,7 @@ fn our_role_has_no_other_rights() {
 /// Not even by an administrator, as long as the policy is there.
 #[test]
 fn a_running_helper_cannot_be_changed_or_entered() {
-    let Some(cluster) = scene("a_running_helper_cannot_be_changed_or_entered") else { return };
+    let Some(cluster) = prepared("a_running_helper_cannot_be_changed_or_entered") else { return };
     let proxy = Proxy::start(&cluster);
     let mut pod = helper_pod(&cluster, &["accelerate", "a", "b"]);
     pod["spec"]["nodeName"] = json!(cluster.nodes()[0]);
@@ -312,7 +312,7 @@ fn a_running_helper_cannot_be_changed_or_entered() {
     cluster.assert_no_helpers();
 }
 
-/// A pod from before the policy that cannot go would keep its namespace for ever.
+/// A pod from before the policy that cannot be deleted would keep its namespace from being deleted.
 #[test]
 fn a_pod_that_is_being_deleted_loses_its_finalizers_whatever_it_is() {
     let test = "a_pod_that_is_being_deleted_loses_its_finalizers_whatever_it_is";
@@ -410,7 +410,7 @@ fn doctor_says_whether_the_policy_is_in_force() {
 
 #[test]
 fn the_files_of_the_repository_are_refused_with_what_to_do() {
-    let Some(cluster) = scene("the_files_of_the_repository_are_refused_with_what_to_do") else { return };
+    let Some(cluster) = prepared("the_files_of_the_repository_are_refused_with_what_to_do") else { return };
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
     let out = output(cluster.kubectl().args(["apply", "--dry-run=server", "-f"]).arg(&manifests));
     let said = text(&out.stderr);
@@ -426,7 +426,7 @@ fn the_files_of_the_repository_are_refused_with_what_to_do() {
 
 #[test]
 fn nothing_but_pods_fits_into_the_namespace() {
-    let Some(cluster) = scene("nothing_but_pods_fits_into_the_namespace") else { return };
+    let Some(cluster) = prepared("nothing_but_pods_fits_into_the_namespace") else { return };
     for args in [
         &["service", "clusterip", "e2e", "--tcp=80"][..],
         &["service", "nodeport", "e2e", "--tcp=80"],

@@ -1,4 +1,4 @@
-//! Helpers that a cluster does not let start, each way for real: what is said, the exit code, and that nothing is left.
+//! Helpers that a cluster does not let start, each refusal for real: the message, the exit code, and that nothing is left.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::Read;
@@ -36,8 +36,8 @@ fn a_cordoned_node_and_taints_do_not_keep_the_helper_away() {
 }
 
 #[test]
-fn a_full_node_is_told() {
-    let Some(cluster) = own_cluster_or_skip("a_full_node_is_told") else { return };
+fn a_full_node_is_reported() {
+    let Some(cluster) = own_cluster_or_skip("a_full_node_is_reported") else { return };
     let _undo = Undo::by(&cluster, &["-n sockpath-e2e delete pod filler --now --ignore-not-found"]);
     let cpus = run(cluster.kubectl().args(["get", "node", "n1", "-o", "jsonpath={.status.allocatable.cpu}"]));
     apply(
@@ -53,30 +53,30 @@ fn a_full_node_is_told() {
 }
 
 #[test]
-fn a_helper_without_its_tolerations_is_told() {
-    let Some(cluster) = own_cluster_or_skip("a_helper_without_its_tolerations_is_told") else { return };
+fn a_helper_without_its_tolerations_is_reported() {
+    let Some(cluster) = own_cluster_or_skip("a_helper_without_its_tolerations_is_reported") else { return };
     let _unenforced = Unenforced::of(&cluster);
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "remove", path: "/spec/tolerations"}]"#);
     let _undo = Undo::by(&cluster, &["taint node n1 e2e-"]);
     run(cluster.kubectl().args(["taint", "node", "n1", "e2e=x:NoExecute"]));
-    // Whoever is first: the kubelet refuses it, or the controller that evicts deletes it.
+    // The kubelet refuses it, or the controller that evicts deletes it first.
     let said = assert_refused(&cluster, &TRACE, &["on node n1", "spec.tolerations[0] was removed", "mutatingadmissionpolicies"]);
     assert!(said.contains("(TaintToleration)") || said.contains("was deleted by another client"), "{said}");
 }
 
 #[test]
-fn a_helper_that_is_left_to_the_scheduler_is_told() {
-    let Some(cluster) = own_cluster_or_skip("a_helper_that_is_left_to_the_scheduler_is_told") else { return };
+fn a_helper_that_is_left_to_the_scheduler_is_reported() {
+    let Some(cluster) = own_cluster_or_skip("a_helper_that_is_left_to_the_scheduler_is_reported") else { return };
     let _unenforced = Unenforced::of(&cluster);
-    // Where no node is free it waits for ever, elsewhere it may run where it is of no use.
+    // Without a free node it stays pending, else it may run on the wrong one.
     let _changing = Changing::by(&cluster, r#"[JSONPatch{op: "remove", path: "/spec/nodeName"}]"#);
     let words = ["the helper pod for node n1", "without a node name", "spec.nodeName was removed", "mutatingwebhookconfigurations"];
     assert_refused(&cluster, &TRACE, &words);
 }
 
 #[test]
-fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
-    let Some(cluster) = own_cluster_or_skip("seccomp_profiles_that_are_missing_or_refuse_bpf_are_told") else { return };
+fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_reported() {
+    let Some(cluster) = own_cluster_or_skip("seccomp_profiles_that_are_missing_or_refuse_bpf_are_reported") else { return };
     let _unenforced = Unenforced::of(&cluster);
     let value = r#"Object.spec.containers.securityContext.seccompProfile{type: "Localhost", localhostProfile: "e2e.json"}"#;
     let path = "/spec/containers/0/securityContext/seccompProfile";
@@ -98,8 +98,8 @@ fn seccomp_profiles_that_are_missing_or_refuse_bpf_are_told() {
 }
 
 #[test]
-fn helpers_of_another_release_or_none_are_told() {
-    let Some(cluster) = own_cluster_or_skip("helpers_of_another_release_or_none_are_told") else { return };
+fn helpers_of_another_release_or_none_are_reported() {
+    let Some(cluster) = own_cluster_or_skip("helpers_of_another_release_or_none_are_reported") else { return };
     let answering = |hello: &str| {
         let end = r#"{"type":"end","reason":"finished"}"#;
         format!("while read -r line; do case $line in *finish*) echo '{end}'; exit;; *hello*) echo '{hello}';; esac; done")
@@ -112,7 +112,7 @@ fn helpers_of_another_release_or_none_are_told() {
     let fakes = [
         ("protocol", answering(&hello(2)), "the helper on n1 cannot be used: it is release 9.9.9 with protocol 2, this plugin is release"),
         ("other", answering("hello"), "are both of the same release?"),
-        // Before it was attached to, or just after: told by its pod's status either way.
+        // Before it was attached to, or just after: its pod's status says so in both cases.
         ("gone", "echo usage: another tool >&2; exit 64".to_owned(), "exit code 64"),
     ];
     let release = ("registry.local/e2e:release".to_owned(), answering(&hello(1)));
@@ -133,7 +133,7 @@ fn helpers_of_another_release_or_none_are_told() {
     );
     let gone = ["--helper-image", &images[2], "trace", "client", "web:8080"];
     assert_refused(&cluster, &gone, &["on node n1", "exit code 64", ": usage: another tool", "check --helper-image"]);
-    // One that speaks our protocol goes on, and that it is of another release is told; this one then says nothing of hooks.
+    // One with the same protocol goes on, with a note about its release; this one then says nothing of hooks.
     let mut plugin = cluster.plugin();
     plugin.args(["--helper-image", &images[fakes.len()], "trace", "client", "web:8080"]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut plugin = plugin.spawn().unwrap();
@@ -152,15 +152,15 @@ fn helpers_of_another_release_or_none_are_told() {
 }
 
 #[test]
-fn what_the_policy_refuses_is_told_with_what_it_admits() {
-    let Some(cluster) = cluster_or_skip("what_the_policy_refuses_is_told_with_what_it_admits", Setup::RoutesNftables) else { return };
+fn what_the_policy_refuses_is_reported_with_what_it_admits() {
+    let Some(cluster) = cluster_or_skip("what_the_policy_refuses_is_reported_with_what_it_admits", Setup::RoutesNftables) else { return };
     let foreign = Cluster::workload_image();
     cluster.eventually("the policy is in force", IN_FORCE, |c| c.admitted(&foreign).is_err() && c.admitted(c.image()).is_ok());
     let not_admitted = format!("image {foreign} is not among the images of this policy");
     let asked = "kubectl get validatingadmissionpolicy sockpath-helper -o jsonpath='{.spec.variables[0].expression}'";
     let args = ["--helper-image", &foreign, "trace", "client", "web-1:8080", "--probe"];
     let said = assert_refused(&cluster, &args, &[&not_admitted, asked, "--helper-image"]);
-    assert_eq!(said.matches(asked).count(), 1, "one cause on two nodes is told once: {said}");
+    assert_eq!(said.matches(asked).count(), 1, "one cause on two nodes is printed once: {said}");
     // The command that is named does what it is named for.
     let path = asked.rsplit_once(' ').unwrap().1.trim_matches('\'');
     let images = run(cluster.kubectl().args(["get", "validatingadmissionpolicy", "sockpath-helper", "-o", path]));
@@ -208,8 +208,8 @@ fn limits_and_a_namespace_that_goes_are_not_taken_for_missing_rights() {
 }
 
 #[test]
-fn who_may_not_attach_is_told_what_to_ask_for() {
-    let Some(cluster) = own_cluster_or_skip("who_may_not_attach_is_told_what_to_ask_for") else { return };
+fn users_who_may_not_attach_see_what_to_ask_for() {
+    let Some(cluster) = own_cluster_or_skip("users_who_may_not_attach_see_what_to_ask_for") else { return };
     let bind = |namespace: &str, args: &str| run(cluster.kubectl().args(["-n", namespace, "create"]).args(args.split(' ')));
     let _undo = Undo::by(
         &cluster,
@@ -238,7 +238,7 @@ fn who_may_not_attach_is_told_what_to_ask_for() {
 fn a_node_that_does_not_react_is_asked_how_it_is() {
     let Some(cluster) = own_cluster_or_skip("a_node_that_does_not_react_is_asked_how_it_is") else { return };
     cluster.daemon("stop", "n1", "kubelet");
-    // As the node controller does when it has not heard of a kubelet for 50 s.
+    // As the node controller does when a kubelet has not reported for 50 s.
     let condition =
         json!({"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."});
     let patch = json!({"status": {"conditions": [condition]}}).to_string();
@@ -272,7 +272,7 @@ fn the_spinner_names_the_phase_of_each_node_and_goes() {
     loop {
         let n = stdout.read(&mut chunk).unwrap();
         shown.extend_from_slice(&chunk[..n]);
-        // n1's helper runs and n2's has nobody to start it.
+        // n1's helper runs and n2 has no kubelet that would start one.
         if !thawed && (n == 0 || text(&shown).contains("n2: waiting for the kubelet")) {
             cluster.daemon("cont", "n2", "kubelet");
             thawed = true;
@@ -294,7 +294,7 @@ fn the_spinner_names_the_phase_of_each_node_and_goes() {
     assert!(widest.is_some_and(|w| w <= 60), "{widest:?}: {shown}");
     let last = shown.rsplit("\x1b[2K").next().unwrap();
     assert!(!spins(last), "what is left of the spinner: {last}");
-    // Where stderr is no terminal nothing of that is said.
+    // Where stderr is not a terminal nothing of that is printed.
     let quiet = output(cluster.plugin().args(["trace", "client", "web-1:8080", "--probe", "--count", "1", "-o", "json"]));
     let said = text(&quiet.stderr);
     assert!(quiet.status.success() && !spins(&said) && !said.contains("n1: ") && !said.contains("n2: "), "{said}");

@@ -21,7 +21,7 @@ impl<'a> Frozen<'a> {
         Self { cluster, daemon, frozen: true }
     }
 
-    /// Has the node be not ready, as the node controller does when it has not heard of a kubelet for 50 s.
+    /// Makes the node not ready, as the node controller does when a kubelet has not reported for 50 s.
     fn unready(&self) {
         let condition =
             json!({"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."});
@@ -52,8 +52,8 @@ fn talking(cluster: &Held) -> Talk<'_> {
 }
 
 #[test]
-fn a_runtime_that_hangs_on_one_node_delays_nobody_else() {
-    let Some(cluster) = own_cluster_or_skip("a_runtime_that_hangs_on_one_node_delays_nobody_else") else { return };
+fn a_runtime_that_hangs_on_one_node_delays_no_other_node() {
+    let Some(cluster) = own_cluster_or_skip("a_runtime_that_hangs_on_one_node_delays_no_other_node") else { return };
     let talk = talking(&cluster);
     let frozen = Frozen::new(&cluster, "containerd");
     let began = Instant::now();
@@ -192,7 +192,7 @@ fn changed_pods_are_reported_and_end_the_trace_when_gone() {
     let mut running = Running::start(cluster.plugin().args(["trace", "client", "sts/extra:http", "--count", "1000", "--no-probe"]));
     running.expect("it watches", Duration::from_secs(30), |l| l.starts_with("watching "));
     run(cluster.kubectl().args(["-n", NAMESPACE, "delete", "pod", "extra-0", "--wait=false"]));
-    running.expect("the deletion is told", Duration::from_secs(30), |l| l.contains(&format!("pod {NAMESPACE}/extra-0 was ")));
+    running.expect("the deletion is printed", Duration::from_secs(30), |l| l.contains(&format!("pod {NAMESPACE}/extra-0 was ")));
     let (status, said) = running.end();
     assert_eq!(status.code(), Some(3), "no packet was seen: {said}");
     assert!(said.contains("the trace ends"), "{said}");

@@ -1,4 +1,4 @@
-//! The lab's life: up, down, again, after crashes, and what is told when it cannot be.
+//! The lab's life: up, down, again, after crashes, and the errors where it cannot be.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::{self, File};
@@ -106,7 +106,7 @@ fn killed_up_leaves_nothing_that_down_or_up_does_not_handle() {
             caught += 1;
         }
         if moment % 3 == 0 {
-            // The other way out: a second `up` repairs. It may have been asked for the other overlay, and was not complete.
+            // Instead of `down`, a second `up` repairs. The first may have been for the other overlay, and was not complete.
             succeed(lab.helper().args(["up", "--overlay", overlay]));
             assert_eq!(lab.exec("curl", ["true"]).status().unwrap().code(), Some(0));
         }
@@ -217,8 +217,8 @@ fn servers_end_when_their_lab_is_gone() {
 }
 
 #[test]
-fn somebody_elses_namespace_is_left_alone() {
-    if !root_or_skip("somebody_elses_namespace_is_left_alone") {
+fn another_owners_namespace_is_not_touched() {
+    if !root_or_skip("another_owners_namespace_is_not_touched") {
         return;
     }
     let lab = Lab::reserve();
@@ -242,8 +242,8 @@ fn somebody_elses_namespace_is_left_alone() {
 }
 
 #[test]
-fn what_fails_on_the_way_is_undone() {
-    if !root_or_skip("what_fails_on_the_way_is_undone") {
+fn an_incomplete_start_is_undone() {
+    if !root_or_skip("an_incomplete_start_is_undone") {
         return;
     }
     let lab = Lab::reserve();
@@ -316,7 +316,7 @@ fn what_is_missing_is_named() {
         return;
     }
     let lab = Lab::reserve();
-    // As nobody. The program may live where nobody cannot go, so it is opened first.
+    // As an unprivileged user, who may not reach the program's directory: it is opened first.
     let program = File::open(sockpath_tests::programs::lab()).unwrap();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
     for command in [&["up"][..], &["down"], &["exec", "curl", "--", "true"]] {
@@ -380,13 +380,13 @@ fn a_file_that_only_has_the_name_is_not_removed() {
     let lab = Lab::reserve();
     let path = lab.netns("curl");
     fs::create_dir_all("/run/netns").unwrap();
-    fs::write(&path, "somebody's notes").unwrap();
+    fs::write(&path, "a user's notes").unwrap();
     let up = output(lab.helper().args(["up"]));
     let down = lab.down();
     let kept = fs::read_to_string(&path);
     let _ = fs::remove_file(&path);
     assert_eq!(up.status.code(), Some(1), "{}", String::from_utf8_lossy(&up.stderr));
-    assert!(down.status.success() && kept.is_ok_and(|k| k == "somebody's notes"));
+    assert!(down.status.success() && kept.is_ok_and(|k| k == "a user's notes"));
     // An empty one is what a crash leaves.
     fs::write(&path, "").unwrap();
     succeed(lab.helper().args(["up"]));
@@ -406,8 +406,8 @@ fn down_from_inside_is_refused() {
 }
 
 #[test]
-fn whoever_starts_the_lab_is_not_held_by_it() {
-    if !root_or_skip("whoever_starts_the_lab_is_not_held_by_it") {
+fn the_process_that_starts_the_lab_is_not_held_by_it() {
+    if !root_or_skip("the_process_that_starts_the_lab_is_not_held_by_it") {
         return;
     }
     let lab = Lab::reserve();

@@ -1,4 +1,4 @@
-//! The lab's network: every way between its pods, what the Services translate, and commands inside pods.
+//! The lab's network: every path between its pods, what the Services translate, and commands inside pods.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ fn fetch(lab: &Lab, from: &str, to: &str) -> String {
     lab.run(from, ["curl", "-sS", "--max-time", "10", to])
 }
 
-fn every_way(lab: &Lab) {
+fn every_path(lab: &Lab) {
     for (from, to, served_by, seen_as) in [
         // In the pod, over lo.
         ("curl", "127.0.0.1:8081", "default/curl, container sidecar", "for 127.0.0.1:"),
@@ -48,20 +48,20 @@ fn every_way(lab: &Lab) {
 }
 
 #[test]
-fn every_way_is_open_with_host_routes() {
-    if !root_or_skip("every_way_is_open_with_host_routes") || !program_or_skip("every_way_is_open_with_host_routes", "curl", "curl") {
+fn every_path_is_open_with_host_routes() {
+    if !root_or_skip("every_path_is_open_with_host_routes") || !program_or_skip("every_path_is_open_with_host_routes", "curl", "curl") {
         return;
     }
-    every_way(&Lab::up());
+    every_path(&Lab::up());
 }
 
 #[test]
-fn every_way_is_open_with_vxlan() {
-    if !root_or_skip("every_way_is_open_with_vxlan") || !program_or_skip("every_way_is_open_with_vxlan", "curl", "curl") {
+fn every_path_is_open_with_vxlan() {
+    if !root_or_skip("every_path_is_open_with_vxlan") || !program_or_skip("every_path_is_open_with_vxlan", "curl", "curl") {
         return;
     }
     let lab = Lab::up_with(Overlay::Vxlan);
-    every_way(&lab);
+    every_path(&lab);
     // The pods' packets really are in the tunnel, and large ones fit it.
     let counter =
         |name: &str| lab.run("node-1", ["cat", &format!("/sys/class/net/flannel.1/statistics/{name}")]).trim().parse::<u64>().unwrap();

@@ -40,7 +40,7 @@ fn response(stream: &mut impl BufRead, head: bool) -> (String, Vec<String>, Vec<
     (status, headers, body)
 }
 
-/// Bytes whose place in the stream can be told, so that loss and disorder show.
+/// Bytes whose position in the stream is recognizable, so that loss and disorder show.
 fn pattern(length: usize, seed: u64) -> Vec<u8> {
     let mut x = seed | 1;
     let next = || {
@@ -179,8 +179,8 @@ fn anything_else_is_echoed() {
 }
 
 #[test]
-fn a_slow_reader_gets_everything_and_blocks_nobody() {
-    if !root_or_skip("a_slow_reader_gets_everything_and_blocks_nobody") {
+fn a_slow_reader_gets_everything_and_blocks_no_other() {
+    if !root_or_skip("a_slow_reader_gets_everything_and_blocks_no_other") {
         return;
     }
     let lab = Lab::up();

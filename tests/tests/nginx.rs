@@ -1,5 +1,5 @@
 //! nginx with bodies of all sizes on kept-alive connections that were accelerated on small messages before: it asks FIONREAD for the first
-//! time when a body fills its buffer, and hung there for ever where the kernel answers 0 (hazard 8).
+//! time when a body fills its buffer, and hung there without end where the kernel answers 0 (hazard 8).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -16,14 +16,14 @@ const SMALL: usize = 300;
 const ROUNDS: usize = 4;
 
 /// A proxy in httpbin before a server in curl.
-struct Scene {
+struct Proxied {
     _proxy: Service,
     _server: Service,
     lab: Lab,
     proxy: SocketAddr,
 }
 
-fn scene(test: &str) -> Option<Scene> {
+fn proxied(test: &str) -> Option<Proxied> {
     if !sockpath_tests::root_or_skip(test) {
         return None;
     }
@@ -36,15 +36,15 @@ fn scene(test: &str) -> Option<Scene> {
     let (server, proxy) = (at("curl", Program::Nginx.port()), at("httpbin", Program::NginxProxy.port()));
     let running = Service::start(&lab, "curl", Program::Nginx).expect("the server does not start");
     let before = Service::start_before(&lab, "httpbin", Program::NginxProxy, Some(server)).expect("the proxy does not start");
-    Some(Scene { _proxy: before, _server: running, lab, proxy })
+    Some(Proxied { _proxy: before, _server: running, lab, proxy })
 }
 
 /// A client of HTTP/1.1 on one connection that stays open.
 struct Client(BufReader<Polled<TcpStream>>);
 
 impl Client {
-    fn connect(scene: &Scene) -> Self {
-        let stream = scene.lab.inside("curl", || TcpStream::connect(scene.proxy)).expect("connect");
+    fn connect(proxied: &Proxied) -> Self {
+        let stream = proxied.lab.inside("curl", || TcpStream::connect(proxied.proxy)).expect("connect");
         stream.set_nonblocking(true).expect("O_NONBLOCK");
         stream.set_nodelay(true).expect("TCP_NODELAY");
         Self(BufReader::new(Polled(stream)))
@@ -78,11 +78,11 @@ impl Client {
 
 #[test]
 fn nginx_reads_bodies_after_small_requests() {
-    let Some(scene) = scene("nginx_reads_bodies_after_small_requests") else { return };
+    let Some(proxied) = proxied("nginx_reads_bodies_after_small_requests") else { return };
     for _ in 0..ROUNDS {
         // This process is in no pod's control group, so its connections are found when acceleration starts.
-        let mut client = Client::connect(&scene);
-        let on = Accelerator::start(&scene.lab).expect("acceleration does not start");
+        let mut client = Client::connect(&proxied);
+        let on = Accelerator::start(&proxied.lab).expect("acceleration does not start");
         for size in BODIES {
             for _ in 0..SMALL {
                 assert_eq!(client.ask("GET", "/ok", b""), b"ok\n");
@@ -96,11 +96,11 @@ fn nginx_reads_bodies_after_small_requests() {
 
 #[test]
 fn nginx_proxies_bodies_after_small_answers() {
-    let Some(scene) = scene("nginx_proxies_bodies_after_small_answers") else { return };
+    let Some(proxied) = proxied("nginx_proxies_bodies_after_small_answers") else { return };
     for _ in 0..ROUNDS {
         // This process is in no pod's control group, so its connections are found when acceleration starts.
-        let mut client = Client::connect(&scene);
-        let on = Accelerator::start(&scene.lab).expect("acceleration does not start");
+        let mut client = Client::connect(&proxied);
+        let on = Accelerator::start(&proxied.lab).expect("acceleration does not start");
         for size in BODIES {
             for _ in 0..SMALL {
                 assert_eq!(client.ask("GET", "/proxy/small", b""), [b's'; 1 << 10]);

@@ -11,7 +11,7 @@ const CONNECTIONS: u64 = 2_500;
 
 /// `SOCKPATH_TEST_SEED`, or one that the clock chooses.
 fn seed() -> u64 {
-    let chosen = std::env::var("SOCKPATH_TEST_SEED").ok().map(|s| s.parse().expect("SOCKPATH_TEST_SEED is no number"));
+    let chosen = std::env::var("SOCKPATH_TEST_SEED").ok().map(|s| s.parse().expect("SOCKPATH_TEST_SEED is not a number"));
     chosen.unwrap_or_else(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_secs()))
 }
 
@@ -40,7 +40,7 @@ fn accelerated_connections_see_what_plain_ones_see() {
     let plain = passing(TEST, torture);
     let accelerated = passing(TEST, Torture { accelerate: true, ..torture });
     let share = accelerated.bypassed_share();
-    let deeds = accelerated.deeds.expect("nobody switched acceleration");
+    let deeds = accelerated.deeds.expect("acceleration was not switched");
     // Seen: 20 to 50 messages for each connection, 7 to 26 % of all. The rest is cross-node, ineligible, or falls into the times when
     // acceleration is off or starting, which takes seconds on a machine as busy as this run makes it.
     assert!(deeds.bypassed_messages > 5 * CONNECTIONS && share > 0.02, "little was accelerated: {share:.3} of all writes, {deeds:?}");

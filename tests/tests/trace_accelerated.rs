@@ -18,7 +18,7 @@ fn ids(stages: &Value) -> Vec<&str> {
     stages.as_array().into_iter().flatten().filter_map(|s| s["id"].as_str()).collect()
 }
 
-fn assert_short_way(traced: &Traced) {
+fn assert_socket_path(traced: &Traced) {
     let short = &traced.document["accelerated"];
     let way = ["socket-write", "verdict", "ingress-queue", "reader-woken", "dequeued", "copied"];
     assert_eq!(ids(&short["stages"]), way, "{}", traced.dump());
@@ -66,7 +66,7 @@ fn inside_a_pod_there_is_no_short_path() {
     assert_eq!(traced.code, 0, "{}", traced.dump());
     assert!(traced.document["short"].is_null(), "{}", traced.dump());
     assert!(!traced.stderr.contains("on the short path until"), "it waited for what cannot come: {}", traced.stderr);
-    assert_short_way(&traced);
+    assert_socket_path(&traced);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn compare_shows_all_three_paths_and_ends() {
         assert_eq!(traced.document["request"]["packets_of"], "data", "{}", traced.dump());
         assert!(ids(&traced.document["stages"]).contains(&"node-forward"), "{}", traced.dump());
         assert_redirected(&traced);
-        assert_short_way(&traced);
+        assert_socket_path(&traced);
     }
     // The normal path is back.
     let traced = trace(&lab, &["curl", "httpbin", "--probe"]);

@@ -242,7 +242,7 @@ fn the_reverse_path_filter_is_named() {
         return;
     }
     let lab = Lab::up();
-    // The way back to curl's subnet leads nowhere, and node-2 checks that.
+    // The route back to curl's subnet is a blackhole, and node-2 checks reverse paths.
     lab.run("node-2", ["ip", "route", "replace", "blackhole", "10.42.1.0/24"]);
     lab.run("node-2", ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"]);
     let traced = trace(&lab, &["curl", "httpbin-remote:8080", "--probe", "--duration", "2s"]);
@@ -335,7 +335,7 @@ fn a_vanished_packet_has_a_last_place() {
     // Connected before the queue is there, so that no neighbour has to be asked for through it.
     let mut connection =
         lab.inside("curl", || std::net::TcpStream::connect("10.42.1.3:8080")).expect("cannot connect to httpbin from inside curl");
-    // One byte a second, and what may pass at once is used up: what comes now sits in the queue for longer than the trace, and nobody drops it.
+    // One byte a second, and the burst is used up: what comes now sits in the queue for longer than the trace, and is not dropped.
     let veth = lab.host_veth("httpbin", "node-1");
     lab.run("node-1", ["tc", "qdisc", "add", "dev", &veth, "root", "tbf", "rate", "8bit", "burst", "1600", "limit", "100000"]);
     let filler = lab.inside("curl", || std::net::UdpSocket::bind("0.0.0.0:0")).expect("cannot bind inside curl");

@@ -207,7 +207,7 @@ fn without_rules_none_is_named_and_the_report_says_why() {
     assert_eq!(first_drop(&traced)["mechanism"], "policy", "{}", traced.dump());
 }
 
-/// The first finding says that replies were not translated back, and nothing is said to listen nowhere.
+/// The first finding says that replies were not translated back, and none says that a port has no listener.
 fn assert_untranslated<'a>(traced: &'a Traced, why: &str) -> &'a Value {
     let first = traced.list("findings").first().unwrap_or_else(|| panic!("no finding in\n{}", traced.dump()));
     assert_eq!(first["id"], "untranslated-reply", "{}", traced.dump());
@@ -312,7 +312,7 @@ fn a_reply_out_of_the_window_is_named_as_not_translated_back() {
         return;
     }
     let lab = Lab::up();
-    // With kube-proxy's rule such a packet is dropped, and that is what is said.
+    // With kube-proxy's rule such a packet is dropped, and the report names that rule.
     let traced = out_of_window(&lab);
     let drop = first_drop(&traced);
     assert_eq!((&drop["rule"]["chain"], &drop["mechanism"]), (&"KUBE-FORWARD".into(), &"rule".into()), "{}", traced.dump());

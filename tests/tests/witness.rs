@@ -55,7 +55,7 @@ impl Witness {
             let read = stderr.read_line(&mut said).expect("cannot read from tcpdump");
             assert!(read > 0, "tcpdump ended: {said}");
         }
-        // It writes its totals there at the end; nobody has to wait for that.
+        // It writes its totals there at the end; the test need not wait for that.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         Self { tcpdump, stdout }
     }

@@ -108,7 +108,7 @@ fn attach(lab: &Lab, place: &str, setting: &str) -> Option<Attached> {
     }
 }
 
-/// States of a socket in which TCP sends again what nobody has acknowledged, without its program.
+/// States of a socket in which TCP retransmits unacknowledged segments without its program.
 const STILL_SENDING: &str = "state syn-sent state syn-recv state fin-wait-1 state closing state last-ack";
 
 /// Longer than a SYN-ACK is sent again (net.ipv4.tcp_synack_retries is 5 by default: 63 s).

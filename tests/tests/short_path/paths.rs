@@ -52,7 +52,7 @@ fn carries(scene: &Scene, on: &mut Accelerator, server: &Pod, port: u16, ip: IpA
     accepted.close();
 }
 
-fn all_ways(test: &str, overlay: Overlay) {
+fn all_paths(test: &str, overlay: Overlay) {
     let Some(scene) = Scene::with(test, overlay) else { return };
     let mut on = scene.accelerate();
     for (family, port) in [(Family::V4, 6000), (Family::V6, 6010)] {
@@ -64,12 +64,12 @@ fn all_ways(test: &str, overlay: Overlay) {
 
 #[test]
 fn between_pods_with_host_routes() {
-    all_ways("between_pods_with_host_routes", Overlay::None);
+    all_paths("between_pods_with_host_routes", Overlay::None);
 }
 
 #[test]
 fn between_pods_with_vxlan() {
-    all_ways("between_pods_with_vxlan", Overlay::Vxlan);
+    all_paths("between_pods_with_vxlan", Overlay::Vxlan);
 }
 
 /// One request to a built-in HTTP server, whose answer has a body of 1,000 bytes.

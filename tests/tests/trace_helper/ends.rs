@@ -53,13 +53,13 @@ fn nothing_is_left_behind_not_even_by_sigkill() {
         return;
     }
     let lab = Lab::up();
-    for way in ["finish", "stdin", "kill"] {
+    for end in ["finish", "stdin", "kill"] {
         let mut session = Session::start(&lab, request(&lab, "curl", "httpbin"));
         session.probe(Protocol::Tcp, "10.42.1.3:8080");
         let held = held(session.child.id());
         assert!(held.intersection(&existing()).count() > 0, "what it holds is not found: {held:?}");
         assert!(held.iter().any(|h| h.starts_with("prog_id")) && held.iter().any(|h| h.starts_with("link_id")), "{held:?}");
-        match way {
+        match end {
             "finish" => drop(session.finish()),
             "stdin" => {
                 session.stdin = None;
@@ -74,7 +74,7 @@ fn nothing_is_left_behind_not_even_by_sigkill() {
         // The kernel frees BPF objects a grace period after the last reference.
         let left = || held.intersection(&existing()).cloned().collect::<Vec<String>>();
         let gone = look(Duration::from_secs(5), || left().is_empty().then_some(()));
-        assert!(gone.is_some(), "left by {way}: {:?}", left());
+        assert!(gone.is_some(), "left by {end}: {:?}", left());
     }
     // The rules of the namespaces are as before: a new trace finds the same places free.
     traced(&lab, "curl", "httpbin", Protocol::Tcp, "10.42.1.3:8080").assert_sound();
@@ -122,8 +122,8 @@ fn a_node_sees_its_half() {
 
 /// The last acknowledgements and the FIN of a reader have one sequence number; the far node sees them in memory that is used again.
 #[test]
-fn acknowledgements_that_arrive_in_the_same_memory_are_told_apart() {
-    if !root_or_skip("acknowledgements_that_arrive_in_the_same_memory_are_told_apart") {
+fn acknowledgements_that_arrive_in_the_same_memory_are_distinguished() {
+    if !root_or_skip("acknowledgements_that_arrive_in_the_same_memory_are_distinguished") {
         return;
     }
     let lab = Lab::up();

@@ -41,7 +41,7 @@ fn hot_traffic_is_sampled_and_counted() {
     assert!(c.recorded > 0 && c.recorded <= 50 * (seconds + 1), "{} in {seconds} s", c.recorded);
     assert_eq!(said.packets.len() as u64, c.recorded);
     let whole = said.packets.iter().filter(|p| p.outcome == Outcome::Delivered && stages(p).last() == Some(&"copied")).count();
-    assert!(whole * 10 >= said.packets.len() * 9, "{whole} of {} have their whole way", said.packets.len());
+    assert!(whole * 10 >= said.packets.len() * 9, "{whole} of {} have their whole path", said.packets.len());
     assert!(c.helper_rss_bytes < 64 << 20, "{} bytes", c.helper_rss_bytes);
 }
 

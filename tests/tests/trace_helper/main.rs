@@ -3,5 +3,5 @@
 
 mod ends;
 mod load;
+mod paths;
 mod session;
-mod ways;

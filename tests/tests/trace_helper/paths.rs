@@ -1,4 +1,4 @@
-//! The way of a packet in every scenario: which stages, in which order, and where.
+//! The path of a packet in every scenario: which stages, in which order, and where.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -25,8 +25,8 @@ const IN: [&str; 9] = [
     "dequeued",
 ];
 
-/// The way of a data segment: written, out, between, in, read.
-fn way(between: &[&'static str]) -> Vec<&'static str> {
+/// The path of a data segment: written, out, between, in, read.
+fn path(between: &[&'static str]) -> Vec<&'static str> {
     ["socket-write"].iter().chain(&OUT).chain(between).chain(&IN).chain(&["copied"]).copied().collect()
 }
 
@@ -53,7 +53,7 @@ fn in_a_pod() {
         said.assert_sound();
         let data = said.packet(Direction::Request, PacketKind::Data);
         let stages: Vec<_> = stages(data).into_iter().filter(|s| *s != "released").collect();
-        assert_eq!(stages, way(&[]), "{data:#?}");
+        assert_eq!(stages, path(&[]), "{data:#?}");
         assert!(data.hops.iter().all(|h| said.places[h.place as usize].pod.as_deref() == Some("default/curl")));
     }
 }
@@ -73,7 +73,7 @@ fn on_one_node() {
             let data = said.packet(direction, PacketKind::Data);
             // The sk_buff may be freed before the reader's call returns, or later.
             let stages: Vec<_> = stages(data).into_iter().filter(|s| *s != "released").collect();
-            assert_eq!(stages, way(&BRIDGED), "{data:#?}");
+            assert_eq!(stages, path(&BRIDGED), "{data:#?}");
         }
         let data = said.packet(Direction::Request, PacketKind::Data);
         let place = |stage: &str| &said.places[data.hops.iter().find(|h| h.stage.key() == stage).unwrap().place as usize];
@@ -119,7 +119,7 @@ fn through_a_tunnel() {
     let at = |stage: &str| stages.iter().position(|s| *s == stage).unwrap_or_else(|| panic!("no {stage}: {stages:?}"));
     assert!(at("tunnel-encap") < at("node-local-out") && at("node-local-out") < at("wire"));
     assert!(at("wire") < at("node-local-in") && at("node-local-in") < at("tunnel-decap"));
-    assert!(data.hops.iter().all(|h| h.rewritten.is_none()), "an outer header is no rewrite: {data:#?}");
+    assert!(data.hops.iter().all(|h| h.rewritten.is_none()), "an outer header is not a rewrite: {data:#?}");
 }
 
 #[test]
