@@ -12,21 +12,21 @@ use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
 use sockpath_tests::torture::pods::Pod;
 
-#[path = "hazards/scene.rs"]
+#[path = "hazards/fixture.rs"]
 #[allow(dead_code, reason = "the hazards use the rest")]
-mod scene;
+mod fixture;
 
-use scene::{Scene, exchange, pair};
+use fixture::{Fixture, exchange, pair};
 
-fn pins(scene: &Scene) -> PathBuf {
-    Path::new("/sys/fs/bpf").join(format!("sockpath-{}", scene.lab.instance()))
+fn pins(fixture: &Fixture) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("sockpath-{}", fixture.lab.instance()))
 }
 
 #[test]
 fn the_kernel_is_tried_out_first() {
-    let Some(scene) = Scene::new("the_kernel_is_tried_out_first") else { return };
-    let mut session = Session::start(&scene.lab).expect("the helper starts");
-    session.say(&Request::Accelerate(Box::new(Choice::default().request(&scene.lab)))).expect("the helper reads");
+    let Some(fixture) = Fixture::new("the_kernel_is_tried_out_first") else { return };
+    let mut session = Session::start(&fixture.lab).expect("the helper starts");
+    session.say(&Request::Accelerate(Box::new(Choice::default().request(&fixture.lab)))).expect("the helper reads");
     let mut self_tests: Vec<SelfTest> = Vec::new();
     session
         .expect("a table of pairs", |m| {
@@ -39,16 +39,16 @@ fn the_kernel_is_tried_out_first() {
     for name in ["redirect", "order", "fionread", "fin"] {
         assert!(self_tests.iter().any(|c| c.name == name && c.passed), "{self_tests:#?}");
     }
-    assert!(pins(&scene).exists(), "nothing is pinned");
+    assert!(pins(&fixture).exists(), "nothing is pinned");
     session.hang_up().expect("end");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(!pins(&fixture).exists(), "something is left behind");
 }
 
 #[test]
 fn a_second_user_sees_who_holds_it() {
-    let Some(scene) = Scene::new("a_second_user_sees_who_holds_it") else { return };
-    let on = scene.accelerate();
-    let refused = Accelerator::start(&scene.lab).expect_err("two at once");
+    let Some(fixture) = Fixture::new("a_second_user_sees_who_holds_it") else { return };
+    let on = fixture.accelerate();
+    let refused = Accelerator::start(&fixture.lab).expect_err("two at once");
     let refused = refused.downcast_ref::<HelperError>().expect("the helper's own words");
     assert_eq!(refused.code, "held");
     assert!(refused.text.contains("torture-"), "it does not say who: {refused}");
@@ -58,10 +58,10 @@ fn a_second_user_sees_who_holds_it() {
 
 #[test]
 fn a_dry_run_touches_nothing() {
-    let Some(scene) = Scene::new("a_dry_run_touches_nothing") else { return };
-    let (client, server) = scene.connect(6000);
-    let request = AccelerateRequest { dry_run_ms: Some(1_500), ..Choice::default().request(&scene.lab) };
-    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    let Some(fixture) = Fixture::new("a_dry_run_touches_nothing") else { return };
+    let (client, server) = fixture.connect(6000);
+    let request = AccelerateRequest { dry_run_ms: Some(1_500), ..Choice::default().request(&fixture.lab) };
+    let mut session = Session::start(&fixture.lab).expect("the helper starts");
     session.say(&Request::Accelerate(Box::new(request))).expect("the helper reads");
     session.expect("a table of pairs", |m| matches!(m, Message::Pairs(_)).then_some(())).expect("it starts");
     exchange(&client, &server, 50);
@@ -69,20 +69,20 @@ fn a_dry_run_touches_nothing() {
     assert_eq!(summary.totals.bypassed_messages, 0);
     assert!(summary.totals.open >= 1, "the connection was not seen: {summary:#?}");
     session.hang_up().expect("end");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(!pins(&fixture).exists(), "something is left behind");
 }
 
 #[test]
 fn detached_it_goes_on_and_ends_by_itself() {
-    let Some(scene) = Scene::new("detached_it_goes_on_and_ends_by_itself") else { return };
-    let on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(12), ..Choice::default() });
+    let Some(fixture) = Fixture::new("detached_it_goes_on_and_ends_by_itself") else { return };
+    let on = fixture.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(12), ..Choice::default() });
     assert!(on.finish().expect("end").detached);
     // A connection that is made afterwards.
-    let (client, server) = scene.connect(6000);
+    let (client, server) = fixture.connect(6000);
     let end = Instant::now() + Duration::from_secs(8);
     loop {
         exchange(&client, &server, 50);
-        let status = accelerator::status(&scene.lab).expect("a status");
+        let status = accelerator::status(&fixture.lab).expect("a status");
         assert!(status.active);
         if status.pairs.pairs.iter().any(|p| p.state == PairState::Accelerated && !p.live) {
             break;
@@ -90,7 +90,7 @@ fn detached_it_goes_on_and_ends_by_itself() {
         assert!(Instant::now() < end, "{status:#?}");
     }
     let end = Instant::now() + Duration::from_secs(20);
-    while pins(&scene).exists() {
+    while pins(&fixture).exists() {
         exchange(&client, &server, 5);
         assert!(Instant::now() < end, "it did not end with its lease");
     }
@@ -99,94 +99,94 @@ fn detached_it_goes_on_and_ends_by_itself() {
 
 #[test]
 fn cleanup_leaves_alone_what_is_in_use() {
-    let Some(scene) = Scene::new("cleanup_leaves_alone_what_is_in_use") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
-    let removed = accelerator::cleanup(&scene.lab).expect("cleanup");
-    assert!(removed.is_empty() && pins(&scene).exists(), "{removed:?}");
+    let Some(fixture) = Fixture::new("cleanup_leaves_alone_what_is_in_use") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
+    let removed = accelerator::cleanup(&fixture.lab).expect("cleanup");
+    assert!(removed.is_empty() && pins(&fixture).exists(), "{removed:?}");
     exchange(&client, &server, 20);
     on.finish().expect("end");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(!pins(&fixture).exists(), "something is left behind");
 }
 
 #[test]
 fn what_a_killed_helper_leaves_is_cleaned_up() {
-    let Some(scene) = Scene::new("what_a_killed_helper_leaves_is_cleaned_up") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("what_a_killed_helper_leaves_is_cleaned_up") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     on.0.kill().expect("kill");
     exchange(&client, &server, 20);
-    assert!(pins(&scene).exists());
-    accelerator::cleanup(&scene.lab).expect("cleanup");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(pins(&fixture).exists());
+    accelerator::cleanup(&fixture.lab).expect("cleanup");
+    assert!(!pins(&fixture).exists(), "something is left behind");
     exchange(&client, &server, 20);
     // And the next one can start.
-    let mut on = scene.accelerate();
-    scene::await_accelerated(&mut on, &client, &server);
+    let mut on = fixture.accelerate();
+    fixture::await_accelerated(&mut on, &client, &server);
     assert!(pair(&mut on, &client).is_some_and(|p| p.live));
     on.finish().expect("end");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(!pins(&fixture).exists(), "something is left behind");
 }
 
 #[test]
 fn status_says_that_the_helper_of_a_detached_run_is_gone() {
-    let Some(scene) = Scene::new("status_says_that_the_helper_of_a_detached_run_is_gone") else { return };
-    let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("status_says_that_the_helper_of_a_detached_run_is_gone") else { return };
+    let mut on = fixture.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     assert!(on.finish().expect("end").detached);
-    let pid = accelerator::detached_helper(&scene.lab).expect("the process that goes on");
-    let before = accelerator::status(&scene.lab).expect("a status");
+    let pid = accelerator::detached_helper(&fixture.lab).expect("the process that goes on");
+    let before = accelerator::status(&fixture.lab).expect("a status");
     assert!(!before.helper_gone && before.lease_left_ms > 500_000, "{before:?}");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
     // The kernel's lease is short, and what goes socket to socket ends with it.
-    accelerator::await_lease_end(&scene.lab).expect("the lease ends");
-    let after = accelerator::status(&scene.lab).expect("a status");
+    accelerator::await_lease_end(&fixture.lab).expect("the lease ends");
+    let after = accelerator::status(&fixture.lab).expect("a status");
     assert!(after.active && after.helper_gone && after.lease_left_ms == 0, "{after:?}");
     exchange(&client, &server, 20);
-    accelerator::stop(&scene.lab).expect("stop");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    accelerator::stop(&fixture.lab).expect("stop");
+    assert!(!pins(&fixture).exists(), "something is left behind");
     exchange(&client, &server, 20);
 }
 
 #[test]
 fn lab_down_removes_the_pins_of_its_acceleration() {
-    let Some(scene) = Scene::new("lab_down_removes_the_pins_of_its_acceleration") else { return };
-    let mut on = scene.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
-    let (client, _server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("lab_down_removes_the_pins_of_its_acceleration") else { return };
+    let mut on = fixture.accelerate_with(&Choice { detach: true, lease: Duration::from_secs(600), ..Choice::default() });
+    let (client, _server) = fixture.connect_accelerated(&mut on, 6000);
     assert!(on.finish().expect("end").detached);
     // This stays unread.
     client.send(b"unread");
-    let pins = pins(&scene);
+    let pins = pins(&fixture);
     assert!(pins.exists());
-    let down = scene.lab.down();
+    let down = fixture.lab.down();
     assert!(down.status.success(), "{down:?}");
     assert!(!pins.exists(), "{} is left behind", pins.display());
 }
 
 /// An acceleration of all pods of the lab by one helper, or, as on a cluster, of one node's, which gets the addresses of the others.
 fn across_nodes(test: &str, as_on_a_cluster: bool) {
-    let Some(scene) = Scene::new(test) else { return };
-    let remote = Pod::new(&scene.lab, "httpbin-remote");
-    let status = scene.lab.status();
+    let Some(fixture) = Fixture::new(test) else { return };
+    let remote = Pod::new(&fixture.lab, "httpbin-remote");
+    let status = fixture.lab.status();
     let all = || status.pods.iter();
     let ip = all().find(|p| p.name == "httpbin-remote").and_then(|p| p.ips.iter().copied().find(IpAddr::is_ipv4)).expect("an address");
     let elsewhere: Vec<PodElsewhere> =
         all().filter(|p| as_on_a_cluster && p.node != "node-1").map(|p| PodElsewhere::from(&p.into())).collect();
     let pods = all().filter(|p| !as_on_a_cluster || p.node == "node-1").map(Into::into).collect();
-    let request = AccelerateRequest { pods, elsewhere, ..Choice::default().request(&scene.lab) };
-    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    let request = AccelerateRequest { pods, elsewhere, ..Choice::default().request(&fixture.lab) };
+    let mut session = Session::start(&fixture.lab).expect("the helper starts");
     session.say(&Request::Accelerate(Box::new(request))).expect("the helper reads");
     let mut on = Accelerator(session);
     on.next_pairs().expect("it starts");
     let listener = remote.listen(6000, &[]);
-    let client = scene.curl.connect(SocketAddr::new(ip, 6000));
+    let client = fixture.curl.connect(SocketAddr::new(ip, 6000));
     let server = listener.accept();
     exchange(&client, &server, 50);
-    scene::assert_left_alone(&mut on, &client, Reason::OtherNode);
+    fixture::assert_left_alone(&mut on, &client, Reason::OtherNode);
     let row = pair(&mut on, &client).expect("a row");
     assert_eq!([row.client_pod.as_deref(), row.server_pod.as_deref()], [Some("default/curl"), Some("default/httpbin-remote")]);
     exchange(&client, &server, 50);
-    scene::assert_untouched(&mut on, &client);
+    fixture::assert_untouched(&mut on, &client);
     on.finish().expect("end");
 }
 
@@ -203,23 +203,23 @@ fn a_peer_on_a_node_of_another_helper_is_reported() {
 /// As on nodes where the runtime puts pods into hierarchies of cgroup v1 only.
 #[test]
 fn pods_without_a_directory_in_cgroup_v2_are_taken() {
-    let Some(scene) = Scene::new("pods_without_a_directory_in_cgroup_v2_are_taken") else { return };
-    let v1 = std::env::temp_dir().join(format!("sockpath-{}-v1", scene.lab.instance()));
+    let Some(fixture) = Fixture::new("pods_without_a_directory_in_cgroup_v2_are_taken") else { return };
+    let v1 = std::env::temp_dir().join(format!("sockpath-{}-v1", fixture.lab.instance()));
     std::fs::create_dir_all(&v1).expect("a directory");
-    let mut request = Choice::default().request(&scene.lab);
+    let mut request = Choice::default().request(&fixture.lab);
     request.pods.retain(|p| matches!(p.name.as_str(), "curl" | "httpbin"));
     for pod in &mut request.pods {
         let Locate::Path { cgroup, .. } = &mut pod.locate else { panic!("the lab says where its pods are") };
         *cgroup = v1.to_string_lossy().into_owned();
     }
-    let mut session = Session::start(&scene.lab).expect("the helper starts");
+    let mut session = Session::start(&fixture.lab).expect("the helper starts");
     session.say(&Request::Accelerate(Box::new(request.clone()))).expect("the helper reads");
     let mut on = Accelerator(session);
     on.next_pairs().expect("it starts");
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     assert!(pair(&mut on, &client).is_some_and(|p| !p.live), "it was found by the iterator");
     // Sockets of other pods are not tracked.
-    let others = Pod::new(&scene.lab, "httpbin-remote");
+    let others = Pod::new(&fixture.lab, "httpbin-remote");
     let listener = others.listen(6001, &[]);
     let stranger = others.connect(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6001));
     let accepted = listener.accept();
@@ -227,7 +227,7 @@ fn pods_without_a_directory_in_cgroup_v2_are_taken() {
     assert_eq!(on.next_pairs().expect("a table").totals.open, 1, "a connection of a pod that was not chosen is known");
     exchange(&client, &server, 50);
     on.finish().expect("end");
-    assert!(!pins(&scene).exists(), "something is left behind");
+    assert!(!pins(&fixture).exists(), "something is left behind");
     exchange(&client, &server, 20);
     std::fs::remove_dir(&v1).expect("an empty directory");
 }

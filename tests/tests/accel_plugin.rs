@@ -21,11 +21,11 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-#[path = "hazards/scene.rs"]
+#[path = "hazards/fixture.rs"]
 #[allow(dead_code, reason = "the hazards use the rest")]
-mod scene;
+mod fixture;
 
-use scene::Scene;
+use fixture::Fixture;
 
 /// For anything that takes a moment.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -128,14 +128,14 @@ fn await_accelerated(lab: &Lab) {
 
 /// Has the plugin accelerate a connection under load, kills what `kill` says, and ends what is left with `remove`.
 fn killed(test: &str, helper_dies: bool, plugin_dies: bool, remove: &str) {
-    let Some(scene) = Scene::new(test) else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new(test) else { return };
+    let (client, server) = fixture.connect(6000);
     let load = Load::new(&client, &server);
     std::thread::scope(|scope| {
         let _stop = SetAtEnd(&load.stop);
         scope.spawn(|| load.run());
-        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A"]));
-        await_accelerated(&scene.lab);
+        let plugin = Plugin::start(fixture.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A"]));
+        await_accelerated(&fixture.lab);
         let helper = plugin.helper();
         if plugin_dies {
             plugin.signal(Signal::SIGKILL);
@@ -146,24 +146,24 @@ fn killed(test: &str, helper_dies: bool, plugin_dies: bool, remove: &str) {
         load.goes_on();
         let ended = plugin.end();
         if plugin_dies && !helper_dies {
-            eventually("the helper puts everything back by itself", || !pins(&scene.lab).exists());
+            eventually("the helper puts everything back by itself", || !pins(&fixture.lab).exists());
         } else {
             if !plugin_dies {
                 let said = String::from_utf8_lossy(&ended.stderr);
                 assert_eq!(ended.status.code(), Some(1), "{said}");
                 assert!(said.contains("fall back to TCP"), "it does not say what became of connections: {said}");
             }
-            assert!(pins(&scene.lab).exists(), "what holds the connections went with the helper");
-            eventually("the lease runs out", || status(&scene.lab).lease_left_ms == 0);
-            let before = bypassed(&scene.lab);
+            assert!(pins(&fixture.lab).exists(), "what holds the connections went with the helper");
+            eventually("the lease runs out", || status(&fixture.lab).lease_left_ms == 0);
+            let before = bypassed(&fixture.lab);
             load.goes_on();
-            assert_eq!(bypassed(&scene.lab), before, "messages bypass the network without a lease");
+            assert_eq!(bypassed(&fixture.lab), before, "messages bypass the network without a lease");
         }
-        succeed(scene.lab.plugin().args([remove, "--lab"]));
-        assert!(!pins(&scene.lab).exists(), "{remove} leaves {} behind", pins(&scene.lab).display());
+        succeed(fixture.lab.plugin().args([remove, "--lab"]));
+        assert!(!pins(&fixture.lab).exists(), "{remove} leaves {} behind", pins(&fixture.lab).display());
         load.goes_on();
     });
-    assert!(!status(&scene.lab).active);
+    assert!(!status(&fixture.lab).active);
 }
 
 #[test]
@@ -215,17 +215,17 @@ fn pairs(doc: &Value) -> Vec<&Value> {
 
 #[test]
 fn json_of_an_acceleration_in_the_foreground() {
-    let Some(scene) = Scene::new("json_of_an_acceleration_in_the_foreground") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("json_of_an_acceleration_in_the_foreground") else { return };
+    let (client, server) = fixture.connect(6000);
     let load = Load::new(&client, &server);
     let out = std::thread::scope(|scope| {
         let _stop = SetAtEnd(&load.stop);
         scope.spawn(|| load.run());
-        let plugin = Plugin::start(scene.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "-o", "json"]));
-        await_accelerated(&scene.lab);
+        let plugin = Plugin::start(fixture.lab.plugin().args(["accelerate", "--via", "socket", "--lab", "-A", "-o", "json"]));
+        await_accelerated(&fixture.lab);
         // The plugin has the table of a second later when it ends.
-        let seen = bypassed(&scene.lab);
-        eventually("more is bypassed", || bypassed(&scene.lab) > seen + 200);
+        let seen = bypassed(&fixture.lab);
+        eventually("more is bypassed", || bypassed(&fixture.lab) > seen + 200);
         plugin.signal(Signal::SIGINT);
         plugin.end()
     });
@@ -237,18 +237,18 @@ fn json_of_an_acceleration_in_the_foreground() {
     assert_has(pair, &["client", "dialled", "server", "via_service", "state", "reason", "live", "bypassed_bytes", "passes"]);
     assert_has(pair, &["bypassed_messages", "turnaround_before_ns", "turnaround_after_ns"]);
     assert_eq!((&pair["server_pod"], &pair["live"]), (&"default/httpbin".into(), &true.into()));
-    assert!(!pins(&scene.lab).exists(), "something is left behind");
+    assert!(!pins(&fixture.lab).exists(), "something is left behind");
 }
 
 #[test]
 fn json_of_an_acceleration_that_is_detached() {
-    let Some(scene) = Scene::new("json_of_an_acceleration_that_is_detached") else { return };
-    let (client, server) = scene.connect(6000);
-    let json = |args: &[&str]| document(&output(scene.lab.plugin().args(args).args(["--lab", "-o", "json"])));
+    let Some(fixture) = Fixture::new("json_of_an_acceleration_that_is_detached") else { return };
+    let (client, server) = fixture.connect(6000);
+    let json = |args: &[&str]| document(&output(fixture.lab.plugin().args(args).args(["--lab", "-o", "json"])));
     let doc = json(&["accelerate", "--via", "socket", "-A", "--detach", "--for", "5m"]);
     assert_is_the_document(&doc);
     assert_eq!((&doc["dry_run"], &doc["detached"]), (&false.into(), &true.into()));
-    scene::exchange(&client, &server, 50);
+    fixture::exchange(&client, &server, 50);
     let state = json(&["status"]);
     assert_eq!(state["active"], true);
     let node = &state["nodes"][0];
@@ -257,8 +257,8 @@ fn json_of_an_acceleration_that_is_detached() {
     let stop = json(&["stop"]);
     assert_has(&stop, &["nodes", "removed"]);
     assert_eq!(stop["nodes"][0]["summary"]["left_enrolled"], 0, "{stop:#}");
-    assert!(!pins(&scene.lab).exists(), "something is left behind");
-    scene::exchange(&client, &server, 20);
+    assert!(!pins(&fixture.lab).exists(), "something is left behind");
+    fixture::exchange(&client, &server, 20);
 }
 
 /// The row of a dry run of this kind whose words and place hold these texts.
@@ -312,9 +312,9 @@ fn a_dry_run_names_programs_that_would_be_bypassed() {
 
 #[test]
 fn a_dry_run_names_what_would_be_bypassed() {
-    let Some(scene) = Scene::new("a_dry_run_names_what_would_be_bypassed") else { return };
-    let (client, server) = scene.connect(6000);
-    let lab = &scene.lab;
+    let Some(fixture) = Fixture::new("a_dry_run_names_what_would_be_bypassed") else { return };
+    let (client, server) = fixture.connect(6000);
+    let lab = &fixture.lab;
     let veth = lab.host_veth("curl", "node-1");
     let ip = lab.pod("curl").ips.into_iter().find(std::net::IpAddr::is_ipv4).expect("an address").to_string();
     let say = |place: &str, line: &str| drop(lab.run(place, line.split(' ')));

@@ -14,25 +14,25 @@ use sockpath_tests::torture::controller::forward_service_ports;
 use sockpath_tests::torture::reader::ReaderKind;
 use sockpath_tests::torture::tight::TightMemory;
 
-use crate::scene::{Scene, await_accelerated, exchange, pair};
+use crate::fixture::{Fixture, await_accelerated, exchange, pair};
 
 #[test]
 fn h13_idle_nat_state_expires() {
-    let Some(scene) = Scene::new("h13_idle_nat_state_expires") else { return };
-    let status = scene.lab.status();
-    forward_service_ports(&scene.lab, &status).expect("Service rules");
-    scene.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
+    let Some(fixture) = Fixture::new("h13_idle_nat_state_expires") else { return };
+    let status = fixture.lab.status();
+    forward_service_ports(&fixture.lab, &status).expect("Service rules");
+    fixture.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
     let service = status.services.iter().find(|s| s.name == "httpbin").expect("no Service httpbin");
     let ip = service.cluster_ips.iter().copied().find(std::net::IpAddr::is_ipv4).expect("no IPv4 address");
-    let mut on = scene.accelerate();
-    let listener = scene.httpbin.listen(6000, &[]);
-    let client = scene.curl.connect(SocketAddr::new(ip, 6000));
+    let mut on = fixture.accelerate();
+    let listener = fixture.httpbin.listen(6000, &[]);
+    let client = fixture.curl.connect(SocketAddr::new(ip, 6000));
     let server = listener.accept();
     await_accelerated(&mut on, &client, &server);
     let local = client.local();
     let source = SocketAddr::new(local.ip().to_canonical(), local.port());
     let tuple = Tuple { protocol: conntrack::TCP, source, destination: SocketAddr::new(ip, 6000) };
-    let entry = || scene.lab.inside("node-1", || Conntrack::open().and_then(|mut c| c.get(&tuple)).expect("connection tracking"));
+    let entry = || fixture.lab.inside("node-1", || Conntrack::open().and_then(|mut c| c.get(&tuple)).expect("connection tracking"));
     assert!(entry().is_some_and(|e| e.established), "no entry");
     // TCP carries nothing of this, and after four seconds the connection is forgotten.
     let end = Instant::now() + Duration::from_secs(30);
@@ -56,17 +56,17 @@ fn h14_policy_after_the_start() {
     if !sockpath_tests::program_or_skip(TEST, "nft", "nftables") {
         return;
     }
-    let Some(scene) = Scene::new(TEST) else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
-    let listener = scene.curl.listen(6100, &[]);
-    let own = scene.curl.connect(SocketAddr::from(([127, 0, 0, 1], 6100)));
+    let Some(fixture) = Fixture::new(TEST) else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
+    let listener = fixture.curl.listen(6100, &[]);
+    let own = fixture.curl.connect(SocketAddr::from(([127, 0, 0, 1], 6100)));
     let own_server = listener.accept();
     await_accelerated(&mut on, &own, &own_server);
     // What a network plugin does when a policy comes to forbid it. It sees no packet of the pair: that is the hazard.
-    scene.lab.run("node-1", ["nft", "add", "table", "ip", "guard"]);
-    scene.lab.run("node-1", ["nft", "add", "chain", "ip", "guard", "f", "{ type filter hook forward priority 0; }"]);
-    scene.lab.run("node-1", ["nft", "add", "rule", "ip", "guard", "f", "tcp", "dport", "6000", "drop"]);
+    fixture.lab.run("node-1", ["nft", "add", "table", "ip", "guard"]);
+    fixture.lab.run("node-1", ["nft", "add", "chain", "ip", "guard", "f", "{ type filter hook forward priority 0; }"]);
+    fixture.lab.run("node-1", ["nft", "add", "rule", "ip", "guard", "f", "tcp", "dport", "6000", "drop"]);
     exchange(&client, &server, 10);
 
     let pods = vec![PodName { namespace: "default".to_owned(), name: "httpbin".to_owned() }];
@@ -77,17 +77,17 @@ fn h14_policy_after_the_start() {
     client.send(b"forbidden");
     assert_eq!(server.poll(libc::POLLIN, 1500), 0, "the rule does not bite");
     // Connections that are made meanwhile are kept away from it too, others stay as they are.
-    let (late, late_server) = scene.connect(6001);
+    let (late, late_server) = fixture.connect(6001);
     exchange(&late, &late_server, 100);
     let port = late.local().port();
     on.await_pairs(Duration::from_secs(4), |t| t.pairs.iter().any(|p| p.client.port() == port && paused(p))).expect("not kept away");
     exchange(&own, &own_server, 10);
     assert!(pair(&mut on, &own).is_some_and(|p| p.state == PairState::Accelerated), "{:#?}", on.0.pairs);
-    let status = accelerator::status(&scene.lab).expect("a status");
+    let status = accelerator::status(&fixture.lab).expect("a status");
     assert_eq!(status.pairs.pairs.iter().filter(|p| paused(p)).count(), 2, "{status:#?}");
 
     // Allowed again: TCP has kept what was written, and nothing is lost when redirection resumes.
-    scene.lab.run("node-1", ["nft", "delete", "table", "ip", "guard"]);
+    fixture.lab.run("node-1", ["nft", "delete", "table", "ip", "guard"]);
     assert_eq!(server.recv_exactly(9), b"forbidden");
     on.0.say(&Request::Resume(ResumeRequest { pods })).expect("resume");
     let before = pair(&mut on, &client).map_or(0, |p| p.bypassed_messages);
@@ -101,14 +101,14 @@ fn h14_policy_after_the_start() {
 #[test]
 fn h20_memory_is_scarce() {
     const TEST: &str = "h20_memory_is_scarce";
-    let Some(scene) = Scene::new(TEST) else { return };
-    let tight = match TightMemory::new(scene.httpbin.pid()) {
+    let Some(fixture) = Fixture::new(TEST) else { return };
+    let tight = match TightMemory::new(fixture.httpbin.pid()) {
         Ok(tight) => tight,
         Err(e) => return sockpath_tests::skipped(TEST, &format!("{e:#}")),
     };
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     // Many readers with a little unread each, so that memory runs out before any budget.
-    let pairs: Vec<_> = (0..24).map(|_| scene.connect(6000)).collect();
+    let pairs: Vec<_> = (0..24).map(|_| fixture.connect(6000)).collect();
     for (client, server) in &pairs {
         exchange(client, server, 10);
     }
@@ -155,11 +155,11 @@ fn h19_helpers_of_known_advisories_are_unused() {
         }
     }
     assert!(looked_at > 2, "only {looked_at} BPF sources were found");
-    let Some(scene) = Scene::new("h19_helpers_of_known_advisories_are_unused (loaded programs)") else { return };
+    let Some(fixture) = Fixture::new("h19_helpers_of_known_advisories_are_unused (loaded programs)") else { return };
     if !sockpath_tests::program_or_skip("h19_helpers_of_known_advisories_are_unused (loaded programs)", "bpftool", "bpftool") {
         return;
     }
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     let list = Command::new("bpftool").args(["-j", "prog", "list"]).output().expect("bpftool");
     let programs: serde_json::Value = serde_json::from_slice(&list.stdout).expect("no list of programs");
     let verdicts: Vec<u64> =

@@ -6,7 +6,7 @@ use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, exchange};
+use crate::fixture::{Fixture, exchange};
 
 const RESET: Answer = Answer::Errno(libc::ECONNRESET);
 const BROKEN: Answer = Answer::Errno(libc::EPIPE);
@@ -21,25 +21,25 @@ fn end_of_stream() -> Answer {
 
 /// Runs a scenario on an accelerated connection in both directions, and on a plain one before, which has to agree.
 fn both_directions(test: &str, scenario: impl Fn(&Remote, &Remote)) {
-    let Some(scene) = Scene::new(test) else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new(test) else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 3);
     scenario(&client, &server);
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6001);
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6001);
     scenario(&client, &server);
-    let (client, server) = scene.connect_accelerated(&mut on, 6002);
+    let (client, server) = fixture.connect_accelerated(&mut on, 6002);
     scenario(&server, &client);
     on.finish().expect("end");
 }
 
 #[test]
 fn h11_peer_vanishes() {
-    let Some(scene) = Scene::new("h11_peer_vanishes") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h11_peer_vanishes") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     exchange(&client, &server, 1);
-    scene.httpbin.kill();
+    fixture.httpbin.kill();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match client.call(Op::Send { data: b"is it running?".to_vec(), flags: 0 }) {

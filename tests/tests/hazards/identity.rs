@@ -8,15 +8,15 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::converse;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, assert_left_alone, exchange};
+use crate::fixture::{Fixture, assert_left_alone, exchange};
 
 #[test]
 fn h15_another_owner() {
-    let Some(scene) = Scene::new("h15_another_owner") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h15_another_owner") else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 3);
     server.done(Op::IntoSockmap);
-    let mut on = scene.accelerate();
+    let mut on = fixture.accelerate();
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
         exchange(&client, &server, 20);
@@ -30,10 +30,10 @@ fn h15_another_owner() {
 #[test]
 fn h18_cloned_identity() {
     const PAIRS: u16 = 20;
-    let Some(scene) = Scene::new("h18_cloned_identity") else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new("h18_cloned_identity") else { return };
+    let mut on = fixture.accelerate();
     let localhost = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let pods = [&scene.curl, &scene.httpbin];
+    let pods = [&fixture.curl, &fixture.httpbin];
     let listeners = pods.map(|pod| pod.listen(6000, &[]));
     let mut connections = Vec::new();
     for n in 0..PAIRS {
@@ -61,13 +61,13 @@ fn h18_cloned_identity() {
 
 #[test]
 fn h18_port_reuse() {
-    let Some(scene) = Scene::new("h18_port_reuse") else { return };
-    let mut on = scene.accelerate();
-    let to = scene.httpbin_at(6000);
-    let listener = scene.httpbin.listen(6000, &[]);
-    let from = SocketAddr::new(scene.lab.pod("curl").ips.into_iter().find(|ip| ip.is_ipv4()).expect("no IPv4 address"), 21_000);
+    let Some(fixture) = Fixture::new("h18_port_reuse") else { return };
+    let mut on = fixture.accelerate();
+    let to = fixture.httpbin_at(6000);
+    let listener = fixture.httpbin.listen(6000, &[]);
+    let from = SocketAddr::new(fixture.lab.pod("curl").ips.into_iter().find(|ip| ip.is_ipv4()).expect("no IPv4 address"), 21_000);
     for round in 0..40u64 {
-        let client = scene.curl.connect_from(to, Some(from));
+        let client = fixture.curl.connect_from(to, Some(from));
         let server = listener.accept();
         converse(&client, &server, round);
         // A reset frees the pair of addresses at once.

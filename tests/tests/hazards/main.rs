@@ -2,9 +2,9 @@
 
 mod edges;
 mod ends;
+mod fixture;
 mod identity;
 mod readers;
-mod scene;
 mod speed;
 mod start;
 mod trusting;

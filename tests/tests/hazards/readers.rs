@@ -9,13 +9,13 @@ use sockpath_tests::torture::content::{Content, Direction};
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{SOCKET, Scene, TCP, assert_left_alone, assert_untouched, exchange, pair};
+use crate::fixture::{Fixture, SOCKET, TCP, assert_left_alone, assert_untouched, exchange, pair};
 
 #[test]
 fn h05_splice_from_the_start() {
-    let Some(scene) = Scene::new("h05_splice_from_the_start") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h05_splice_from_the_start") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     for i in 0..100 {
         let message = format!("message {i}").into_bytes();
         client.send(&message);
@@ -34,10 +34,10 @@ fn h05_splice_from_the_start() {
 
 /// A connection that was read by recv and whose redirected bytes are unread when its reader takes to splice, for good.
 fn splice_later(test: &str, flags: u32) {
-    let Some(scene) = Scene::new(test) else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new(test) else { return };
+    let mut on = fixture.accelerate();
     for (port, unread) in [(6000, 1_000), (6001, 20_000), (6002, 30_000), (6003, 5), (6004, 1)] {
-        let (client, server) = scene.connect_accelerated(&mut on, port);
+        let (client, server) = fixture.connect_accelerated(&mut on, port);
         // The smallest there is: it takes less than what is unread.
         client.set(SOCKET, libc::SO_SNDBUF, 1);
         let sndbuf = client.number(Op::Get { level: SOCKET, name: libc::SO_SNDBUF });
@@ -91,9 +91,9 @@ fn h05_splice_later_without_blocking() {
 #[test]
 fn h05_splice_later_after_the_end() {
     const TEST: &str = "h05_splice_later_after_the_end";
-    let Some(scene) = Scene::new(TEST) else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new(TEST) else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     client.send(b"last words");
     client.close();
     assert_ne!(server.poll(libc::POLLRDHUP, 5_000) & libc::POLLRDHUP, 0);
@@ -110,9 +110,9 @@ fn h05_splice_later_after_the_end() {
 
 #[test]
 fn h05_splice_later_with_nothing_unread() {
-    let Some(scene) = Scene::new("h05_splice_later_with_nothing_unread") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h05_splice_later_with_nothing_unread") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     for round in 0..20 {
         let from = round * 1_000;
         let reading = server.start_on(0, Op::ReadContent { id: 5, from, to: from + 1_000, kind: ReaderKind::Splice, pause_us: 0 });
@@ -126,9 +126,9 @@ fn h05_splice_later_with_nothing_unread() {
 
 #[test]
 fn h05_splice_finds_nothing_without_blocking() {
-    let Some(scene) = Scene::new("h05_splice_finds_nothing_without_blocking") else { return };
-    let on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h05_splice_finds_nothing_without_blocking") else { return };
+    let on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     client.send(b"hello");
     assert_ne!(server.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
     // The busy loop of proxies: readable, and nothing there.
@@ -153,9 +153,9 @@ fn in_two_pieces(client: &Remote, server: &Remote) -> Answer {
 
 #[test]
 fn h06_msg_waitall() {
-    let Some(scene) = Scene::new("h06_msg_waitall") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h06_msg_waitall") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     for _ in 0..30 {
         assert_eq!(in_two_pieces(&client, &server), Answer::Bytes(b"helloworld".to_vec()));
     }
@@ -165,9 +165,9 @@ fn h06_msg_waitall() {
 
 #[test]
 fn h06_msg_waitall_later() {
-    let Some(scene) = Scene::new("h06_msg_waitall_later") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h06_msg_waitall_later") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     for round in 0..20 {
         assert_eq!(in_two_pieces(&client, &server), Answer::Bytes(b"helloworld".to_vec()), "round {round}");
     }
@@ -190,9 +190,9 @@ fn wakes_after_100(client: &Remote, server: &Remote) {
 
 #[test]
 fn h07_so_rcvlowat() {
-    let Some(scene) = Scene::new("h07_so_rcvlowat") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h07_so_rcvlowat") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     wakes_after_100(&client, &server);
     assert_untouched(&mut on, &client);
     on.finish().expect("end");
@@ -200,18 +200,18 @@ fn h07_so_rcvlowat() {
 
 #[test]
 fn h07_so_rcvlowat_later() {
-    let Some(scene) = Scene::new("h07_so_rcvlowat_later") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h07_so_rcvlowat_later") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     wakes_after_100(&client, &server);
     on.finish().expect("end");
 }
 
 #[test]
 fn h08_fionread() {
-    let Some(scene) = Scene::of_askers("h08_fionread") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::of_askers("h08_fionread") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     // A redirected message is in its reader's queue when the call that wrote it returns.
     client.send(&[1; 5]);
     for _ in 0..10 {
@@ -238,12 +238,12 @@ fn h08_fionread() {
 
 #[test]
 fn h08_fionread_of_tcp_bytes_on_an_inserted_socket() {
-    let Some(scene) = Scene::of_askers("h08_fionread_of_tcp_bytes_on_an_inserted_socket") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::of_askers("h08_fionread_of_tcp_bytes_on_an_inserted_socket") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     // The helper stands still until the lease is over: the sockets stay in the sockmap and TCP carries the bytes.
     on.0.signal(nix::sys::signal::Signal::SIGSTOP).expect("stop the helper");
-    accelerator::await_lease_end(&scene.lab).expect("the lease ends");
+    accelerator::await_lease_end(&fixture.lab).expect("the lease ends");
     client.send(&[1; 77]);
     assert_ne!(server.poll(libc::POLLIN, 5_000) & libc::POLLIN, 0);
     let told = server.unread();
@@ -263,9 +263,9 @@ fn h08_fionread_of_tcp_bytes_on_an_inserted_socket() {
 fn h09_ktls() {
     /// `TCP_ULP` of linux/tcp.h.
     const TCP_ULP: i32 = 31;
-    let Some(scene) = Scene::new("h09_ktls") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h09_ktls") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     match client.call(Op::SetBytes { level: TCP, name: TCP_ULP, value: b"tls".to_vec() }) {
         Answer::Done => {
             // Until keys are set, a kTLS socket passes bytes as they are.
@@ -284,15 +284,15 @@ fn h09_ktls() {
 fn h10_mptcp() {
     /// Of linux/tcp.h.
     const TCP_IS_MPTCP: i32 = 43;
-    let Some(scene) = Scene::new("h10_mptcp") else { return };
-    let mut on = scene.accelerate();
-    let listener = scene.httpbin.listen_mptcp(6000);
-    let client = scene.curl.connect_mptcp(scene.httpbin_at(6000));
+    let Some(fixture) = Fixture::new("h10_mptcp") else { return };
+    let mut on = fixture.accelerate();
+    let listener = fixture.httpbin.listen_mptcp(6000);
+    let client = fixture.curl.connect_mptcp(fixture.httpbin_at(6000));
     let server = listener.accept();
     exchange(&client, &server, 50);
     assert_eq!(client.number(Op::Get { level: TCP, name: TCP_IS_MPTCP }), 1, "it has fallen back to TCP");
     // Such connections are not tracked; one by TCP beside it is, and is redirected.
-    let _other = scene.connect_accelerated(&mut on, 6001);
+    let _other = fixture.connect_accelerated(&mut on, 6001);
     exchange(&client, &server, 50);
     let row = pair(&mut on, &client);
     assert!(row.as_ref().is_none_or(|p| p.bypassed_messages == 0), "{row:#?}");
@@ -301,9 +301,9 @@ fn h10_mptcp() {
 
 #[test]
 fn h10_msg_zerocopy() {
-    let Some(scene) = Scene::new("h10_msg_zerocopy") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h10_msg_zerocopy") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     client.set(SOCKET, libc::SO_ZEROCOPY, 1);
     for i in 0..30u8 {
         let data = vec![i; 5_000];
@@ -317,9 +317,9 @@ fn h10_msg_zerocopy() {
 
 #[test]
 fn h10_msg_oob() {
-    let Some(scene) = Scene::new("h10_msg_oob") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h10_msg_oob") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     for _ in 0..5 {
         client.send(b"in band");
         assert_eq!(server.recv_exactly(7), b"in band");

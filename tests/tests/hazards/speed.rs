@@ -11,7 +11,7 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, assert_untouched, await_accelerated, exchange, pair};
+use crate::fixture::{Fixture, assert_untouched, await_accelerated, exchange, pair};
 
 /// Bytes of a stream at a time.
 const PIECE: u64 = 16 << 20;
@@ -38,10 +38,10 @@ impl Stream<'_> {
 /// What moves much in one direction never enters the map; a pair that turns to that leaves it, and comes back when it converses again.
 #[test]
 fn h16_slower_than_tcp() {
-    let Some(scene) = Scene::new("h16_slower_than_tcp") else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new("h16_slower_than_tcp") else { return };
+    let mut on = fixture.accelerate();
     let is_left = |p: &Pair| p.state != PairState::Accelerated && p.reason == Some(Reason::SlowerThanTcp);
-    let (client, server) = scene.connect(6000);
+    let (client, server) = fixture.connect(6000);
     let mut stream = Stream { ends: [&client, &server], id: 16, at: 0 };
     for _ in 0..3 {
         stream.go_on();
@@ -50,7 +50,7 @@ fn h16_slower_than_tcp() {
     assert!(pair(&mut on, &client).is_some_and(|p| is_left(&p)), "{:#?}", on.0.pairs);
 
     // On the same terms a conversation is redirected.
-    let (client, server) = scene.connect_accelerated(&mut on, 6001);
+    let (client, server) = fixture.connect_accelerated(&mut on, 6001);
     let mut stream = Stream { ends: [&client, &server], id: 17, at: 0 };
     let end = Instant::now() + Duration::from_secs(15);
     while !pair(&mut on, &client).is_some_and(|p| is_left(&p)) {
@@ -67,11 +67,11 @@ fn h16_slower_than_tcp() {
 #[test]
 fn h17_connection_churn() {
     const AT_ONCE: u64 = 30;
-    let Some(scene) = Scene::new("h17_connection_churn") else { return };
-    let mut on = scene.accelerate();
-    let listener = scene.httpbin.listen(6000, &[]);
+    let Some(fixture) = Fixture::new("h17_connection_churn") else { return };
+    let mut on = fixture.accelerate();
+    let listener = fixture.httpbin.listen(6000, &[]);
     for round in 1..=3 {
-        let connections: Vec<_> = (0..AT_ONCE).map(|_| (scene.curl.connect(scene.httpbin_at(6000)), listener.accept())).collect();
+        let connections: Vec<_> = (0..AT_ONCE).map(|_| (fixture.curl.connect(fixture.httpbin_at(6000)), listener.accept())).collect();
         connections.iter().for_each(|(client, server)| exchange(client, server, 1));
         on.await_pairs(Duration::from_secs(10), |t| t.totals.open == AT_ONCE).expect("they are not tracked");
         for (client, server) in connections {
@@ -82,7 +82,7 @@ fn h17_connection_churn() {
         assert_eq!((table.totals.accelerated, table.totals.bypassed_messages), (0, 0), "{:#?}", table.totals);
     }
     // One that lasts is accelerated.
-    let _last = scene.connect_accelerated(&mut on, 6001);
+    let _last = fixture.connect_accelerated(&mut on, 6001);
     on.finish().expect("end");
 }
 
@@ -91,12 +91,12 @@ fn h17_connection_churn() {
 fn h17_long_lived_connections_are_found_in_a_burst() {
     /// Far more than come until a connection burst is noticed.
     const ENOUGH: u64 = 10_000;
-    let Some(scene) = Scene::new("h17_long_lived_connections_are_found_in_a_burst") else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new("h17_long_lived_connections_are_found_in_a_burst") else { return };
+    let mut on = fixture.accelerate();
     let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let last = std::thread::scope(|scope| {
         scope.spawn(|| {
-            scene.lab.inside("curl", || {
+            fixture.lab.inside("curl", || {
                 while !stop.load(Ordering::Relaxed) {
                     let stream = TcpStream::connect("10.42.1.3:8080").expect("the server accepts");
                     // Closed by a reset: no port stays taken.
@@ -111,9 +111,9 @@ fn h17_long_lived_connections_are_found_in_a_burst() {
             assert!(Instant::now() < deadline, "{} connections in a minute are not a burst", count.load(Ordering::Relaxed));
             std::thread::yield_now();
         }
-        let (client, server) = scene.connect(6000);
+        let (client, server) = fixture.connect(6000);
         await_accelerated(&mut on, &client, &server);
-        scene.connect(6001)
+        fixture.connect(6001)
     });
     await_accelerated(&mut on, &last.0, &last.1);
     on.finish().expect("end");

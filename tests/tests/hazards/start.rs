@@ -10,19 +10,19 @@ use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, TCP, assert_left_alone, assert_untouched, exchange, pair};
+use crate::fixture::{Fixture, TCP, assert_left_alone, assert_untouched, exchange, pair};
 
 /// Long enough for a connection to be inserted, if its readers need not be profiled before.
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Connections whose eight small writes arrive altered: `slow` ones pause between them, when the server has accepted.
-fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32, i32)], slow: bool) -> usize {
-    let listener = scene.httpbin.listen(port, options);
-    let to = scene.httpbin_at(port);
+fn corrupted(fixture: &Fixture, port: u16, connections: usize, options: &[(i32, i32, i32)], slow: bool) -> usize {
+    let listener = fixture.httpbin.listen(port, options);
+    let to = fixture.httpbin_at(port);
     let expected: Vec<u8> = (b'A'..=b'H').flat_map(|letter| [letter; 100]).collect();
     let mut corrupted = 0;
     for _ in 0..connections {
-        let client = scene.curl.connect(to);
+        let client = fixture.curl.connect(to);
         client.send(&[b'A'; 100]);
         let early = slow.then(|| listener.accept());
         for letter in b'B'..=b'H' {
@@ -50,22 +50,22 @@ fn corrupted(scene: &Scene, port: u16, connections: usize, options: &[(i32, i32,
 
 #[test]
 fn h01_reordering_at_start_defer_accept() {
-    let Some(scene) = Scene::new("h01_reordering_at_start_defer_accept") else { return };
-    let on = scene.accelerate();
-    assert_eq!(corrupted(&scene, 6000, 150, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], false), 0);
-    assert_eq!(corrupted(&scene, 6001, 150, &[], false), 0);
-    assert_eq!(corrupted(&scene, 6002, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true), 0);
+    let Some(fixture) = Fixture::new("h01_reordering_at_start_defer_accept") else { return };
+    let on = fixture.accelerate();
+    assert_eq!(corrupted(&fixture, 6000, 150, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], false), 0);
+    assert_eq!(corrupted(&fixture, 6001, 150, &[], false), 0);
+    assert_eq!(corrupted(&fixture, 6002, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true), 0);
     on.finish().expect("end");
 }
 
 #[test]
 fn h01_reordering_at_start_mid_stream() {
-    let Some(scene) = Scene::new("h01_reordering_at_start_mid_stream") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h01_reordering_at_start_mid_stream") else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 5);
     // Half of it is unread in the TCP queue when acceleration starts; the rest must not overtake it.
     client.send_content(1, 0, 20_000);
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     client.send_content(1, 20_000, 20_000);
     let read = server.number(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Poll, pause_us: 0 });
     assert_eq!(read, 40_000);
@@ -76,42 +76,42 @@ fn h01_reordering_at_start_mid_stream() {
 /// The two tests above, against programs without the order gate: they have to fail there, or they show nothing.
 #[test]
 fn h01_fails_without_the_order_gate() {
-    let Some(scene) = Scene::new("h01_fails_without_the_order_gate") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h01_fails_without_the_order_gate") else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 5);
     client.send_content(1, 0, 20_000);
-    let mut on = scene.accelerate_with(&Choice { without_order_gate: true, ..Choice::default() });
+    let mut on = fixture.accelerate_with(&Choice { without_order_gate: true, ..Choice::default() });
     let inserted = |p: &Pair| p.state == PairState::Waiting && p.reason.is_none();
     let port = client.local().port();
     on.await_pairs(Duration::from_secs(10), |t| t.pairs.iter().any(|p| p.client.port() == port && inserted(p))).expect("not inserted");
     client.send_content(1, 20_000, 20_000);
     let read = server.call(Op::ReadContent { id: 1, from: 0, to: 40_000, kind: ReaderKind::Poll, pause_us: 0 });
     assert!(matches!(&read, Answer::Fault(text) if text.contains("wrong byte")), "nothing was reordered: {read:?}");
-    let altered = corrupted(&scene, 6001, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true);
+    let altered = corrupted(&fixture, 6001, 15, &[(TCP, libc::TCP_DEFER_ACCEPT, 5)], true);
     assert!(altered > 0, "no connection with a deferred accept was reordered");
     on.finish().expect("end");
 }
 
 /// How an acceleration is ended under load.
-fn end_under_load(test: &str, end: impl Fn(&Scene, accelerator::Accelerator)) {
+fn end_under_load(test: &str, end: impl Fn(&Fixture, accelerator::Accelerator)) {
     const TOTAL: u64 = 24 << 20;
-    let Some(scene) = Scene::new(test) else { return };
+    let Some(fixture) = Fixture::new(test) else { return };
     let choice = Choice { lease: Duration::from_millis(1_200), ..Choice::default() };
-    let mut on = scene.accelerate_with(&choice);
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let mut on = fixture.accelerate_with(&choice);
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     // The reader is slower than the writer, so redirected bytes are always unread.
     let reading = server.start_on(1, Op::ReadContent { id: 7, from: 0, to: u64::MAX, kind: ReaderKind::Poll, pause_us: 2_000 });
     let writing = client.start_on(1, Op::SendContent { id: 7, from: 0, len: usize::try_from(TOTAL).expect("a small number") });
     // The writer is ahead by all that budget and buffers take.
     writing.await_sleep();
-    end(&scene, on);
+    end(&fixture, on);
     assert_eq!(writing.number(), i64::try_from(TOTAL).expect("a small number"));
     client.done(Op::Shutdown { how: libc::SHUT_WR });
     assert_eq!(reading.number(), i64::try_from(TOTAL).expect("a small number"), "bytes were lost");
     server.send(b"still there");
     assert_eq!(client.recv_exactly(11), b"still there");
-    accelerator::stop(&scene.lab).expect("stop");
-    assert!(!accelerator::status(&scene.lab).expect("status").active);
+    accelerator::stop(&fixture.lab).expect("stop");
+    assert!(!accelerator::status(&fixture.lab).expect("status").active);
 }
 
 #[test]
@@ -131,17 +131,17 @@ fn h02_loss_at_the_end_sigterm() {
 
 #[test]
 fn h02_loss_at_the_end_helper_killed() {
-    end_under_load("h02_loss_at_the_end_helper_killed", |scene, on| {
+    end_under_load("h02_loss_at_the_end_helper_killed", |fixture, on| {
         on.0.kill().expect("kill");
-        accelerator::stop(&scene.lab).expect("stop");
+        accelerator::stop(&fixture.lab).expect("stop");
     });
 }
 
 #[test]
 fn h02_loss_at_the_end_lease_runs_out() {
-    end_under_load("h02_loss_at_the_end_lease_runs_out", |scene, mut on| {
+    end_under_load("h02_loss_at_the_end_lease_runs_out", |fixture, mut on| {
         on.0.signal(Signal::SIGSTOP).expect("stop the helper");
-        accelerator::await_lease_end(&scene.lab).expect("the lease ends");
+        accelerator::await_lease_end(&fixture.lab).expect("the lease ends");
         on.0.kill().expect("kill");
     });
 }
@@ -155,12 +155,12 @@ fn h02_loss_at_the_end_plugin_dies() {
 
 #[test]
 fn h02_loss_at_the_end_pod_dies() {
-    let Some(scene) = Scene::new("h02_loss_at_the_end_pod_dies") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h02_loss_at_the_end_pod_dies") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     // All of it was taken by the socket when the writer is killed; TCP delivers that, then the end.
     client.send_content(3, 0, 60_000);
-    scene.curl.kill();
+    fixture.curl.kill();
     let read = server.number(Op::ReadContent { id: 3, from: 0, to: u64::MAX, kind: ReaderKind::Poll, pause_us: 500 });
     assert_eq!(read, 60_000);
     on.finish().expect("end");
@@ -170,9 +170,9 @@ fn h02_loss_at_the_end_pod_dies() {
 fn h03_no_backpressure() {
     /// Above what plain TCP queues with its default buffers; far below what an unbounded writer reaches.
     const MOST: i64 = 32 << 20;
-    let Some(scene) = Scene::new("h03_no_backpressure") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+    let Some(fixture) = Fixture::new("h03_no_backpressure") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     let queued = client.number(Op::Fill { id: 9, idle_ms: 500, limit: 256 << 20 });
     assert!(queued < MOST, "{queued} bytes were queued at a reader that does not read");
     // The writer blocks as it would on TCP.
@@ -186,12 +186,12 @@ fn h03_no_backpressure() {
 /// A reader that is asleep when its connection is inserted, and goes on to read by the same call. Whether it is accelerated then is
 /// `carried`: readers that sleep inside recv(2) are excluded by default, as a signal or reset would end that call with EAGAIN.
 fn asleep_before(test: &str, kind: ReaderKind, choice: &Choice, carried: bool) {
-    let Some(scene) = Scene::new(test) else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new(test) else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 3);
     let asleep = server.start_on(1, Op::Read { kind, len: 100 });
     asleep.await_sleep();
-    let mut on = scene.accelerate_with(choice);
+    let mut on = fixture.accelerate_with(choice);
     client.send(b"wake up");
     assert_eq!(asleep.bytes(), b"wake up");
     let patience = Duration::from_secs(if carried { 10 } else { 3 });
@@ -259,9 +259,9 @@ fn waited_for(client: &Remote, server: &Remote, message: &[u8]) {
 
 #[test]
 fn h04_reader_that_seldom_sleeps() {
-    let Some(scene) = Scene::new("h04_reader_that_seldom_sleeps") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h04_reader_that_seldom_sleeps") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     for round in 0..6 {
         for i in 0..15 {
             found_at_once(&client, &server, format!("message {round} {i}").as_bytes());
@@ -278,9 +278,9 @@ fn h04_reader_that_seldom_sleeps() {
 fn h04_reader_that_finds_data_because_it_is_behind() {
     const MESSAGE: usize = 6_000;
     const PIECE: usize = 100;
-    let Some(scene) = Scene::new("h04_reader_that_finds_data_because_it_is_behind") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h04_reader_that_finds_data_because_it_is_behind") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     for turn in 0..20_u64 {
         client.send_content(8, turn * MESSAGE as u64, MESSAGE);
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -305,9 +305,9 @@ fn h04_reader_that_finds_data_because_it_is_behind() {
 
 #[test]
 fn h04_reader_that_sleeps_for_the_first_time() {
-    let Some(scene) = Scene::new("h04_reader_that_sleeps_for_the_first_time") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h04_reader_that_sleeps_for_the_first_time") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     let end = Instant::now() + Duration::from_secs(15);
     let accelerated = |p: &Pair| p.state == PairState::Accelerated && p.bypassed_messages > 0;
     while !pair(&mut on, &client).as_ref().is_some_and(accelerated) {
@@ -345,12 +345,12 @@ fn h04_reader_in_io_uring_before_insertion() {
 
 #[test]
 fn h04_several_readers_before_insertion() {
-    let Some(scene) = Scene::new("h04_several_readers_before_insertion") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("h04_several_readers_before_insertion") else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 3);
     let read = |thread| server.start_on(thread, Op::Recv { len: 100, flags: 0 });
     let mut readers = [read(1), read(2), read(3)];
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     for i in 0..200 {
         let message = format!("{i:03}");
         client.send(message.as_bytes());

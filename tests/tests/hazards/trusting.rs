@@ -9,7 +9,7 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::{Remote, Ticket};
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, exchange};
+use crate::fixture::{Fixture, exchange};
 
 /// More than may be redirected to a reader at a time.
 const BODY: u64 = 400_000;
@@ -27,18 +27,18 @@ fn arrives((reading, writing): (Ticket, Ticket)) {
     assert_eq!(reading.number(), all, "the reader waits for an edge although bytes are unread");
 }
 
-fn scene_with_small_messages(test: &str, choice: &Choice) -> Option<(Scene, Accelerator, Remote, Remote)> {
-    let scene = Scene::of_askers(test)?;
-    let mut on = scene.accelerate_with(choice);
-    let (client, server) = scene.connect_accelerated(&mut on, 6000);
+fn fixture_with_small_messages(test: &str, choice: &Choice) -> Option<(Fixture, Accelerator, Remote, Remote)> {
+    let fixture = Fixture::of_askers(test)?;
+    let mut on = fixture.accelerate_with(choice);
+    let (client, server) = fixture.connect_accelerated(&mut on, 6000);
     exchange(&client, &server, 300);
-    Some((scene, on, client, server))
+    Some((fixture, on, client, server))
 }
 
 #[test]
 fn h08_a_large_body_after_small_messages() {
     let test = "h08_a_large_body_after_small_messages";
-    let Some((_scene, on, client, server)) = scene_with_small_messages(test, &Choice::default()) else { return };
+    let Some((_scene, on, client, server)) = fixture_with_small_messages(test, &Choice::default()) else { return };
     for content in 1..=5 {
         arrives(body(&client, &server, content));
         exchange(&client, &server, 20);
@@ -49,13 +49,13 @@ fn h08_a_large_body_after_small_messages() {
 #[test]
 fn h08_a_large_body_while_stopping() {
     let test = "h08_a_large_body_while_stopping";
-    let Some((scene, mut on, client, server)) = scene_with_small_messages(test, &Choice::default()) else { return };
+    let Some((fixture, mut on, client, server)) = fixture_with_small_messages(test, &Choice::default()) else { return };
     for content in 1..=5 {
         let transfer = body(&client, &server, content);
         on.finish().expect("end");
         arrives(transfer);
-        on = scene.accelerate();
-        crate::scene::await_accelerated(&mut on, &client, &server);
+        on = fixture.accelerate();
+        crate::fixture::await_accelerated(&mut on, &client, &server);
     }
     on.finish().expect("end");
 }
@@ -64,14 +64,14 @@ fn h08_a_large_body_while_stopping() {
 fn h08_a_large_body_when_the_lease_is_over() {
     let choice = Choice { lease: Duration::from_millis(1_200), ..Choice::default() };
     let test = "h08_a_large_body_when_the_lease_is_over";
-    let Some((scene, mut on, client, server)) = scene_with_small_messages(test, &choice) else { return };
+    let Some((fixture, mut on, client, server)) = fixture_with_small_messages(test, &choice) else { return };
     // The helper is killed: the sockets stay in the map, and what is written now goes by TCP.
     on.0.signal(Signal::SIGSTOP).expect("stop the helper");
-    accelerator::await_lease_end(&scene.lab).expect("the lease ends");
+    accelerator::await_lease_end(&fixture.lab).expect("the lease ends");
     on.0.kill().expect("kill");
     let transfer = body(&client, &server, 1);
     // `stop` rearms the reader, if that waits.
-    accelerator::stop(&scene.lab).expect("stop");
+    accelerator::stop(&fixture.lab).expect("stop");
     arrives(transfer);
-    assert!(!accelerator::status(&scene.lab).expect("status").active);
+    assert!(!accelerator::status(&fixture.lab).expect("status").active);
 }

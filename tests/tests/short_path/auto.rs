@@ -9,7 +9,7 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Scene, await_rows, exchange, rows};
+use crate::fixture::{Fixture, await_rows, exchange, rows};
 
 /// The file of the agents in the pods.
 const AGENT: &str = "torture";
@@ -18,8 +18,8 @@ fn auto(programs: &[&str]) -> Choice {
     Choice { via: Via::Auto, socket_programs: programs.iter().map(|p| (*p).to_owned()).collect(), ..Choice::default() }
 }
 
-fn start(scene: &Scene, programs: &[&str]) -> Accelerator {
-    Accelerator::start_with(&scene.lab, &auto(programs)).expect("it does not start")
+fn start(fixture: &Fixture, programs: &[&str]) -> Accelerator {
+    Accelerator::start_with(&fixture.lab, &auto(programs)).expect("it does not start")
 }
 
 fn is_by(carrier: Carrier) -> impl Fn(&Pair) -> bool {
@@ -35,16 +35,16 @@ fn await_by(on: &mut Accelerator, client: &Remote, server: &Remote, carrier: Car
 
 #[test]
 fn auto_keeps_programs_that_are_not_proven_on_the_short_path() {
-    let Some(scene) = Scene::new("auto_keeps_programs_that_are_not_proven_on_the_short_path") else { return };
-    let mut on = start(&scene, &["another"]);
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("auto_keeps_programs_that_are_not_proven_on_the_short_path") else { return };
+    let mut on = start(&fixture, &["another"]);
+    let (client, server) = fixture.connect(6000);
     let fine = |p: &Pair| is_by(Carrier::Short)(p) && p.reason == Some(Reason::Unproven);
     let rows = await_rows(&mut on, &client, &server, "short and unproven", fine);
     assert_eq!(rows.len(), 1, "{rows:#?}");
     // Messages enough for any program to be known by, several times.
     for _ in 0..3 {
         exchange(&client, &server, 200);
-        let rows = crate::scene::rows(&mut on, &client);
+        let rows = crate::fixture::rows(&mut on, &client);
         assert!(rows.iter().all(|p| p.via == Carrier::Short && p.by_path.socket.units == 0), "{rows:#?}");
     }
     let summary = on.finish().expect("end");
@@ -54,17 +54,17 @@ fn auto_keeps_programs_that_are_not_proven_on_the_short_path() {
 
 #[test]
 fn auto_takes_proven_programs_on_to_the_socket_path() {
-    let Some(scene) = Scene::new("auto_takes_proven_programs_on_to_the_socket_path") else { return };
-    let (old_client, old_server) = scene.connect(6001);
+    let Some(fixture) = Fixture::new("auto_takes_proven_programs_on_to_the_socket_path") else { return };
+    let (old_client, old_server) = fixture.connect(6001);
     exchange(&old_client, &old_server, 5);
-    let mut on = start(&scene, &[AGENT]);
-    let (client, server) = scene.connect(6000);
+    let mut on = start(&fixture, &[AGENT]);
+    let (client, server) = fixture.connect(6000);
     let rows = await_by(&mut on, &client, &server, Carrier::Socket);
     assert!(rows.len() == 1 && rows[0].reason.is_none(), "{rows:#?}");
     await_by(&mut on, &old_client, &old_server, Carrier::Socket);
     // Between nodes there is no socket path.
-    let to = std::net::SocketAddr::new(scene.ip("httpbin-remote", crate::scene::Family::V4), 6002);
-    let (far_client, far_server) = scene.connect_to(&scene.remote, 6002, to);
+    let to = std::net::SocketAddr::new(fixture.ip("httpbin-remote", crate::fixture::Family::V4), 6002);
+    let (far_client, far_server) = fixture.connect_to(&fixture.remote, 6002, to);
     let far = await_by(&mut on, &far_client, &far_server, Carrier::Short);
     assert!(far.iter().all(|p| p.reason == Some(Reason::OtherNode)), "{far:#?}");
     // Ends arrive, from the socket path as from the short one.
@@ -79,9 +79,9 @@ fn auto_takes_proven_programs_on_to_the_socket_path() {
 
 #[test]
 fn auto_takes_pairs_back_and_on_again_when_policies_change() {
-    let Some(scene) = Scene::new("auto_takes_pairs_back_and_on_again_when_policies_change") else { return };
-    let mut on = start(&scene, &[AGENT]);
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("auto_takes_pairs_back_and_on_again_when_policies_change") else { return };
+    let mut on = start(&fixture, &[AGENT]);
+    let (client, server) = fixture.connect(6000);
     await_by(&mut on, &client, &server, Carrier::Socket);
     let pods = vec![PodName { namespace: "default".into(), name: "httpbin".into() }];
     on.0.say(&Request::Pause(PauseRequest { pods: pods.clone(), reason: PauseReason::NetworkPolicy })).expect("say");
@@ -110,8 +110,8 @@ fn exchange_by(client: &Remote, server: &Remote, kind: ReaderKind, times: usize)
 /// What the socket path cannot do for proven programs either stays on the short path, with the reason.
 #[test]
 fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
-    let Some(scene) = Scene::new("auto_keeps_what_sockets_cannot_do_on_the_short_path") else { return };
-    let mut on = start(&scene, &[AGENT]);
+    let Some(fixture) = Fixture::new("auto_keeps_what_sockets_cannot_do_on_the_short_path") else { return };
+    let mut on = start(&fixture, &[AGENT]);
     for (port, kind, reasons) in
         // The program of a reader that makes no receive call stays unknown, so its calls are not observed.
         [
@@ -119,7 +119,7 @@ fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
             (6001, ReaderKind::Recv, &[Reason::BlockingReader]),
         ]
     {
-        let (client, server) = scene.connect(port);
+        let (client, server) = fixture.connect(port);
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             exchange_by(&client, &server, kind, 20);
@@ -136,7 +136,7 @@ fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
         assert!(rows.iter().all(|p| p.via == Carrier::Short && p.by_path.socket.units == 0), "{kind:?}: {rows:#?}");
     }
     // A reader that takes to splice(2) on the socket path comes back to the short one.
-    let (client, server) = scene.connect(6003);
+    let (client, server) = fixture.connect(6003);
     await_by(&mut on, &client, &server, Carrier::Socket);
     let end = Instant::now() + Duration::from_secs(20);
     loop {
@@ -149,7 +149,7 @@ fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
         assert!(Instant::now() < end, "{rows:#?}");
     }
     // A stream.
-    let (client, server) = scene.connect(6002);
+    let (client, server) = fixture.connect(6002);
     const BYTES: usize = 64 << 20;
     let writing = client.start_on(1, Op::SendContent { id: 1, from: 0, len: BYTES });
     let reading = server.start_on(1, Op::ReadContent { id: 1, from: 0, to: BYTES as u64, kind: ReaderKind::Poll, pause_us: 200 });
@@ -165,43 +165,43 @@ fn auto_keeps_what_sockets_cannot_do_on_the_short_path() {
 /// A bandwidth limit has to see every packet: the socket path does not bypass it by itself.
 #[test]
 fn auto_leaves_pods_with_a_bandwidth_limit_alone() {
-    let Some(scene) = Scene::new("auto_leaves_pods_with_a_bandwidth_limit_alone") else { return };
-    let device = scene.lab.host_veth("httpbin", "node-1");
-    scene.lab.run("node-1", ["tc", "qdisc", "add", "dev", &device, "root", "tbf", "rate", "100mbit", "burst", "64kb", "latency", "50ms"]);
-    let mut on = start(&scene, &[AGENT]);
-    let (client, server) = scene.connect(6000);
-    crate::scene::await_refused(&mut on, &client, &server, Reason::QueueDiscipline);
+    let Some(fixture) = Fixture::new("auto_leaves_pods_with_a_bandwidth_limit_alone") else { return };
+    let device = fixture.lab.host_veth("httpbin", "node-1");
+    fixture.lab.run("node-1", ["tc", "qdisc", "add", "dev", &device, "root", "tbf", "rate", "100mbit", "burst", "64kb", "latency", "50ms"]);
+    let mut on = start(&fixture, &[AGENT]);
+    let (client, server) = fixture.connect(6000);
+    crate::fixture::await_refused(&mut on, &client, &server, Reason::QueueDiscipline);
     for _ in 0..3 {
         exchange(&client, &server, 100);
         let rows = rows(&mut on, &client);
         assert!(rows.iter().all(|p| p.bypassed_messages == 0), "{rows:#?}");
     }
-    scene.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
+    fixture.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
     await_by(&mut on, &client, &server, Carrier::Socket);
     on.finish().expect("end");
 }
 
 #[test]
 fn auto_does_without_one_of_the_paths() {
-    let Some(scene) = Scene::new("auto_does_without_one_of_the_paths") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("auto_does_without_one_of_the_paths") else { return };
+    let (client, server) = fixture.connect(6000);
     let without = |what: &str| Choice { without: what.into(), ..auto(&[AGENT]) };
-    let mut on = Accelerator::start_with(&scene.lab, &without("sockmap")).expect("start");
+    let mut on = Accelerator::start_with(&fixture.lab, &without("sockmap")).expect("start");
     await_by(&mut on, &client, &server, Carrier::Short);
     let warnings = on.0.warnings.join("\n");
     assert!(warnings.contains("the socket path cannot be used") && warnings.contains("sk_msg"), "{warnings}");
     on.finish().expect("end");
 
-    let mut on = Accelerator::start_with(&scene.lab, &without("short")).expect("start");
+    let mut on = Accelerator::start_with(&fixture.lab, &without("short")).expect("start");
     await_by(&mut on, &client, &server, Carrier::Socket);
     let warnings = on.0.warnings.join("\n");
     assert!(warnings.contains("the short path cannot be used"), "{warnings}");
     on.finish().expect("end");
 
-    let neither = Accelerator::start_with(&scene.lab, &without("sockmap,short")).expect_err("nothing is left");
+    let neither = Accelerator::start_with(&fixture.lab, &without("sockmap,short")).expect_err("nothing is left");
     assert!(format!("{neither:#}").contains("neither the short path"), "{neither:#}");
     for (via, what) in [(Via::Socket, "sockmap"), (Via::Short, "short")] {
-        let refused = Accelerator::start_with(&scene.lab, &Choice { via, ..without(what) }).expect_err("it was asked for by name");
+        let refused = Accelerator::start_with(&fixture.lab, &Choice { via, ..without(what) }).expect_err("it was asked for by name");
         assert!(!format!("{refused:#}").is_empty());
     }
     exchange(&client, &server, 5);
@@ -210,18 +210,18 @@ fn auto_does_without_one_of_the_paths() {
 /// As `kubectl sockpath accelerate --detach` does by default.
 #[test]
 fn auto_detached_carries_by_both_paths() {
-    let Some(scene) = Scene::new("auto_detached_carries_by_both_paths") else { return };
+    let Some(fixture) = Fixture::new("auto_detached_carries_by_both_paths") else { return };
     let choice = Choice { detach: true, lease: Duration::from_secs(600), ..auto(&[AGENT]) };
-    let on = Accelerator::start_with(&scene.lab, &choice).expect("start");
+    let on = Accelerator::start_with(&fixture.lab, &choice).expect("start");
     assert!(on.finish().expect("end").detached);
-    let (client, server) = scene.connect(6000);
-    let to = std::net::SocketAddr::new(scene.ip("httpbin-remote", crate::scene::Family::V4), 6001);
-    let (far_client, far_server) = scene.connect_to(&scene.remote, 6001, to);
+    let (client, server) = fixture.connect(6000);
+    let to = std::net::SocketAddr::new(fixture.ip("httpbin-remote", crate::fixture::Family::V4), 6001);
+    let (far_client, far_server) = fixture.connect_to(&fixture.remote, 6001, to);
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         exchange(&client, &server, 20);
         exchange(&far_client, &far_server, 20);
-        let status = sockpath_tests::torture::accelerator::status(&scene.lab).expect("a status");
+        let status = sockpath_tests::torture::accelerator::status(&fixture.lab).expect("a status");
         let by = |client: &Remote, carrier: Carrier| {
             let port = client.local().port();
             status.pairs.pairs.iter().any(|p| p.client.port() == port && is_by(carrier)(p))
@@ -231,7 +231,7 @@ fn auto_detached_carries_by_both_paths() {
         }
         assert!(Instant::now() < end, "{status:#?}");
     }
-    let summary = sockpath_tests::torture::accelerator::stop(&scene.lab).expect("stop").expect("a summary");
+    let summary = sockpath_tests::torture::accelerator::stop(&fixture.lab).expect("stop").expect("a summary");
     let by_path = summary.totals.by_path;
     assert!(by_path.socket.connections == 1 && by_path.short.connections >= 1 && summary.left_enrolled == 0, "{summary:#?}");
     exchange(&client, &server, 5);

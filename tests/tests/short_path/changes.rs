@@ -12,16 +12,16 @@ use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::echo::{self, Flow, await_table, is_short};
+use crate::fixture::{Family, Fixture, await_refused, await_rows, await_short, exchange};
 use crate::paths::{ECHO, SERVICE, services};
-use crate::scene::{Family, Scene, await_refused, await_rows, await_short, exchange};
 
 #[test]
 fn a_new_rule_takes_effect() {
-    let Some(scene) = Scene::new("a_new_rule_takes_effect") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("a_new_rule_takes_effect") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     let rule = ["-p", "tcp", "--dport", "6000", "-j", "DROP"];
-    let iptables = |verb: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"][..], verb, &rule[..]].concat());
+    let iptables = |verb: &[&str]| fixture.lab.run("node-1", [&["iptables", "-w", "5"][..], verb, &rule[..]].concat());
     iptables(&["-I", "FORWARD", "1"]);
     // Within a second nothing arrives any more: messages are sent until one does not come.
     let end = Instant::now() + Duration::from_secs(1);
@@ -47,13 +47,13 @@ fn a_new_rule_takes_effect() {
 /// Rules that limit, count or log packets have to see each of them: the connections that they are about are refused, others are not.
 #[test]
 fn rules_that_need_every_packet_are_respected() {
-    let Some(scene) = Scene::new("rules_that_need_every_packet_are_respected") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let (other_client, other_server) = scene.connect_short(&mut on, 6001);
+    let Some(fixture) = Fixture::new("rules_that_need_every_packet_are_respected") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let (other_client, other_server) = fixture.connect_short(&mut on, 6001);
     let iptables = |verb: &[&str], rule: &str| {
         let words = ["-p", "tcp", "--dport", "6000"].into_iter().chain(rule.split(' '));
-        scene.lab.run("node-1", ["iptables", "-w", "5"].into_iter().chain(verb.iter().copied()).chain(words));
+        fixture.lab.run("node-1", ["iptables", "-w", "5"].into_iter().chain(verb.iter().copied()).chain(words));
     };
     for rule in [
         "-m limit --limit 10000/s -j ACCEPT",
@@ -74,9 +74,9 @@ fn rules_that_need_every_packet_are_respected() {
 
 #[test]
 fn a_policy_pauses_and_resumes() {
-    let Some(scene) = Scene::new("a_policy_pauses_and_resumes") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("a_policy_pauses_and_resumes") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     let pods = vec![PodName { namespace: "default".into(), name: "httpbin".into() }];
     on.0.say(&Request::Pause(PauseRequest { pods: pods.clone(), reason: PauseReason::NetworkPolicy })).expect("say");
     let paused = await_rows(&mut on, &client, &server, "paused", |p| p.state == PairState::Paused);
@@ -91,13 +91,13 @@ fn a_policy_pauses_and_resumes() {
 
 #[test]
 fn a_changed_route_is_followed() {
-    let Some(scene) = Scene::new("a_changed_route_is_followed") else { return };
-    let mut on = scene.accelerate();
-    let ip = scene.ip("httpbin-remote", crate::scene::Family::V4);
-    let (client, server) = scene.connect_to(&scene.remote, 6000, std::net::SocketAddr::new(ip, 6000));
+    let Some(fixture) = Fixture::new("a_changed_route_is_followed") else { return };
+    let mut on = fixture.accelerate();
+    let ip = fixture.ip("httpbin-remote", crate::fixture::Family::V4);
+    let (client, server) = fixture.connect_to(&fixture.remote, 6000, std::net::SocketAddr::new(ip, 6000));
     await_short(&mut on, &client, &server);
     // A route to nowhere for this pod alone: packets must not arrive any more.
-    let route = |verb: &str| scene.lab.run("node-1", ["ip", "route", verb, "blackhole", &format!("{ip}/32")]);
+    let route = |verb: &str| fixture.lab.run("node-1", ["ip", "route", verb, "blackhole", &format!("{ip}/32")]);
     route("add");
     let end = Instant::now() + Duration::from_secs(2);
     loop {
@@ -116,14 +116,14 @@ fn a_changed_route_is_followed() {
 
 #[test]
 fn a_bandwidth_limit_ends_it() {
-    let Some(scene) = Scene::new("a_bandwidth_limit_ends_it") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let device = scene.lab.host_veth("httpbin", "node-1");
+    let Some(fixture) = Fixture::new("a_bandwidth_limit_ends_it") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let device = fixture.lab.host_veth("httpbin", "node-1");
     let add = ["tc", "qdisc", "add", "dev", &device, "root", "tbf", "rate", "100mbit", "burst", "64kb", "latency", "50ms"];
-    scene.lab.run("node-1", add);
+    fixture.lab.run("node-1", add);
     await_refused(&mut on, &client, &server, Reason::QueueDiscipline);
-    scene.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
+    fixture.lab.run("node-1", ["tc", "qdisc", "del", "dev", &device, "root"]);
     await_short(&mut on, &client, &server);
     on.finish().expect("end");
 }
@@ -133,18 +133,18 @@ fn a_bandwidth_limit_ends_it() {
 fn bandwidth_limits_at_pod_and_bridge_are_respected() {
     const TBF: &str = "tbf rate 500mbit burst 64kb latency 50ms";
     const HTB: &str = "htb default 1";
-    let Some(scene) = Scene::new("bandwidth_limits_at_pod_and_bridge_are_respected") else { return };
-    let device = scene.lab.host_veth("httpbin", "node-1");
+    let Some(fixture) = Fixture::new("bandwidth_limits_at_pod_and_bridge_are_respected") else { return };
+    let device = fixture.lab.host_veth("httpbin", "node-1");
     let tc = |verb: &str, device: &str, what: &str| {
         let words = ["tc", "qdisc", verb, "dev", device, "root"];
-        scene.lab.run("node-1", words.into_iter().chain(what.split(' ').filter(|w| !w.is_empty())));
+        fixture.lab.run("node-1", words.into_iter().chain(what.split(' ').filter(|w| !w.is_empty())));
     };
     let [near, far] =
-        ["httpbin", "httpbin-remote"].map(|pod| Flow::tcp(&scene.lab, "curl", SocketAddr::new(scene.ip(pod, Family::V4), ECHO)));
+        ["httpbin", "httpbin-remote"].map(|pod| Flow::tcp(&fixture.lab, "curl", SocketAddr::new(fixture.ip(pod, Family::V4), ECHO)));
     let flows = [&near, &far];
     let is_limited = |rows: &[&Pair]| rows.iter().any(|p| p.state == PairState::LeftAlone && p.reason == Some(Reason::QueueDiscipline));
-    let mut on = scene.accelerate();
-    echo::await_short(&scene.lab, &flows);
+    let mut on = fixture.accelerate();
+    echo::await_short(&fixture.lab, &flows);
     tc("add", &device, HTB);
     let only_near = |pairs: &[Pair]| is_limited(&near.rows(pairs)) && is_short(&far.rows(pairs));
     await_table(&mut on, &flows, "limited at the pod", only_near);
@@ -154,52 +154,52 @@ fn bandwidth_limits_at_pod_and_bridge_are_respected() {
     await_table(&mut on, &flows, "limited at the bridge", only_far);
     on.finish().expect("end");
     tc("add", &device, HTB);
-    let mut on = scene.accelerate();
+    let mut on = fixture.accelerate();
     let both = |pairs: &[Pair]| flows.iter().all(|f| is_limited(&f.rows(pairs)));
     await_table(&mut on, &flows, "limited from the start", both);
     tc("del", &device, "");
     tc("del", "cni0", "");
-    echo::await_short(&scene.lab, &flows);
+    echo::await_short(&fixture.lab, &flows);
     on.finish().expect("end");
 }
 
 /// The link address of the next hop is the kernel's own for each packet.
 #[test]
 fn a_changed_neighbour_is_followed() {
-    let Some(scene) = Scene::new("a_changed_neighbour_is_followed") else { return };
-    let mut on = scene.accelerate();
-    let ip = scene.ip("httpbin-remote", Family::V4);
-    let (client, server) = scene.connect_to(&scene.remote, 6000, SocketAddr::new(ip, 6000));
-    scene.await_short(&mut on, &client, &server);
-    let mac = scene.lab.run("node-2", ["cat", "/sys/class/net/eth0/address"]);
+    let Some(fixture) = Fixture::new("a_changed_neighbour_is_followed") else { return };
+    let mut on = fixture.accelerate();
+    let ip = fixture.ip("httpbin-remote", Family::V4);
+    let (client, server) = fixture.connect_to(&fixture.remote, 6000, SocketAddr::new(ip, 6000));
+    fixture.await_short(&mut on, &client, &server);
+    let mac = fixture.lab.run("node-2", ["cat", "/sys/class/net/eth0/address"]);
     let neighbour = |mac: &str| {
-        scene.lab.run("node-1", ["ip", "neigh", "replace", "10.199.0.2", "lladdr", mac, "dev", "eth0", "nud", "permanent"]);
+        fixture.lab.run("node-1", ["ip", "neigh", "replace", "10.199.0.2", "lladdr", mac, "dev", "eth0", "nud", "permanent"]);
     };
     neighbour("02:00:00:00:00:99");
     client.send(b"ping");
     assert_eq!(server.poll(libc::POLLIN, 200) & libc::POLLIN, 0, "the packet went to the old neighbour");
     neighbour(mac.trim());
     assert_eq!(server.recv_exactly(4), b"ping");
-    scene.await_short(&mut on, &client, &server);
+    fixture.await_short(&mut on, &client, &server);
     on.finish().expect("end");
 }
 
 /// As kube-proxy removes the last endpoint of a Service: connections go on, and are carried again; datagrams and new connections are rejected.
 #[test]
 fn a_removed_endpoint_gets_no_datagrams() {
-    let Some(scene) = Scene::new("a_removed_endpoint_gets_no_datagrams") else { return };
+    let Some(fixture) = Fixture::new("a_removed_endpoint_gets_no_datagrams") else { return };
     let service = SocketAddr::new(services(Family::V4)[0], SERVICE);
-    let [connection, datagrams] = Flow::both(&scene.lab, "curl", service);
-    let on = scene.accelerate();
-    echo::await_short(&scene.lab, &[&connection, &datagrams]);
+    let [connection, datagrams] = Flow::both(&fixture.lab, "curl", service);
+    let on = fixture.accelerate();
+    echo::await_short(&fixture.lab, &[&connection, &datagrams]);
     let to = format!("{}/32", service.ip());
-    let iptables = |words: &[&str]| scene.lab.run("node-1", [&["iptables", "-w", "5"], words].concat());
+    let iptables = |words: &[&str]| fixture.lab.run("node-1", [&["iptables", "-w", "5"], words].concat());
     iptables(&["-t", "nat", "-I", "KUBE-SERVICES", "1", "-d", &to, "-j", "RETURN"]);
     iptables(&["-I", "KUBE-SERVICES", "1", "-d", &to, "-j", "REJECT"]);
     // What is tracked goes on.
     datagrams.ask(b"ping");
     let tuple = Tuple { protocol: UDP, source: datagrams.local, destination: service };
-    assert!(scene.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"), "the datagrams are not tracked");
+    assert!(fixture.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"), "the datagrams are not tracked");
     // Packets of one tick of the kernel's clock may still be redirected.
     let end = Instant::now() + Duration::from_secs(2);
     while datagrams.try_ask(b"ping").is_ok() {
@@ -207,19 +207,19 @@ fn a_removed_endpoint_gets_no_datagrams() {
     }
     let refused = datagrams.try_ask(b"ping").expect_err("an answer");
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    echo::await_short(&scene.lab, &[&connection]);
-    let another = scene.lab.inside("curl", || std::net::TcpStream::connect(service)).expect_err("a connection");
+    echo::await_short(&fixture.lab, &[&connection]);
+    let another = fixture.lab.inside("curl", || std::net::TcpStream::connect(service)).expect_err("a connection");
     assert_eq!(another.kind(), std::io::ErrorKind::ConnectionRefused);
     on.finish().expect("end");
 }
 
 #[test]
 fn a_smaller_mtu_ends_it() {
-    let Some(scene) = Scene::new("a_smaller_mtu_ends_it") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let device = scene.lab.host_veth("httpbin", "node-1");
-    scene.lab.run("node-1", ["ip", "link", "set", &device, "mtu", "1400"]);
+    let Some(fixture) = Fixture::new("a_smaller_mtu_ends_it") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let device = fixture.lab.host_veth("httpbin", "node-1");
+    fixture.lab.run("node-1", ["ip", "link", "set", &device, "mtu", "1400"]);
     await_refused(&mut on, &client, &server, Reason::MtuDiffers);
     exchange(&client, &server, 5);
     on.finish().expect("end");
@@ -229,17 +229,17 @@ fn a_smaller_mtu_ends_it() {
 #[test]
 fn the_helper_is_killed_under_load() {
     const BYTES: usize = 128 << 20;
-    let Some(scene) = Scene::new("the_helper_is_killed_under_load") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("the_helper_is_killed_under_load") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     let before = on.next_pairs().expect("a table").totals.bypassed_bytes;
     let writing = client.start_on(1, Op::SendContent { id: 1, from: 0, len: BYTES });
     // Slower than the writer, so that the transfer outlasts several tables.
     let reading = server.start_on(1, Op::ReadContent { id: 1, from: 0, to: BYTES as u64, kind: ReaderKind::Poll, pause_us: 1_000 });
     on.await_pairs(Duration::from_secs(10), |t| t.totals.bypassed_bytes >= before + (4 << 20)).expect("nothing is redirected");
-    let device = scene.lab.host_veth("curl", "node-1");
-    let filters = || scene.lab.run("node-1", ["tc", "filter", "show", "dev", &device, "ingress"]).matches("short_").count();
-    let links = || scene.links_at("curl").unwrap_or(0);
+    let device = fixture.lab.host_veth("curl", "node-1");
+    let filters = || fixture.lab.run("node-1", ["tc", "filter", "show", "dev", &device, "ingress"]).matches("short_").count();
+    let links = || fixture.links_at("curl").unwrap_or(0);
     let stay = filters() > 0;
     assert!(stay || links() > 0, "no program at {device}: the test shows nothing");
     on.0.kill().expect("kill");
@@ -248,7 +248,7 @@ fn the_helper_is_killed_under_load() {
     assert_eq!((filters() > 0, links()), (stay, 0), "what is left at {device}");
     exchange(&client, &server, 5);
     if stay {
-        accelerator::stop(&scene.lab).expect("stop");
+        accelerator::stop(&fixture.lab).expect("stop");
         assert_eq!(filters(), 0, "filters are left at {device}");
         exchange(&client, &server, 5);
     }
@@ -258,9 +258,9 @@ fn the_helper_is_killed_under_load() {
 
 #[test]
 fn a_signal_ends_it_in_order() {
-    let Some(scene) = Scene::new("a_signal_ends_it_in_order") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("a_signal_ends_it_in_order") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     let summary = on.terminate(Signal::SIGTERM).expect("end");
     assert!(summary.totals.bypassed_messages > 0);
     exchange(&client, &server, 5);

@@ -9,7 +9,7 @@ use sockpath_tests::torture::agent::{Answer, Op};
 use sockpath_tests::torture::pods::{Remote, converse};
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Family, Scene, await_short, exchange, rows};
+use crate::fixture::{Family, Fixture, await_short, exchange, rows};
 
 const MEGABYTES: usize = 48 << 20;
 
@@ -26,10 +26,10 @@ fn recv(socket: &Remote) -> Answer {
 
 #[test]
 fn fin_after_megabytes() {
-    let Some(scene) = Scene::new("fin_after_megabytes") else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new("fin_after_megabytes") else { return };
+    let mut on = fixture.accelerate();
     for port in [6000, 6001] {
-        let (client, server) = scene.connect_short(&mut on, port);
+        let (client, server) = fixture.connect_short(&mut on, port);
         let (from, to) = if port == 6000 { (&client, &server) } else { (&server, &client) };
         stream(from, to, 1);
         from.done(Op::Shutdown { how: libc::SHUT_WR });
@@ -44,9 +44,9 @@ fn fin_after_megabytes() {
 
 #[test]
 fn reset_after_megabytes() {
-    let Some(scene) = Scene::new("reset_after_megabytes") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("reset_after_megabytes") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     stream(&client, &server, 1);
     client.done(Op::Linger { seconds: Some(0) });
     client.close();
@@ -56,9 +56,9 @@ fn reset_after_megabytes() {
 
 #[test]
 fn fin_after_the_short_path_has_ended() {
-    let Some(scene) = Scene::new("fin_after_the_short_path_has_ended") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("fin_after_the_short_path_has_ended") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     stream(&client, &server, 1);
     on.finish().expect("end");
     client.close();
@@ -67,14 +67,14 @@ fn fin_after_the_short_path_has_ended() {
 
 #[test]
 fn ports_are_used_again_at_once() {
-    let Some(scene) = Scene::new("ports_are_used_again_at_once") else { return };
-    let mut on = scene.accelerate();
-    let to = SocketAddr::new(scene.ip("httpbin", Family::V4), 6000);
-    let from = SocketAddr::new(scene.ip("curl", Family::V4), 21_000);
-    let listener = scene.httpbin.listen(6000, &[]);
+    let Some(fixture) = Fixture::new("ports_are_used_again_at_once") else { return };
+    let mut on = fixture.accelerate();
+    let to = SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000);
+    let from = SocketAddr::new(fixture.ip("curl", Family::V4), 21_000);
+    let listener = fixture.httpbin.listen(6000, &[]);
     let mut redirected = 0;
     for round in 0..40u64 {
-        let client = scene.curl.connect_from(to, Some(from));
+        let client = fixture.curl.connect_from(to, Some(from));
         let server = listener.accept();
         converse(&client, &server, round);
         // Now and then the connection has every chance to be on the short path when it ends.
@@ -96,18 +96,18 @@ fn ports_are_used_again_at_once() {
 
 #[test]
 fn an_entry_that_is_deleted_ends_the_short_path() {
-    let Some(scene) = Scene::new("an_entry_that_is_deleted_ends_the_short_path") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
-    let before = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry");
+    let Some(fixture) = Fixture::new("an_entry_that_is_deleted_ends_the_short_path") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let tuple = Fixture::tuple(&client, SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000));
+    let before = fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry");
     assert!(before.liberal, "{before:?}");
-    assert!(scene.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"));
+    assert!(fixture.conntrack(|c| c.delete(&tuple)).expect("ctnetlink"));
     // Its number says nothing: the kernel may give a new entry the memory of the old one, and the number with it.
-    assert!(scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_none(), "the entry is still there");
+    assert!(fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_none(), "the entry is still there");
     // Only packets through the stack make a new entry, which is approved again.
     exchange(&client, &server, 1);
-    assert!(scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_some(), "no packet took the stack");
+    assert!(fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").is_some(), "no packet took the stack");
     await_short(&mut on, &client, &server);
     assert_eq!(rows(&mut on, &client).len(), 1);
     stream(&client, &server, 1);
@@ -119,10 +119,10 @@ fn an_entry_that_is_deleted_ends_the_short_path() {
 /// An entry that expires although packets are redirected, as when a helper that is stopped does not refresh it.
 #[test]
 fn an_entry_that_expires_ends_the_short_path() {
-    let Some(scene) = Scene::new("an_entry_that_expires_ends_the_short_path") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
+    let Some(fixture) = Fixture::new("an_entry_that_expires_ends_the_short_path") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let tuple = Fixture::tuple(&client, SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000));
     let closed = on.next_pairs().expect("a table").totals.closed;
     let end = Instant::now() + Duration::from_secs(20);
     let mut expires = Instant::now();
@@ -130,14 +130,14 @@ fn an_entry_that_expires_ends_the_short_path() {
     while on.next_pairs().expect("a table").totals.closed == closed {
         if Instant::now() >= expires {
             let update = Update { liberal: false, timeout: Some(1) };
-            let changed = scene.conntrack(|c| c.update_each(&[(tuple, update)])).expect("ctnetlink");
+            let changed = fixture.conntrack(|c| c.update_each(&[(tuple, update)])).expect("ctnetlink");
             assert!(matches!(changed[..], [Ok(true)]), "{changed:?}");
             expires = Instant::now() + Duration::from_secs(3);
         }
         exchange(&client, &server, 20);
         assert!(Instant::now() < end, "packets are redirected without an entry: {:#?}", rows(&mut on, &client));
     }
-    scene.await_short(&mut on, &client, &server);
+    fixture.await_short(&mut on, &client, &server);
     client.close();
     assert_eq!(recv(&server), Answer::Bytes(Vec::new()));
     on.finish().expect("end");
@@ -145,12 +145,12 @@ fn an_entry_that_expires_ends_the_short_path() {
 
 #[test]
 fn entries_do_not_expire_under_traffic() {
-    let Some(scene) = Scene::new("entries_do_not_expire_under_traffic") else { return };
-    scene.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
-    let id = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").id;
+    let Some(fixture) = Fixture::new("entries_do_not_expire_under_traffic") else { return };
+    fixture.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_established=4"]);
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let tuple = Fixture::tuple(&client, SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000));
+    let id = fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").id;
     // Twice the time after which the entry would have gone.
     let end = Instant::now() + Duration::from_secs(8);
     while Instant::now() < end {
@@ -158,7 +158,7 @@ fn entries_do_not_expire_under_traffic() {
         let rows = rows(&mut on, &client);
         assert!(rows.iter().all(|p| p.bypassed_messages > 0) && rows.len() == 1, "{rows:#?}");
     }
-    let entry = scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("the entry has expired");
+    let entry = fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("the entry has expired");
     assert_eq!(entry.id, id);
     on.finish().expect("end");
 }
@@ -167,11 +167,11 @@ fn entries_do_not_expire_under_traffic() {
 #[test]
 fn of_many_connections_those_end_whose_entries_are_deleted() {
     const MANY: u64 = 300;
-    let Some(scene) = Scene::new("of_many_connections_those_end_whose_entries_are_deleted") else { return };
-    let mut on = scene.accelerate();
-    let to = SocketAddr::new(scene.ip("httpbin", Family::V4), 6000);
-    let listener = scene.httpbin.listen(6000, &[]);
-    let connections: Vec<_> = (0..MANY).map(|_| (scene.curl.connect(to), listener.accept())).collect();
+    let Some(fixture) = Fixture::new("of_many_connections_those_end_whose_entries_are_deleted") else { return };
+    let mut on = fixture.accelerate();
+    let to = SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000);
+    let listener = fixture.httpbin.listen(6000, &[]);
+    let connections: Vec<_> = (0..MANY).map(|_| (fixture.curl.connect(to), listener.accept())).collect();
     // A port of the bridge that begins to forward sends all of them back to the stack for a moment.
     let await_all = |on: &mut Accelerator, connections: &[(Remote, Remote)]| {
         let end = Instant::now() + Duration::from_secs(30);
@@ -189,7 +189,7 @@ fn of_many_connections_those_end_whose_entries_are_deleted() {
     }
     let (deleted, kept) = connections.split_at(2);
     for (client, _) in deleted {
-        assert!(scene.conntrack(|c| c.delete(&Scene::tuple(client, to))).expect("ctnetlink"));
+        assert!(fixture.conntrack(|c| c.delete(&Fixture::tuple(client, to))).expect("ctnetlink"));
     }
     let fewer = on.await_pairs(Duration::from_secs(20), |p| p.totals.open < MANY).expect("their ends");
     assert_eq!(fewer.totals.open, MANY - 2);

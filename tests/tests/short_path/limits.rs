@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use sockpath_protocol::accel::{PairState, Reason};
 use sockpath_tests::planted::Planted;
 
-use crate::scene::{Family, Scene, await_refused, await_short, exchange, rows};
+use crate::fixture::{Family, Fixture, await_refused, await_short, exchange, rows};
 
 /// A pod that sends with another's address and ports gets nothing redirected: the flow is the device's, too.
 #[test]
 fn a_spoofed_address_is_not_redirected() {
-    let Some(scene) = Scene::new("a_spoofed_address_is_not_redirected") else { return };
-    let mut on = scene.accelerate();
-    let to = SocketAddr::new(scene.ip("httpbin-remote", Family::V4), 6000);
-    let (client, server) = scene.connect_to(&scene.remote, 6000, to);
+    let Some(fixture) = Fixture::new("a_spoofed_address_is_not_redirected") else { return };
+    let mut on = fixture.accelerate();
+    let to = SocketAddr::new(fixture.ip("httpbin-remote", Family::V4), 6000);
+    let (client, server) = fixture.connect_to(&fixture.remote, 6000, to);
     await_short(&mut on, &client, &server);
     let count = |on: &mut _| rows(on, &client).iter().map(|p| p.bypassed_messages).sum::<u64>();
     let before = count(&mut on);
@@ -22,7 +22,7 @@ fn a_spoofed_address_is_not_redirected() {
         std::net::IpAddr::V4(ip) => ip.octets(),
         std::net::IpAddr::V6(_) => panic!("an IPv4 address"),
     });
-    let spoof = |pod: &str| scene.lab.inside(pod, || send_segment(ips, [from.port(), to.port()]));
+    let spoof = |pod: &str| fixture.lab.inside(pod, || send_segment(ips, [from.port(), to.port()]));
     for _ in 0..20 {
         spoof("httpbin");
     }
@@ -61,20 +61,20 @@ fn send_segment(ips: [[u8; 4]; 2], ports: [u16; 2]) {
 #[test]
 fn another_program_at_the_device_is_left_alone() {
     const SCHED_CLS: u32 = 3;
-    let Some(scene) = Scene::new("another_program_at_the_device_is_left_alone") else { return };
-    let device = scene.lab.host_veth("httpbin", "node-1");
-    if scene.links_at("httpbin").is_none() {
+    let Some(fixture) = Fixture::new("another_program_at_the_device_is_left_alone") else { return };
+    let device = fixture.lab.host_veth("httpbin", "node-1");
+    if fixture.links_at("httpbin").is_none() {
         sockpath_tests::skipped("another_program_at_the_device_is_left_alone", "this kernel has no tcx links (Linux 6.6)");
         return;
     }
     let foreign = Planted::load(SCHED_CLS, "foreign", -1);
-    let attached = scene.lab.inside("node-1", || foreign.at_tcx_ingress(&device));
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect(6000);
+    let attached = fixture.lab.inside("node-1", || foreign.at_tcx_ingress(&device));
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect(6000);
     await_refused(&mut on, &client, &server, Reason::ForeignProgram);
     on.finish().expect("end");
     drop(attached);
-    let mut on = scene.accelerate();
+    let mut on = fixture.accelerate();
     await_short(&mut on, &client, &server);
     on.finish().expect("end");
 }
@@ -83,10 +83,10 @@ fn another_program_at_the_device_is_left_alone() {
 fn a_pod_that_is_not_chosen_is_left_alone() {
     use sockpath_protocol::accel::Via;
     use sockpath_tests::torture::accelerator::{Accelerator, Choice};
-    let Some(scene) = Scene::new("a_pod_that_is_not_chosen_is_left_alone") else { return };
+    let Some(fixture) = Fixture::new("a_pod_that_is_not_chosen_is_left_alone") else { return };
     let choice = Choice { via: Via::Short, pods: vec!["curl".into()], ..Choice::default() };
-    let mut on = Accelerator::start_with(&scene.lab, &choice).expect("start");
-    let (client, server) = scene.connect(6000);
+    let mut on = Accelerator::start_with(&fixture.lab, &choice).expect("start");
+    let (client, server) = fixture.connect(6000);
     await_refused(&mut on, &client, &server, Reason::PeerNotChosen);
     let rows = rows(&mut on, &client);
     assert!(rows.iter().all(|p| p.state == PairState::LeftAlone && p.bypassed_messages == 0), "{rows:#?}");

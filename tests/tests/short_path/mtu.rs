@@ -9,27 +9,27 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::Remote;
 
 use crate::echo::known;
+use crate::fixture::{Family, Fixture, PODS, await_refused};
 use crate::paths::carry;
-use crate::scene::{Family, PODS, Scene, await_refused};
 
 const BYTES: usize = 8 << 20;
 const NODES: [(&str, &[&str]); 2] = [("node-1", &["curl", "httpbin"]), ("node-2", &["httpbin-remote"])];
 
-fn set_mtu(scene: &Scene, entity: &str, device: &str, mtu: u32) {
-    scene.lab.run(entity, ["ip", "link", "set", device, "mtu", &mtu.to_string()]);
+fn set_mtu(fixture: &Fixture, entity: &str, device: &str, mtu: u32) {
+    fixture.lab.run(entity, ["ip", "link", "set", device, "mtu", &mtu.to_string()]);
 }
 
 /// 9000 for the pods, their devices and bridges, and the link between the nodes.
-fn make_jumbo(scene: &Scene) {
+fn make_jumbo(fixture: &Fixture) {
     for pod in PODS {
-        set_mtu(scene, pod, "eth0", 9000);
+        set_mtu(fixture, pod, "eth0", 9000);
     }
     for (node, pods) in NODES {
         for pod in pods {
-            set_mtu(scene, node, &scene.lab.host_veth(pod, node), 9000);
+            set_mtu(fixture, node, &fixture.lab.host_veth(pod, node), 9000);
         }
-        set_mtu(scene, node, "cni0", 9000);
-        set_mtu(scene, node, "eth0", 9000);
+        set_mtu(fixture, node, "cni0", 9000);
+        set_mtu(fixture, node, "eth0", 9000);
     }
 }
 
@@ -39,10 +39,10 @@ fn segment(socket: &Remote) -> i64 {
 }
 
 /// Every byte of bulk data in both directions arrives, and most by the short path; how many packets of each connection did not fit.
-fn carry_all(scene: &Scene, on: &mut Accelerator, connections: &[(Remote, Remote)]) -> Vec<u64> {
-    let before: Vec<Vec<Pair>> = connections.iter().map(|(client, server)| scene.await_short(on, client, server)).collect();
+fn carry_all(fixture: &Fixture, on: &mut Accelerator, connections: &[(Remote, Remote)]) -> Vec<u64> {
+    let before: Vec<Vec<Pair>> = connections.iter().map(|(client, server)| fixture.await_short(on, client, server)).collect();
     connections.iter().for_each(|(client, server)| carry(client, server, BYTES));
-    let pairs = known(&scene.lab);
+    let pairs = known(&fixture.lab);
     let after = connections.iter().zip(&before).map(|((client, _), before)| {
         let after: Vec<&Pair> = pairs.iter().filter(|p| p.client == before[0].client).collect();
         assert_eq!(after.len(), before.len(), "{client:?}: {after:#?}");
@@ -59,29 +59,29 @@ fn are_all(connections: &[(Remote, Remote)], fine: impl Fn(i64) -> bool) -> bool
     connections.iter().flat_map(|(client, server)| [client, server]).all(|socket| fine(segment(socket)))
 }
 
-fn connect_far(scene: &Scene, port: u16, family: Family) -> (Remote, Remote) {
-    scene.connect_to(&scene.remote, port, SocketAddr::new(scene.ip("httpbin-remote", family), port))
+fn connect_far(fixture: &Fixture, port: u16, family: Family) -> (Remote, Remote) {
+    fixture.connect_to(&fixture.remote, port, SocketAddr::new(fixture.ip("httpbin-remote", family), port))
 }
 
 #[test]
 fn jumbo_frames_and_smaller_mtus() {
-    let Some(scene) = Scene::new("jumbo_frames_and_smaller_mtus") else { return };
-    make_jumbo(&scene);
-    let mut on = scene.accelerate();
-    let all = [scene.connect(6000), connect_far(&scene, 6001, Family::V4), connect_far(&scene, 6002, Family::V6)];
-    assert_eq!(carry_all(&scene, &mut on, &all), [0; 3], "packets did not fit");
+    let Some(fixture) = Fixture::new("jumbo_frames_and_smaller_mtus") else { return };
+    make_jumbo(&fixture);
+    let mut on = fixture.accelerate();
+    let all = [fixture.connect(6000), connect_far(&fixture, 6001, Family::V4), connect_far(&fixture, 6002, Family::V6)];
+    assert_eq!(carry_all(&fixture, &mut on, &all), [0; 3], "packets did not fit");
     assert!(are_all(&all, |size| size > 8000), "segments are small: the test shows nothing");
     // The link between the nodes gets smaller than the pods' segments: the stack reports that to the pods, and smaller ones are carried.
     for (node, _) in NODES {
-        set_mtu(&scene, node, "eth0", 1500);
+        set_mtu(&fixture, node, "eth0", 1500);
     }
     let far = &all[1..];
-    assert!(carry_all(&scene, &mut on, far).iter().all(|n| *n > 0), "no packet was too large: the test shows nothing");
+    assert!(carry_all(&fixture, &mut on, far).iter().all(|n| *n > 0), "no packet was too large: the test shows nothing");
     assert!(are_all(far, |size| size < 1500));
     // A pod with 9000 and one with 1500.
-    set_mtu(&scene, "httpbin", "eth0", 1500);
-    set_mtu(&scene, "node-1", &scene.lab.host_veth("httpbin", "node-1"), 1500);
-    let (client, server) = scene.connect(6003);
+    set_mtu(&fixture, "httpbin", "eth0", 1500);
+    set_mtu(&fixture, "node-1", &fixture.lab.host_veth("httpbin", "node-1"), 1500);
+    let (client, server) = fixture.connect(6003);
     await_refused(&mut on, &client, &server, Reason::MtuDiffers);
     carry(&client, &server, BYTES);
     on.finish().expect("end");
@@ -90,15 +90,15 @@ fn jumbo_frames_and_smaller_mtus() {
 /// The tunnel's MTU is smaller than the pods', as where a pod's plugin does not know of the tunnel.
 #[test]
 fn jumbo_frames_through_vxlan() {
-    let Some(scene) = Scene::with("jumbo_frames_through_vxlan", Overlay::Vxlan) else { return };
-    make_jumbo(&scene);
+    let Some(fixture) = Fixture::with("jumbo_frames_through_vxlan", Overlay::Vxlan) else { return };
+    make_jumbo(&fixture);
     for (node, _) in NODES {
-        set_mtu(&scene, node, "flannel.1", 8950);
+        set_mtu(&fixture, node, "flannel.1", 8950);
     }
-    let mut on = scene.accelerate();
-    let all = [connect_far(&scene, 6000, Family::V4), connect_far(&scene, 6001, Family::V6)];
+    let mut on = fixture.accelerate();
+    let all = [connect_far(&fixture, 6000, Family::V4), connect_far(&fixture, 6001, Family::V6)];
     assert!(are_all(&all, |size| size > 8910), "segments fit into the tunnel: the test shows nothing");
-    assert!(carry_all(&scene, &mut on, &all).iter().all(|n| *n > 0), "no packet was too large: the test shows nothing");
+    assert!(carry_all(&fixture, &mut on, &all).iter().all(|n| *n > 0), "no packet was too large: the test shows nothing");
     assert!(are_all(&all, |size| (8000..8910).contains(&size)));
     on.finish().expect("end");
 }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::capture::{Capture, Seen};
 use crate::echo::{Flow, await_short, known};
+use crate::fixture::{Family, Fixture, PODS};
 use crate::paths::{ECHO, SERVICE, services};
-use crate::scene::{Family, PODS, Scene};
 
 /// What the compared packets carry.
 const PAYLOAD: &[u8] = b"a payload that no other packet has";
@@ -18,17 +18,17 @@ const ECT: u8 = 2;
 const TTL: u8 = 61;
 
 /// Flows from curl to both other pods, directly and through their Services, by TCP and UDP, of both families.
-pub fn flows_to_all(scene: &Scene) -> Vec<Flow> {
+pub fn flows_to_all(fixture: &Fixture) -> Vec<Flow> {
     let of_family = |family| {
-        let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
+        let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(fixture.ip(pod, family), ECHO));
         pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE)))
     };
-    [Family::V4, Family::V6].into_iter().flat_map(of_family).flat_map(|to| Flow::both(&scene.lab, "curl", to)).collect()
+    [Family::V4, Family::V6].into_iter().flat_map(of_family).flat_map(|to| Flow::both(&fixture.lab, "curl", to)).collect()
 }
 
 /// Packets of both directions as tcpdump shows them at the pods' interfaces: all of them, on the short path as on the stack, and the same.
-pub fn compare(scene: &Scene, flows: &[Flow]) -> BTreeSet<(&'static str, Seen)> {
-    let captures = PODS.map(|pod| (pod, Capture::start(&scene.lab, pod, "eth0")));
+pub fn compare(fixture: &Fixture, flows: &[Flow]) -> BTreeSet<(&'static str, Seen)> {
+    let captures = PODS.map(|pod| (pod, Capture::start(&fixture.lab, pod, "eth0")));
     let observe = || -> BTreeSet<(&'static str, Seen)> {
         captures.iter().for_each(|(_, capture)| drop(capture.take()));
         flows.iter().for_each(|flow| (0..ASKED).for_each(|_| flow.ask(PAYLOAD)));
@@ -36,11 +36,11 @@ pub fn compare(scene: &Scene, flows: &[Flow]) -> BTreeSet<(&'static str, Seen)> 
         seen.filter(|(_, seen)| seen.payload == PAYLOAD).collect()
     };
     let by_stack = observe();
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     let all: Vec<&Flow> = flows.iter().collect();
-    let before = await_short(&scene.lab, &all);
+    let before = await_short(&fixture.lab, &all);
     let by_short = observe();
-    let after = known(&scene.lab);
+    let after = known(&fixture.lab);
     on.finish().expect("end");
     for flow in flows {
         let carried = |pairs| flow.rows(pairs).iter().map(|p| p.bypassed_messages).sum::<u64>();
@@ -57,12 +57,12 @@ pub fn compare(scene: &Scene, flows: &[Flow]) -> BTreeSet<(&'static str, Seen)> 
 /// Addresses, ports, TTL, TOS, ECN, fragmentation bit, payload and checksums, and that tcpdump in both pods shows every packet.
 #[test]
 fn packets_arrive_as_by_the_stack() {
-    let Some(scene) = Scene::new("packets_arrive_as_by_the_stack") else { return };
-    scene.without_checksum_offload();
+    let Some(fixture) = Fixture::new("packets_arrive_as_by_the_stack") else { return };
+    fixture.without_checksum_offload();
     for pod in PODS {
-        scene.lab.run(pod, ["sysctl", "-qw", "net.ipv4.tcp_ecn=1"]);
+        fixture.lab.run(pod, ["sysctl", "-qw", "net.ipv4.tcp_ecn=1"]);
     }
-    let flows = flows_to_all(&scene);
+    let flows = flows_to_all(&fixture);
     for flow in &flows {
         let names = if flow.dialled.is_ipv4() {
             [(libc::IPPROTO_IP, libc::IP_TOS), (libc::IPPROTO_IP, libc::IP_TTL)]
@@ -73,7 +73,7 @@ fn packets_arrive_as_by_the_stack() {
             flow.set(level, name, value.into());
         }
     }
-    let seen = compare(&scene, &flows);
+    let seen = compare(&fixture, &flows);
     let arrived = |of: &dyn Fn(&Seen) -> bool| seen.iter().any(|(pod, seen)| *pod != "curl" && !seen.outgoing && of(seen));
     let is_udp = |seen: &Seen| i32::from(seen.protocol) == libc::IPPROTO_UDP;
     assert!(arrived(&|seen| is_udp(seen) && seen.tos == TOS), "no packet with a TOS");
@@ -85,46 +85,46 @@ fn packets_arrive_as_by_the_stack() {
 /// IPv6 packets with extension headers, and fragments.
 #[test]
 fn packets_with_other_headers_take_the_stack() {
-    let Some(scene) = Scene::new("packets_with_other_headers_take_the_stack") else { return };
+    let Some(fixture) = Fixture::new("packets_with_other_headers_take_the_stack") else { return };
     let targets = [("httpbin", Family::V4), ("httpbin", Family::V6), ("httpbin-remote", Family::V6)];
-    let flows = targets.map(|(pod, family)| Flow::udp(&scene.lab, "curl", SocketAddr::new(scene.ip(pod, family), ECHO)));
+    let flows = targets.map(|(pod, family)| Flow::udp(&fixture.lab, "curl", SocketAddr::new(fixture.ip(pod, family), ECHO)));
     let all: Vec<&Flow> = flows.iter().collect();
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     let carried = |pairs: &[_]| flows.each_ref().map(|f| f.rows(pairs).iter().map(|p| p.bypassed_messages).max().unwrap_or(0));
     let ask = |what: &[u8]| flows.iter().for_each(|flow| (0..10).for_each(|_| flow.ask(what)));
-    let before = carried(&await_short(&scene.lab, &all));
+    let before = carried(&await_short(&fixture.lab, &all));
     ask(b"ping");
-    let plain = carried(&known(&scene.lab));
+    let plain = carried(&known(&fixture.lab));
     assert_eq!(plain, before.map(|n| n + 20), "these packets are not carried: the test shows nothing");
     // Fragments in both directions.
     ask(&[1; 4000]);
-    let fragments = carried(&known(&scene.lab));
+    let fragments = carried(&known(&fixture.lab));
     assert_eq!(fragments, plain, "fragments were redirected");
     // Padding of six bytes: the answers have no such header and are carried.
     for flow in flows.iter().filter(|flow| flow.dialled.is_ipv6()) {
         flow.set_bytes(libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0]);
     }
     ask(b"ping");
-    let options = carried(&known(&scene.lab));
+    let options = carried(&known(&fixture.lab));
     assert_eq!(options, [fragments[0] + 20, fragments[1] + 10, fragments[2] + 10], "packets with destination options");
     for flow in flows.iter().filter(|flow| flow.dialled.is_ipv6()) {
         flow.set_bytes(libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[]);
     }
-    await_short(&scene.lab, &all);
+    await_short(&fixture.lab, &all);
     on.finish().expect("end");
 }
 
 /// Packets and bytes that a pod's eth0 has received and sent.
-fn of_interface(scene: &Scene, pod: &str) -> [u64; 4] {
-    let text = scene.lab.inside(pod, || std::fs::read_to_string("/proc/thread-self/net/dev").expect("counters"));
+fn of_interface(fixture: &Fixture, pod: &str) -> [u64; 4] {
+    let text = fixture.lab.inside(pod, || std::fs::read_to_string("/proc/thread-self/net/dev").expect("counters"));
     let line = text.lines().find_map(|l| l.trim_start().strip_prefix("eth0:")).expect("eth0");
     let fields: Vec<u64> = line.split_whitespace().map(|n| n.parse().expect("a number")).collect();
     [fields[1], fields[9], fields[0], fields[8]]
 }
 
 /// Packets that connection tracking of node-1 has counted for a connection; `None` on kernels without the file.
-fn of_conntrack(scene: &Scene, flow: &Flow) -> Option<u64> {
-    let text = scene.lab.inside("node-1", || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")).ok()?;
+fn of_conntrack(fixture: &Fixture, flow: &Flow) -> Option<u64> {
+    let text = fixture.lab.inside("node-1", || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")).ok()?;
     let port = format!("sport={} ", flow.local.port());
     let line = text.lines().find(|l| l.contains("tcp") && l.contains(&port)).expect("no entry");
     Some(line.split_whitespace().filter_map(|field| field.strip_prefix("packets=")?.parse::<u64>().ok()).sum())
@@ -133,32 +133,32 @@ fn of_conntrack(scene: &Scene, flow: &Flow) -> Option<u64> {
 /// The counters of the pods' interfaces, which cAdvisor reports, have every packet. Those of connection tracking have what took the stack.
 #[test]
 fn interfaces_count_redirected_packets_and_conntrack_does_not() {
-    let Some(scene) = Scene::new("interfaces_count_redirected_packets_and_conntrack_does_not") else { return };
-    scene.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1"]);
-    let flow = Flow::tcp(&scene.lab, "curl", SocketAddr::new(scene.ip("httpbin", Family::V4), ECHO));
+    let Some(fixture) = Fixture::new("interfaces_count_redirected_packets_and_conntrack_does_not") else { return };
+    fixture.lab.run("node-1", ["sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1"]);
+    let flow = Flow::tcp(&fixture.lab, "curl", SocketAddr::new(fixture.ip("httpbin", Family::V4), ECHO));
     let pods = ["curl", "httpbin"];
-    let interfaces = || pods.map(|pod| of_interface(&scene, pod));
+    let interfaces = || pods.map(|pod| of_interface(&fixture, pod));
     let grown =
         |from: [[u64; 4]; 2], to: [[u64; 4]; 2]| -> [u64; 4] { std::array::from_fn(|i| (0..2).map(|pod| to[pod][i] - from[pod][i]).sum()) };
     // By the stack, connection tracking counts each packet.
-    let before = of_conntrack(&scene, &flow);
+    let before = of_conntrack(&fixture, &flow);
     (0..100).for_each(|_| flow.ask(PAYLOAD));
-    let after = of_conntrack(&scene, &flow);
+    let after = of_conntrack(&fixture, &flow);
     if let (Some(before), Some(after)) = (before, after) {
         assert!(after >= before + 200, "connection tracking does not count: {before}, {after}");
     }
-    let on = scene.accelerate();
+    let on = fixture.accelerate();
     let carried = |pairs: &[_]| {
         let rows = flow.rows(pairs);
         (rows.iter().map(|p| p.bypassed_messages).sum::<u64>(), rows.iter().map(|p| p.bypassed_bytes).sum::<u64>())
     };
-    await_short(&scene.lab, &[&flow]);
+    await_short(&fixture.lab, &[&flow]);
     // Of packets between two looks the interfaces have counted all that the table has.
-    let (tracked, counted) = (of_conntrack(&scene, &flow), interfaces());
-    let (packets, bytes) = carried(&known(&scene.lab));
+    let (tracked, counted) = (of_conntrack(&fixture, &flow), interfaces());
+    let (packets, bytes) = carried(&known(&fixture.lab));
     (0..1000).for_each(|_| flow.ask(PAYLOAD));
-    let after = carried(&known(&scene.lab));
-    let (tracked_after, counted_after) = (of_conntrack(&scene, &flow), interfaces());
+    let after = carried(&known(&fixture.lab));
+    let (tracked_after, counted_after) = (of_conntrack(&fixture, &flow), interfaces());
     let (packets, bytes) = (after.0 - packets, after.1 - bytes);
     assert!(packets >= 2000, "{packets} packets were redirected");
     let [received, sent, received_bytes, sent_bytes] = grown(counted, counted_after);

@@ -13,7 +13,7 @@ use sockpath_tests::torture::agent::Op;
 use sockpath_tests::torture::pods::{Pod, Remote};
 use sockpath_tests::torture::reader::ReaderKind;
 
-use crate::scene::{Family, Scene, await_short, exchange};
+use crate::fixture::{Family, Fixture, await_short, exchange};
 
 /// Port of the Services, and of the pods behind them, whose built-in servers have it.
 pub const SERVICE: u16 = 80;
@@ -38,8 +38,8 @@ pub fn carry(client: &Remote, server: &Remote, bytes: usize) {
     }
 }
 
-fn carries(scene: &Scene, on: &mut Accelerator, server: &Pod, port: u16, ip: IpAddr) {
-    let (client, accepted) = scene.connect_to(server, port, SocketAddr::new(ip, port));
+fn carries(fixture: &Fixture, on: &mut Accelerator, server: &Pod, port: u16, ip: IpAddr) {
+    let (client, accepted) = fixture.connect_to(server, port, SocketAddr::new(ip, port));
     let before = await_short(on, &client, &accepted);
     carry(&client, &accepted, MEGABYTES);
     let after = await_short(on, &client, &accepted);
@@ -53,11 +53,11 @@ fn carries(scene: &Scene, on: &mut Accelerator, server: &Pod, port: u16, ip: IpA
 }
 
 fn all_paths(test: &str, overlay: Overlay) {
-    let Some(scene) = Scene::with(test, overlay) else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::with(test, overlay) else { return };
+    let mut on = fixture.accelerate();
     for (family, port) in [(Family::V4, 6000), (Family::V6, 6010)] {
-        carries(&scene, &mut on, &scene.httpbin, port, scene.ip("httpbin", family));
-        carries(&scene, &mut on, &scene.remote, port + 1, scene.ip("httpbin-remote", family));
+        carries(&fixture, &mut on, &fixture.httpbin, port, fixture.ip("httpbin", family));
+        carries(&fixture, &mut on, &fixture.remote, port + 1, fixture.ip("httpbin-remote", family));
     }
     on.finish().expect("end");
 }
@@ -92,16 +92,16 @@ fn ask(client: &Remote) {
 /// The built-in HTTP servers behind the Services answer requests on one kept-alive connection.
 #[test]
 fn through_services() {
-    let Some(scene) = Scene::new("through_services") else { return };
-    let mut on = scene.accelerate();
+    let Some(fixture) = Fixture::new("through_services") else { return };
+    let mut on = fixture.accelerate();
     for ip in [services(Family::V4), services(Family::V6)].concat() {
-        let client = scene.curl.connect(SocketAddr::new(ip, SERVICE));
+        let client = fixture.curl.connect(SocketAddr::new(ip, SERVICE));
         let end = Instant::now() + Duration::from_secs(15);
         loop {
             for _ in 0..20 {
                 ask(&client);
             }
-            let rows = crate::scene::rows(&mut on, &client);
+            let rows = crate::fixture::rows(&mut on, &client);
             if !rows.is_empty() && rows.iter().all(|p| p.state == PairState::Accelerated && p.bypassed_messages > 20) {
                 assert!(rows.iter().any(|p| p.via_service), "{rows:#?}");
                 break;
@@ -143,12 +143,12 @@ fn echo(socket: &UdpSocket, times: usize, mut losses: usize) -> nix::Result<i32>
 
 /// UDP that both sides have sent is carried too, and its TTL is what routing would have made of it.
 fn datagrams(test: &str, family: Family) {
-    let Some(scene) = Scene::new(test) else { return };
-    let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(scene.ip(pod, family), ECHO));
+    let Some(fixture) = Fixture::new(test) else { return };
+    let pods = ["httpbin", "httpbin-remote"].map(|pod| SocketAddr::new(fixture.ip(pod, family), ECHO));
     // Before tcx links (6.6), a device drops what it sends while it gets the queue discipline of the filters.
-    let losses = if scene.links_at("curl").is_some() { 0 } else { 2 };
+    let losses = if fixture.links_at("curl").is_some() { 0 } else { 2 };
     for to in pods.into_iter().chain(services(family).map(|ip| SocketAddr::new(ip, SERVICE))) {
-        let socket = scene.lab.inside("curl", || {
+        let socket = fixture.lab.inside("curl", || {
             let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
             let socket = UdpSocket::bind((any, 0)).expect("a socket");
             socket.connect(to).expect("connect");
@@ -161,7 +161,7 @@ fn datagrams(test: &str, family: Family) {
             socket
         });
         let by_stack = echo(&socket, 3, 0).unwrap_or_else(|e| panic!("no answer from {to} by the stack: {e}"));
-        let mut on = scene.accelerate();
+        let mut on = fixture.accelerate();
         let local = socket.local_addr().expect("an address");
         let end = Instant::now() + Duration::from_secs(15);
         loop {
@@ -192,10 +192,10 @@ fn datagrams_and_their_hop_limit() {
 /// With checksums that the sender computes and the receiver verifies, rewritten packets are still right.
 #[test]
 fn checksums_are_right_without_offload() {
-    let Some(scene) = Scene::new("checksums_are_right_without_offload") else { return };
-    scene.without_checksum_offload();
+    let Some(fixture) = Fixture::new("checksums_are_right_without_offload") else { return };
+    fixture.without_checksum_offload();
     let errors = |pod: &str| {
-        let text = scene.lab.run(pod, ["cat", "/proc/net/netstat", "/proc/net/snmp"]);
+        let text = fixture.lab.run(pod, ["cat", "/proc/net/netstat", "/proc/net/snmp"]);
         let mut lines = text.lines();
         let mut total = 0u64;
         while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
@@ -204,19 +204,19 @@ fn checksums_are_right_without_offload() {
         }
         total
     };
-    let mut on = scene.accelerate();
-    for (port, pod, ip) in [(6000, &scene.httpbin, "httpbin"), (6001, &scene.remote, "httpbin-remote")] {
-        carries(&scene, &mut on, pod, port, scene.ip(ip, Family::V4));
+    let mut on = fixture.accelerate();
+    for (port, pod, ip) in [(6000, &fixture.httpbin, "httpbin"), (6001, &fixture.remote, "httpbin-remote")] {
+        carries(&fixture, &mut on, pod, port, fixture.ip(ip, Family::V4));
     }
     // Through a Service everything is rewritten: what was sent arrives only if the checksum is right.
     for ip in [services(Family::V4), services(Family::V6)].concat() {
-        let client = scene.curl.connect(SocketAddr::new(ip, SERVICE));
+        let client = fixture.curl.connect(SocketAddr::new(ip, SERVICE));
         let end = Instant::now() + Duration::from_secs(15);
         loop {
             for _ in 0..20 {
                 ask(&client);
             }
-            if crate::scene::rows(&mut on, &client).iter().any(|p| p.state == PairState::Accelerated && p.bypassed_messages > 20) {
+            if crate::fixture::rows(&mut on, &client).iter().any(|p| p.state == PairState::Accelerated && p.bypassed_messages > 20) {
                 break;
             }
             assert!(Instant::now() < end, "not on the short path through {ip}");
@@ -229,9 +229,9 @@ fn checksums_are_right_without_offload() {
 /// Both directions take the stack again when it ends, and the connection goes on.
 #[test]
 fn everything_goes_back() {
-    let Some(scene) = Scene::new("everything_goes_back") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
+    let Some(fixture) = Fixture::new("everything_goes_back") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
     let summary = on.finish().expect("end");
     assert!(summary.totals.bypassed_messages > 20, "{summary:?}");
     exchange(&client, &server, 20);
@@ -246,17 +246,17 @@ fn a_dry_run_touches_nothing() {
     use sockpath_protocol::Message;
     use sockpath_protocol::accel::{AccelerateRequest, Carrier, Via};
     use sockpath_tests::torture::accelerator::{Choice, Session};
-    let Some(scene) = Scene::new("a_dry_run_touches_nothing") else { return };
-    let (client, server) = scene.connect(6000);
+    let Some(fixture) = Fixture::new("a_dry_run_touches_nothing") else { return };
+    let (client, server) = fixture.connect(6000);
     exchange(&client, &server, 5);
     let choice = Choice { via: Via::Short, ..Choice::default() };
-    let request = AccelerateRequest { dry_run_ms: Some(1_000), ..choice.request(&scene.lab) };
-    let mut session = Session::start(&scene.lab).expect("a session");
+    let request = AccelerateRequest { dry_run_ms: Some(1_000), ..choice.request(&fixture.lab) };
+    let mut session = Session::start(&fixture.lab).expect("a session");
     session.say(&sockpath_protocol::Request::Accelerate(Box::new(request))).expect("say");
     let summary = session.expect("a summary", |m| if let Message::Summary(s) = m { Some(s.clone()) } else { None }).expect("a summary");
     let rows: Vec<_> = session.pairs.pairs.iter().filter(|p| p.client.port() == client.local().port()).collect();
     assert!(rows.len() == 1 && rows[0].state == PairState::Waiting && rows[0].via == Carrier::Short, "{rows:#?}");
     assert_eq!(summary.totals.bypassed_messages, 0);
-    let tuple = Scene::tuple(&client, SocketAddr::new(scene.ip("httpbin", Family::V4), 6000));
-    assert!(!scene.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").liberal);
+    let tuple = Fixture::tuple(&client, SocketAddr::new(fixture.ip("httpbin", Family::V4), 6000));
+    assert!(!fixture.conntrack(|c| c.get(&tuple)).expect("ctnetlink").expect("an entry").liberal);
 }

@@ -19,12 +19,12 @@ use sockpath_tests::torture::pods::{Pod, Remote};
 use sockpath_tests::torture::reader::ReaderKind;
 
 use crate::capture::{Capture, Seen};
-use crate::scene::{Family, Scene, await_refused, exchange, rows};
+use crate::fixture::{Family, Fixture, await_refused, exchange, rows};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-fn name(scene: &Scene, entity: &str) -> String {
-    format!("sockpath-{}-{entity}", scene.lab.instance())
+fn name(fixture: &Fixture, entity: &str) -> String {
+    format!("sockpath-{}-{entity}", fixture.lab.instance())
 }
 
 fn ip(words: &[&str]) {
@@ -32,24 +32,24 @@ fn ip(words: &[&str]) {
 }
 
 /// As a node deletes a pod: its processes, its namespace, its control groups.
-fn delete(scene: &Scene, httpbin: &LabPod) {
-    scene.httpbin.kill();
+fn delete(fixture: &Fixture, httpbin: &LabPod) {
+    fixture.httpbin.kill();
     for container in &httpbin.containers {
         kill(Pid::from_raw(i32::try_from(container.pid).expect("a process id")), Signal::SIGKILL).expect("kill");
     }
-    ip(&["netns", "del", &name(scene, "httpbin")]);
+    ip(&["netns", "del", &name(fixture, "httpbin")]);
     let groups = httpbin.containers.iter().map(|c| Path::new(&httpbin.cgroup).join(&c.id)).chain([httpbin.cgroup.clone().into()]);
     groups.for_each(|group| eventually("a control group is empty", PATIENCE, || std::fs::remove_dir(&group).is_ok()));
 }
 
 /// Another pod, in the same control groups, with httpbin's address and MAC address, behind a device of the same name that is not a port of the bridge yet.
-fn make_another(scene: &Scene, old: &LabPod, address: IpAddr, device: &str, mac: &str) {
+fn make_another(fixture: &Fixture, old: &LabPod, address: IpAddr, device: &str, mac: &str) {
     for container in &old.containers {
         std::fs::create_dir_all(Path::new(&old.cgroup).join(&container.id)).expect("a control group");
     }
-    let (node, pod) = (name(scene, "node-1"), name(scene, "httpbin"));
+    let (node, pod) = (name(fixture, "node-1"), name(fixture, "httpbin"));
     ip(&["netns", "add", &pod]);
-    ip(&["-n", &pod, "link", "set", "lo", "up", "alias", &format!("sockpath-lab-{}", scene.lab.instance())]);
+    ip(&["-n", &pod, "link", "set", "lo", "up", "alias", &format!("sockpath-lab-{}", fixture.lab.instance())]);
     ip(&["-n", &node, "link", "add", device, "type", "veth", "peer", "name", "eth0", "address", mac, "netns", &pod]);
     ip(&["-n", &node, "link", "set", device, "up"]);
     ip(&["-n", &pod, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
@@ -58,11 +58,11 @@ fn make_another(scene: &Scene, old: &LabPod, address: IpAddr, device: &str, mac:
 }
 
 /// Flows of the maps of the short path that have this port.
-fn flows_with(scene: &Scene, port: u16) -> usize {
+fn flows_with(fixture: &Fixture, port: u16) -> usize {
     /// Of the two ports in `struct short_key`.
     const PORTS: std::ops::Range<usize> = 32..36;
     let of_node = |node: usize| {
-        let path = format!("/sys/fs/bpf/sockpath-{}/short-flows-{node}", scene.lab.instance());
+        let path = format!("/sys/fs/bpf/sockpath-{}/short-flows-{node}", fixture.lab.instance());
         let map = MapHandle::from_pinned_path(path).expect("the map of flows");
         map.keys().filter(|key| key[PORTS].chunks(2).any(|p| p == port.to_be_bytes())).count()
     };
@@ -79,44 +79,44 @@ fn count(capture: &Capture, client: &Remote, outgoing: bool) -> usize {
 #[test]
 fn a_deleted_pods_address_is_given_to_another() {
     const BYTES: usize = 128 << 20;
-    let Some(scene) = Scene::new("a_deleted_pods_address_is_given_to_another") else { return };
-    let mut on = scene.accelerate();
-    let (client, server) = scene.connect_short(&mut on, 6000);
-    let device = scene.lab.host_veth("httpbin", "node-1");
-    let mac = scene.lab.run("httpbin", ["cat", "/sys/class/net/eth0/address"]);
-    let (old, address) = (scene.lab.pod("httpbin"), scene.ip("httpbin", Family::V4));
-    let pods = Choice { via: Via::Short, ..Choice::default() }.request(&scene.lab).pods;
-    let captures = || [Capture::start(&scene.lab, "httpbin", "eth0"), Capture::start(&scene.lab, "node-1", &device)];
+    let Some(fixture) = Fixture::new("a_deleted_pods_address_is_given_to_another") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    let device = fixture.lab.host_veth("httpbin", "node-1");
+    let mac = fixture.lab.run("httpbin", ["cat", "/sys/class/net/eth0/address"]);
+    let (old, address) = (fixture.lab.pod("httpbin"), fixture.ip("httpbin", Family::V4));
+    let pods = Choice { via: Via::Short, ..Choice::default() }.request(&fixture.lab).pods;
+    let captures = || [Capture::start(&fixture.lab, "httpbin", "eth0"), Capture::start(&fixture.lab, "node-1", &device)];
     // The node's end of the device shows what the stack delivers to the pod, and not what is redirected.
     let [inside, at_node] = captures();
     exchange(&client, &server, 20);
     assert!(count(&inside, &client, false) >= 20 && count(&at_node, &client, true) == 0, "not redirected: the test shows nothing");
     drop((inside, at_node));
-    assert!(flows_with(&scene, client.local().port()) >= 2);
+    assert!(flows_with(&fixture, client.local().port()) >= 2);
     let before = on.next_pairs().expect("a table").totals.bypassed_bytes;
     let writing = client.start_on(1, Op::SendContent { id: 1, from: 0, len: BYTES });
     let _reading = server.start_on(1, Op::ReadContent { id: 1, from: 0, to: BYTES as u64, kind: ReaderKind::Poll, pause_us: 2_000 });
     on.await_pairs(PATIENCE, |t| t.totals.bypassed_bytes >= before + (4 << 20)).expect("nothing is redirected");
 
-    scene.lab.run("node-1", ["ip", "link", "del", &device]);
-    delete(&scene, &old);
-    make_another(&scene, &old, address, &device, mac.trim());
-    let another = Pod::new(&scene.lab, "httpbin");
+    fixture.lab.run("node-1", ["ip", "link", "del", &device]);
+    delete(&fixture, &old);
+    make_another(&fixture, &old, address, &device, mac.trim());
+    let another = Pod::new(&fixture.lab, "httpbin");
     let _listener = another.listen(6000, &[]);
     let [inside, at_node] = captures();
-    scene.lab.run("node-1", ["ip", "link", "set", &device, "master", "cni0"]);
+    fixture.lab.run("node-1", ["ip", "link", "set", &device, "master", "cni0"]);
     let ended = writing.wait_for(Duration::from_secs(60));
     assert!(matches!(ended, Answer::Errno(libc::ECONNRESET | libc::EPIPE)), "{ended:?}");
     let arrived = count(&inside, &client, false);
     assert!(arrived > 0, "the other pod got nothing: the test shows nothing");
     assert_eq!(count(&at_node, &client, true), arrived, "packets of the old connection were redirected to the other pod");
-    eventually("the flows of the old connection are gone", PATIENCE, || flows_with(&scene, client.local().port()) == 0);
+    eventually("the flows of the old connection are gone", PATIENCE, || flows_with(&fixture, client.local().port()) == 0);
     let rows = rows(&mut on, &client);
     assert!(rows.iter().all(|p| p.state != PairState::Accelerated), "{rows:#?}");
 
     on.0.say(&Request::Choose(ChoosePods { pods, elsewhere: Vec::new() })).expect("say");
-    let (client, server) = scene.connect_to(&another, 6001, SocketAddr::new(address, 6001));
-    scene.await_short(&mut on, &client, &server);
+    let (client, server) = fixture.connect_to(&another, 6001, SocketAddr::new(address, 6001));
+    fixture.await_short(&mut on, &client, &server);
     on.finish().expect("end");
 }
 
@@ -124,17 +124,17 @@ fn a_deleted_pods_address_is_given_to_another() {
 #[test]
 fn a_deleted_pods_namespace_is_released() {
     for via in [Via::Short, Via::Auto] {
-        let Some(scene) = Scene::new("a_deleted_pods_namespace_is_released") else { return };
-        let mut on = Accelerator::start_with(&scene.lab, &Choice { via, ..Choice::default() }).expect("start");
-        let (client, _server) = scene.connect_short(&mut on, 6000);
-        let device = scene.lab.host_veth("httpbin", "node-1");
-        let is_there = || scene.lab.inside("node-1", || nix::net::if_::if_nametoindex(device.as_str()).is_ok());
+        let Some(fixture) = Fixture::new("a_deleted_pods_namespace_is_released") else { return };
+        let mut on = Accelerator::start_with(&fixture.lab, &Choice { via, ..Choice::default() }).expect("start");
+        let (client, _server) = fixture.connect_short(&mut on, 6000);
+        let device = fixture.lab.host_veth("httpbin", "node-1");
+        let is_there = || fixture.lab.inside("node-1", || nix::net::if_::if_nametoindex(device.as_str()).is_ok());
         assert!(is_there());
-        delete(&scene, &scene.lab.pod("httpbin"));
+        delete(&fixture, &fixture.lab.pod("httpbin"));
         eventually("the device of the deleted pod is gone", PATIENCE, || !is_there());
         let ended = client.call(Op::Read { kind: ReaderKind::Poll, len: 1 });
         assert!(matches!(ended, Answer::Bytes(ref end) if end.is_empty()) || ended == Answer::Errno(libc::ECONNRESET), "{ended:?}");
-        eventually("its flows are gone", PATIENCE, || flows_with(&scene, client.local().port()) == 0);
+        eventually("its flows are gone", PATIENCE, || flows_with(&fixture, client.local().port()) == 0);
         on.finish().expect("end");
     }
 }
@@ -142,20 +142,20 @@ fn a_deleted_pods_namespace_is_released() {
 /// What comes in at a port of a bridge inside of the pod is for the bridge.
 #[test]
 fn a_pod_that_bridges_its_interface_is_refused() {
-    let Some(scene) = Scene::new("a_pod_that_bridges_its_interface_is_refused") else { return };
-    let (client, server) = scene.connect(6000);
-    let mut on = scene.accelerate();
-    scene.await_short(&mut on, &client, &server);
+    let Some(fixture) = Fixture::new("a_pod_that_bridges_its_interface_is_refused") else { return };
+    let (client, server) = fixture.connect(6000);
+    let mut on = fixture.accelerate();
+    fixture.await_short(&mut on, &client, &server);
     on.finish().expect("end");
-    let pod = name(&scene, "httpbin");
-    let address = format!("{}/24", scene.ip("httpbin", Family::V4));
+    let pod = name(&fixture, "httpbin");
+    let address = format!("{}/24", fixture.ip("httpbin", Family::V4));
     ip(&["-n", &pod, "link", "add", "br0", "type", "bridge"]);
     ip(&["-n", &pod, "link", "set", "eth0", "master", "br0"]);
     ip(&["-n", &pod, "address", "del", &address, "dev", "eth0"]);
     ip(&["-n", &pod, "address", "add", &address, "dev", "br0"]);
     ip(&["-n", &pod, "link", "set", "br0", "up"]);
     ip(&["-n", &pod, "route", "add", "default", "via", "10.42.1.1"]);
-    let mut on = scene.accelerate();
+    let mut on = fixture.accelerate();
     await_refused(&mut on, &client, &server, Reason::PodBridge);
     exchange(&client, &server, 20);
     assert!(rows(&mut on, &client).iter().all(|p| p.bypassed_messages == 0));

@@ -14,7 +14,7 @@ use sockpath_tests::torture::pods::{Pod, Remote};
 pub const SOCKET: i32 = libc::SOL_SOCKET;
 pub const TCP: i32 = libc::IPPROTO_TCP;
 
-pub struct Scene {
+pub struct Fixture {
     // Agents first: they have to be gone before the lab is.
     pub curl: Pod,
     pub httpbin: Pod,
@@ -23,7 +23,7 @@ pub struct Scene {
     _program: Option<OwnProgram>,
 }
 
-impl Scene {
+impl Fixture {
     /// `None`, after saying so, where this test cannot run.
     pub fn new(test: &str) -> Option<Self> {
         if !sockpath_tests::root_or_skip(test) {

@@ -19,7 +19,7 @@ pub const PODS: [&str; 3] = ["curl", "httpbin", "httpbin-remote"];
 /// Longest wait for a connection to get to a state.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-pub struct Scene {
+pub struct Fixture {
     // Agents first: they have to be gone before the lab is.
     pub curl: Pod,
     pub httpbin: Pod,
@@ -34,7 +34,7 @@ pub enum Family {
     V6,
 }
 
-impl Scene {
+impl Fixture {
     /// `None`, after reporting it, where this test cannot run.
     pub fn new(test: &str) -> Option<Self> {
         Self::with(test, Overlay::None)
