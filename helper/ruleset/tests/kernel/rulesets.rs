@@ -85,7 +85,7 @@ fn nft_ruleset(random: &mut Random) -> String {
     );
     let _ = writeln!(
         text,
-        " map hosts {{ type ipv4_addr . inet_proto : verdict; elements = {{ 10.9.0.1 . udp : jump d, 10.9.0.2 . tcp comment \"no tcp\" : drop }}; }}"
+        " map by_host {{ type ipv4_addr . inet_proto : verdict; elements = {{ 10.9.0.1 . udp : jump d, 10.9.0.2 . tcp comment \"no tcp\" : drop }}; }}"
     );
     // Later ones first: a rule may only name a chain that is there.
     for (i, chain) in CHAINS.iter().enumerate().rev() {
@@ -167,7 +167,7 @@ fn nft_rule(random: &mut Random, from: usize) -> String {
     if random.once_in(6) {
         let map = random.of(&[
             "th dport vmap @ports",
-            "ip daddr . meta l4proto vmap @hosts",
+            "ip daddr . meta l4proto vmap @by_host",
             "ct state vmap { established : accept, invalid : drop, new : continue }",
             "meta mark vmap { 0x1 : return, 0x4000 : accept }",
             "numgen random mod 2 vmap { 0 : accept, 1 : continue }",
