@@ -16,18 +16,26 @@ const LONGEST: Duration = Duration::from_secs(3);
 const NEWS: Duration = Duration::from_millis(200);
 const NEWS_SHARE: u32 = 10;
 
+/// Once between two such reports, news that nothing follows for this long is reported without waiting: a burst of it is over, and the result is
+/// what the user waits for.
+const QUIET: Duration = Duration::from_millis(30);
+
 /// When reports are due.
 #[derive(Debug)]
 pub struct Schedule {
     next: Instant,
     last: Instant,
     took: Duration,
+    /// When there will have been no news for a while.
+    quiet: Option<Instant>,
+    /// The last report was made for that reason.
+    was_quiet: bool,
 }
 
 impl Default for Schedule {
     /// The first one is due at once.
     fn default() -> Self {
-        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO }
+        Self { next: Instant::now(), last: Instant::now(), took: Duration::ZERO, quiet: None, was_quiet: false }
     }
 }
 
@@ -35,17 +43,19 @@ impl Schedule {
     /// When the next report is due.
     #[must_use]
     pub fn next(&self) -> Instant {
-        self.next
+        self.quiet.map_or(self.next, |quiet| quiet.min(self.next))
     }
 
     /// There is news: the next report comes sooner.
     pub fn bring_forward(&mut self) {
         self.next = self.next.min(self.last + NEWS.max(self.took * NEWS_SHARE));
+        self.quiet = (!self.was_quiet).then(|| Instant::now() + QUIET);
     }
 
     /// A report was made, which took this much CPU time.
     pub fn done(&mut self, took: Duration) {
         self.last = Instant::now();
+        self.was_quiet = self.quiet.take().is_some_and(|_| self.last < self.next);
         self.next = self.last + (took * REPORT_SHARE).clamp(REPORT, LONGEST);
         self.took = took;
     }
@@ -84,6 +94,25 @@ mod tests {
         assert_eq!(schedule.next, schedule.last + REPORT);
         schedule.bring_forward();
         assert_eq!(schedule.next, schedule.last + NEWS);
+    }
+
+    #[test]
+    fn news_that_nothing_follows_is_reported_without_waiting_but_only_once() {
+        let mut schedule = Schedule::default();
+        schedule.done(Duration::from_millis(60));
+        let before = Instant::now();
+        schedule.bring_forward();
+        assert!(schedule.next() >= before + QUIET && schedule.next() <= Instant::now() + QUIET);
+        // More news puts it off.
+        schedule.bring_forward();
+        schedule.done(Duration::from_millis(60));
+        schedule.bring_forward();
+        assert_eq!(schedule.next(), schedule.last + Duration::from_millis(600));
+        // After a report that was due anyhow it may come again.
+        schedule.next = Instant::now();
+        schedule.done(Duration::from_millis(60));
+        schedule.bring_forward();
+        assert!(schedule.next() <= Instant::now() + QUIET);
     }
 
     #[test]
