@@ -350,6 +350,8 @@ pub enum TableOutput {
 pub enum StatusOutput {
     /// A table with complete names
     Wide,
+    /// Only `node/NAME` of the nodes on which connections are accelerated
+    Name,
     /// JSON
     Json,
 }

@@ -159,6 +159,14 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
     assert!(status["nodes"].as_array().unwrap().iter().all(|n| n["detached"] == true), "{status:#}");
     assert!(status["note"].to_string().contains("NetworkPolicies that change"), "{status:#}");
+    let mut names: Vec<String> = status["nodes"].as_array().unwrap().iter().map(|n| format!("node/{}", n["node"].as_str().unwrap())).collect();
+    names.sort_unstable();
+    let listed = |c: &Cluster| {
+        let mut lines: Vec<String> = run(c.plugin().args(["status", "-o", "name"])).lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(listed(&cluster), names);
     let said = run(cluster.plugin().arg("status"));
     assert_eq!(
         said.lines().filter(|l| l.starts_with("note: a detached acceleration ignores changes") && l.contains("run `stop`")).count(),
@@ -183,6 +191,7 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     assert!(text(&stop.stdout).contains("removed pod sockpath/sockpath-accelerate-"), "{}", text(&stop.stdout));
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
     assert_eq!((&status["active"], &status["note"]), (&false.into(), &Value::Null), "{status:#}");
+    assert!(listed(&cluster).is_empty());
     assert!(talk.end() > 0 && new.end() > 0);
     cluster.assert_nothing_left();
 }

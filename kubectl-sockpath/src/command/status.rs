@@ -175,22 +175,30 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     let style = Style::of_stdout(global.color).for_table(args.output == Some(StatusOutput::Wide));
     let show = |answer: &Answer| match args.output {
         Some(StatusOutput::Json) => Ok(()),
+        Some(StatusOutput::Name) => statuses_of(answer).filter(|s| s.status.active).try_for_each(|s| output::print(&resource_name(&s))),
         None | Some(StatusOutput::Wide) => statuses_of(answer).try_for_each(|s| output::print(&status_text(s.node, s.status, &style))),
     };
     let (backend, answers) = ask(global, progress, (&Request::Status, PATIENCE), show).await?;
     let statuses: Vec<NodeStatus<'_>> = answers.iter().flat_map(statuses_of).collect();
     // The lab's pods stay as they are, and it has no policies.
     let note = (matches!(backend, Backend::Cluster(_)) && statuses.iter().any(|s| goes_on_alone(s.status))).then_some(UNWATCHED);
-    if args.output == Some(StatusOutput::Json) {
-        let active = statuses.iter().any(|s| s.status.active);
-        output::emit(&Machine::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
-    } else if let Some(note) = note {
-        output::print(&Text::of_line(&format!("note: {note}")))?;
-    } else if answers.is_empty() {
-        output::print(&Text::constant("nothing is accelerated\n"))?;
+    match (args.output, note) {
+        (Some(StatusOutput::Json), note) => {
+            let active = statuses.iter().any(|s| s.status.active);
+            output::emit(&Machine::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
+        }
+        (Some(StatusOutput::Name), _) => {}
+        (None | Some(StatusOutput::Wide), Some(note)) => output::print(&Text::of_line(&format!("note: {note}")))?,
+        (None | Some(StatusOutput::Wide), None) if answers.is_empty() => output::print(&Text::constant("nothing is accelerated\n"))?,
+        (None | Some(StatusOutput::Wide), None) => {}
     }
     complaints(&answers)?;
     Ok(Exit::Done)
+}
+
+/// A node as `kubectl get -o name` prints it.
+fn resource_name(status: &NodeStatus<'_>) -> Text {
+    Text::of_line(&format!("node/{}", status.node))
 }
 
 /// Whether it was detached and has not ended.
