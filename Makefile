@@ -79,7 +79,7 @@ words: ## Words to avoid (.ci/words)
 lint: words deps ## Words, format and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	cargo clippy --release --locked -p sockpath-lab -p sockpath-helper --features test-switches --all-targets -- -D warnings
+	cargo clippy --release --locked --workspace --features sockpath-lab/test-switches,sockpath-helper/test-switches --all-targets -- -D warnings
 
 # Cargo.toml's rust-version; rustup fetches that compiler.
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

@@ -159,7 +159,8 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     let status = json(&output(cluster.plugin().args(["status", "-o", "json"])));
     assert!(status["nodes"].as_array().unwrap().iter().all(|n| n["detached"] == true), "{status:#}");
     assert!(status["note"].to_string().contains("NetworkPolicies that change"), "{status:#}");
-    let mut names: Vec<String> = status["nodes"].as_array().unwrap().iter().map(|n| format!("node/{}", n["node"].as_str().unwrap())).collect();
+    let mut names: Vec<String> =
+        status["nodes"].as_array().unwrap().iter().map(|n| format!("node/{}", n["node"].as_str().unwrap())).collect();
     names.sort_unstable();
     let listed = |c: &Cluster| {
         let mut lines: Vec<String> = run(c.plugin().args(["status", "-o", "name"])).lines().map(str::to_owned).collect();

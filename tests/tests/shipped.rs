@@ -70,7 +70,7 @@ fn only_the_program_for_tests_has_test_switches() {
 
 #[test]
 fn programs_know_no_other_variables_of_ours() {
-    // The last one is no variable of the plugin's: `doctor` asks for a pod with it, which the policy has to refuse.
+    // The plugin does not read the last one: `doctor` requests a pod that has it, which the policy has to refuse.
     let plugin = ["SOCKPATH_LAB_PROGRAM", "SOCKPATH_HELPER_IMAGE", "SOCKPATH_HELPER_NAMESPACE", "SOCKPATH_DOCTOR"];
     for (program, known) in [(programs::helper(), &[][..]), (programs::lab(), &["SOCKPATH_LAB"]), (programs::plugin(), &plugin)] {
         let file = fs::read(&program).unwrap();
