@@ -9,7 +9,8 @@ endif
 BIN := target/release
 # Programs but the plugin are static: see there.
 export RUSTC_WORKSPACE_WRAPPER := $(CURDIR)/.ci/rustc
-# All crates, always: cargo chooses the features of what they depend on for those that are named, and builds anew for others.
+# All crates, always: cargo chooses the features of what they depend on for those that are named, and builds anew for others. So the helper has
+# features of its dependencies here that only the plugin needs; .ci/release builds it alone.
 BUILD := cargo build --release --locked --workspace
 PROGRAMS := SOCKPATH_HELPER=$(CURDIR)/$(BIN)/sockpath-helper SOCKPATH_LAB_PROGRAM=$(CURDIR)/$(BIN)/sockpath-lab \
 	SOCKPATH_LAB_TEST_PROGRAM=$(CURDIR)/$(BIN)/sockpath-lab-test
