@@ -67,9 +67,10 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
     }
 }
 
-/// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second.
+/// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second. What is no regular file, such
+/// as /dev/stdout, takes all parts.
 pub(super) fn of_part(path: &Path, part: u32) -> PathBuf {
-    if part <= 1 {
+    if part <= 1 || path.metadata().is_ok_and(|m| !m.is_file()) {
         return path.to_owned();
     }
     let mut name = path.file_stem().unwrap_or_default().to_owned();
@@ -112,5 +113,6 @@ mod tests {
         assert_eq!(of("out/report.html", 2), "out/report-2.html");
         assert_eq!(of("a.b/report", 12), "a.b/report-12");
         assert_eq!(of("web.rec.gz", 3), "web.rec-3.gz");
+        assert_eq!(of("/dev/null", 2), "/dev/null");
     }
 }
