@@ -129,7 +129,7 @@ fn functions() -> Check {
         Err(e) => return row("functions", CheckState::Degraded, format!("{e:#}"), Some("see the row BTF")),
     };
     let why = |kind: &str| choice.refused.get(kind).map(String::as_str).unwrap_or_default();
-    match choice.attach() {
+    match choice.attach_kind() {
         Some(Attach::Fentry) => row("functions", CheckState::Ok, format!("observed by fentry ({})", choice.chosen.len()), None),
         Some(Attach::Kprobe) => {
             row("functions", CheckState::Ok, format!("observed by kprobe ({}); fentry: {}", choice.chosen.len(), why("fentry")), None)

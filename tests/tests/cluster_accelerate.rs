@@ -170,7 +170,9 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     assert_eq!(listed(&cluster), names);
     let said = run(cluster.plugin().arg("status"));
     assert_eq!(
-        said.lines().filter(|l| l.starts_with("note: a detached acceleration ignores changes") && l.contains("run `stop`")).count(),
+        said.lines()
+            .filter(|l| l.starts_with("note: a detached acceleration does not watch the cluster") && l.contains("run `stop`"))
+            .count(),
         1,
         "{said}"
     );

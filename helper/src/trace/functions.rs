@@ -245,7 +245,7 @@ impl Choice {
 
     /// The kind of hook in use.
     #[must_use]
-    pub fn attach(&self) -> Option<Attach> {
+    pub fn attach_kind(&self) -> Option<Attach> {
         self.chosen.first().map(|(_, attach)| *attach)
     }
 }

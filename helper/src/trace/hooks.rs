@@ -24,7 +24,7 @@ pub struct Program {
 pub enum When {
     /// As long as the trace lasts: it seldom runs.
     Always,
-    /// Not while the trace rests: it is machine-wide, it fires for the packets of all pods.
+    /// Not while the trace rests: it is machine-wide, it fires for every packet.
     Busy,
     /// As `Busy`, and only when the pair sends datagrams or its bytes may go socket to socket: it fires for every system call.
     Calls,

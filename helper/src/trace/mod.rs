@@ -93,7 +93,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     let (mut storage, mut plain) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let programs = match Programs::start(&mut storage, &environment, &offer, rate) {
         // What functions show is worth much, but not the trace.
-        Err(e) if offer.functions.attach().is_some() => {
+        Err(e) if offer.functions.attach_kind().is_some() => {
             offer.functions.give_up(&format!("the kernel refused the programs: {e:#}"));
             Programs::start(&mut plain, &environment, &offer, rate)?
         }

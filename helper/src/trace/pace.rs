@@ -1,5 +1,5 @@
-//! When the machine-wide hooks are attached. They add some 60 ns to each packet of any pod, whatever the programs do, so they
-//! are detached where that takes nothing from the picture (or next to nothing).
+//! When the machine-wide hooks are attached. They add some 60 ns each time they run, for every packet of the machine, whatever
+//! the programs do, so they are detached where that takes nothing from the picture (or next to nothing).
 
 /// Recorded packets are a small share of the traffic from this many times the rate on: then a part of each second is enough.
 const HOT: u64 = 10;

@@ -85,7 +85,7 @@ impl<'a> Programs<'a> {
         Ok(Self { skel, ring, seen, attachments, hooks })
     }
 
-    /// Attaches and detaches the machine-wide hooks as this mode says. A packet in transit when they are detached would lose the
+    /// Attaches and detaches the machine-wide hooks as this mode says. A packet in transit or at its socket when they are detached would lose the
     /// rest of its path: false while there is one, and then nothing is detached yet.
     pub fn set_mode(&mut self, mode: Mode, environment: &Environment) -> Result<bool> {
         let bss = self.skel.maps.bss_data.as_mut().context("the trace programs have no state")?;

@@ -176,7 +176,8 @@ fn h12_close_with_unread_data() {
         if plain.replace(false) {
             assert_eq!(told, RESET);
         } else if told != RESET {
-            // __tcp_close() looks only at sk_receive_queue, and no BPF hook may send a reset there: the next write fails.
+            // __tcp_close() looks only at sk_receive_queue, and no BPF hook may send a reset there: the next write causes
+            // it, and the one after that fails.
             assert_eq!(told, end_of_stream());
             a.send(b"too late");
             assert_ne!(a.poll(0, 5_000) & libc::POLLHUP, 0);

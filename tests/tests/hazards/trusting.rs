@@ -38,7 +38,7 @@ fn fixture_with_small_messages(test: &str, choice: &Choice) -> Option<(Fixture, 
 #[test]
 fn h08_a_large_body_after_small_messages() {
     let test = "h08_a_large_body_after_small_messages";
-    let Some((_scene, on, client, server)) = fixture_with_small_messages(test, &Choice::default()) else { return };
+    let Some((_fixture, on, client, server)) = fixture_with_small_messages(test, &Choice::default()) else { return };
     for content in 1..=5 {
         arrives(body(&client, &server, content));
         exchange(&client, &server, 20);

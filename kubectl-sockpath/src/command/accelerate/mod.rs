@@ -35,7 +35,7 @@ const DETACHED_LEASE: Duration = Duration::from_secs(3600);
 const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// What a detached acceleration on a cluster does not do: helpers have no credentials to watch anything with.
-pub const UNWATCHED: &str = "a detached acceleration ignores changes: pods that come later are not included, and connections go on past \
+pub const UNWATCHED: &str = "a detached acceleration does not watch the cluster: pods that come later are not included, and connections go on past \
                              NetworkPolicies that change; after such a change run `stop`, then `accelerate --detach` again";
 
 /// Runs it.
