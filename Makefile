@@ -62,7 +62,7 @@ bench: build test-tools target/.deps-test ## The tables of docs/benchmarks.md (r
 	$(BIN)/bench $(if $(STRICT),--strict)
 
 e2e: build test-tools ## End-to-end tests on two nodes from K8S_BIN, or on the cluster of KUBECONFIG
-	$(RUN_TESTS) --no-fail-fast --test cluster --test cluster_changes --test cluster_faults --test cluster_interrupted --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults --test cluster_short --test cluster_unwell -- --test-threads=1 --nocapture
+	$(RUN_TESTS) --no-fail-fast --test cluster --test cluster_changes --test cluster_faults --test cluster_interrupted --test cluster_names --test cluster_policy --test cluster_refusals --test cluster_accelerate --test cluster_accelerate_faults --test cluster_short --test cluster_unwell --test cluster_kernels -- --test-threads=1 --nocapture
 
 kernels: test-programs ## Trace and accelerate in virtual machines with Debian's kernels, 5.10 to sid's (no KVM needed)
 	.ci/deps build kernels

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::restore::Before;
-use crate::{programs, skipped, state};
+use crate::{program_or_skip, programs, skipped, state};
 
 /// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
 pub const NAMESPACE: &str = "sockpath-e2e";
@@ -28,6 +28,8 @@ pub enum Setup {
     RoutesNftables,
     /// VXLAN between nodes, kube-proxy with iptables.
     VxlanIptables,
+    /// As `RoutesNftables`, with a third node that is a virtual machine with a kernel of its own. The second half of the workloads is on it.
+    OtherKernel,
 }
 
 /// A cluster with namespace, policies, helper image and workloads in place.
@@ -92,6 +94,52 @@ pub fn own_cluster_or_skip(test: &str) -> Option<Held> {
     Some(held)
 }
 
+/// The node of [`Setup::OtherKernel`] that is a virtual machine.
+pub const MACHINE: &str = "n3";
+
+/// As [`cluster_or_skip`], with a node whose kernel is that of another Debian release.
+///
+/// # Panics
+/// When the cluster of our own does not come up.
+#[must_use]
+pub fn cluster_with_machine_or_skip(test: &str) -> Option<Held> {
+    if env::var_os("K8S_BIN").is_none_or(|k| k.is_empty()) {
+        skipped(test, "a node that is a virtual machine is added to a cluster of our own only: set K8S_BIN");
+        return None;
+    }
+    let needs = [("qemu-system-x86_64", "qemu-system-x86"), ("sshd", "openssh-server"), ("cpio", "cpio"), ("depmod", "kmod")];
+    if !needs.iter().all(|(program, package)| program_or_skip(test, program, package)) {
+        return None;
+    }
+    if !has_kernel() {
+        skipped(test, &format!("the kernel of {SUITE} could not be fetched"));
+        return None;
+    }
+    cluster_or_skip(test, Setup::OtherKernel)
+}
+
+fn kernel_dir() -> PathBuf {
+    repository().join("target/kernels").join(SUITE)
+}
+
+/// Debian's release whose kernel the virtual machine has.
+const SUITE: &str = "trixie";
+
+/// Whether its kernel is there, or could be fetched.
+fn has_kernel() -> bool {
+    let dir = kernel_dir();
+    if ["root/lib/modules", "root/usr/lib/modules"].iter().any(|modules| dir.join(modules).is_dir()) {
+        return true;
+    }
+    let fetched = Command::new(repository().join("tests/kernels/fetch")).arg(SUITE).arg(&dir).output();
+    if fetched.is_ok_and(|out| out.status.success()) {
+        return true;
+    }
+    // What is there in part would be taken for the whole next time.
+    let _ = fs::remove_dir_all(dir);
+    false
+}
+
 /// The cluster, for as long as one test uses it.
 #[derive(Debug)]
 pub struct Held(MutexGuard<'static, Option<Cluster>>);
@@ -154,10 +202,13 @@ impl Cluster {
         take_own();
         take_down_at_exit();
         let (mode, proxy) = match setup {
-            Setup::RoutesNftables => ("hostgw", "nftables"),
+            Setup::RoutesNftables | Setup::OtherKernel => ("hostgw", "nftables"),
             Setup::VxlanIptables => ("vxlan", "iptables"),
         };
         let mut up = Command::new(scripts().join("up"));
+        if setup == Setup::OtherKernel {
+            up.env("MACHINE", MACHINE).env("KERNEL", kernel_dir());
+        }
         // The log goes to stderr; daemons must not hold a pipe of this process open.
         let out = up.env("MODE", mode).env("PROXYMODE", proxy).env_remove("KUBECONFIG").stdin(Stdio::null()).stderr(Stdio::inherit());
         let out = out.output().unwrap_or_else(|e| panic!("cannot run tests/cluster/up: {e}"));
@@ -206,7 +257,8 @@ impl Cluster {
         let nodes = self.nodes();
         let image = Self::workload_image();
         let text = fs::read_to_string(scripts().join("workloads.yaml")).unwrap_or_else(|e| panic!("tests/cluster/workloads.yaml: {e}"));
-        let text = text.replace("NODE1", &nodes[0]).replace("NODE2", &nodes[1]).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
+        let second = if self.setup == Some(Setup::OtherKernel) { MACHINE } else { &nodes[1] };
+        let text = text.replace("NODE1", &nodes[0]).replace("NODE2", second).replace("IMAGE", &image).replace("NAMESPACE", NAMESPACE);
         let file = env::temp_dir().join(format!("sockpath-workloads-{}.yaml", std::process::id()));
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         // Those of an earlier run, on a disk that was kept, may be of another shape, and pods cannot be changed.
