@@ -67,8 +67,8 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
     }
 }
 
-/// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second. What is no regular file, such
-/// as /dev/stdout, takes all parts.
+/// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second. What is not a regular
+/// file, such as /dev/stdout, takes all parts.
 pub(super) fn of_part(path: &Path, part: u32) -> PathBuf {
     if part <= 1 || path.metadata().is_ok_and(|m| !m.is_file()) {
         return path.to_owned();
