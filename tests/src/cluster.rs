@@ -57,6 +57,8 @@ pub fn cluster_or_skip(test: &str, setup: Setup) -> Option<Held> {
     let own = env::var_os("K8S_BIN").filter(|k| !k.is_empty());
     let fits = held.as_ref().is_some_and(|c| c.setup.is_none_or(|s| s == setup));
     if !fits {
+        // `up` takes down what was there, even if it fails.
+        *held = None;
         let found = match (own, foreign) {
             (Some(_), _) if nix::unistd::geteuid().is_root() => Ok(Cluster::start(setup)),
             (_, Some(path)) => Cluster::foreign(PathBuf::from(path)),
@@ -115,7 +117,32 @@ pub fn cluster_with_machine_or_skip(test: &str) -> Option<Held> {
         skipped(test, &format!("the kernel of {SUITE} could not be fetched"));
         return None;
     }
-    cluster_or_skip(test, Setup::OtherKernel)
+    if kernel_of(&kernel_dir()).is_some_and(|kernel| kernel == kernel_here()) {
+        skipped(test, &format!("this machine has the kernel of {SUITE}, too"));
+        return None;
+    }
+    let held = cluster_or_skip(test, Setup::OtherKernel)?;
+    if held.setup.is_none() {
+        skipped(test, "a node that is a virtual machine is added to a cluster of our own only, which takes root");
+        return None;
+    }
+    Some(held)
+}
+
+/// The release of this machine's kernel.
+///
+/// # Panics
+/// When /proc is not readable.
+#[must_use]
+pub fn kernel_here() -> String {
+    let path = "/proc/sys/kernel/osrelease";
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_owned()
+}
+
+/// The release of a kernel that tests/kernels/fetch has put there.
+fn kernel_of(dir: &Path) -> Option<String> {
+    let modules = ["root/usr/lib/modules", "root/lib/modules"].iter().find_map(|m| fs::read_dir(dir.join(m)).ok())?;
+    modules.flatten().next().map(|release| release.file_name().to_string_lossy().into_owned())
 }
 
 fn kernel_dir() -> PathBuf {
@@ -128,16 +155,16 @@ const SUITE: &str = "trixie";
 /// Whether its kernel is there, or could be fetched.
 fn has_kernel() -> bool {
     let dir = kernel_dir();
-    if ["root/lib/modules", "root/usr/lib/modules"].iter().any(|modules| dir.join(modules).is_dir()) {
+    if kernel_of(&dir).is_some() {
         return true;
     }
-    let fetched = Command::new(repository().join("tests/kernels/fetch")).arg(SUITE).arg(&dir).output();
-    if fetched.is_ok_and(|out| out.status.success()) {
-        return true;
-    }
-    // What is there in part would be taken for the whole next time.
-    let _ = fs::remove_dir_all(dir);
-    false
+    // What is there in part must not be taken for the whole.
+    let part = dir.with_extension("part");
+    let _ = fs::remove_dir_all(&part);
+    let fetched = Command::new(repository().join("tests/kernels/fetch")).arg(SUITE).arg(&part).output();
+    let is_whole = fetched.is_ok_and(|out| out.status.success());
+    let _ = fs::remove_dir_all(&dir);
+    is_whole && fs::rename(&part, &dir).is_ok()
 }
 
 /// The cluster, for as long as one test uses it.
@@ -206,6 +233,7 @@ impl Cluster {
             Setup::VxlanIptables => ("vxlan", "iptables"),
         };
         let mut up = Command::new(scripts().join("up"));
+        up.env_remove("MACHINE").env_remove("KERNEL");
         if setup == Setup::OtherKernel {
             up.env("MACHINE", MACHINE).env("KERNEL", kernel_dir());
         }
@@ -486,7 +514,7 @@ fn build_image(archive: &Path) -> String {
     let stripped = archive.with_extension("helper");
     run(Command::new("strip").arg("-o").arg(&stripped).arg(&helper));
     let tool = repository().join("target/release/oci-image");
-    assert!(tool.is_file(), "{} is not there: cargo build --release -p sockpath-tests --bins", tool.display());
+    assert!(tool.is_file(), "{} is not there: make test-tools", tool.display());
     let out = run(Command::new(tool).arg(&stripped).arg(archive));
     let _ = fs::remove_file(stripped);
     out.trim().to_owned()

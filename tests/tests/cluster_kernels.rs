@@ -6,16 +6,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use sockpath_tests::cluster::{MACHINE, cluster_with_machine_or_skip, json, output, run, text};
+use sockpath_tests::cluster::{MACHINE, cluster_with_machine_or_skip, json, kernel_here, output, run, text};
 use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
 
 /// How long a helper on the emulated node may take for each step.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The kernel of this machine, as `doctor` and reports have it.
-fn kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
-}
 
 #[test]
 fn doctor_tells_nodes_of_different_kernels_apart() {
@@ -23,9 +18,9 @@ fn doctor_tells_nodes_of_different_kernels_apart() {
     let out = output(cluster.plugin().args(["doctor", "-o", "json"]));
     let document = json(&out);
     let said = document.to_string();
-    assert!(said.contains(MACHINE) && said.contains(&kernel()), "{document:#}");
+    assert!(said.contains(MACHINE) && said.contains(&kernel_here()), "{document:#}");
     let page = text(&output(cluster.plugin().arg("doctor")).stdout);
-    assert!(page.contains(MACHINE) && page.contains(&kernel()), "{page}");
+    assert!(page.contains(MACHINE) && page.contains(&kernel_here()), "{page}");
     cluster.assert_nothing_left();
 }
 
@@ -42,7 +37,7 @@ fn a_packet_is_traced_from_one_kernel_to_another() {
         assert_eq!(report["findings"].as_array().unwrap().iter().find(critical), None, "{report:#}");
         let kernels: Vec<&str> = report["nodes"].as_array().unwrap().iter().filter_map(|n| n["kernel"].as_str()).collect();
         assert!(kernels.iter().any(|k| k.starts_with("6.12.")), "{kernels:?}");
-        assert_eq!(kernels.iter().any(|k| *k == kernel()), crosses, "{kernels:?}");
+        assert_eq!(kernels.iter().any(|k| *k == kernel_here()), crosses, "{kernels:?}");
     }
     cluster.assert_nothing_left();
 }
@@ -79,7 +74,7 @@ fn connections_between_kernels_are_accelerated_and_put_back() {
 fn the_machine_is_what_it_is_taken_for() {
     let Some(cluster) = cluster_with_machine_or_skip("the_machine_is_what_it_is_taken_for") else { return };
     let release = run(&mut cluster.in_node(MACHINE, &["uname", "-r"]));
-    assert!(release.starts_with("6.12.") && release.trim() != kernel(), "{release}");
+    assert!(release.starts_with("6.12.") && release.trim() != kernel_here(), "{release}");
     let groups = run(&mut cluster.in_node(MACHINE, &["stat", "-f", "-c", "%T", "/sys/fs/cgroup"]));
     assert_eq!(groups.trim(), "cgroup2fs");
 }
