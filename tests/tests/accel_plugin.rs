@@ -254,7 +254,10 @@ fn json_of_an_acceleration_that_is_detached() {
     let node = &state["nodes"][0];
     assert_has(node, &["node", "active", "owner", "lease_left_ms", "detached", "pairs"]);
     assert!(node["lease_left_ms"].as_u64().is_some_and(|left| left > 200_000), "{state:#}");
+    let names = || String::from_utf8(output(fixture.lab.plugin().args(["status", "--lab", "-o", "name"])).stdout).expect("text");
+    assert_eq!(names(), "node/node-1\nnode/node-2\n");
     let stop = json(&["stop"]);
+    assert_eq!(names(), "");
     assert_has(&stop, &["nodes", "removed"]);
     assert_eq!(stop["nodes"][0]["summary"]["left_enrolled"], 0, "{stop:#}");
     assert!(!pins(&fixture.lab).exists(), "something is left behind");

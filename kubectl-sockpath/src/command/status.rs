@@ -20,7 +20,7 @@ use crate::mode::Mode;
 use crate::output::{self, Machine, Text};
 use crate::progress::Progress;
 use crate::render::pairs::{self, NodePairs};
-use crate::session::{Event, Kept};
+use crate::session::{Event, Kept, Member};
 use crate::terminal::{Paint, Style};
 
 /// How long an answer may take.
@@ -33,13 +33,15 @@ const MESSAGES_KEPT: usize = 1_000;
 #[derive(Debug)]
 struct Answer {
     node: String,
+    /// The names of the nodes of its helper: a lab has one helper for all.
+    nodes: Vec<String>,
     messages: Kept<Message>,
     lost: Option<String>,
 }
 
 impl Answer {
-    fn of(node: String) -> Self {
-        Self { node, messages: Kept::of(MESSAGES_KEPT), lost: None }
+    fn of(member: &Member) -> Self {
+        Self { node: member.name(), nodes: member.nodes.clone(), messages: Kept::of(MESSAGES_KEPT), lost: None }
     }
 
     /// Whether the node could say what there is.
@@ -75,13 +77,13 @@ async fn ask(
         // Helpers know sockets, and only the plugin may ask whose addresses they have.
         let (fleet, names) = tokio::join!(started, names_of(&backend, request));
         let mut fleet = fleet?;
-        let mut answers: Vec<Answer> = fleet.members().iter().map(|m| Answer::of(m.name())).collect();
+        let mut answers: Vec<Answer> = fleet.members().iter().map(Answer::of).collect();
         let mut shown = Ok(());
         fleet
             .ask_all(request, patience, |helper, event| {
                 let Some(answer) = answers.get_mut(helper) else { return };
                 match event {
-                    Event::Joined(_) => return,
+                    Event::Joined(_) | Event::Disconnected(_) | Event::Reconnected(_) => return,
                     Event::Said(mut message) => {
                         if let Message::Status(status) = &mut *message {
                             name_pods(&mut status.pairs, &names);
@@ -89,7 +91,7 @@ async fn ask(
                         answer.messages.push(*message);
                         return;
                     }
-                    Event::Ended(_) | Event::Disconnected(_) | Event::Reconnected(_) => {}
+                    Event::Ended(_) => {}
                     Event::Lost(e) => answer.lost = Some(e.on(&answer.node)),
                 }
                 if shown.is_ok() {
@@ -175,7 +177,10 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     let style = Style::of_stdout(global.color).for_table(args.output == Some(StatusOutput::Wide));
     let show = |answer: &Answer| match args.output {
         Some(StatusOutput::Json) => Ok(()),
-        Some(StatusOutput::Name) => statuses_of(answer).filter(|s| s.status.active).try_for_each(|s| output::print(&resource_name(&s))),
+        Some(StatusOutput::Name) if statuses_of(answer).any(|s| is_accelerating(s.status)) => {
+            answer.nodes.iter().try_for_each(|node| output::print(&Text::of_line(&format!("node/{node}"))))
+        }
+        Some(StatusOutput::Name) => Ok(()),
         None | Some(StatusOutput::Wide) => statuses_of(answer).try_for_each(|s| output::print(&status_text(s.node, s.status, &style))),
     };
     let (backend, answers) = ask(global, progress, (&Request::Status, PATIENCE), show).await?;
@@ -196,9 +201,9 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     Ok(Exit::Done)
 }
 
-/// A node as `kubectl get -o name` prints it.
-fn resource_name(status: &NodeStatus<'_>) -> Text {
-    Text::of_line(&format!("node/{}", status.node))
+/// Whether connections may be accelerated there now: it has not expired, and is no remainder.
+fn is_accelerating(status: &AccelStatus) -> bool {
+    status.active && status.lease_left_ms > 0
 }
 
 /// Whether it was detached and has not ended.
