@@ -68,9 +68,9 @@ pub(super) fn show(args: &cli::Trace, report: &report::Report, style: &Style) ->
 }
 
 /// The file of one part of a trace that follows its pods: `report.html` of the first, `report-2.html` of the second. What is not a regular
-/// file, such as /dev/stdout, takes all parts.
+/// file, such as a pipe, or is below /dev or /proc, such as /dev/stdout, takes all parts.
 pub(super) fn of_part(path: &Path, part: u32) -> PathBuf {
-    if part <= 1 || path.metadata().is_ok_and(|m| !m.is_file()) {
+    if part <= 1 || ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir)) || path.metadata().is_ok_and(|m| !m.is_file()) {
         return path.to_owned();
     }
     let mut name = path.file_stem().unwrap_or_default().to_owned();
@@ -114,5 +114,6 @@ mod tests {
         assert_eq!(of("a.b/report", 12), "a.b/report-12");
         assert_eq!(of("web.rec.gz", 3), "web.rec-3.gz");
         assert_eq!(of("/dev/null", 2), "/dev/null");
+        assert_eq!(of("/dev/fd/63", 2), "/dev/fd/63");
     }
 }
