@@ -118,6 +118,32 @@ impl Drop for Process {
 /// The default of the kernel and of most distributions. Others, such as BBR, hold packets back by timers of their own.
 const CONGESTION_CONTROL: &str = "cubic";
 
+/// What the pods' network namespaces may choose of this machine's congestion controls; what it was before comes back when this is dropped.
+#[derive(Debug)]
+struct Allowed(Option<String>);
+
+impl Allowed {
+    const LIST: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+    /// Adds one where it is missing.
+    fn with(name: &str) -> Result<Self> {
+        let before = std::fs::read_to_string(Self::LIST).context(Self::LIST)?;
+        if before.split_whitespace().any(|allowed| allowed == name) {
+            return Ok(Self(None));
+        }
+        std::fs::write(Self::LIST, format!("{} {name}", before.trim())).with_context(|| format!("this kernel has no {name}"))?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Allowed {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = std::fs::write(Self::LIST, before.trim());
+        }
+    }
+}
+
 /// A lab with servers in it.
 #[derive(Debug)]
 pub struct Ground {
@@ -127,6 +153,7 @@ pub struct Ground {
     pub status: LabStatus,
     program: PathBuf,
     servers: Vec<Process>,
+    _allowed: Allowed,
 }
 
 impl Drop for Ground {
@@ -167,11 +194,12 @@ impl Ground {
     fn in_lab(lab: Lab, program: PathBuf) -> Result<Self> {
         let status = lab.status();
         forward_service_ports(&lab, &status)?;
+        let allowed = Allowed::with(CONGESTION_CONTROL)?;
         for pod in &status.pods {
             let set = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION_CONTROL);
             lab.inside(&pod.name, set).with_context(|| format!("pod {} cannot use {CONGESTION_CONTROL}", pod.name))?;
         }
-        let mut ground = Self { lab, status, program, servers: Vec::new() };
+        let mut ground = Self { lab, status, program, servers: Vec::new(), _allowed: allowed };
         for pod in ["curl", "httpbin", "httpbin-remote"] {
             for cpus in [Cpus::One, Cpus::Two] {
                 let port = (PORT + cpus.server() as u16).to_string();
