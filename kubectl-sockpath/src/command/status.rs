@@ -201,7 +201,7 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     Ok(Exit::Done)
 }
 
-/// Whether connections may be accelerated there now: it has not expired, and is no remainder.
+/// Whether connections may be accelerated there now: it has not expired and is not a remainder.
 fn is_accelerating(status: &AccelStatus) -> bool {
     status.active && status.lease_left_ms > 0
 }
