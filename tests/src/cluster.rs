@@ -12,7 +12,10 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::restore::Before;
-use crate::{program_or_skip, programs, skipped, state};
+use crate::{programs, skipped, state};
+
+mod machine;
+pub use machine::{MACHINE, cluster_with_machine_or_skip, kernel_here};
 
 /// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
 pub const NAMESPACE: &str = "sockpath-e2e";
@@ -96,77 +99,6 @@ pub fn own_cluster_or_skip(test: &str) -> Option<Held> {
     Some(held)
 }
 
-/// The node of [`Setup::OtherKernel`] that is a virtual machine.
-pub const MACHINE: &str = "n3";
-
-/// As [`cluster_or_skip`], with a node whose kernel is that of another Debian release.
-///
-/// # Panics
-/// When the cluster of our own does not come up.
-#[must_use]
-pub fn cluster_with_machine_or_skip(test: &str) -> Option<Held> {
-    if env::var_os("K8S_BIN").is_none_or(|k| k.is_empty()) {
-        skipped(test, "a node that is a virtual machine is added to a cluster of our own only: set K8S_BIN");
-        return None;
-    }
-    let needs = [("qemu-system-x86_64", "qemu-system-x86"), ("sshd", "openssh-server"), ("cpio", "cpio"), ("depmod", "kmod")];
-    if !needs.iter().all(|(program, package)| program_or_skip(test, program, package)) {
-        return None;
-    }
-    if !has_kernel() {
-        skipped(test, &format!("the kernel of {SUITE} could not be fetched"));
-        return None;
-    }
-    if kernel_of(&kernel_dir()).is_some_and(|kernel| kernel == kernel_here()) {
-        skipped(test, &format!("this machine has the kernel of {SUITE}, too"));
-        return None;
-    }
-    let held = cluster_or_skip(test, Setup::OtherKernel)?;
-    if held.setup.is_none() {
-        skipped(test, "a node that is a virtual machine is added to a cluster of our own only, which takes root");
-        return None;
-    }
-    Some(held)
-}
-
-/// The release of this machine's kernel.
-///
-/// # Panics
-/// When /proc is not readable.
-#[must_use]
-pub fn kernel_here() -> String {
-    let path = "/proc/sys/kernel/osrelease";
-    fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_owned()
-}
-
-/// The release of a kernel that tests/kernels/fetch has put there.
-fn kernel_of(dir: &Path) -> Option<String> {
-    let modules = ["root/usr/lib/modules", "root/lib/modules"].iter().find_map(|m| fs::read_dir(dir.join(m)).ok())?;
-    modules.flatten().next().map(|release| release.file_name().to_string_lossy().into_owned())
-}
-
-fn kernel_dir() -> PathBuf {
-    repository().join("target/kernels").join(SUITE)
-}
-
-/// Debian's release whose kernel the virtual machine has.
-const SUITE: &str = "trixie";
-
-/// Whether its kernel is there, or could be fetched.
-fn has_kernel() -> bool {
-    let dir = kernel_dir();
-    if kernel_of(&dir).is_some() {
-        return true;
-    }
-    // What is there in part must not be taken for the whole.
-    let part = dir.with_extension("part");
-    let _ = fs::remove_dir_all(&part);
-    let fetched = Command::new(repository().join("tests/kernels/fetch")).arg(SUITE).arg(&part).output();
-    let is_whole = fetched.is_ok_and(|out| out.status.success());
-    let _ = fs::remove_dir_all(&dir);
-    is_whole && fs::rename(&part, &dir).is_ok()
-}
-
 /// The cluster, for as long as one test uses it.
 #[derive(Debug)]
 pub struct Held(MutexGuard<'static, Option<Cluster>>);
@@ -235,7 +167,7 @@ impl Cluster {
         let mut up = Command::new(scripts().join("up"));
         up.env_remove("MACHINE").env_remove("KERNEL");
         if setup == Setup::OtherKernel {
-            up.env("MACHINE", MACHINE).env("KERNEL", kernel_dir());
+            up.env("MACHINE", MACHINE).env("KERNEL", machine::kernel_dir());
         }
         // The log goes to stderr; daemons must not hold a pipe of this process open.
         let out = up.env("MODE", mode).env("PROXYMODE", proxy).env_remove("KUBECONFIG").stdin(Stdio::null()).stderr(Stdio::inherit());
