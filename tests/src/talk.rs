@@ -134,6 +134,17 @@ impl<'a> Talk<'a> {
     }
 }
 
+/// Waits until each has exchanged more messages, and ends it in order.
+///
+/// # Panics
+/// When a byte was wrong or is missing, or none was exchanged.
+pub fn end_all<'a>(talks: impl IntoIterator<Item = Talk<'a>>) {
+    for talk in talks {
+        talk.goes_on();
+        assert!(talk.end() > 0);
+    }
+}
+
 impl Drop for Talk<'_> {
     fn drop(&mut self) {
         if !self.over {
@@ -210,12 +221,20 @@ impl Running {
     /// # Panics
     /// As [`Self::expect`].
     pub fn expect_pairs(&mut self, pairs: &[(&str, &str)], state: &str) {
+        self.expect_pairs_within(Duration::from_secs(40), pairs, state);
+    }
+
+    /// The same, where each may take that long.
+    ///
+    /// # Panics
+    /// As [`Self::expect`].
+    pub fn expect_pairs_within(&mut self, patience: Duration, pairs: &[(&str, &str)], state: &str) {
         let before = self.said.len();
         let is = |line: &str, (client, server): &(&str, &str)| {
             line.contains(&format!("/{client}:")) && line.contains(&format!("/{server}:")) && line.contains(state)
         };
         while !pairs.iter().all(|pair| self.said[before..].iter().any(|line| is(line, pair))) {
-            self.expect(&format!("{pairs:?} are {state}"), Duration::from_secs(40), |line| pairs.iter().any(|pair| is(line, pair)));
+            self.expect(&format!("{pairs:?} are {state}"), patience, |line| pairs.iter().any(|pair| is(line, pair)));
         }
     }
 

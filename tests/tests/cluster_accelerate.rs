@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sockpath_tests::cluster::{Cluster, HELPERS, Held, NAMESPACE, Setup, cluster_or_skip, json, output, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve, with_servers};
+use sockpath_tests::talk::{PORT, Running, Talk, end_all, install, pod_ip, serve, with_servers};
 
 /// The cluster with servers on both nodes.
 fn prepared(test: &str) -> Option<Held> {
@@ -52,10 +52,7 @@ fn a_selector_over_both_nodes_takes_live_and_new_connections() {
     eprintln!("Ctrl-C to the end of the plugin: {:.2} s", began.elapsed().as_secs_f64());
     assert!(status.success(), "Ctrl-C is the normal end: {said}");
     assert!(!said.contains("client:") || !said.contains("web-1:9000  accelerated") || said.contains("client-1:"), "{said}");
-    for talk in [live, across, new, through] {
-        talk.goes_on();
-        assert!(talk.end() > 0);
-    }
+    end_all([live, across, new, through]);
     cluster.assert_nothing_left();
 }
 

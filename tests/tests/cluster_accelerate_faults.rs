@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sockpath_tests::cluster::{Cluster, HELPERS, Setup, cluster_or_skip, output, own_cluster_or_skip, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, pod_ip, with_servers};
+use sockpath_tests::talk::{PORT, Running, Talk, end_all, pod_ip, with_servers};
 
 /// An acceleration of both nodes, with a connection on each that it has taken.
 struct Both<'a> {
@@ -30,16 +30,8 @@ impl<'a> Both<'a> {
         running.signal(Signal::SIGINT);
         let (status, said) = running.end();
         assert_eq!(status.code(), Some(1), "{said}");
-        Self::end_connections(near, far);
+        end_all([near, far]);
         cluster.assert_nothing_left();
-    }
-
-    /// The connections go on and end with every byte in place.
-    fn end_connections(near: Talk<'_>, far: Talk<'_>) {
-        for talk in [near, far] {
-            talk.goes_on();
-            assert!(talk.end() > 0);
-        }
     }
 }
 
@@ -93,7 +85,7 @@ fn a_killed_helper_loses_nothing() {
     assert!(pins.iter().all(|p| p.starts_with(&nodes[0])), "{pins:?}");
     let cleaned = run(cluster.plugin().arg("cleanup"));
     assert!(cleaned.contains("/sys/fs/bpf/sockpath"), "{cleaned}");
-    Both::end_connections(near, far);
+    end_all([near, far]);
     cluster.assert_nothing_left();
 }
 
@@ -142,7 +134,7 @@ fn a_drained_node_puts_everything_back() {
     let (status, said) = running.end();
     run(cluster.kubectl().args(["uncordon", &node]));
     assert_eq!(status.code(), Some(1), "{said}");
-    Both::end_connections(near, far);
+    end_all([near, far]);
     cluster.assert_nothing_left();
 }
 
@@ -176,7 +168,7 @@ fn a_killed_plugin_leaves_nothing_accelerated() {
     assert!(cluster.pins().is_none_or(|p| p.is_empty()), "{:?}", cluster.pins());
     // The objects go with the next command.
     run(cluster.plugin().args(["trace", "client", "web:8080", "--probe", "-o", "json"]));
-    Both::end_connections(near, far);
+    end_all([near, far]);
     cluster.assert_nothing_left();
 }
 
@@ -196,6 +188,6 @@ fn a_kubelet_that_stops_does_not_hold_anything() {
     assert!(pins.iter().all(|p| p.starts_with("n1")), "the helper behind the kubelet has put everything back: {pins:?}");
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    Both::end_connections(near, far);
+    end_all([near, far]);
     cluster.assert_nothing_left();
 }

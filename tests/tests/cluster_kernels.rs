@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sockpath_tests::cluster::{MACHINE, cluster_with_machine_or_skip, json, kernel_here, output, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, install, pod_ip, serve};
+use sockpath_tests::talk::{PORT, Running, Talk, end_all, pod_ip, with_servers};
 
 /// How long a helper on the emulated node may take for each step.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -45,27 +45,18 @@ fn a_packet_is_traced_from_one_kernel_to_another() {
 /// On each node by what its kernel can do, and between them.
 #[test]
 fn connections_between_kernels_are_accelerated_and_put_back() {
-    let Some(cluster) = cluster_with_machine_or_skip("connections_between_kernels_are_accelerated_and_put_back") else { return };
-    install(&cluster, &["client", "client-1", "web", "web-1"]);
-    serve(&cluster, "web");
-    serve(&cluster, "web-1");
+    let test = "connections_between_kernels_are_accelerated_and_put_back";
+    let Some(cluster) = cluster_with_machine_or_skip(test).map(with_servers) else { return };
     let (here, there) = (pod_ip(&cluster, "web"), pod_ip(&cluster, "web-1"));
     let talks = [("client", &here), ("client", &there), ("client-1", &there)].map(|(pod, ip)| Talk::start(&cluster, pod, ip, PORT, 1));
     let mut running = Running::start(cluster.plugin().args(["accelerate", "-l", "set=e2e", "--via", "short"]));
-    for (client, server) in [("client", "web"), ("client", "web-1"), ("client-1", "web-1")] {
-        let is = |line: &str| {
-            line.contains(&format!("/{client}:")) && line.contains(&format!("/{server}:")) && line.contains("accelerated (short)")
-        };
-        running.expect(&format!("{client} to {server} is accelerated"), PATIENCE, is);
-    }
+    let pairs = [("client", "web"), ("client", "web-1"), ("client-1", "web-1")];
+    running.expect_pairs_within(PATIENCE, &pairs, "accelerated (short)");
     talks.iter().for_each(Talk::goes_on);
     running.signal(Signal::SIGINT);
     let (status, said) = running.end();
     assert!(status.success(), "{said}");
-    for talk in talks {
-        talk.goes_on();
-        assert!(talk.end() > 0);
-    }
+    end_all(talks);
     cluster.assert_nothing_left();
 }
 

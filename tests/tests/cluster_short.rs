@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sockpath_tests::cluster::{Cluster, Held, NAMESPACE, Setup, cluster_or_skip, json, output, run, text};
-use sockpath_tests::talk::{PORT, Running, Talk, pod_ip, with_servers};
+use sockpath_tests::talk::{PORT, Running, Talk, end_all, pod_ip, with_servers};
 
 /// How long a connection may take to get to a path, or a policy to be noticed.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -40,10 +40,7 @@ fn connections_of_one_node_and_between_nodes_take_the_short_path() {
     let (status, said) = running.end();
     assert!(status.success() && said.contains("device to device"), "{said}");
     assert!(said.contains("bypassed: "), "what is bypassed is not shown: {said}");
-    for talk in [near, far, through] {
-        talk.goes_on();
-        assert!(talk.end() > 0);
-    }
+    end_all([near, far, through]);
     cluster.assert_nothing_left();
 }
 
@@ -69,10 +66,7 @@ fn connections_through_a_node_port_go_on() {
     talks.iter().for_each(Talk::goes_on);
     running.signal(Signal::SIGINT);
     assert!(running.end().0.success());
-    for talk in talks.into_iter().chain([direct]) {
-        talk.goes_on();
-        assert!(talk.end() > 0);
-    }
+    end_all(talks.into_iter().chain([direct]));
     run(cluster.kubectl().args(["-n", NAMESPACE, "delete", "service", "talk-port"]));
     cluster.assert_nothing_left();
 }
@@ -119,9 +113,6 @@ fn detached_it_goes_on_and_is_stopped() {
     });
     let stopped = output(cluster.plugin().args(["stop", "-o", "json"]));
     assert!(stopped.status.success(), "{}", text(&stopped.stderr));
-    for talk in [near, far] {
-        talk.goes_on();
-        assert!(talk.end() > 0);
-    }
+    end_all([near, far]);
     cluster.assert_nothing_left();
 }
