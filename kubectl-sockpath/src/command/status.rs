@@ -177,25 +177,29 @@ pub async fn status(args: &cli::Status, global: &Global, progress: &Progress) ->
     let style = Style::of_stdout(global.color).for_table(args.output == Some(StatusOutput::Wide));
     let show = |answer: &Answer| match args.output {
         Some(StatusOutput::Json) => Ok(()),
-        Some(StatusOutput::Name) if statuses_of(answer).any(|s| is_accelerating(s.status)) => {
-            answer.nodes.iter().try_for_each(|node| output::print(&Text::of_line(&format!("node/{node}"))))
+        Some(StatusOutput::Name) => {
+            let nodes = statuses_of(answer).filter(|s| is_accelerating(s.status)).flat_map(|_| &answer.nodes);
+            nodes.into_iter().try_for_each(|node| output::print(&Text::of_line(&format!("node/{node}"))))
         }
-        Some(StatusOutput::Name) => Ok(()),
         None | Some(StatusOutput::Wide) => statuses_of(answer).try_for_each(|s| output::print(&status_text(s.node, s.status, &style))),
     };
     let (backend, answers) = ask(global, progress, (&Request::Status, PATIENCE), show).await?;
     let statuses: Vec<NodeStatus<'_>> = answers.iter().flat_map(statuses_of).collect();
     // The lab's pods stay as they are, and it has no policies.
     let note = (matches!(backend, Backend::Cluster(_)) && statuses.iter().any(|s| goes_on_alone(s.status))).then_some(UNWATCHED);
-    match (args.output, note) {
-        (Some(StatusOutput::Json), note) => {
+    match args.output {
+        Some(StatusOutput::Json) => {
             let active = statuses.iter().any(|s| s.status.active);
             output::emit(&Machine::document(&serde_json::json!({ "active": active, "note": note, "nodes": statuses }))?)?;
         }
-        (Some(StatusOutput::Name), _) => {}
-        (None | Some(StatusOutput::Wide), Some(note)) => output::print(&Text::of_line(&format!("note: {note}")))?,
-        (None | Some(StatusOutput::Wide), None) if answers.is_empty() => output::print(&Text::constant("nothing is accelerated\n"))?,
-        (None | Some(StatusOutput::Wide), None) => {}
+        Some(StatusOutput::Name) => {}
+        None | Some(StatusOutput::Wide) => {
+            if let Some(note) = note {
+                output::print(&Text::of_line(&format!("note: {note}")))?;
+            } else if answers.is_empty() {
+                output::print(&Text::constant("nothing is accelerated\n"))?;
+            }
+        }
     }
     complaints(&answers)?;
     Ok(Exit::Done)
@@ -208,7 +212,7 @@ fn is_accelerating(status: &AccelStatus) -> bool {
 
 /// Whether it was detached and has not ended.
 fn goes_on_alone(status: &AccelStatus) -> bool {
-    status.active && status.detached && !status.helper_gone && status.lease_left_ms > 0
+    is_accelerating(status) && status.detached && !status.helper_gone
 }
 
 /// One node's state as text.
