@@ -3,7 +3,7 @@
 //! Calls run on numbered threads, so that a test can leave one reader asleep while it goes on with another.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
@@ -17,6 +17,7 @@ use super::content::{Content, Direction};
 use super::net::{self, Kind, Socket};
 use super::prng::Prng;
 use super::reader::{Reader, ReaderKind};
+use super::report::tell;
 use super::sockmap;
 
 /// A call on a socket, which a test names by a number of its own.
@@ -133,7 +134,7 @@ pub fn run() -> Result<()> {
                         (_, Some(n)) => Answer::Errno(n),
                         (_, None) => Answer::Fault(e.to_string()),
                     });
-                    respond(&Response { id: request.id, answer });
+                    tell(&Response { id: request.id, answer });
                 }
             };
             // A thread that cannot be started drops the receiver: the test hears nothing and says so.
@@ -149,14 +150,6 @@ pub fn run() -> Result<()> {
 #[must_use]
 pub fn thread_name(number: u32) -> String {
     format!("call-{number}")
-}
-
-fn respond(response: &Response) {
-    let mut line = serde_json::to_vec(response).unwrap_or_default();
-    line.push(b'\n');
-    let mut out = io::stdout().lock();
-    // The test may be gone: there is no other recipient.
-    let _ = out.write_all(&line).and_then(|()| out.flush());
 }
 
 fn number(n: usize) -> Answer {
