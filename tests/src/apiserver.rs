@@ -37,7 +37,7 @@ impl Proxy {
     /// Sends an object to be created; gives the status code and what the API server answers. `user` is impersonated.
     ///
     /// # Panics
-    /// When there is no answer, or one that is not JSON.
+    /// When the API server sends no response, or one that is not JSON.
     #[must_use]
     pub fn create(&self, user: Option<&str>, path: &str, object: &Value) -> (u16, Value) {
         self.ask("POST", user, path, &object.to_string())
@@ -46,7 +46,7 @@ impl Proxy {
     /// Reads something.
     ///
     /// # Panics
-    /// When there is no answer, or one that is not JSON.
+    /// When the API server sends no response, or one that is not JSON.
     #[must_use]
     pub fn get(&self, path: &str) -> (u16, Value) {
         self.ask("GET", None, path, "")

@@ -48,7 +48,7 @@ static __always_inline void forget(__u64 head, const struct trace_packet *p)
 		__sync_fetch_and_sub(counter, 1);
 }
 
-/* The packet is no longer in transit: it waits for its reader. */
+/* The packet is in the receive queue of its socket and not in transit. */
 static __always_inline void arrived(struct trace_packet *p)
 {
 	if (p->at_the_socket)
