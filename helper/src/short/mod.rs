@@ -6,6 +6,7 @@
 //! the last change of rules, routes or devices. Whatever changes sends all connections back to the stack with one store (the epoch).
 
 mod attach;
+mod connection;
 mod connections;
 mod devices;
 mod eligible;
@@ -14,6 +15,7 @@ mod nodes;
 mod outdated;
 mod path;
 pub mod pins;
+mod pool;
 mod programs;
 mod report;
 mod rules;

@@ -18,7 +18,8 @@ use sockpath_kernel::tc;
 use sockpath_protocol::accel::Reason;
 
 use super::attach::Attachments;
-use super::connections::{Connection, Connections};
+use super::connection::Connection;
+use super::connections::Connections;
 use super::devices::Pod;
 use super::eligible::Topology;
 use super::flow::State;
@@ -182,7 +183,7 @@ impl Path {
             None
         };
         let unsettled = |c: &&Connection| listed.is_some() || !self.is_settled(c);
-        let unsettled: Vec<Tuple> = self.connections.iter().filter(unsettled).map(|c| c.original).collect();
+        let unsettled: Vec<Tuple> = self.connections.iter().filter(unsettled).map(Connection::original).collect();
         self.settle(&unsettled, listed.as_ref())
     }
 
@@ -225,7 +226,7 @@ impl Path {
 
     /// The names of the pods at the two ends of a connection, client and server.
     pub fn pod_names(&self, connection: &Connection) -> [Option<&str>; 2] {
-        [connection.original.source.ip(), connection.reply.source.ip()].map(|ip| self.names.get(&ip).map(String::as_str))
+        [connection.original(), connection.reply()].map(|tuple| self.names.get(&tuple.source.ip()).map(String::as_str))
     }
 
     /// Chosen pods whose packets a limit or filter at their device, or a rule, has to see.

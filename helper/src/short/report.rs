@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use sockpath_bpf::short::types::short_estimate;
 use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason, Totals};
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::flow::State;
 use super::path::Path;
 use super::programs::{Control, PASSES, Slot};
@@ -69,16 +69,17 @@ pub fn carried(slots: Option<[&Slot; 2]>) -> (u64, u64) {
 fn pair(path: &Path, connection: &Connection) -> Pair {
     let [client_pod, server_pod] = path.pod_names(connection).map(|n| n.map(str::to_owned));
     let (state, reason) = state(path, connection);
+    let (original, reply) = (connection.original(), connection.reply());
     let slots = path.slots(connection);
     let (bytes, packets) = carried(slots);
     let (bytes, packets) = (connection.bytes + bytes, connection.packets + packets);
     Pair {
         client_pod,
         server_pod,
-        client: connection.original.source,
-        dialled: connection.original.destination,
-        server: Some(connection.reply.source),
-        via_service: connection.original.destination != connection.reply.source,
+        client: original.source,
+        dialled: original.destination,
+        server: Some(reply.source),
+        via_service: original.destination != reply.source,
         // A dry run shows the path that it would take.
         via: match state {
             PairState::Accelerated => Carrier::Short,

@@ -81,7 +81,7 @@ impl Path {
             let Some(mut connection) = self.connections.take(&tuple) else { continue };
             let entry = match listed.get(&tuple) {
                 Some(entry) => Some(entry.clone()),
-                None => self.table.get(&connection.original)?,
+                None => self.table.get(&tuple)?,
             };
             let planned = match entry {
                 Some(entry) if entry.id == connection.id => self.plan(&entry),

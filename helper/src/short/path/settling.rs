@@ -9,7 +9,7 @@ use sockpath_kernel::conntrack::{Entry, Tuple, Update};
 use sockpath_protocol::accel::Reason;
 
 use super::Path;
-use crate::short::connections::Connection;
+use crate::short::connection::Connection;
 use crate::short::eligible::{Leg, refusal};
 use crate::short::flow::{Action, Snapshot, State, Tracking, decide};
 use crate::short::programs::Slot;
@@ -51,7 +51,7 @@ impl Path {
             }
         }
         // Entries are changed together: a system call for each would take most of the time.
-        let updates: Vec<_> = pending.iter().map(|p| (p.connection.original, p.update)).collect();
+        let updates: Vec<_> = pending.iter().map(|p| (p.connection.original(), p.update)).collect();
         for (Pending { mut connection, update, rest }, exists) in pending.into_iter().zip(self.table.update_each(&updates)?) {
             if (update.liberal && !exists) || !self.apply_all(&mut connection, &rest, None)? {
                 self.untrack(&mut connection);
@@ -63,7 +63,7 @@ impl Path {
 
     /// Decides about a connection and does what comes before a change of its entry; returns it if there is one.
     fn advance(&mut self, mut connection: Connection, listed: Option<&HashMap<Tuple, Entry>>) -> Result<Option<Pending>> {
-        let tuple = connection.original;
+        let tuple = connection.original();
         let mut tracking = Tracking::NotAsked;
         let mut planned = None;
         loop {
@@ -85,7 +85,7 @@ impl Path {
                 };
                 continue;
             }
-            if let Some((update, rest)) = self.change_of_entry(&actions, connection.original.protocol) {
+            if let Some((update, rest)) = self.change_of_entry(&actions, connection.protocol()) {
                 if !update.liberal {
                     connection.last_ns = self.last_ns(&connection);
                 }
@@ -147,7 +147,7 @@ impl Path {
             paused: self.paused(connection).is_some(),
             active: self.last_ns(connection) > connection.last_ns,
             asked: connection.asked.elapsed(),
-            ask_every: self.table.ask_every(connection.original.protocol),
+            ask_every: self.table.ask_every(connection.protocol()),
             tracking,
         }
     }
@@ -156,7 +156,7 @@ impl Path {
     fn lasting_answer(&self, connection: &Connection) -> Option<(Tracking, Option<[Leg; 2]>)> {
         let (answer, epoch) = connection.answer;
         let is_good = matches!(answer, Tracking::Entry { sound: true, refusal: None, .. }) && connection.state == State::Watched;
-        let is_translated = connection.original != connection.reply.reversed();
+        let is_translated = connection.original() != connection.reply().reversed();
         let holds = is_good && !is_translated && epoch == self.programs.epoch() && connection.asked.elapsed() < ANSWER_HOLDS;
         connection.installed.as_ref().filter(|_| holds).map(|(_, legs)| (answer, Some(**legs)))
     }
@@ -164,14 +164,14 @@ impl Path {
     /// Asks connection tracking about a connection that may have to be planned, too.
     fn ask(&mut self, connection: &mut Connection) -> Result<(Tracking, Option<[Leg; 2]>)> {
         let at = Instant::now();
-        let entry = self.table.get(&connection.original)?;
+        let entry = self.table.get(&connection.original())?;
         self.understand(connection, entry, at)
     }
 
     /// What the entry of a connection means for it, if there is one.
     fn understand(&mut self, connection: &mut Connection, entry: Option<Entry>, at: Instant) -> Result<(Tracking, Option<[Leg; 2]>)> {
         connection.asked = at;
-        let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original) else {
+        let Some(entry) = entry.filter(|e| e.id == connection.id && e.original == connection.original()) else {
             return Ok((Tracking::Gone, None));
         };
         let planned = match &connection.installed {

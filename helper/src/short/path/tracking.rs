@@ -10,7 +10,7 @@ use sockpath_protocol::accel::Reason;
 
 use super::Path;
 use crate::short::attach::Role;
-use crate::short::connections::Connection;
+use crate::short::connection::Connection;
 use crate::short::eligible::{Leg, Target, directions, legs};
 use crate::short::flow::State;
 
@@ -42,7 +42,7 @@ impl Path {
             None => {}
         }
         let answer = (self.table.answer(entry, None), self.programs.epoch());
-        let mut connection = Connection::new(entry, answer, live, asked);
+        let mut connection = self.connections.begin(entry, answer, live, asked);
         let planned = self.plan(entry);
         self.begin(&mut connection, planned)?;
         self.connections.put(connection);
@@ -104,7 +104,7 @@ impl Path {
             return Ok(true);
         }
         let Some(slot) = self.connections.take_slot(self.programs.slots()) else { return Ok(false) };
-        let tuples = directions(connection.original, connection.reply);
+        let tuples = directions(connection.original(), connection.reply());
         for ((number, leg), tuples) in (slot..).zip(&legs).zip(&tuples) {
             if let Some(state) = self.programs.slot(number) {
                 state.clear();
@@ -120,8 +120,8 @@ impl Path {
     pub(super) fn uninstall(&mut self, connection: &mut Connection) {
         let Some((slot, legs)) = connection.installed.take() else { return };
         self.arm(slot, 0);
-        for ((number, leg), from) in (slot..).zip(&*legs).zip([&connection.original, &connection.reply]) {
-            self.programs.remove(from, leg);
+        for ((number, leg), from) in (slot..).zip(&*legs).zip([connection.original(), connection.reply()]) {
+            self.programs.remove(&from, leg);
             if let Some(state) = self.programs.slot(number) {
                 connection.bytes += state.bytes.load(Ordering::Relaxed);
                 connection.packets += state.packets.load(Ordering::Relaxed);
