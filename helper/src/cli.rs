@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::site::Site;
-use crate::{serve, stderr, switches};
+use crate::{memory, serve, stderr, switches};
 
 /// The privileged half of kubectl sockpath; the plugin starts it, people rarely do.
 #[derive(Debug, Parser)]
@@ -30,19 +30,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Has freed memory go back to the kernel. By default, glibc keeps more of it after each large block that was freed: a helper would keep what
-/// reading type information and tables of thousands of connections took for as long as it runs (6 MiB).
-fn give_memory_back() {
-    /// The default, which is also fixed once it is set (`mallopt(3)`).
-    const LARGE: i32 = 128 << 10;
-    // SAFETY: it sets a parameter of the allocator. One that refuses keeps its defaults.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
-}
-
 /// Runs a program to its end; `error: ` and the cause go to stderr.
 #[must_use]
 pub fn run(program: impl Future<Output = Result<ExitCode>>) -> ExitCode {
-    give_memory_back();
+    memory::keep_little();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => {

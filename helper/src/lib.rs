@@ -9,6 +9,7 @@ pub mod cli;
 mod coded;
 pub mod doctor;
 mod lease;
+mod memory;
 pub mod node;
 pub mod pins;
 mod schedule;

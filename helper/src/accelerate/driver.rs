@@ -14,6 +14,7 @@ use crate::accel::instance::Instance;
 use crate::accel::pairing;
 use crate::accel::report::Snapshot;
 use crate::lease::RENEWAL;
+use crate::memory;
 use crate::schedule::{Schedule, timed_in_all_threads};
 use crate::session::{Inbound, Session};
 use crate::short::{Standing, Worker};
@@ -107,7 +108,9 @@ impl<'a> Driver<'a> {
 
     fn report_short(&mut self) -> Result<()> {
         let (Controller::Plugin { session, .. }, Some(worker)) = (&mut self.controller, self.short) else { return Ok(()) };
-        session.stream(&Message::Pairs(worker.snapshot()?))
+        session.stream(&Message::Pairs(worker.snapshot()?))?;
+        memory::trim();
+        Ok(())
     }
 
     /// Has the short path execute a command; what there is to warn of.
@@ -214,9 +217,11 @@ impl Client for Driver<'_> {
         let all = refreshed(instance, chosen)?;
         let sockets = Snapshot { instance, all: &all, pods: chosen.names(), dry: false };
         match self.short.map(Worker::snapshot) {
-            None => session.stream(&sockets),
-            Some(Ok(short)) => session.stream(&Message::Pairs(merge::snapshots(sockets.collect(), short))),
-            Some(Err(e)) => self.do_without_short(&e),
+            None => session.stream(&sockets)?,
+            Some(Ok(short)) => session.stream(&Message::Pairs(merge::snapshots(sockets.collect(), short)))?,
+            Some(Err(e)) => self.do_without_short(&e)?,
         }
+        memory::trim();
+        Ok(())
     }
 }
