@@ -76,7 +76,9 @@ fn sources(dir: &Path, at: &mut Module, found: &mut Vec<(Module, String)>) {
 /// A source without comments and without the tests at its end.
 fn code(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    let tests = lines.windows(2).position(|l| l[0].trim() == "#[cfg(test)]" && l[1].starts_with("mod ") && l[1].ends_with('{'));
+    let tests = lines
+        .windows(2)
+        .position(|l| l[0].trim() == "#[cfg(test)]" && l[1].trim_start_matches("pub ").starts_with("mod ") && l[1].ends_with('{'));
     let code = lines[..tests.unwrap_or(lines.len())].iter().map(|l| l.split("//").next().unwrap_or_default());
     code.collect::<Vec<_>>().join("\n")
 }
