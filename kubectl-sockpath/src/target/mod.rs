@@ -6,5 +6,4 @@ mod ports;
 mod resolve;
 mod suggest;
 
-pub use name::{Endpoint, Name};
 pub use resolve::{Plan, Scenario, plan, select_pods};

@@ -13,9 +13,9 @@ use crate::invocation::invocation;
 use crate::target::find::{
     Found, Place, find_labelled, find_pod, find_service, find_source, find_target, find_workload, those_that_run, usable,
 };
+use crate::target::name::{Endpoint, Name};
 use crate::target::ports::resolve;
 use crate::target::suggest::missing_namespace;
-use crate::target::{Endpoint, Name};
 
 /// How source and target lie to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
