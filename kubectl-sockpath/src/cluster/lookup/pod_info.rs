@@ -89,15 +89,17 @@ pub fn host_ips(pod: &ApiPod) -> Vec<IpAddr> {
     ips
 }
 
-/// Containers, sidecars (init containers that go on) and ephemeral containers alike.
-pub(in crate::cluster) fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+/// The status of each container, sidecar (init container that goes on) and ephemeral container.
+pub fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
     [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
         .into_iter()
         .flat_map(|s| s.iter().flatten())
 }
 
-/// The kubelet names the cgroup of a static pod after its own UID, which the mirror pod in the API carries in an annotation.
-pub(in crate::cluster) fn cgroup_uid(pod: &ApiPod) -> String {
+/// The UID in the names of its control groups. That of a static pod is the kubelet's own, which the mirror pod in the API carries in an
+/// annotation.
+#[must_use]
+pub fn cgroup_uid(pod: &ApiPod) -> String {
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.hash"));
     annotation.or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default()
 }
@@ -107,8 +109,9 @@ fn runtime_id(id: &str) -> Option<&str> {
     id.split_once("://").map(|(_, id)| id).filter(|id| !id.is_empty())
 }
 
-/// Its addresses, both families.
-pub(in crate::cluster) fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
+/// The pod's addresses, both families.
+#[must_use]
+pub fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
     let mut ips: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
     if let Some(ip) = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok())
