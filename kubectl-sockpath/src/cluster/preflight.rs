@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_without_our_policy_is_reported() {
         const PODS: &str = "POST /api/v1/namespaces/sockpath/pods";
-        let spec = super::super::helper::pod::tests::spec(crate::mode::Mode::Trace);
+        let spec = HelperSpec::sample(crate::mode::Mode::Trace);
         let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x"}});
         let open = policy(&Mock::default().on(PODS, 201, pod).api("shop"), &spec).await.unwrap();
         assert!(open.state == CheckState::Degraded && open.remedy.unwrap().contains("manifests.yaml"), "{}", open.found);

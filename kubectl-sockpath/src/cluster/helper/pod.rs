@@ -236,11 +236,10 @@ fn comment(path: &str, value: &Value) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(in crate::cluster) mod tests {
-    use super::*;
-
-    pub fn spec(mode: Mode) -> HelperSpec {
-        HelperSpec {
+impl HelperSpec {
+    /// One for tests.
+    pub fn sample(mode: Mode) -> Self {
+        Self {
             mode,
             node: "ip-10-0-0-1.eu-central-1.compute.internal".into(),
             namespace: "sockpath".into(),
@@ -251,11 +250,16 @@ pub(in crate::cluster) mod tests {
             owner: Owner { session: "abcde".into(), client: "c1".into(), process: "1-2".into(), user: "me@here".into() },
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn least_rights() {
         for mode in MODES {
-            let pod = spec(mode).build();
+            let pod = HelperSpec::sample(mode).build();
             let s = pod.spec.unwrap();
             let c = &s.containers[0];
             let sc = c.security_context.as_ref().unwrap();
@@ -273,11 +277,11 @@ pub(in crate::cluster) mod tests {
 
     #[test]
     fn names_are_unique_and_short_enough_for_a_host_name() {
-        let (a, b) = (spec(Mode::Accelerate).build(), spec(Mode::Accelerate).build());
+        let (a, b) = (HelperSpec::sample(Mode::Accelerate).build(), HelperSpec::sample(Mode::Accelerate).build());
         let (a, b) = (a.metadata.name.unwrap(), b.metadata.name.unwrap());
         assert_ne!(a, b);
         assert!(a.starts_with("sockpath-accelerate-ip-10-0-0-1-"), "{a}");
-        let mut long = spec(Mode::Accelerate);
+        let mut long = HelperSpec::sample(Mode::Accelerate);
         long.node = "n".repeat(200);
         assert!(long.build().metadata.name.unwrap().len() <= 63);
     }
@@ -285,7 +289,7 @@ pub(in crate::cluster) mod tests {
     #[test]
     fn every_right_is_explained_in_the_yaml() {
         for mode in MODES {
-            let text = to_yaml(&spec(mode).build()).unwrap();
+            let text = to_yaml(&HelperSpec::sample(mode).build()).unwrap();
             for capability in privilege::capabilities(mode) {
                 let explained = format!("# {}\n        - {}\n", capability.reason(), capability.name());
                 assert!(text.contains(&explained), "{explained}\n{text}");
@@ -295,7 +299,7 @@ pub(in crate::cluster) mod tests {
                 assert!(before.lines().last().unwrap().trim_start().starts_with('#'), "{line} is not explained in\n{text}");
             }
             let back: Pod = serde_saphyr::from_str(&text).unwrap();
-            assert_eq!(back.spec, spec(mode).build().spec, "what is printed is what would be sent");
+            assert_eq!(back.spec, HelperSpec::sample(mode).build().spec, "what is printed is what would be sent");
         }
     }
 }
