@@ -7,10 +7,12 @@ use std::time::Duration;
 use sockpath_protocol::Request;
 use tokio::time::{Instant, sleep_until};
 
-use super::fleet::{Event, Fleet};
+use super::error::SessionError;
+use super::event::Event;
+use super::fleet::Fleet;
 use super::life::Patience;
 use super::resume::Outcome;
-use super::{Ending, SessionError};
+use super::transport::Ending;
 
 impl Fleet {
     /// Ends the session with a helper that no longer responds; [`Fleet::next`] reports it after the clean-up.

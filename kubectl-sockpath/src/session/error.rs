@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
 
-use super::Aftermath;
+use super::transport::Aftermath;
 
 /// This plugin's release.
 pub(super) const RELEASE: &str = env!("CARGO_PKG_VERSION");

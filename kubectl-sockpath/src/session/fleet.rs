@@ -2,37 +2,22 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use sockpath_protocol::message::{EndReason, Hello};
+use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
+use super::clock::ClockEstimate;
+use super::error::SessionError;
+use super::event::Event;
 use super::life::Life;
-use super::ready::{Mailbox, Outgoing, Ready};
+use super::ready::{Mailbox, Ready};
 use super::resume::{Broken, Outcome, Resumed};
-use super::stream::{Clock, Lines, Queued, Sink, listen};
+use super::stream::{Clock, Lines, Outgoing, Queued, Sink, listen};
 use super::suspension::Suspension;
-use super::{ClockEstimate, Ending, Keeper, SessionError};
-
-/// What comes from a helper.
-#[derive(Debug)]
-pub enum Event {
-    /// It has started and said hello; before that nothing else comes from it.
-    Joined(Box<Hello>),
-    /// It said something (never `hello`, `heartbeat` or `end`).
-    Said(Box<Message>),
-    /// It said `end`.
-    Ended(EndReason),
-    /// The stream is over without `end`, or the helper could not be started.
-    Lost(SessionError),
-    /// The connection broke, and why; it is being restored.
-    Disconnected(String),
-    /// The connection was restored after this time; messages of that time, in either direction, may be lost.
-    Reconnected(Duration),
-}
+use super::transport::{Ending, Keeper};
 
 /// Says what a helper that starts waits for, where that is known.
 pub type Phase = Box<dyn Fn() -> Option<String> + Send>;

@@ -8,7 +8,7 @@ use super::*;
 use crate::interrupt::Interrupt;
 use crate::session::error::RELEASE;
 use crate::session::{Aftermath, Patience, Reopened, Transport};
-use sockpath_protocol::message::End;
+use sockpath_protocol::message::{End, Hello};
 use sockpath_protocol::{HEARTBEAT_TIMEOUT_MS, PROTOCOL_VERSION};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, split};
 use tokio::sync::oneshot;

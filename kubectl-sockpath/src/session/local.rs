@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::{Aftermath, Ending, Keeper, LastLines, Transport};
+use super::last_lines::LastLines;
+use super::transport::{Aftermath, Ending, Keeper, Transport};
 use crate::platform;
 
 /// How long a helper that has said `end` may take to exit.

@@ -4,26 +4,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sockpath_protocol::message::Hello;
-use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION, Request};
+use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, PROTOCOL_VERSION};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::error::RELEASE;
-use super::stream::{Clock, Lines, talk};
-use super::{Ending, Keeper, SessionError, Transport};
+use super::error::{RELEASE, SessionError};
+use super::stream::{Clock, Lines, Outgoing, talk};
+use super::transport::{Ending, Keeper, Transport};
 
 /// Requests that wait for a helper before who asks has to: those of commands that ask before it has started.
 const REQUESTS_AHEAD: usize = 64;
-
-/// A request that waits to be sent.
-pub(super) enum Outgoing {
-    /// As it is.
-    Request(Request),
-    /// A large one, built when it is its turn: hundreds of them at once would take hundreds of MiB.
-    Large(Box<dyn FnOnce() -> Request + Send>),
-}
 
 /// The helper's end of the requests to it. Requests to a starting helper wait in it.
 pub struct Mailbox {

@@ -7,10 +7,11 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::fleet::Event;
+use super::error::SessionError;
+use super::event::Event;
 use super::stream::{Lines, Sink};
 use super::suspension::Suspension;
-use super::{Ending, Keeper, Reopened, SessionError};
+use super::transport::{Ending, Keeper, Reopened};
 use crate::duration::human;
 
 /// How long a helper goes on without its plugin, and what its report may take to arrive: after that it has ended.

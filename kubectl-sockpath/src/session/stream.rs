@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
-use super::fleet::Event;
+use super::clock::ClockMeter;
+use super::error::SessionError;
+use super::event::Event;
 use super::life::Life;
-use super::ready::Outgoing;
-use super::{ClockMeter, SessionError};
 
 /// Bytes of a line's buffer that stay allocated for the next one; only snapshots of thousands of pairs are longer.
 const LINE_KEPT: usize = 256 << 10;
@@ -178,6 +178,14 @@ pub async fn listen(index: usize, mut lines: Lines, sink: Sink, clock: Clock, li
             return;
         }
     }
+}
+
+/// A request that waits to be sent.
+pub(super) enum Outgoing {
+    /// As it is.
+    Request(Request),
+    /// A large one, built when it is its turn: hundreds of them at once would take hundreds of MiB.
+    Large(Box<dyn FnOnce() -> Request + Send>),
 }
 
 /// Writes requests and, in between, heartbeats; ends when the helper's stdin or the sender of requests is gone.
