@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sockpath_protocol::request::Protocol;
 
 use crate::duration;
 
@@ -246,6 +247,16 @@ pub enum ProbeProtocol {
     Udp,
     /// Send one echo request
     Icmp,
+}
+
+impl From<ProbeProtocol> for Protocol {
+    fn from(protocol: ProbeProtocol) -> Self {
+        match protocol {
+            ProbeProtocol::Tcp => Self::Tcp,
+            ProbeProtocol::Udp => Self::Udp,
+            ProbeProtocol::Icmp => Self::Icmp,
+        }
+    }
 }
 
 /// Output formats of `trace`.

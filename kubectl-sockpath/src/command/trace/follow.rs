@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use sockpath_protocol::request::Protocol;
 use sockpath_protocol::text::first_line;
 use tokio::time::{Instant, sleep};
 
-use super::protocol;
-use super::session::Leg;
 use crate::backend::Backend;
 use crate::cli::{self, Global};
 use crate::duration::human;
@@ -21,6 +20,19 @@ use crate::target::{self, Plan};
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Time between two looks for it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How a trace, or a part of one that follows its pods, ended.
+#[derive(Debug)]
+pub struct Leg {
+    /// The exit code, where it was the last.
+    pub exit: Exit,
+    /// The pods can no longer be observed.
+    pub lost: bool,
+    /// Request packets that were delivered.
+    pub delivered: u64,
+    /// The pods that are gone, by UID.
+    pub gone: BTreeSet<String>,
+}
 
 /// The parts of a trace that follows, each with the pods of its time.
 #[derive(Debug)]
@@ -115,7 +127,7 @@ impl<'a> Following<'a> {
             return Err(UsageError::new("SOURCE and TARGET are required"));
         };
         let backend = Backend::connect(global, true).await?;
-        let plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(protocol)).await?;
+        let plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(Protocol::from)).await?;
         let request = &plan.request;
         match std::iter::once(&request.source).chain(&request.targets).find(|pod| self.gone.contains(&pod.uid)) {
             Some(pod) => Err(anyhow!("pod {}/{} is still there", pod.namespace, pod.name)),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use sockpath_protocol::request::Protocol;
 
 use crate::backend::Backend;
-use crate::cli::{self, Global, ProbeProtocol, TraceOutput};
+use crate::cli::{self, Global, TraceOutput};
 use crate::cluster;
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
@@ -62,7 +62,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let mut plan = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
-        plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(protocol)) => plan?,
+        plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(Protocol::from)) => plan?,
     };
     if args.probe && plan.probe.is_none() {
         return Err(UsageError::new(format!(
@@ -86,13 +86,5 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
             None => return Ok(Exit::Done),
         };
         recorder = record(following.part())?;
-    }
-}
-
-fn protocol(protocol: ProbeProtocol) -> Protocol {
-    match protocol {
-        ProbeProtocol::Tcp => Protocol::Tcp,
-        ProbeProtocol::Udp => Protocol::Udp,
-        ProbeProtocol::Icmp => Protocol::Icmp,
     }
 }

@@ -12,7 +12,7 @@ use sockpath_protocol::request::Pod;
 use tokio::time::Instant;
 
 use super::compare::Shortcut;
-use super::follow::Following;
+use super::follow::{Following, Leg};
 use super::output::{exports, show};
 use crate::backend::Backend;
 use crate::cli::{self, TraceOutput};
@@ -59,18 +59,6 @@ pub(super) enum Stop {
     Over,
     /// The plugin's own output failed: stdout, the recording.
     Failed(anyhow::Error),
-}
-
-/// How a trace, or a part of one that follows its pods, ended.
-#[derive(Debug)]
-pub(super) struct Leg {
-    pub(super) exit: Exit,
-    /// The pods can no longer be observed.
-    pub(super) lost: bool,
-    /// Request packets that were delivered.
-    pub(super) delivered: u64,
-    /// The pods that are gone, by UID.
-    pub(super) gone: BTreeSet<String>,
 }
 
 /// A running trace.
