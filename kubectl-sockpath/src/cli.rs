@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use sockpath_protocol::request::Protocol;
 
 use crate::duration;
+use crate::invocation::invocation;
 
 /// Trace every kernel stage between two pods, then bypass the ones you don't need.
 #[derive(Debug, Parser)]
@@ -25,6 +26,12 @@ pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
     pub global: Global,
+}
+
+/// The definition of the command line; called as a kubectl plugin, usage says `kubectl sockpath`.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command().bin_name(invocation())
 }
 
 /// Options of every command.
@@ -488,7 +495,6 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from([&["kubectl-sockpath"], args].concat())

@@ -66,7 +66,7 @@ pub async fn run(words: &[String]) -> Exit {
         Some((last, done)) => (done, last.as_str()),
         None => (words, ""),
     };
-    let command = super::command();
+    let command = cli::command();
     let (choices, directive) = match wanted(&command, done, current) {
         Wanted::Choices(choices) => (choices, NO_FILES),
         Wanted::File => (Vec::new(), FILES),

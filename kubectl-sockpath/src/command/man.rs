@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::cli;
 use crate::exit::Exit;
 
 /// Writes a page for each command into a directory.
@@ -13,7 +14,7 @@ use crate::exit::Exit;
 pub fn write(dir: &Path) -> Result<Exit> {
     let context = || format!("cannot write manual pages to {}", dir.display());
     std::fs::create_dir_all(dir).with_context(context)?;
-    clap_mangen::generate_to(super::command(), dir).with_context(context)?;
+    clap_mangen::generate_to(cli::command(), dir).with_context(context)?;
     Ok(Exit::Done)
 }
 

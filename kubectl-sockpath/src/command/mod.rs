@@ -13,9 +13,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
-use crate::cli::{Cli, ColorChoice, Command, Global};
+use crate::cli::{self, Cli, ColorChoice, Command, Global};
 use crate::exit::{self, Exit};
 use crate::lab;
 use crate::output::{self, Text};
@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
             Err(exit) => exit,
         };
     }
-    let parsed = command().try_get_matches_from(&args).and_then(|m| Cli::from_arg_matches(&m));
+    let parsed = cli::command().try_get_matches_from(&args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
@@ -85,12 +85,6 @@ fn event_loop() -> Result<tokio::runtime::Runtime, ExitCode> {
         output::say(&format!("error: cannot start the event loop: {e}"));
         ExitCode::from(Exit::Failed)
     })
-}
-
-/// The command line; called as a kubectl plugin, usage says `kubectl sockpath`.
-#[must_use]
-pub fn command() -> clap::Command {
-    Cli::command().bin_name(crate::invocation::invocation())
 }
 
 async fn run(cli: Cli, progress: &Progress) -> Result<Exit> {
