@@ -135,9 +135,9 @@ fn sources_read_these_environment_variables_only() {
         "kubectl-sockpath/src/cluster/helper/owner.rs: HOSTNAME",
         "kubectl-sockpath/src/cluster/helper/owner.rs: USER",
         "kubectl-sockpath/src/cluster/helper/owner.rs: USERNAME",
-        "kubectl-sockpath/src/command/accelerate/mod.rs: LOGNAME",
-        "kubectl-sockpath/src/command/accelerate/mod.rs: SUDO_USER",
-        "kubectl-sockpath/src/command/accelerate/mod.rs: USER",
+        "kubectl-sockpath/src/command/accelerate/request.rs: LOGNAME",
+        "kubectl-sockpath/src/command/accelerate/request.rs: SUDO_USER",
+        "kubectl-sockpath/src/command/accelerate/request.rs: USER",
         "kubectl-sockpath/src/lab.rs: PATH",
         "kubectl-sockpath/src/lab.rs: SOCKPATH_LAB_PROGRAM",
         // COLUMNS, NO_COLOR, TERM and the locale.

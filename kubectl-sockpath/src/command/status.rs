@@ -9,7 +9,7 @@ use serde::Serialize;
 use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot, StopRequest};
 use sockpath_protocol::{Message, Request};
 
-use super::accelerate::{UNWATCHED, owner};
+use super::accelerate::request::{UNWATCHED, owner};
 use crate::backend::Backend;
 use crate::cli::{self, Global, StatusOutput};
 use crate::duration::human;

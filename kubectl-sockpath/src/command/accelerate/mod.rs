@@ -1,14 +1,14 @@
 //! `accelerate`.
 
 mod by_node;
+pub mod request;
 mod results;
 mod running;
 
 use std::time::Duration;
 
 use anyhow::Result;
-use sockpath_protocol::accel::{AccelerateRequest, Via};
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::request::Pod;
 
 use crate::backend::Backend;
 use crate::cli::{self, Global, ObjectOutput};
@@ -23,20 +23,11 @@ use crate::progress::Progress;
 use crate::target::select_pods;
 use crate::terminal::Style;
 
+use request::DETACHED_LEASE;
 use running::{Session, Started};
-
-/// The lease while a session renews it: how long connections stay accelerated after plugin and helper were killed.
-const FOREGROUND_LEASE: Duration = Duration::from_secs(5);
-
-/// The lease of `--detach` when none is given.
-const DETACHED_LEASE: Duration = Duration::from_secs(3600);
 
 /// Shortest and longest time that can be asked for.
 const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
-
-/// What a detached acceleration on a cluster does not do: helpers have no credentials to watch anything with.
-pub const UNWATCHED: &str = "a detached acceleration does not watch the cluster: pods that come later are not included, and connections go on past \
-                             NetworkPolicies that change; after such a change run `stop`, then `accelerate --detach` again";
 
 /// Runs it.
 pub async fn run(args: &cli::Accelerate, global: &Global, progress: &Progress) -> Result<Exit> {
@@ -98,36 +89,4 @@ async fn start(args: &cli::Accelerate, backend: &Backend, progress: &Progress) -
         backend.helpers(&nodes, Mode::Accelerate, progress).await?
     };
     Ok(Started { scope, pods, nodes, fleet })
-}
-
-/// What `trace --compare` asks the helper of these nodes: accelerate the pods on this path while the session lasts.
-pub fn foreground_request(pods: &[Pod], nodes: Vec<Node>, via: Via) -> AccelerateRequest {
-    let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
-    let by_node::ByNode { here: pods, elsewhere } = by_node::at(pods, &names);
-    let lease_ms = u64::try_from(FOREGROUND_LEASE.as_millis()).unwrap_or(u64::MAX);
-    AccelerateRequest {
-        pods,
-        elsewhere,
-        nodes,
-        lease_ms,
-        detach: false,
-        dry_run_ms: None,
-        stay: false,
-        owner: owner(),
-        leave_blocking_readers: true,
-        via,
-        socket_programs: Vec::new(),
-    }
-}
-
-/// Who starts it: a second user sees this name.
-pub fn owner() -> String {
-    let user = std::env::var("SUDO_USER")
-        .or_else(|_| std::env::var("USER"))
-        .or_else(|_| std::env::var("LOGNAME"))
-        .unwrap_or_else(|_| "unknown".to_owned());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let at = if host.is_empty() { String::new() } else { format!("@{host}") };
-    format!("{user}{at} (process {})", std::process::id())
 }

@@ -12,8 +12,9 @@ use sockpath_protocol::request::{Node, Pod};
 use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::by_node::{self, ByNode};
+use super::request::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, owner};
 use super::results::{Form, Results};
-use super::{DETACHED_LEASE, FOREGROUND_LEASE, UNWATCHED, by_node, owner};
 use crate::backend::Backend;
 use crate::cli::{self, ObjectOutput};
 use crate::cluster::{News, Watch};
@@ -265,7 +266,7 @@ impl<'a> Session<'a> {
         };
         let (pods, nodes) = (Arc::clone(&self.pods), member.nodes.clone());
         let build = move || {
-            let by_node::ByNode { here: pods, elsewhere } = by_node::at(&pods, &nodes);
+            let ByNode { here: pods, elsewhere } = by_node::at(&pods, &nodes);
             Request::Accelerate(Box::new(AccelerateRequest { pods, elsewhere, ..request }))
         };
         self.fleet.send_large(index, build).await;

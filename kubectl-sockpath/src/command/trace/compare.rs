@@ -8,6 +8,7 @@ use sockpath_protocol::request::TraceRequest;
 use sockpath_protocol::{Message, Request};
 
 use crate::backend::Backend;
+use crate::command::accelerate;
 use crate::mode::Mode;
 use crate::progress::Progress;
 use crate::session::{Event, Fleet, Patience, SessionError};
@@ -52,7 +53,7 @@ impl Shortcut {
         let mut fleet = backend.helpers(&request.nodes, Mode::Accelerate, progress).await?;
         for (index, member) in fleet.members().iter().enumerate() {
             let nodes = request.nodes.iter().filter(|n| member.nodes.contains(&n.name)).cloned().collect();
-            let request = crate::command::accelerate::foreground_request(&pods, nodes, via);
+            let request = accelerate::request::foreground(&pods, nodes, via);
             fleet.send(index, Request::Accelerate(Box::new(request))).await;
         }
         let mut waiting: HashSet<usize> = (0..fleet.members().len()).collect();
