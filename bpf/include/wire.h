@@ -659,7 +659,10 @@ struct short_plan {
 	__u32 daddr[4];
 	/* The next hop, and its family. */
 	__u32 next_hop[4];
-	__u32 next_hop_family;
+	__u16 next_hop_family;
+	/* What rewriting adds to the sum of IPv4's header, and to the sum that the transport's checksum covers by the addresses (RFC 1624). */
+	__u16 header_sum;
+	__u32 addresses_sum;
 };
 
 /*

@@ -64,6 +64,8 @@ struct packet {
 	__u32 headers;
 	__u8 tcp_flags;
 	__u8 ttl;
+	/* IPv4: the header's checksum. */
+	__u16 check;
 };
 
 static __always_inline void copy_address(__u32 *to, const __u32 *from)
@@ -83,6 +85,7 @@ static __always_inline bool read_ip4(struct packet *p, const struct ip4_header *
 	p->key.saddr[0] = ip->saddr;
 	p->key.daddr[0] = ip->daddr;
 	p->ttl = ip->ttl;
+	p->check = ip->check;
 	p->transport = ETH_HLEN + sizeof(*ip);
 	return true;
 }

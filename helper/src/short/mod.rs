@@ -6,6 +6,7 @@
 //! the last change of rules, routes or devices. Whatever changes sends all connections back to the stack with one store (the epoch).
 
 mod attach;
+mod checksum;
 mod connection;
 mod connections;
 mod devices;

@@ -23,6 +23,7 @@ use sockpath_kernel::netlink::{family, octets};
 use sockpath_kernel::shared::{Mapped, Shared};
 use sockpath_protocol::accel::Reason;
 
+use super::checksum;
 use super::eligible::{Leg, Target};
 use crate::switches;
 
@@ -316,7 +317,7 @@ impl Programs {
 
     /// Makes a direction known under a slot.
     pub fn install(&self, (from, to): &(Tuple, Tuple), leg: &Leg, slot: u32) -> Result<()> {
-        let (key, plan) = (key(from, leg.device), plan(from != to, to, leg, slot));
+        let (key, plan) = (key(from, leg.device), plan(from, to, leg, slot));
         self.flows.update(bytes_of(&key), bytes_of(&plan), MapFlags::ANY).context("cannot add a flow to the map")
     }
 
@@ -339,12 +340,12 @@ unsafe trait Wire {}
 
 // SAFETY: 32 + 4 + 4 + 4 bytes of fields aligned by themselves; the size is checked below.
 unsafe impl Wire for short_key {}
-// SAFETY: 8 + 4 + 4 + 52 bytes of fields aligned by themselves; the size is checked below.
+// SAFETY: 8 + 4 + 4 + 48 + 4 + 4 bytes of fields aligned by themselves; the size is checked below.
 unsafe impl Wire for short_plan {}
 
 const _: () = {
     assert!(size_of::<short_key>() == 44);
-    assert!(size_of::<short_plan>() == 68);
+    assert!(size_of::<short_plan>() == 72);
 };
 
 /// An address in network order, as the programs have it: IPv4 in the first word.
@@ -368,13 +369,15 @@ fn key(tuple: &Tuple, device: u32) -> short_key {
     }
 }
 
-fn plan(is_translated: bool, to: &Tuple, leg: &Leg, slot: u32) -> short_plan {
+fn plan(from: &Tuple, to: &Tuple, leg: &Leg, slot: u32) -> short_plan {
     let (action, ifindex, hop) = match leg.target {
         Target::Pod { device } => (short_action::SHORT_TO_PEER, device, None),
         Target::Hop { device, address } => (short_action::SHORT_TO_NEIGHBOUR, device, Some(address)),
     };
-    let rewrite = if is_translated { short_flag::SHORT_REWRITE.0 } else { 0 };
+    let rewrite = if from != to { short_flag::SHORT_REWRITE.0 } else { 0 };
     let routed = if leg.routed { short_flag::SHORT_ROUTED.0 } else { 0 };
+    let addresses = |tuple: &Tuple| [words(tuple.source.ip()), words(tuple.destination.ip())];
+    let added = checksum::difference(addresses(from).as_flattened(), addresses(to).as_flattened());
     let byte = |value: u32| u8::try_from(value).unwrap_or(0);
     short_plan {
         slot,
@@ -388,6 +391,8 @@ fn plan(is_translated: bool, to: &Tuple, leg: &Leg, slot: u32) -> short_plan {
         daddr: words(to.destination.ip()),
         next_hop: hop.map(words).unwrap_or_default(),
         next_hop_family: hop.map_or(0, family).into(),
+        header_sum: checksum::of_header(added, leg.routed),
+        addresses_sum: added.into(),
     }
 }
 
