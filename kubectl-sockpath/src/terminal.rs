@@ -1,11 +1,10 @@
-//! The one place that decides on width, colour and characters of what is printed.
+//! Width, colour and characters of what is printed.
 
 use std::borrow::Cow;
 
 use sockpath_protocol::text::{columns, columns_of, field, field_within};
 
 use crate::cli::ColorChoice;
-use crate::output;
 
 /// How to draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +27,8 @@ pub const MAX_WIDTH: usize = 1_000;
 pub const MIN_WIDTH: usize = 40;
 
 impl Style {
-    /// What suits stdout.
-    #[must_use]
-    pub fn of_stdout(choice: ColorChoice) -> Self {
-        Self::of(choice, output::is_terminal())
-    }
-
-    /// What suits stderr, except for its width.
-    #[must_use]
-    pub fn of_stderr(choice: ColorChoice) -> Self {
-        Self::of(choice, output::complains_to_terminal())
-    }
-
-    fn of(choice: ColorChoice, tty: bool) -> Self {
+    /// What suits a terminal, or, where it is not a `tty`, a file or a pipe.
+    pub(crate) fn of(choice: ColorChoice, tty: bool) -> Self {
         let env = |name| std::env::var(name).ok();
         let columns = env("COLUMNS").and_then(|c| c.parse::<usize>().ok()).filter(|c| *c > 0);
         let measured = if tty { terminal_size::terminal_size().map(|(w, _)| usize::from(w.0)) } else { None };
@@ -49,13 +37,6 @@ impl Style {
             color: wants_color(choice, tty, env("NO_COLOR").as_deref(), env("TERM").as_deref()),
             unicode: wants_unicode(env("TERM").as_deref(), [env("LC_ALL"), env("LC_CTYPE"), env("LANG")], tty),
         }
-    }
-
-    /// The same for a table that is printed once: names are complete without a terminal, or on request.
-    #[must_use]
-    pub fn for_table(self, whole: bool) -> Self {
-        let is_free = whole || (!output::is_terminal() && std::env::var_os("COLUMNS").is_none());
-        if is_free { Self { width: MAX_WIDTH, ..self } } else { self }
     }
 
     /// Plain text of this width, as golden tests use it.

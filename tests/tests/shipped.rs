@@ -141,7 +141,7 @@ fn sources_read_these_environment_variables_only() {
         "kubectl-sockpath/src/lab.rs: PATH",
         "kubectl-sockpath/src/lab.rs: SOCKPATH_LAB_PROGRAM",
         // COLUMNS, NO_COLOR, TERM and the locale.
-        "kubectl-sockpath/src/terminal.rs: COLUMNS",
+        "kubectl-sockpath/src/output/style.rs: COLUMNS",
         "kubectl-sockpath/src/terminal.rs: name",
     ];
     assert_eq!(reads, expected.into_iter().map(str::to_owned).collect());

@@ -4,10 +4,12 @@
 
 mod machine;
 mod screen;
+mod stdout;
 mod stream;
+mod style;
 mod text;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressDrawTarget;
@@ -15,30 +17,16 @@ use serde::Serialize;
 
 pub use machine::{Machine, write_document};
 pub use screen::Screen;
+pub use stdout::is_terminal;
 pub use stream::Stream;
 pub use text::Text;
-
-/// Why an error has this context: tests and users know it by this name.
-const CANNOT_WRITE: &str = "cannot write to stdout";
-
-/// Whether stdout is a terminal.
-#[must_use]
-pub fn is_terminal() -> bool {
-    std::io::stdout().is_terminal()
-}
-
-/// Whether stderr is a terminal.
-#[must_use]
-pub fn complains_to_terminal() -> bool {
-    std::io::stderr().is_terminal()
-}
 
 /// Writes text to stdout in one go and flushes it.
 ///
 /// # Errors
 /// When stdout cannot be written; a broken pipe ends the plugin quietly.
 pub fn print(text: &Text) -> Result<()> {
-    write_out(text.as_bytes())
+    stdout::write(text.as_bytes())
 }
 
 /// Writes what a program reads to stdout in one go and flushes it.
@@ -46,7 +34,7 @@ pub fn print(text: &Text) -> Result<()> {
 /// # Errors
 /// When stdout cannot be written; a broken pipe ends the plugin quietly.
 pub fn emit(text: &Machine) -> Result<()> {
-    write_out(text.as_bytes())
+    stdout::write(text.as_bytes())
 }
 
 /// Writes one JSON document to stdout while it is encoded: for what would take hundreds of megabytes as a whole.
@@ -54,7 +42,7 @@ pub fn emit(text: &Machine) -> Result<()> {
 /// # Errors
 /// When it cannot be encoded or stdout cannot be written; a broken pipe ends the plugin quietly.
 pub fn emit_document(value: &impl Serialize) -> Result<()> {
-    machine::write_document(value, &mut std::io::stdout().lock()).context(CANNOT_WRITE)
+    machine::write_document(value, &mut std::io::stdout().lock()).context(stdout::CANNOT_WRITE)
 }
 
 /// Writes a message to stderr. Its lines after the first are indented, so that none can pass for another message.
@@ -75,9 +63,4 @@ pub fn complain(text: &Text) {
 #[must_use]
 pub fn spinners() -> ProgressDrawTarget {
     ProgressDrawTarget::stderr()
-}
-
-fn write_out(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).context(CANNOT_WRITE)
 }

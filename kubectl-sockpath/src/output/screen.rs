@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::Text;
+use super::stdout;
+use super::text::Text;
 
 /// What of it is on the screen.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ impl Screen {
     pub fn draw(&mut self, text: &Text) -> Result<()> {
         self.erase()?;
         self.drawn = text.lines().count();
-        super::print(text)
+        stdout::write(text.as_bytes())
     }
 
     /// Takes it off the screen.
@@ -30,7 +31,7 @@ impl Screen {
         match std::mem::take(&mut self.drawn) {
             0 => Ok(()),
             // Cursor up to its first line; erase from there to the end of the screen.
-            lines => super::write_out(format!("\x1b[{lines}A\x1b[J").as_bytes()),
+            lines => stdout::write(format!("\x1b[{lines}A\x1b[J").as_bytes()),
         }
     }
 }

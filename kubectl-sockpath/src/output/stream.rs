@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{CANNOT_WRITE, Machine};
+use super::machine::Machine;
+use super::stdout::CANNOT_WRITE;
 
 /// Texts that may wait for the reader.
 const AHEAD: usize = 256;
