@@ -2,12 +2,13 @@
 
 use sockpath_protocol::stage::Side;
 
-use super::build::{is_same_node, namespace_title, node_title, push};
-use super::{Beside, Bypass, Lane, Picture, State};
+use super::place::{namespace_title, node_title, push};
+use super::{Beside, Bypass, Lane, Link, LinkKind, Picture, State};
 use crate::duration::nanos;
 use crate::report::Report;
 use crate::report::document::Saving;
 use crate::report::leg::Leg;
+use crate::target::Scenario;
 
 /// Adds what the report knows of them.
 pub(super) fn add(report: &Report, picture: &mut Picture) {
@@ -51,7 +52,7 @@ pub(super) fn add(report: &Report, picture: &mut Picture) {
 
 /// Bytes from socket to socket pass the node beside its stack: it is shown, as skipped. Returns whether there is such a node.
 fn skipped_node(report: &Report, picture: &mut Picture, to: usize) -> bool {
-    let Some(node) = report.source.node.as_deref().filter(|_| is_same_node(report) && to > 0) else { return false };
+    let Some(node) = report.source.node.as_deref().filter(|_| report.scenario == Scenario::SameNode && to > 0) else { return false };
     let mut nodes = Vec::new();
     let skipped = (namespace_title(Some(node), None), "skipped: devices, bridge, netfilter, routing".to_owned());
     for old in std::mem::take(&mut picture.nodes) {
@@ -67,6 +68,6 @@ fn skipped_node(report: &Report, picture: &mut Picture, to: usize) -> bool {
     }
     picture.nodes = nodes;
     let lanes = picture.lanes().count();
-    picture.links = vec![super::Link { kind: super::LinkKind::Unknown, taken: false }; lanes.saturating_sub(1)];
+    picture.links = vec![Link { kind: LinkKind::Unknown, taken: false }; lanes.saturating_sub(1)];
     true
 }

@@ -5,53 +5,55 @@ use std::collections::HashMap;
 use sockpath_protocol::packet::{DeviceKind, Direction};
 use sockpath_protocol::stage::{Side, StageId};
 
-use super::{Bar, DeviceBox, Item, Lane, Link, LinkKind, Namespace, NodeBox, Part, Picture, StageMark, State};
-use super::{beside, ends};
+use super::place::{namespace_title, node_title, push};
+use super::{Bar, DeviceBox, Item, Lane, Link, LinkKind, Part, Picture, StageMark, State, beside, ends};
 use crate::render::heading::heading;
 use crate::render::waterfall::{at, folded, rewrite_words, summary_parts};
 use crate::report::Report;
 use crate::report::leg::{Seen, StageRow};
-use crate::target::Scenario;
 use crate::terminal::Style;
 
 /// Packets that are searched for what devices are.
 const SEARCHED: usize = 256;
 
-/// The picture of a report.
-pub(super) fn build(report: &Report) -> Picture {
-    let heading = heading(report, &Style::plain(10_000));
-    let mut lines = heading.lines().map(str::to_owned);
-    let title = lines.next().unwrap_or_default();
-    let mut picture = Picture {
-        title,
-        about: lines.collect(),
-        figures: match &report.request {
-            Some(request) => summary_parts(report, request).join(", "),
-            None => "no packet between them was observed".to_owned(),
-        },
-        nodes: Vec::new(),
-        links: Vec::new(),
-        beside: Vec::new(),
-        bars: bars(report),
-    };
-    let devices = Devices::of(report);
-    for stages in groups(&report.stages) {
-        let Some(first) = stages.first() else { continue };
-        let lane = lane(&stages, report, &devices);
-        let node = node_title(report, first.node.as_deref());
-        let namespace = (namespace_title(first.node.as_deref(), first.pod.as_deref()), inode(first.netns));
-        push(&mut picture.nodes, &node, namespace, State::Passed, lane);
+impl Picture {
+    /// The picture of a report.
+    #[must_use]
+    pub fn of(report: &Report) -> Self {
+        let heading = heading(report, &Style::plain(10_000));
+        let mut lines = heading.lines().map(str::to_owned);
+        let title = lines.next().unwrap_or_default();
+        let mut picture = Self {
+            title,
+            about: lines.collect(),
+            figures: match &report.request {
+                Some(request) => summary_parts(report, request).join(", "),
+                None => "no packet between them was observed".to_owned(),
+            },
+            nodes: Vec::new(),
+            links: Vec::new(),
+            beside: Vec::new(),
+            bars: bars(report),
+        };
+        let devices = Devices::of(report);
+        for stages in groups(&report.stages) {
+            let Some(first) = stages.first() else { continue };
+            let lane = lane(&stages, report, &devices);
+            let node = node_title(report, first.node.as_deref());
+            let namespace = (namespace_title(first.node.as_deref(), first.pod.as_deref()), inode(first.netns));
+            push(&mut picture.nodes, &node, namespace, State::Passed, lane);
+        }
+        let passed = picture.lanes().count();
+        ends::unreached(report, &mut picture);
+        ends::mark(report, &mut picture);
+        links(&mut picture, passed);
+        beside::add(report, &mut picture);
+        picture
     }
-    let passed = picture.lanes().count();
-    ends::unreached(report, &mut picture);
-    ends::mark(report, &mut picture);
-    links(&mut picture, passed);
-    beside::add(report, &mut picture);
-    picture
 }
 
 /// Stages in one namespace, in a row; sending and receiving in one namespace are two groups.
-pub(super) fn groups(stages: &[StageRow]) -> Vec<Vec<&StageRow>> {
+fn groups(stages: &[StageRow]) -> Vec<Vec<&StageRow>> {
     let here = |s: &StageRow| (s.node.clone(), s.pod.clone(), s.netns, s.side);
     let mut groups: Vec<Vec<&StageRow>> = Vec::new();
     for stage in stages {
@@ -61,34 +63,6 @@ pub(super) fn groups(stages: &[StageRow]) -> Vec<Vec<&StageRow>> {
         }
     }
     groups
-}
-
-/// Adds a lane behind the others: to the last namespace or node where it is the same.
-pub(super) fn push(nodes: &mut Vec<NodeBox>, node: &str, (title, detail): (String, String), state: State, lane: Lane) {
-    if nodes.last().is_none_or(|n| n.title != node) {
-        nodes.push(NodeBox { title: node.to_owned(), namespaces: Vec::new() });
-    }
-    let Some(last) = nodes.last_mut() else { return };
-    match last.namespaces.last_mut() {
-        Some(ns) if (&ns.title, &ns.detail, ns.state) == (&title, &detail, state) => ns.lanes.push(lane),
-        _ => last.namespaces.push(Namespace { title, detail, state, lanes: vec![lane] }),
-    }
-}
-
-pub(super) fn node_title(report: &Report, node: Option<&str>) -> String {
-    let Some(name) = node else { return "unknown node".to_owned() };
-    match report.nodes.iter().find(|n| n.name == name).filter(|n| !n.kernel.is_empty()) {
-        Some(row) => format!("node {name}, kernel {}", row.kernel),
-        None => format!("node {name}"),
-    }
-}
-
-pub(super) fn namespace_title(node: Option<&str>, pod: Option<&str>) -> String {
-    match (pod, node) {
-        (Some(pod), _) => format!("pod {pod}"),
-        (None, Some(node)) => format!("host network of {node}"),
-        (None, None) => "unknown place".to_owned(),
-    }
 }
 
 fn inode(netns: Option<u32>) -> String {
@@ -205,9 +179,4 @@ fn part(group: &[&StageRow]) -> Part {
         (None, None) => "?".to_owned(),
     };
     Part { place, took_ns: sum(&mut group.iter()), waits_ns: sum(&mut group.iter().filter(|s| s.waits)) }
-}
-
-/// Whether the report is about two pods on one node.
-pub(super) fn is_same_node(report: &Report) -> bool {
-    report.scenario == Scenario::SameNode
 }

@@ -3,7 +3,7 @@
 use sockpath_protocol::packet::Direction;
 use sockpath_protocol::stage::{Side, StageId};
 
-use super::build::{namespace_title, node_title, push};
+use super::place::{namespace_title, node_title, push};
 use super::{EndMark, Item, Lane, Picture, State};
 use crate::render::waterfall::{drop_text, vanished_text};
 use crate::report::Report;

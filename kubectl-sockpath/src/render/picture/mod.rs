@@ -8,13 +8,13 @@ mod draw;
 mod ends;
 mod layout;
 pub mod mermaid;
+mod place;
 pub mod svg;
 
 use sockpath_protocol::packet::{DeviceKind, Direction};
 use sockpath_protocol::stage::Side;
 
 use crate::duration::nanos;
-use crate::report::Report;
 
 /// What is drawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,12 +232,6 @@ impl Bar {
 }
 
 impl Picture {
-    /// The picture of a report.
-    #[must_use]
-    pub fn of(report: &Report) -> Self {
-        build::build(report)
-    }
-
     /// All lanes with their namespaces, in the order of the path.
     pub fn lanes(&self) -> impl Iterator<Item = (&Namespace, &Lane)> {
         self.nodes.iter().flat_map(|node| &node.namespaces).flat_map(|ns| ns.lanes.iter().map(move |lane| (ns, lane)))
