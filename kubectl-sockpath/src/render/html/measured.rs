@@ -1,6 +1,7 @@
 //! How the figures were measured: nodes, hooks, clocks, and what the trace cost.
 
-use super::{cell, plural};
+use super::table::cell;
+use super::wording::plural;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::report::Report;

@@ -6,6 +6,10 @@ mod packets;
 mod sequence;
 mod stages;
 mod style;
+mod table;
+mod wording;
+
+use wording::plural;
 
 use super::page::Page;
 use super::picture::{Picture, svg};
@@ -145,18 +149,4 @@ fn details(page: &mut Page, finding: &Finding, follow: &[&Finding]) {
         page.markup("</ul></details>");
     }
     page.markup("<p class=\"dim\"><code>kubectl sockpath trace --explain ").text(finding.id).markup("</code></p>");
-}
-
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
-/// A table's cell.
-fn cell(page: &mut Page, text: &str) {
-    page.markup("<td>").text(text).markup("</td>");
-}
-
-/// A table's cell with a number.
-fn number(page: &mut Page, text: &str) {
-    page.markup("<td class=\"n\">").text(text).markup("</td>");
 }

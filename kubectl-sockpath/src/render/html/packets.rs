@@ -2,7 +2,8 @@
 
 use sockpath_protocol::packet::{Context, Direction, Outcome, PacketKind};
 
-use super::{cell, number};
+use super::table::{cell, number};
+use super::wording::kind_word;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::report::Report;
@@ -66,23 +67,6 @@ fn choice(report: &Report) -> Vec<usize> {
     chosen.extend(others);
     chosen.sort_unstable();
     chosen
-}
-
-/// What a packet is.
-pub(super) fn kind_word(kind: PacketKind) -> &'static str {
-    match kind {
-        PacketKind::Syn => "SYN",
-        PacketKind::SynAck => "SYN-ACK",
-        PacketKind::Ack => "ACK",
-        PacketKind::Data => "data",
-        PacketKind::Fin => "FIN",
-        PacketKind::Rst => "RST",
-        PacketKind::EchoRequest => "echo request",
-        PacketKind::EchoReply => "echo reply",
-        PacketKind::IcmpError => "ICMP error",
-        PacketKind::IcmpRedirect => "ICMP redirect",
-        PacketKind::Bypass => "message on the socket path",
-    }
 }
 
 fn details(page: &mut Page, packet: &PacketRow, typical: bool) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use sockpath_protocol::packet::{Direction, Outcome, PacketKind};
 
-use super::packets::kind_word;
+use super::wording::kind_word;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::render::picture::Picture;

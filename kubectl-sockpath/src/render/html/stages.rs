@@ -2,7 +2,7 @@
 
 use sockpath_protocol::packet::Direction;
 
-use super::plural;
+use super::wording::plural;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::render::waterfall::{at, rewrite_words};
