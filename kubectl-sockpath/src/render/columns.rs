@@ -3,7 +3,7 @@
 use sockpath_protocol::accel::Pair;
 use sockpath_protocol::text::{columns as width_of, field_within};
 
-use super::pairs::{bytes, client, server, shown_state, turnaround, why};
+use super::connection::{bytes, client, server, shown_state, turnaround, why};
 use super::shorten;
 use super::table::LONGEST_CELL;
 use crate::terminal::Style;

@@ -3,6 +3,7 @@
 mod axis;
 pub mod bypassed;
 mod columns;
+mod connection;
 pub mod diff;
 pub mod heading;
 pub mod html;
