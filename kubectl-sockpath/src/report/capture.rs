@@ -254,7 +254,7 @@ impl Capture {
         if is_delivered_request(&packet) {
             self.requests_delivered += 1;
             self.requests_bypassed += u64::from(packet.kind == PacketKind::Bypass);
-            self.requests_redirected += u64::from(is_redirected(&packet, self.helpers.get(helper)));
+            self.requests_redirected += u64::from(is_redirected(&packet, self.helpers.get(helper).and_then(|h| h.armed.as_ref())));
         }
         let size = size_of(&packet);
         if self.not_kept == 0 && self.packets.len() < self.limit && self.bytes + size <= BYTES_KEPT {

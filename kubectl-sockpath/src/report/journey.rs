@@ -251,7 +251,8 @@ fn assemble<'a>(capture: &Capture, spots: &mut Spots, parts: Vec<(usize, &'a Pac
             }
         }
     }
-    let is_redirected = parts.iter().all(|(helper, packet)| is_redirected(packet, capture.helpers.get(*helper)));
+    let armed = |helper: usize| capture.helpers.get(helper).and_then(|h| h.armed.as_ref());
+    let is_redirected = parts.iter().all(|(helper, packet)| is_redirected(packet, armed(*helper)));
     let total = || steps.iter().map(|s| s.took_ns.unwrap_or(0)).sum();
     let end_to_end_ns = one_clock.then(total);
     Journey { parts, hops, steps, end_to_end_ns, is_redirected }

@@ -1,14 +1,13 @@
 //! Packets that went from device to device: a tc program redirected them past the node's stack, as the short path and some network plugins do.
 
+use sockpath_protocol::message::Armed;
 use sockpath_protocol::packet::{Outcome, Packet, PacketKind};
 use sockpath_protocol::stage::{Side, StageId};
-
-use super::capture::HelperLog;
 
 /// Whether no node's stack did with a packet of data what it would have had to: the packet reached the other pod of the node without being
 /// queued at a device of the node, or crossed between nodes without being routed or bridged. Nothing is known where a hook that shows this was
 /// not attached, and of a packet that did not arrive.
-pub(super) fn is_redirected(packet: &Packet, log: Option<&HelperLog>) -> bool {
+pub(super) fn is_redirected(packet: &Packet, armed: Option<&Armed>) -> bool {
     let arrives = match packet.outcome {
         Outcome::Delivered => true,
         Outcome::Left => false,
@@ -20,12 +19,12 @@ pub(super) fn is_redirected(packet: &Packet, log: Option<&HelperLog>) -> bool {
     packet.kind == PacketKind::Data
         && transit().next().is_some()
         && !transit().any(|stage| is_forwarding(stage) || (on_one_node && is_queueing(stage)))
-        && shows_the_stack(log)
+        && shows_the_stack(armed)
 }
 
 /// Whether the hooks are attached that every packet passes which a node routes, bridges, or queues at a device.
-fn shows_the_stack(log: Option<&HelperLog>) -> bool {
-    let has = |word: &str| log.and_then(|l| l.armed.as_ref()).is_some_and(|a| a.hooks.iter().any(|h| h.contains(word)));
+fn shows_the_stack(armed: Option<&Armed>) -> bool {
+    let has = |word: &str| armed.is_some_and(|a| a.hooks.iter().any(|h| h.contains(word)));
     has("netfilter/") && has("net_dev_queue")
 }
 
@@ -45,22 +44,15 @@ fn is_queueing(stage: StageId) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
-    use sockpath_protocol::message::Armed;
     use sockpath_protocol::packet::Direction;
     use sockpath_protocol::request::Protocol;
 
     use super::super::made::{flow, hop, packet};
     use super::*;
 
-    fn log(hooks: &[&str]) -> HelperLog {
-        let armed = Armed {
-            hooks: hooks.iter().map(|h| (*h).to_owned()).collect(),
-            unavailable: BTreeMap::new(),
-            filters: Vec::new(),
-            took_ns: 0,
-            at_ns: 0,
-        };
-        HelperLog { armed: Some(armed), ..HelperLog::default() }
+    fn armed(hooks: &[&str]) -> Armed {
+        let hooks = hooks.iter().map(|h| (*h).to_owned()).collect();
+        Armed { hooks, unavailable: BTreeMap::new(), filters: Vec::new(), took_ns: 0, at_ns: 0 }
     }
 
     fn data(stages: &[StageId], outcome: Outcome) -> Packet {
@@ -72,8 +64,8 @@ mod tests {
     #[test]
     fn what_passes_no_stack_of_a_node_is_redirected() {
         use StageId::{BridgeForward, DeviceHandover, DeviceXmit, NodeForward, NodeQueue, NodeReceive, TunnelEncap, VethCross, Wire};
-        let log = log(&["tp_btf/net_dev_queue", "netfilter/FORWARD first"]);
-        let redirected = |stages: &[StageId], outcome| is_redirected(&data(stages, outcome), Some(&log));
+        let armed = armed(&["tp_btf/net_dev_queue", "netfilter/FORWARD first"]);
+        let redirected = |stages: &[StageId], outcome| is_redirected(&data(stages, outcome), Some(&armed));
         let delivered = || Outcome::Delivered;
         assert!(redirected(&[DeviceXmit, VethCross, NodeReceive, DeviceHandover], delivered()));
         for by_the_stack in [NodeForward, BridgeForward, NodeQueue] {
@@ -93,8 +85,8 @@ mod tests {
     #[test]
     fn without_the_hooks_that_show_the_stack_nothing_is_known() {
         let packet = data(&[StageId::DeviceXmit, StageId::VethCross, StageId::DeviceHandover], Outcome::Delivered);
-        assert!(!is_redirected(&packet, Some(&log(&["tp_btf/net_dev_queue"]))));
-        assert!(!is_redirected(&packet, Some(&log(&["netfilter/FORWARD first"]))));
+        assert!(!is_redirected(&packet, Some(&armed(&["tp_btf/net_dev_queue"]))));
+        assert!(!is_redirected(&packet, Some(&armed(&["netfilter/FORWARD first"]))));
         assert!(!is_redirected(&packet, None));
     }
 }
