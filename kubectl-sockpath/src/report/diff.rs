@@ -7,8 +7,9 @@ use serde::Serialize;
 use sockpath_protocol::packet::{Direction, RewriteKind};
 use sockpath_protocol::stage::StageId;
 
-use super::document::{Party, Report};
+use super::document::Report;
 use super::leg::{Seen, StageRow};
+use super::role::{party, place};
 use super::spread::{Spreads, StageKey, passes, within_noise};
 
 /// Version of this form; grows when a field changes its meaning.
@@ -219,27 +220,6 @@ fn packets_of(report: &Report, direction: Direction) -> Option<&'static str> {
 pub fn are_comparable(before: &Report, after: &Report, direction: Direction) -> bool {
     let of = packets_of(before, direction);
     of.is_some() && of == packets_of(after, direction)
-}
-
-fn party(party: &Party) -> String {
-    match &party.namespace {
-        Some(namespace) => format!("{namespace}/{}", party.name),
-        None => party.name.clone(),
-    }
-}
-
-/// A place by its part in the trace.
-pub(super) fn place(report: &Report, node: Option<&str>, pod: Option<&str>) -> String {
-    let is = |p: &Party| p.namespace.is_some() && pod == Some(party(p).as_str());
-    let at = |p: &Party| pod.is_none() && node.is_some() && p.node.as_deref() == node;
-    match (pod, node) {
-        _ if is(&report.source) => "the source".to_owned(),
-        _ if is(&report.target) => "the target".to_owned(),
-        _ if at(&report.source) => "the source's node".to_owned(),
-        _ if at(&report.target) => "the target's node".to_owned(),
-        (Some(pod), _) => pod.to_owned(),
-        (None, node) => node.unwrap_or("an unknown place").to_owned(),
-    }
 }
 
 /// The places that packets pass.

@@ -25,6 +25,7 @@ pub mod packets;
 mod redirected;
 mod repeats;
 pub mod rewrites;
+mod role;
 mod spread;
 mod still_open;
 pub mod times;
