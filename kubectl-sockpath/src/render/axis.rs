@@ -3,7 +3,7 @@
 use super::line::Line;
 use crate::duration::nanos;
 use crate::output::Text;
-use crate::report::leg::StageRow;
+use crate::report::stage_row::StageRow;
 use crate::report::times::Times;
 use crate::terminal::{Paint, Style};
 

@@ -8,7 +8,7 @@ use crate::duration::nanos;
 use crate::output::Text;
 use crate::report::Report;
 use crate::report::diff::{Change, Diff, StageChange, Subject, TimeRow, are_comparable};
-use crate::report::leg::Seen;
+use crate::report::stage_row::Seen;
 use crate::terminal::{Paint, Style, fit, wrap};
 
 /// Columns of a time, and of its change.

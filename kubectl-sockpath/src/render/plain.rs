@@ -8,7 +8,7 @@ use crate::duration::nanos;
 use crate::output::Text;
 use crate::report::Report;
 use crate::report::document::Severity;
-use crate::report::leg::{Seen, StageRow};
+use crate::report::stage_row::{Seen, StageRow};
 use crate::terminal::Style;
 
 /// Renders it.

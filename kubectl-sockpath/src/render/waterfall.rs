@@ -10,8 +10,9 @@ use crate::duration::nanos;
 use crate::output::Text;
 use crate::report::Report;
 use crate::report::document::{DropRow, Finding, LegSummary, Saving, Severity, VanishedRow};
-use crate::report::leg::{Leg, Seen, StageRow};
+use crate::report::leg::Leg;
 use crate::report::rewrites::RewriteRow;
+use crate::report::stage_row::{Seen, StageRow};
 use crate::report::times::Times;
 use crate::terminal::{Paint, Style, wrap};
 

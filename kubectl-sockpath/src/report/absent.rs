@@ -7,7 +7,7 @@ use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{STAGES, Side, Stage, StageId};
 
 use super::journey::{Class, is_netfilter};
-use super::leg::{Seen, StageRow};
+use super::stage_row::{Seen, StageRow};
 use super::times::Times;
 
 /// What decides about stages that were not seen.

@@ -8,9 +8,9 @@ use sockpath_protocol::packet::{Direction, RewriteKind};
 use sockpath_protocol::stage::StageId;
 
 use super::document::Report;
-use super::leg::{Seen, StageRow};
 use super::role::{party, place};
 use super::spread::{Spreads, StageKey, passes, within_noise};
+use super::stage_row::{Seen, StageRow};
 
 /// Version of this form; grows when a field changes its meaning.
 pub const DIFF_SCHEMA: u32 = 1;

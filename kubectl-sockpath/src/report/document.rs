@@ -11,10 +11,11 @@ use sockpath_protocol::packet::{
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
-use super::leg::{Leg, StageRow};
+use super::leg::Leg;
 use super::overhead::Overhead;
 use super::packets::Packets;
 use super::rewrites::RewriteRow;
+use super::stage_row::StageRow;
 use super::times::Times;
 use crate::target::Scenario;
 

@@ -27,6 +27,7 @@ mod repeats;
 pub mod rewrites;
 mod role;
 mod spread;
+pub mod stage_row;
 mod still_open;
 pub mod times;
 mod untranslated;

@@ -7,7 +7,7 @@ use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::render::waterfall::{at, rewrite_words};
 use crate::report::Report;
-use crate::report::leg::{Seen, StageRow};
+use crate::report::stage_row::{Seen, StageRow};
 
 pub(super) fn section(page: &mut Page, report: &Report) {
     page.markup("<section id=\"time\" aria-labelledby=\"h-time\">\n<h2 id=\"h-time\">Time on the path</h2>\n");

@@ -10,7 +10,7 @@ use super::{Bar, DeviceBox, Item, Lane, Link, LinkKind, Part, Picture, StageMark
 use crate::render::heading::heading;
 use crate::render::waterfall::{at, folded, rewrite_words, summary_parts};
 use crate::report::Report;
-use crate::report::leg::{Seen, StageRow};
+use crate::report::stage_row::{Seen, StageRow};
 use crate::terminal::Style;
 
 /// Packets that are searched for what devices are.
