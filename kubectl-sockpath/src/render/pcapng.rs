@@ -15,7 +15,7 @@ use sockpath_protocol::text::field;
 
 use crate::duration::nanos;
 use crate::report::Report;
-use crate::report::document::{HopRow, PacketRow};
+use crate::report::packet_row::{HopRow, PacketRow};
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;

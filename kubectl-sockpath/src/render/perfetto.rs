@@ -12,7 +12,7 @@ use sockpath_protocol::packet::{Context, Direction, Outcome};
 use sockpath_protocol::text::field;
 
 use crate::output::Machine;
-use crate::report::document::{HopRow, PacketRow};
+use crate::report::packet_row::{HopRow, PacketRow};
 use crate::report::{CommonClock, Report, is_netfilter};
 
 /// Name of the thread of what has no device: sockets and the protocol stack before a device is chosen.

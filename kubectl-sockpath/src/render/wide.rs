@@ -8,7 +8,7 @@ use crate::output::Text;
 use crate::render::table::Table;
 use crate::render::{heading::heading, waterfall};
 use crate::report::Report;
-use crate::report::document::{HopRow, PacketRow};
+use crate::report::packet_row::{HopRow, PacketRow};
 use crate::terminal::{Paint, Style};
 
 /// Renders it.

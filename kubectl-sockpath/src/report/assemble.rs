@@ -11,8 +11,7 @@ use super::absent::Watch;
 use super::capture::Capture;
 use super::causes;
 use super::document::{
-    ClockRow, DropRow, HopRow, IncidentRow, LegSummary, NodeRow, PacketRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts,
-    VanishedRow,
+    ClockRow, DropRow, IncidentRow, LegSummary, NodeRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts, VanishedRow,
 };
 use super::findings;
 use super::journey::{Class, Journey};
@@ -225,10 +224,6 @@ fn kernel(capture: &Capture) -> String {
     helpers.iter().find(|h| h.nodes.contains(source)).or(helpers.first()).map(|h| h.hello.kernel.clone()).unwrap_or_default()
 }
 
-fn place(capture: &Capture, helper: usize, index: u32) -> Option<&Place> {
-    capture.helpers.get(helper).and_then(|h| h.places.get(&index))
-}
-
 fn device_name(place: Option<&Place>) -> Option<String> {
     place.and_then(|p| p.device.as_ref()).map(|d| d.name.clone())
 }
@@ -238,7 +233,7 @@ fn drops(capture: &Capture, journeys: &[Journey<'_>], untranslated: &[Untranslat
     for journey in journeys {
         let (helper, packet) = journey.parts[journey.parts.len() - 1];
         let Outcome::Dropped(drop) = &packet.outcome else { continue };
-        let place = place(capture, helper, drop.place);
+        let place = capture.place(helper, drop.place);
         let row = DropRow {
             reason: drop.reason.clone(),
             direction: packet.direction,
@@ -308,7 +303,7 @@ fn vanished(journeys: &[Journey<'_>]) -> Vec<VanishedRow> {
 fn incidents(capture: &Capture) -> Vec<IncidentRow> {
     let mut rows: Vec<IncidentRow> = Vec::new();
     for (helper, incident) in &capture.incidents {
-        let place = incident.place.and_then(|p| place(capture, *helper, p));
+        let place = incident.place.and_then(|p| capture.place(*helper, p));
         let row = IncidentRow {
             what: incident.what,
             node: place.map(|p| p.node.clone()),
@@ -339,58 +334,6 @@ fn probes(capture: &Capture) -> Vec<ProbeRow> {
         evidence: p.why.as_ref().map(|w| w.cause.evidence.clone()).unwrap_or_default(),
     };
     capture.probes.iter().map(row).collect()
-}
-
-/// One packet as a row; also what `-o jsonl` prints.
-#[must_use]
-pub fn packet(capture: &Capture, journey: &Journey<'_>) -> PacketRow {
-    let first = journey.first();
-    let mut hops: Vec<HopRow> = Vec::with_capacity(journey.hops.len());
-    let mut before: Option<usize> = None;
-    for reference in &journey.hops {
-        let (helper, packet) = journey.parts[reference.part];
-        let hop = &packet.hops[reference.hop];
-        if let Some(last) = hops.last_mut() {
-            let comparable = before == Some(reference.part) || journey.end_to_end_ns.is_some();
-            last.took_ns = comparable.then(|| hop.at_ns.saturating_sub(last.at_ns));
-        }
-        before = Some(reference.part);
-        let place = place(capture, helper, hop.place);
-        hops.push(HopRow {
-            stage: hop.stage,
-            step: hop.stage.stage().step,
-            hook: hop.hook.clone(),
-            at_ns: hop.at_ns,
-            took_ns: Some(0),
-            node: place.map(|p| p.node.clone()),
-            pod: place.and_then(|p| p.pod.clone()),
-            netns: place.map(|p| p.netns),
-            device: place.and_then(|p| p.device.clone()),
-            cpu: hop.cpu,
-            context: hop.context.clone(),
-            len: hop.len,
-            segments: hop.segments,
-            offsets: hop.offsets,
-            rewritten: hop.rewritten,
-            note: hop.note.clone(),
-            facts: hop.facts.as_deref().cloned(),
-        });
-    }
-    PacketRow {
-        id: first.id,
-        conversation: first.conversation,
-        direction: first.direction,
-        protocol: first.protocol,
-        kind: first.kind,
-        from: first.flow.from,
-        to: first.flow.to,
-        seq: first.seq,
-        ack: first.ack,
-        payload: first.payload,
-        end_to_end_ns: journey.end_to_end_ns,
-        outcome: journey.outcome().clone(),
-        hops,
-    }
 }
 
 #[cfg(test)]

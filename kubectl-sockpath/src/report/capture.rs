@@ -285,6 +285,12 @@ impl Capture {
         Some(i128::from(at_ns) + self.origin.helpers.get(helper)?.clock_offset_ns() - offset)
     }
 
+    /// The place that hops and incidents of this helper name by an index.
+    #[must_use]
+    pub fn place(&self, helper: usize, index: u32) -> Option<&Place> {
+        self.helpers.get(helper)?.places.get(&index)
+    }
+
     /// How many helpers have started.
     #[must_use]
     pub fn watched(&self) -> usize {

@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use sockpath_protocol::message::ConntrackCounts;
-use sockpath_protocol::packet::{
-    Certainty, Context, Device, Direction, Flow, HeaderOffsets, IncidentKind, Mechanism, Outcome, PacketKind, Rule, RuleFacts,
-};
+use sockpath_protocol::packet::{Certainty, Direction, Flow, IncidentKind, Mechanism, PacketKind, Rule};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::StageId;
 
@@ -334,75 +332,4 @@ pub enum Severity {
     Warning,
     /// Good to know.
     Info,
-}
-
-/// One packet.
-#[derive(Debug, Clone, Serialize)]
-pub struct PacketRow {
-    /// Its number.
-    pub id: u64,
-    /// Number of its conversation.
-    pub conversation: u64,
-    /// Its direction.
-    pub direction: Direction,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// What it is.
-    pub kind: PacketKind,
-    /// Source at its first hop.
-    pub from: SocketAddr,
-    /// Destination at its first hop.
-    pub to: SocketAddr,
-    /// TCP sequence number, or identification.
-    pub seq: u32,
-    /// TCP acknowledgement number.
-    pub ack: u32,
-    /// Payload bytes.
-    pub payload: u32,
-    /// Time from its first to its last hop, in nanoseconds.
-    pub end_to_end_ns: Option<u64>,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Its hops.
-    pub hops: Vec<HopRow>,
-}
-
-/// One hop.
-#[derive(Debug, Clone, Serialize)]
-pub struct HopRow {
-    /// The stage that begins here.
-    pub stage: StageId,
-    /// The article's number.
-    pub step: Option<&'static str>,
-    /// The hook that saw it.
-    pub hook: String,
-    /// `CLOCK_MONOTONIC` of the node, in nanoseconds.
-    pub at_ns: u64,
-    /// Time until the next hop, in nanoseconds.
-    pub took_ns: Option<u64>,
-    /// Node.
-    pub node: Option<String>,
-    /// Pod whose namespace it is in.
-    pub pod: Option<String>,
-    /// Inode of the network namespace.
-    pub netns: Option<u32>,
-    /// Device.
-    pub device: Option<Device>,
-    /// CPU.
-    pub cpu: u16,
-    /// Who ran it.
-    pub context: Context,
-    /// Length of the skb, in bytes.
-    pub len: u32,
-    /// GSO segments.
-    pub segments: u16,
-    /// Header offsets.
-    pub offsets: Option<HeaderOffsets>,
-    /// Addresses, when they differ from the hop before.
-    pub rewritten: Option<Flow>,
-    /// What is worth saying.
-    pub note: Option<String>,
-    /// At a netfilter hook: what its rules see besides the headers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub facts: Option<RuleFacts>,
 }

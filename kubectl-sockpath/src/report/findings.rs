@@ -310,7 +310,7 @@ fn cuts(capture: &Capture, journeys: &[Journey<'_>]) -> Vec<Hint> {
         match &mut cut {
             Some((count, ..)) => *count += 1,
             None => {
-                let at = capture.helpers.get(helper).and_then(|h| h.places.get(&b.place));
+                let at = capture.place(helper, b.place);
                 let device = at.and_then(|p| p.device.as_ref()).map(|d| d.name.as_str());
                 cut = Some((1, place(at.map(|p| p.node.as_str()), at.and_then(|p| p.pod.as_deref()), device), a.len, b.len));
             }

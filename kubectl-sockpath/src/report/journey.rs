@@ -294,7 +294,7 @@ impl Spots {
 }
 
 fn spot(capture: &Capture, helper: usize, place: u32) -> Spot {
-    match capture.helpers.get(helper).and_then(|h| h.places.get(&place)) {
+    match capture.place(helper, place) {
         Some(Place { node, pod, netns, device, .. }) => {
             Spot { node: node.clone(), pod: pod.clone(), netns: *netns, device: device.as_ref().map(|d| d.name.clone()) }
         }

@@ -21,6 +21,7 @@ pub mod leg;
 mod made;
 mod netfilter;
 mod overhead;
+pub mod packet_row;
 pub mod packets;
 mod redirected;
 mod repeats;
@@ -38,6 +39,8 @@ pub use document::{Finding, Report, Severity};
 pub use journey::{Journey, is_netfilter};
 pub use packets::Packets;
 
+use packet_row::PacketRow;
+
 /// The report on what was captured. It keeps the capture, which its packets are read from.
 #[must_use]
 pub fn report(capture: &Arc<Capture>) -> Report {
@@ -51,6 +54,6 @@ pub fn report(capture: &Arc<Capture>) -> Report {
 
 /// One packet as `-o jsonl` prints it, as soon as it came.
 #[must_use]
-pub fn packet_row(capture: &Capture, helper: usize, packet: &sockpath_protocol::packet::Packet) -> document::PacketRow {
-    assemble::packet(capture, &journey::single(capture, helper, packet))
+pub fn packet_row(capture: &Capture, helper: usize, packet: &sockpath_protocol::packet::Packet) -> PacketRow {
+    PacketRow::of(capture, &journey::single(capture, helper, packet))
 }

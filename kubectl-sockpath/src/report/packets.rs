@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::assemble;
 use super::capture::Capture;
-use super::document::PacketRow;
 use super::journey::{Spots, journey};
+use super::packet_row::PacketRow;
 
 /// The packets of a report.
 #[derive(Debug, Clone, Default)]
@@ -40,14 +39,14 @@ impl Packets {
     #[must_use]
     pub fn get(&self, index: usize) -> Option<PacketRow> {
         let (capture, parts) = (self.capture.as_ref()?, self.chains.get(index)?);
-        Some(assemble::packet(capture, &journey(capture, &mut Spots::default(), parts)))
+        Some(PacketRow::of(capture, &journey(capture, &mut Spots::default(), parts)))
     }
 
     /// All of them, one after the other.
     pub fn iter(&self) -> impl Iterator<Item = PacketRow> {
         let mut spots = Spots::default();
         let rows = self.capture.iter().flat_map(|capture| self.chains.iter().map(move |parts| (capture, parts)));
-        rows.map(move |(capture, parts)| assemble::packet(capture, &journey(capture, &mut spots, parts)))
+        rows.map(move |(capture, parts)| PacketRow::of(capture, &journey(capture, &mut spots, parts)))
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use sockpath_protocol::packet::{Direction, Outcome, PacketKind};
 use sockpath_protocol::stage::StageId;
 
-use super::document::{PacketRow, Report};
+use super::document::Report;
+use super::packet_row::PacketRow;
 use super::role::place;
 
 /// A stage of a path, independent of the names of pods, nodes and devices.

@@ -7,7 +7,7 @@ use super::wording::kind_word;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::report::Report;
-use crate::report::document::{HopRow, PacketRow};
+use crate::report::packet_row::{HopRow, PacketRow};
 
 /// Packets that a page shows.
 const SHOWN: usize = 24;

@@ -8,7 +8,7 @@ use super::wording::kind_word;
 use crate::duration::nanos;
 use crate::render::page::Page;
 use crate::render::picture::Picture;
-use crate::report::document::PacketRow;
+use crate::report::packet_row::PacketRow;
 use crate::report::{CommonClock, Report};
 
 /// Packets of a conversation that are shown.
