@@ -12,12 +12,13 @@ use super::capture::Capture;
 use super::document::{DropRow, Party, Report};
 use super::forgotten;
 use super::halves;
-use super::hint::{Hint, NeighbourLookup, place};
+use super::hint::{Hint, NeighbourLookup};
 use super::journey::Journey;
 use super::repeats::{Repeats, repeats};
 use super::rewrites::{RewriteRow, mesh, strangers};
 use super::still_open;
 use super::untranslated::{self, Untranslated};
+use super::wording::place;
 
 /// Share of the typical time above which a single cause is worth a finding.
 const LARGE_SHARE: f64 = 0.4;

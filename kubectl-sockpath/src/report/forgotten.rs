@@ -6,9 +6,9 @@ use sockpath_protocol::message::ConntrackCounts;
 use sockpath_protocol::packet::{Certainty, ConnectionState, Direction, Flow, Outcome, PacketKind};
 
 use super::document::NodeRow;
-use super::hint::packets;
 use super::journey::{Journey, is_before_conntrack, is_netfilter};
 use super::untranslated::{Untranslated, Why, is_reply};
+use super::wording::packets;
 use crate::duration::nanos;
 
 /// Answers that conntrack on one node did not recognise, and that did not arrive as they should have.

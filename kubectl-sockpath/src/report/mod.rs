@@ -32,6 +32,7 @@ pub mod stage_row;
 mod still_open;
 pub mod times;
 mod untranslated;
+mod wording;
 
 pub use capture::{Capture, HelperLog, HelperOrigin, Origin, PACKETS_KEPT};
 pub use common_clock::CommonClock;

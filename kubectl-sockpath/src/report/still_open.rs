@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use sockpath_protocol::packet::{Certainty, Drop, Flow, Outcome, PacketKind};
 use sockpath_protocol::request::Protocol;
 
-use super::hint::{Hint, counted, place};
+use super::hint::Hint;
 use super::journey::Journey;
+use super::wording::{counted, place};
 
 /// The drop reason of a SYN in the window of an open connection.
 const INVALID_SYN: &str = "TCP_INVALID_SYN";

@@ -7,8 +7,8 @@ use sockpath_protocol::packet::{ConnectionState, Direction, Flow, Hop, Packet, P
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::Side;
 
-use super::hint::{packets, place};
 use super::journey::{Journey, is_before_conntrack, is_netfilter};
+use super::wording::{packets, place};
 
 /// How far beyond the acknowledged bytes a sequence number may lie; the largest window that TCP has.
 const LARGEST_WINDOW: i64 = 1 << 30;
