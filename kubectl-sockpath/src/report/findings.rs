@@ -34,7 +34,9 @@ pub(super) fn findings(capture: &Capture, journeys: &[Journey<'_>], report: &Rep
     hints.extend(untranslated.into_iter().map(|u| Hint::Untranslated(Box::new(u))));
     hints.extend(reachability(capture, journeys, report));
     hints.extend(incidents);
-    hints.extend(still_open::still_open(journeys));
+    let reached = still_open::reached(journeys);
+    hints.extend(reached.time_wait.map(|r| Hint::TimeWait(Box::new(r))));
+    hints.extend(reached.open.map(|r| Hint::StillOpen(Box::new(r))));
     hints.extend(neighbours(report));
     hints.extend(timing(capture, report));
     hints.extend(cuts(capture, journeys));

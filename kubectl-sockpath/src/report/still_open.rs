@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use sockpath_protocol::packet::{Certainty, Drop, Flow, Outcome, PacketKind};
 use sockpath_protocol::request::Protocol;
 
-use super::hint::Hint;
 use super::journey::Journey;
 use super::wording::{counted, place};
 
@@ -55,6 +54,15 @@ impl Reached {
     }
 }
 
+/// What SYNs reached, by the state of the connection there.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Connections {
+    /// Connections in TIME_WAIT.
+    pub(super) time_wait: Option<Reached>,
+    /// Connections that are still open.
+    pub(super) open: Option<Reached>,
+}
+
 /// What a conversation's first packets were, by conversation in one helper.
 #[derive(Default)]
 struct Opening<'j, 'a> {
@@ -76,8 +84,8 @@ impl Opening<'_, '_> {
     }
 }
 
-/// Openings that were answered with an ACK of a connection of before.
-pub(super) fn still_open(journeys: &[Journey<'_>]) -> Vec<Hint> {
+/// The connections of before that SYNs reached.
+pub(super) fn reached(journeys: &[Journey<'_>]) -> Connections {
     let mut openings: HashMap<(usize, u64), Opening<'_, '_>> = HashMap::new();
     for journey in journeys.iter().filter(|j| j.first().protocol == Protocol::Tcp) {
         let (helper, packet) = journey.parts[journey.parts.len() - 1];
@@ -105,9 +113,7 @@ pub(super) fn still_open(journeys: &[Journey<'_>]) -> Vec<Hint> {
     let mut reached: Vec<&Opening<'_, '_>> = openings.values().filter(|o| o.reached()).collect();
     reached.sort_by_key(|o| o.syn.map(|syn| syn.first().id));
     let (waiting, open): (Vec<_>, Vec<_>) = reached.into_iter().partition(|o| o.is_time_wait());
-    let waiting = sum(&waiting).map(|r| Hint::TimeWait(Box::new(r)));
-    let open = sum(&open).map(|r| Hint::StillOpen(Box::new(r)));
-    waiting.into_iter().chain(open).collect()
+    Connections { time_wait: sum(&waiting), open: sum(&open) }
 }
 
 /// Whether a drop of a SYN shows that there was a connection of before.
@@ -159,38 +165,41 @@ mod tests {
         Packet { ack, ..packet(Protocol::Tcp, kind, Direction::Reply, flow(SERVER, CLIENT)) }
     }
 
-    fn found(packets: &[Packet]) -> Vec<Hint> {
-        still_open(&packets.iter().map(journey).collect::<Vec<_>>())
+    fn found(packets: &[Packet]) -> Connections {
+        reached(&packets.iter().map(journey).collect::<Vec<_>>())
     }
 
     #[test]
     fn a_socket_in_time_wait_is_not_an_open_connection() {
         let challenged = [syn(dropped("NOT_SPECIFIED", Some("TIME_WAIT"))), answer(PacketKind::Ack, 7)];
-        let [Hint::TimeWait(reached)] = &found(&challenged)[..] else { panic!("{:?}", found(&challenged)) };
+        let Connections { time_wait: Some(reached), open: None } = found(&challenged) else { panic!("{:?}", found(&challenged)) };
         assert_eq!((reached.count, reached.by_timestamp, reached.certainty), (1, false, Certainty::Observed));
         assert!(reached.evidence[0].contains("state TIME_WAIT") && reached.evidence[1].contains("acknowledges 7, not 101"), "{reached:?}");
         // A kernel that names no socket, but the reason.
         let older = [syn(dropped(OLDER_THAN_TIME_WAIT, None))];
-        let [Hint::TimeWait(reached)] = &found(&older)[..] else { panic!("{:?}", found(&older)) };
+        let Connections { time_wait: Some(reached), open: None } = found(&older) else { panic!("{:?}", found(&older)) };
         assert!(reached.by_timestamp, "{reached:?}");
     }
 
     #[test]
     fn a_connection_that_is_open_is_named_with_its_state() {
         let open = [syn(dropped(INVALID_SYN, Some("ESTABLISHED"))), answer(PacketKind::Ack, 7)];
-        let [Hint::StillOpen(reached)] = &found(&open)[..] else { panic!("{:?}", found(&open)) };
+        let Connections { time_wait: None, open: Some(reached) } = found(&open) else { panic!("{:?}", found(&open)) };
         assert_eq!(reached.state.as_deref(), Some("ESTABLISHED"));
         // Without the kernel's word the answer shows it.
         let challenged = [syn(Outcome::Delivered), answer(PacketKind::Ack, 7)];
-        let [Hint::StillOpen(reached)] = &found(&challenged)[..] else { panic!("{:?}", found(&challenged)) };
+        let Connections { time_wait: None, open: Some(reached) } = found(&challenged) else { panic!("{:?}", found(&challenged)) };
         assert_eq!((reached.state.as_deref(), reached.certainty), (None, Certainty::Inferred));
     }
 
     #[test]
     fn an_ordinary_opening_or_refusal_is_neither() {
-        assert_eq!(found(&[syn(Outcome::Delivered), answer(PacketKind::SynAck, 101), answer(PacketKind::Ack, 150)]), []);
-        assert_eq!(found(&[syn(dropped("NO_SOCKET", None))]), []);
-        assert_eq!(found(&[syn(dropped("NETFILTER_DROP", None))]), []);
-        assert_eq!(found(&[syn(dropped("TCP_LISTEN_OVERFLOW", Some("LISTEN")))]), []);
+        assert_eq!(
+            found(&[syn(Outcome::Delivered), answer(PacketKind::SynAck, 101), answer(PacketKind::Ack, 150)]),
+            Connections::default()
+        );
+        assert_eq!(found(&[syn(dropped("NO_SOCKET", None))]), Connections::default());
+        assert_eq!(found(&[syn(dropped("NETFILTER_DROP", None))]), Connections::default());
+        assert_eq!(found(&[syn(dropped("TCP_LISTEN_OVERFLOW", Some("LISTEN")))]), Connections::default());
     }
 }
