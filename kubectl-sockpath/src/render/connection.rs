@@ -64,7 +64,7 @@ pub(super) fn client(pair: &Pair) -> String {
     end(pair.client_pod.as_deref(), pair.client)
 }
 
-/// `default/httpbin:8080`, with a star when it was dialled through a Service.
+/// `default/httpbin:8080`, or `default/httpbin:8080 via 10.96.0.10:80` when it was dialled through a Service.
 pub(super) fn server(pair: &Pair) -> String {
     let text = end(pair.server_pod.as_deref(), pair.server.unwrap_or(pair.dialled));
     if pair.via_service { format!("{text} via {}", pair.dialled) } else { text }
