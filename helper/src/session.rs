@@ -20,26 +20,16 @@ use crate::coded::Coded;
 use crate::site::Site;
 use crate::{stderr, switches};
 
+mod inbound;
 mod pulse;
 mod requests;
 
+pub use inbound::Inbound;
+use inbound::Refused;
 use pulse::Pulse;
 
 /// Bytes of a streamed line that are written at a time: what a pipe holds.
 const PIECE: usize = 64 << 10;
-
-/// What a running mode hears from outside.
-#[derive(Debug)]
-pub enum Inbound {
-    /// The plugin asked for something.
-    Request(Request),
-    /// The session has to end for this reason.
-    Stop(EndReason),
-}
-
-/// Why a request was not taken, in words; the session ends.
-#[derive(Debug)]
-struct Refused(String);
 
 /// The plugin's side of the session, as the modes see it.
 #[derive(Debug)]

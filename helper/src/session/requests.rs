@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Inbound, Refused};
+use super::inbound::{Inbound, Refused};
 use crate::stderr;
 
 /// Bytes of a line's buffer that stay allocated for the next one.
