@@ -1,4 +1,4 @@
-//! What the BPF programs report, as Rust values: no BPF beyond this module.
+//! What the BPF programs report, as Rust values.
 
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -10,9 +10,9 @@ use std::path::Path;
 use libbpf_rs::btf::types::{Func, FuncProto, Ptr};
 use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::libbpf_sys;
+use sockpath_bpf::trace::types::trace_hook as Hook;
 use sockpath_protocol::stage::StageId;
 
-use super::event::Hook;
 use crate::switches;
 
 /// One row.
