@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 use sockpath_ruleset::{Baseline, Namespace};
 
-use super::{Before, Found, Question, What, rules_of};
+use super::question::{Before, Found, Question, What};
+use super::read::rules_of;
 use crate::trace::environment::Environment;
 use crate::trace::settings::{self, KernelDrop};
 use crate::trace::subsystems::Subsystems;
