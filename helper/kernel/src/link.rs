@@ -57,6 +57,13 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
     Ok(found)
 }
 
+/// Name of a device of the socket's namespace; `if` and the index where it cannot be read.
+#[must_use]
+pub fn name(socket: &mut Socket, index: u32) -> String {
+    let links = list(socket).unwrap_or_default();
+    links.into_iter().find(|l| l.index == index).map_or_else(|| format!("if{index}"), |l| l.name)
+}
+
 /// A device out of a message of type RTM_NEWLINK or RTM_DELLINK.
 #[must_use]
 pub fn read(body: &[u8]) -> Option<Link> {

@@ -4,7 +4,7 @@ use sockpath_kernel::bridge::{Port, ports, vlan_aware};
 use sockpath_kernel::netlink::Socket;
 use sockpath_protocol::packet::Mechanism;
 
-use super::{Finding, KernelDrop};
+use super::drop::{Finding, KernelDrop};
 
 /// Functions of the bridge that drop without a reason.
 pub(super) const FUNCTIONS: &[&str] = &[

@@ -7,7 +7,8 @@ use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_protocol::packet::{Cause, Mechanism};
 
 use super::control_group::{self, Call};
-use super::{Finding, route};
+use super::drop::Finding;
+use super::route;
 
 /// What makes a call to a destination fail with this errno: in this thread's network namespace, or in the control group that the socket
 /// belonged to, where that was the pod's.

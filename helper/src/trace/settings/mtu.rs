@@ -5,7 +5,7 @@ use sockpath_kernel::netlink::Socket;
 use sockpath_kernel::route;
 use sockpath_protocol::packet::Mechanism;
 
-use super::{Finding, KernelDrop};
+use super::drop::{Finding, KernelDrop};
 
 /// Functions that drop what is too large without a reason.
 pub(super) const FUNCTIONS: &[&str] = &[

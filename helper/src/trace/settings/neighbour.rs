@@ -2,24 +2,26 @@
 
 use std::net::IpAddr;
 
+use sockpath_kernel::link;
 use sockpath_kernel::neighbour::{self, Neighbour};
 use sockpath_kernel::netlink::Socket;
 use sockpath_kernel::route;
 use sockpath_protocol::packet::Mechanism;
 
-use super::{Finding, KernelDrop, device_name, family, sysctl};
+use super::drop::{Finding, KernelDrop};
+use super::sysctl::{self, family};
 
 /// Why there is no address.
 pub(super) fn unresolved(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding> {
     let to = drop.flow.to.ip();
     let entries = neighbour::list(socket, to.is_ipv6()).unwrap_or_default();
-    let most = sysctl(&format!("{}/neigh/default/gc_thresh3", family(to)));
+    let most = sysctl::number(&format!("{}/neigh/default/gc_thresh3", family(to)));
     if let Some(full) = most.and_then(|most| full(&entries, most, &drop.reason)) {
         return Some(full);
     }
     let route = route::output(socket, to).ok()?;
     let hop = route.gateway.unwrap_or(to);
-    let device = device_name(socket, route.device);
+    let device = link::name(socket, route.device);
     let entry = entries.iter().find(|n| n.device == route.device && n.address == hop);
     Some(silent(hop, to, &device, entry))
 }

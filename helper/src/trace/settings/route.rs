@@ -3,12 +3,14 @@
 use std::io;
 use std::net::IpAddr;
 
+use sockpath_kernel::link;
 use sockpath_kernel::netlink::Socket;
 use sockpath_kernel::route::{self, Refusal, Refusing};
 use sockpath_kernel::{address, route::Route};
 use sockpath_protocol::packet::Mechanism;
 
-use super::{Finding, KernelDrop, device_name, family, sysctl};
+use super::drop::{Finding, KernelDrop};
+use super::sysctl::{self, family};
 
 /// What a lookup of the route says.
 #[derive(Debug)]
@@ -26,7 +28,7 @@ pub(super) fn refused(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding>
     let to = drop.flow.to.ip();
     let device = drop.device.as_ref().map(|(_, name)| name.clone());
     let forwards = device.and_then(|name| {
-        let on = sysctl(&format!("{}/conf/{name}/forwarding", family(to)))?;
+        let on = sysctl::number(&format!("{}/conf/{name}/forwarding", family(to)))?;
         Some((name, on != 0))
     });
     explain(to, &lookup(socket, to, forwards.filter(|_| drop.reason != "IP_OUTNOROUTES")))
@@ -79,10 +81,10 @@ fn table(number: u32) -> String {
 pub(super) fn reverse_path(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding> {
     let (_, device) = drop.device.as_ref()?;
     let from = drop.flow.from.ip();
-    let all = sysctl("ipv4/conf/all/rp_filter").unwrap_or(0);
-    let own = sysctl(&format!("ipv4/conf/{device}/rp_filter")).unwrap_or(0);
+    let all = sysctl::number("ipv4/conf/all/rp_filter").unwrap_or(0);
+    let own = sysctl::number(&format!("ipv4/conf/{device}/rp_filter")).unwrap_or(0);
     let back = match route::output(socket, from) {
-        Ok(Route { device, .. }) => format!("packets to {from} leave by {}", device_name(socket, device)),
+        Ok(Route { device, .. }) => format!("packets to {from} leave by {}", link::name(socket, device)),
         Err(_) => {
             let refusing = route::refusing(socket, from).unwrap_or_default();
             let why = refusing.first().map_or_else(String::new, |r| format!(": {r}"));
@@ -102,7 +104,7 @@ pub(super) fn martian(socket: &mut Socket, drop: &KernelDrop) -> Option<Finding>
     let own = address::list(socket).unwrap_or_default().into_iter().find(|(_, ip)| *ip == from);
     let (detail, evidence) = match own {
         Some((index, _)) => {
-            let device = device_name(socket, index);
+            let device = link::name(socket, index);
             (format!("its source {from} is an address of this namespace, too"), vec![format!("{from} is an address of {device} here")])
         }
         None => (format!("its source {from} is not an address that a packet may come from"), Vec::new()),
