@@ -19,6 +19,7 @@ mod exec;
 mod lifecycle;
 mod links;
 mod netns;
+mod netns_names;
 mod node;
 mod plan;
 mod rules;

@@ -9,6 +9,7 @@ use sockpath_helper::accelerate::Released;
 use sockpath_protocol::lab::Overlay;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::netns_names::{self, Named};
 use super::plan::{self, Instance, NODES, PODS, SERVICES};
 use super::rules::{Family, Restore};
 use super::state::{self, Locked, Phase, State};
@@ -89,7 +90,7 @@ pub async fn down(instance: &Instance) -> Result<ExitCode> {
 
 async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked: &Locked) -> Result<()> {
     let mut state = locked.begin(overlay)?;
-    netns::prepare_dir()?;
+    netns_names::prepare_dir()?;
     node::load_bridge_netfilter();
 
     let nodes = [node::create_node(instance, NODES[0]).await?, node::create_node(instance, NODES[1]).await?];
@@ -196,12 +197,12 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
     }
     for entity in plan::entities() {
         let path = instance.netns_path(entity);
-        match netns::look_up(&path, &instance.mark()).await? {
-            netns::Named::Free | netns::Named::Foreign => {}
-            named @ (netns::Named::Ours(_) | netns::Named::Stale) => {
-                netns::remove(&path)?;
+        match netns_names::look_up(&path, &instance.mark()).await? {
+            Named::Free | Named::Foreign => {}
+            named @ (Named::Ours(_) | Named::Stale) => {
+                netns_names::remove(&path)?;
                 found = true;
-                if let netns::Named::Ours(netns) = named {
+                if let Named::Ours(netns) = named {
                     for process in netns::inhabitants(&netns) {
                         eprintln!("process {process} is still in the network namespace of {entity}, which remains until it ends");
                     }
@@ -219,7 +220,7 @@ async fn tear_down(instance: &Instance) -> Result<bool> {
 async fn refuse_foreign_names(instance: &Instance) -> Result<()> {
     for entity in plan::entities() {
         let path = instance.netns_path(entity);
-        if matches!(netns::look_up(&path, &instance.mark()).await?, netns::Named::Foreign) {
+        if matches!(netns_names::look_up(&path, &instance.mark()).await?, Named::Foreign) {
             let name = instance.netns_name(entity);
             bail!(
                 "the network namespace {name} exists and does not belong to the lab: remove it (`ip netns del {name}`), or choose another instance with {}=NAME",

@@ -10,7 +10,8 @@ use rtnetlink::{LinkBridge, LinkUnspec, LinkVxlan};
 use sockpath_protocol::lab::Overlay;
 
 use super::links::{Links, Peer};
-use super::netns::{self, Netns};
+use super::netns::Netns;
+use super::netns_names::{self, Named};
 use super::plan::{self, Instance, NODES, Node, PODS, Pod};
 
 /// MTU of the underlay, in bytes.
@@ -52,7 +53,7 @@ impl Place {
         let lo = LinkUnspec::new_with_name("lo").alias(instance.mark()).up().build();
         links.set("lo", lo).await?;
         netns.run(|| set_sysctls(sysctls)).with_context(|| format!("cannot set up {entity}"))?;
-        netns.publish(&instance.netns_path(entity))?;
+        netns_names::publish(&netns, &instance.netns_path(entity))?;
         Ok(Self { netns, links })
     }
 }
@@ -190,8 +191,8 @@ pub async fn plug_pod(node: &Place, place: &Place, pod: &Pod, instance: &Instanc
 /// What is missing in a node's or pod's network, if anything is. `devices` must be there and up.
 pub async fn check(instance: &Instance, entity: &str, devices: &[String]) -> Result<Option<String>> {
     let path = instance.netns_path(entity);
-    let netns = match netns::look_up(&path, &instance.mark()).await? {
-        netns::Named::Ours(n) => n,
+    let netns = match netns_names::look_up(&path, &instance.mark()).await? {
+        Named::Ours(n) => n,
         _ => return Ok(Some(format!("the network namespace of {entity} is gone"))),
     };
     let links = Links::connect(&netns)?;
