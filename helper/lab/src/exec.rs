@@ -6,18 +6,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::lifecycle::{node_cgroup, require_root};
+use super::cgroup;
 use super::netns::Netns;
-use super::plan::{self, Container, Entity, Instance, Pod};
+use super::plan::{self, Entity, Instance};
+use super::preflight::require_root;
 use super::state::{self, Phase};
-use super::{cgroup, lifecycle};
 
 /// Becomes the command; returns only when that fails.
 pub fn exec(instance: &Instance, target: &str, container: Option<&str>, command: &[OsString]) -> Result<ExitCode> {
@@ -31,8 +31,8 @@ pub fn exec(instance: &Instance, target: &str, container: Option<&str>, command:
     }
     let (name, cgroup) = match entity {
         Entity::Node(_) if container.is_some() => bail!("-c chooses a container of a pod; {target} is a node"),
-        Entity::Node(node) => (node.name, node_cgroup(&state, instance, node)),
-        Entity::Pod(pod) => (pod.name, container_cgroup(&state, instance, pod, find_container(pod, container)?)),
+        Entity::Node(node) => (node.name, state.node_cgroup(instance, node)),
+        Entity::Pod(pod) => (pod.name, state.container_cgroup(instance, pod, plan::find_container(pod, container)?)),
     };
     let path = instance.netns_path(name);
     let netns = Netns::open(&path)
@@ -46,28 +46,6 @@ pub fn exec(instance: &Instance, target: &str, container: Option<&str>, command:
     let error = Command::new(program).args(args).exec();
     eprintln!("error: {}: {error}", program.to_string_lossy());
     Ok(ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }))
-}
-
-/// Joins the cgroup and namespace of a container.
-pub fn join(instance: &Instance, pod: &Pod, container: &Container) -> Result<()> {
-    let state = state::load(instance)?.context("the lab is not up")?;
-    cgroup::join(&container_cgroup(&state, instance, pod, container))?;
-    let path = instance.netns_path(pod.name);
-    Netns::open(&path).with_context(|| format!("cannot open {}", path.display()))?.enter()
-}
-
-fn container_cgroup(state: &state::State, instance: &Instance, pod: &Pod, container: &Container) -> PathBuf {
-    state.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container))
-}
-
-/// A pod's container by name; the main one without.
-pub fn find_container(pod: &'static Pod, name: Option<&str>) -> Result<&'static Container> {
-    let found = match name {
-        None => pod.containers.first(),
-        Some(name) => pod.containers.iter().find(|c| c.name == name),
-    };
-    let known: Vec<_> = pod.containers.iter().map(|c| c.name).collect();
-    found.with_context(|| format!("pod {} has no container \"{}\"; it has {}", pod.name, name.unwrap_or_default(), known.join(", ")))
 }
 
 /// A mount namespace in which /sys shows the devices of the network namespace this thread is in, as `ip netns exec` has it,
@@ -88,15 +66,4 @@ fn private_sys() -> Result<()> {
             .with_context(|| format!("keep {dir}"))?;
     }
     Ok(())
-}
-
-/// Fails when the lab is not there for this command.
-pub fn require_up(instance: &Instance) -> Result<state::State> {
-    let state = state::load(instance)?;
-    let Some(state) = state else { bail!("the lab is not up; run `{}`", instance.command("up")) };
-    match lifecycle::server_fault(instance, &state) {
-        None if state.phase == Phase::Up => Ok(state),
-        None => bail!("the lab is not complete; run `{}` to repair it", instance.command("up")),
-        Some(fault) => bail!("the lab is broken: {fault}; run `{}` to repair it", instance.command("up")),
-    }
 }

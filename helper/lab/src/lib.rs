@@ -22,6 +22,7 @@ mod netns;
 mod netns_names;
 mod node;
 mod plan;
+mod preflight;
 mod rules;
 mod server;
 mod state;

@@ -1,6 +1,6 @@
 //! `lab up` and `lab down`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -11,8 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::netns_names::{self, Named};
 use super::plan::{self, Instance, NODES, PODS, SERVICES};
+use super::preflight::{fault, require_root};
 use super::rules::{Family, Restore};
-use super::state::{self, Locked, Phase, State};
+use super::state::{self, Locked, Phase};
 use super::{cgroup, netns, node, server};
 
 /// Brings the lab up, or says that it is up.
@@ -110,12 +111,12 @@ async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked:
         let home = nodes.iter().zip(NODES).find(|(_, n)| n.number == pod.node.number).map(|(p, _)| p).context("a pod without a node")?;
         node::plug_pod(home, &place, pod, instance, overlay).await.with_context(|| format!("cannot set up pod {}", pod.name))?;
         for container in pod.containers {
-            make_cgroup(&state.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container)))?;
+            make_cgroup(&state.container_cgroup(instance, pod, container))?;
             starting.push((format!("{}/{}", pod.name, container.name), server::Starting::start(instance, pod, container)?));
         }
     }
     for node in NODES {
-        make_cgroup(&node_cgroup(&state, instance, node))?;
+        make_cgroup(&state.node_cgroup(instance, node))?;
     }
     for load in loading {
         load.finish()?;
@@ -128,46 +129,8 @@ async fn build(instance: &Instance, overlay: Overlay, restore: &Restore, locked:
     locked.save(&state)
 }
 
-/// Where commands run that `lab exec` starts on a node: `down` finds them there.
-pub fn node_cgroup(state: &State, instance: &Instance, node: &plan::Node) -> PathBuf {
-    state.cgroup_dir(instance).join(node.name).join("system.slice")
-}
-
-fn make_cgroup(dir: &std::path::Path) -> Result<()> {
+fn make_cgroup(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the cgroup {}", dir.display()))
-}
-
-/// What is wrong with a lab that should be up, if anything is. Reads only.
-pub async fn fault(instance: &Instance, state: &State) -> Result<Option<String>> {
-    if state.phase != Phase::Up {
-        return Ok(Some("an earlier `lab up` did not finish".to_owned()));
-    }
-    for node in NODES {
-        if let Some(fault) = node::check(instance, node.name, &node::devices(node, instance, state.overlay)).await? {
-            return Ok(Some(fault));
-        }
-    }
-    for pod in &PODS {
-        if let Some(fault) = node::check(instance, pod.name, &["eth0".to_owned()]).await? {
-            return Ok(Some(fault));
-        }
-    }
-    Ok(server_fault(instance, state))
-}
-
-/// As [`fault`], but only what can be seen without privilege.
-#[must_use]
-pub fn server_fault(instance: &Instance, state: &State) -> Option<String> {
-    for pod in &PODS {
-        for container in pod.containers {
-            let dir = state.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container));
-            let pid = state.servers.get(&format!("{}/{}", pod.name, container.name));
-            if !pid.is_some_and(|pid| cgroup::processes(&dir).contains(pid)) {
-                return Some(format!("the server of pod {}, container {}, is gone", pod.name, container.name));
-            }
-        }
-    }
-    None
 }
 
 async fn remove_all(instance: &Instance, locked: Locked) -> Result<bool> {
@@ -227,14 +190,6 @@ async fn refuse_foreign_names(instance: &Instance) -> Result<()> {
                 plan::INSTANCE_VAR
             );
         }
-    }
-    Ok(())
-}
-
-/// Fails with what to do when this process is not root.
-pub fn require_root() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the lab creates network namespaces and cgroups, which needs root; run it with sudo");
     }
     Ok(())
 }

@@ -339,6 +339,16 @@ pub fn find(name: &str) -> Result<Entity> {
     bail!("no pod or node \"{name}\" in the lab; there are {}", known.join(", "))
 }
 
+/// A pod's container by name; the main one without.
+pub fn find_container(pod: &'static Pod, name: Option<&str>) -> Result<&'static Container> {
+    let found = match name {
+        None => pod.containers.first(),
+        Some(name) => pod.containers.iter().find(|c| c.name == name),
+    };
+    let known: Vec<_> = pod.containers.iter().map(|c| c.name).collect();
+    found.with_context(|| format!("pod {} has no container \"{}\"; it has {}", pod.name, name.unwrap_or_default(), known.join(", ")))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
         // Writing to a String cannot fail.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sockpath_protocol::lab::Overlay;
 
 use super::cgroup;
-use super::plan::{Instance, RUN_DIR};
+use super::plan::{Container, Instance, Node, Pod, RUN_DIR};
 
 /// The state file's content. It is written before the first thing is made, so that a crash leaves a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,18 @@ impl State {
     #[must_use]
     pub fn cgroup_dir(&self, instance: &Instance) -> PathBuf {
         self.cgroup_root.join(instance.cgroup_name())
+    }
+
+    /// Where commands run that `lab exec` starts on a node: `down` finds them there.
+    #[must_use]
+    pub fn node_cgroup(&self, instance: &Instance, node: &Node) -> PathBuf {
+        self.cgroup_dir(instance).join(node.name).join("system.slice")
+    }
+
+    /// The cgroup of a container.
+    #[must_use]
+    pub fn container_cgroup(&self, instance: &Instance, pod: &Pod, container: &Container) -> PathBuf {
+        self.cgroup_dir(instance).join(pod.cgroup(instance)).join(pod.container_id(instance, container))
     }
 }
 

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use sockpath_protocol::lab::{LabContainer, LabNode, LabPod, LabService, LabServicePort, LabStatus};
 
-use super::exec::require_up;
 use super::plan::{self, Instance, NAMESPACE, NODES, PODS, SERVICES};
+use super::preflight::require_up;
 use super::state::State;
 
 /// Prints the lab as a table, or as JSON.

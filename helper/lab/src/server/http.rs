@@ -7,8 +7,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Identity;
-
 /// Longest request head, in bytes.
 const MAX_HEAD: usize = 32 << 10;
 /// Longest request body, in bytes: it is held in memory to be sent back.
@@ -104,10 +102,10 @@ fn parse(head: &[u8]) -> Option<Head<'_>> {
     Some(parsed)
 }
 
-/// Serves requests until the client is done. `buffer` is what was read already.
-pub async fn serve(mut stream: TcpStream, peer: SocketAddr, mut buffer: Vec<u8>, identity: &Identity) -> io::Result<()> {
+/// Serves requests until the client is done. `buffer` is what was read already, `identity` is the server's name in answers.
+pub async fn serve(mut stream: TcpStream, peer: SocketAddr, mut buffer: Vec<u8>, identity: &str) -> io::Result<()> {
     let local = stream.local_addr()?;
-    let about = format!("{}, at {} for {}\n", identity.text, canonical(local), canonical(peer));
+    let about = format!("{identity}, at {} for {}\n", canonical(local), canonical(peer));
     loop {
         let Some(end) = read_head(&mut stream, &mut buffer).await? else { return Ok(()) };
         let Some(head) = parse(&buffer[..end]) else {

@@ -15,8 +15,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-use super::exec;
+use super::netns::Netns;
 use super::plan::{self, Container, Entity, Instance, NAMESPACE, Pod};
+use super::{cgroup, state};
 
 mod echo;
 mod http;
@@ -82,20 +83,13 @@ fn open_descriptors() -> Vec<RawFd> {
     entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Who a server is, for its answers.
-#[derive(Debug)]
-struct Identity {
-    /// `pod default/httpbin, container httpbin, on node-1`
-    text: String,
-}
-
 /// Serves until the lab is gone.
 pub async fn serve(instance: &Instance, pod: &str, container: &str) -> Result<ExitCode> {
     let Entity::Pod(pod) = plan::find(pod)? else { bail!("{pod} is not a pod") };
-    let container = exec::find_container(pod, Some(container))?;
+    let container = plan::find_container(pod, Some(container))?;
     // Before joining, so that a lab that goes away in between is noticed.
     let gone = watch_end(instance)?;
-    exec::join(instance, pod, container)?;
+    join(instance, pod, container)?;
     // The name that `ps` and a trace show; 15 bytes at most.
     let _ = fs::write("/proc/self/comm", container.name);
     raise_descriptor_limit();
@@ -103,12 +97,21 @@ pub async fn serve(instance: &Instance, pod: &str, container: &str) -> Result<Ex
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, container.port));
     let tcp = listen(address).with_context(|| format!("cannot listen on TCP port {}", container.port))?;
     let udp = UdpSocket::bind(address).await.with_context(|| format!("cannot bind UDP port {}", container.port))?;
-    let text = format!("pod {NAMESPACE}/{}, container {}, on {}", pod.name, container.name, pod.node.name);
+    // What its answers name it: `pod default/httpbin, container httpbin, on node-1`.
+    let identity = format!("pod {NAMESPACE}/{}, container {}, on {}", pod.name, container.name, pod.node.name);
     tokio::spawn(echo::datagrams(udp));
-    tokio::spawn(accept(tcp, Arc::new(Identity { text })));
+    tokio::spawn(accept(tcp, identity.into()));
     say_ready()?;
     gone.await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Joins the cgroup and namespace of a container.
+fn join(instance: &Instance, pod: &Pod, container: &Container) -> Result<()> {
+    let state = state::load(instance)?.context("the lab is not up")?;
+    cgroup::join(&state.container_cgroup(instance, pod, container))?;
+    let path = instance.netns_path(pod.name);
+    Netns::open(&path).with_context(|| format!("cannot open {}", path.display()))?.enter()
 }
 
 /// One socket for both families: IPv4 arrives as v4-mapped addresses.
@@ -119,7 +122,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: TcpListener, identity: Arc<Identity>) {
+async fn accept(listener: TcpListener, identity: Arc<str>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -132,7 +135,7 @@ async fn accept(listener: TcpListener, identity: Arc<Identity>) {
 }
 
 /// One connection. How it ends is the client's business.
-async fn converse(mut stream: TcpStream, peer: SocketAddr, identity: Arc<Identity>) {
+async fn converse(mut stream: TcpStream, peer: SocketAddr, identity: Arc<str>) {
     let _ = stream.set_nodelay(true);
     let mut first = Vec::new();
     let _ = match http::detect(&mut stream, &mut first).await {
