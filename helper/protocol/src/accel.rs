@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Node, Pod};
+use crate::pod::{Node, Pod};
 
 /// Accelerate the connections between these pods of this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

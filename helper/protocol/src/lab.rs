@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Container, Frontend, Locate, Node, Pod, Service};
+use crate::pod::{Container, Locate, Node, Pod};
+use crate::request::{Frontend, Service};
 
 /// The whole lab.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod mechanism;
 pub mod message;
 pub mod packet;
+pub mod pod;
 pub mod request;
 pub mod stage;
 pub mod text;

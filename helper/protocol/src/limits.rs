@@ -6,7 +6,8 @@ use std::fmt::Display;
 use crate::accel::{AccelerateRequest, ChoosePods, PairsSnapshot, PauseRequest, PodElsewhere, PodName, ResumeRequest};
 use crate::message::{Armed, DeviceFilters, Hello, Message};
 use crate::packet::{Cause, Context, Device, Drop, Hop, Incident, Outcome, Packet, Place, Rule};
-use crate::request::{Locate, Node, Pod, Request, Service, TraceRequest};
+use crate::pod::{Locate, Node, Pod};
+use crate::request::{Request, Service, TraceRequest};
 use crate::text::{LONGEST_FIELD, field_within};
 
 /// Longest line from the plugin to the helper, in bytes: a request that names 20,000 pods of other nodes has 3 MiB.
@@ -375,7 +376,8 @@ mod tests {
     use super::*;
     use crate::accel::{PauseReason, StopRequest};
     use crate::packet::{Direction, Flow, PacketKind};
-    use crate::request::{Container, Protocol};
+    use crate::pod::Container;
+    use crate::request::Protocol;
     use crate::stage::StageId;
 
     fn a_pod() -> Pod {
