@@ -7,8 +7,8 @@
 pub use self::bits::{Truth, Word};
 pub use self::cause::{Candidate, Cause, Certainty, Drop, Sought};
 pub use self::counters::{Baseline, Compared, Counters, Hits};
+pub use self::decode::Reader;
 pub use self::decode::legacy::{LegacyFamily, Table as LegacyTable};
-pub use self::decode::{Reader, user_comment};
 pub use self::model::{
     Base, Bitwise, Chain, ChainKind, Comparison, Data, Element, Engine, Expression, Fact, Header, Hook, Rule, Ruleset, Set, Table,
     Translation, Verdict,

@@ -1,6 +1,6 @@
 //! The expressions of an nftables rule.
 
-use crate::decode::{Reader, extension};
+use crate::decode::extension;
 use crate::model::{Bitwise, Comparison, Expression, Fact, Header, Register, Translation, VERDICT, Verdict};
 use sockpath_netlink::Attributes;
 
@@ -9,9 +9,10 @@ const EFFECTS: [&str; 8] = ["reject", "log", "limit", "quota", "queue", "dup", "
 
 /// Follows the expressions of one rule.
 pub struct Decoder<'a> {
-    reader: &'a Reader,
-    family: u8,
-    table: &'a str,
+    /// The index of a chain of the rule's table, by its name.
+    chain_at: &'a dyn Fn(&str) -> Option<u32>,
+    /// The index of a set of the rule's table, by its name.
+    set_at: &'a dyn Fn(&str) -> Option<u32>,
     /// What was read so far.
     pub expressions: Vec<Expression>,
     /// The rule's comment.
@@ -23,8 +24,8 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    pub fn new(reader: &'a Reader, family: u8, table: &'a str) -> Self {
-        Self { reader, family, table, expressions: Vec::new(), comment: None, packets: None, effects: Vec::new() }
+    pub fn new(chain_at: &'a dyn Fn(&str) -> Option<u32>, set_at: &'a dyn Fn(&str) -> Option<u32>) -> Self {
+        Self { chain_at, set_at, expressions: Vec::new(), comment: None, packets: None, effects: Vec::new() }
     }
 
     /// One expression: its name and attributes.
@@ -64,8 +65,7 @@ impl<'a> Decoder<'a> {
     fn immediate(&self, data: &Attributes<'_>) -> Option<Expression> {
         let value = data.nested(2)?;
         if let Some(v) = value.nested(2) {
-            let chain = |name: &str| self.reader.chain_at(self.family, self.table, name);
-            return Some(Expression::Verdict(verdict(&v, &chain)));
+            return Some(Expression::Verdict(verdict(&v, self.chain_at)));
         }
         Some(Expression::Constant { to: register(data.network_word(1))?, value: value.get(1)?.into() })
     }
@@ -73,7 +73,7 @@ impl<'a> Decoder<'a> {
     fn lookup(&self, data: &Attributes<'_>) -> Expression {
         const INVERTED: u32 = 1;
         let unknown = Expression::Unknown { to: register(data.network_word(3)), may_fail: true };
-        let found = data.text(1).and_then(|name| self.reader.set_at(self.family, self.table, &name).map(|(at, _)| at));
+        let found = data.text(1).and_then(|name| (self.set_at)(&name));
         let (Some(set), Some(from)) = (found, register(data.network_word(2))) else {
             return if data.network_word(3) == Some(0) { Expression::Verdict(Verdict::Unknown) } else { unknown };
         };

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::model::{Base, Chain, ChainKind, Engine, Hook, Rule, Ruleset, Set, Table};
-use sockpath_netlink::{Attributes, text};
+use crate::model::{Base, Chain, ChainKind, Engine, Hook, Rule, Ruleset, Table};
+use sockpath_netlink::Attributes;
+
+use self::user_data::user_comment;
 
 mod expression;
 mod extension;
@@ -12,6 +14,7 @@ pub mod legacy;
 mod set;
 #[cfg(test)]
 mod tests;
+mod user_data;
 
 /// `NFT_MSG_NEWCHAIN`.
 pub const NEW_CHAIN: u16 = 3;
@@ -87,7 +90,9 @@ impl Reader {
         let a = Attributes::of(body);
         let (Some(table), Some(chain), Some(handle)) = (a.text(1), a.text(2), a.network_long(3)) else { return };
         let Some(at) = self.chains.get(&(family, table.clone(), chain)).copied() else { return };
-        let mut decoder = expression::Decoder::new(self, family, &table);
+        let chain_at = |name: &str| self.chain_at(family, &table, name);
+        let set_at = |name: &str| self.set_at(family, &table, name);
+        let mut decoder = expression::Decoder::new(&chain_at, &set_at);
         decoder.comment = a.get(7).and_then(user_comment);
         for expression in a.nested(4).iter().flat_map(Attributes::values) {
             let expression = Attributes::of(expression);
@@ -131,25 +136,11 @@ impl Reader {
         self.chains.get(&(family, table.to_owned(), name.to_owned())).copied()
     }
 
-    fn set_at(&self, family: u8, table: &str, name: &str) -> Option<(u32, &Set)> {
-        let at = *self.sets.get(&(family, table.to_owned(), name.to_owned()))?;
-        Some((at, &self.ruleset.sets[at as usize]))
+    fn set_at(&self, family: u8, table: &str, name: &str) -> Option<u32> {
+        self.sets.get(&(family, table.to_owned(), name.to_owned())).copied()
     }
 }
 
 fn index(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
-}
-
-/// nft keeps a comment in user data: type, length, value (libnftnl's udata.h); type 0 is the comment, of rules and of elements.
-#[must_use]
-pub fn user_comment(mut data: &[u8]) -> Option<String> {
-    while let [kind, length, rest @ ..] = data {
-        let value = rest.get(..usize::from(*length))?;
-        if *kind == 0 {
-            return Some(text(value));
-        }
-        data = rest.get(usize::from(*length)..)?;
-    }
-    None
 }

@@ -1,7 +1,7 @@
 //! Sets, maps and their elements.
 
 use crate::decode::expression::verdict;
-use crate::decode::user_comment;
+use crate::decode::user_data::user_comment;
 use crate::model::{Data, Element, Set};
 use sockpath_netlink::Attributes;
 
