@@ -1,5 +1,7 @@
 //! What a rule is made of: steps that load, test, change and decide.
 
+use crate::extension::{Match, Remark};
+
 /// A word of the registers, 4 bytes; a value begins there.
 pub type Register = u8;
 
@@ -208,9 +210,9 @@ pub enum Expression {
     /// Translates an address, and accepts.
     Translate(Translation),
     /// A match of iptables.
-    Match(Box<crate::evaluate::Match>),
+    Match(Box<Match>),
     /// A target of iptables that changes marks.
-    Remark(Box<crate::evaluate::Remark>),
+    Remark(Box<Remark>),
 }
 
 /// Register of verdicts.

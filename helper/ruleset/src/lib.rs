@@ -9,6 +9,7 @@ pub use self::cause::{Candidate, Cause, Certainty, Drop, Sought};
 pub use self::counters::{Baseline, Compared, Counters, Hits};
 pub use self::decode::Reader;
 pub use self::decode::legacy::{LegacyFamily, Table as LegacyTable};
+pub use self::extension::{Match, PortRange, Remark};
 pub use self::model::{
     Base, Bitwise, Chain, ChainKind, Comparison, Data, Element, Engine, Expression, Fact, Header, Hook, Rule, Ruleset, Set, Table,
     Translation, Verdict,
@@ -23,6 +24,7 @@ mod counters;
 mod decode;
 pub mod evaluate;
 mod expression;
+mod extension;
 mod model;
 mod packet;
 pub mod read;

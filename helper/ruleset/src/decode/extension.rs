@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::evaluate::{Match, PortRange, Remark};
+use crate::extension::{Match, PortRange, Remark};
 use crate::model::{Expression, Translation, Verdict};
 
 /// Reads a struct of the kernel.

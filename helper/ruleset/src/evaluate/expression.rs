@@ -60,7 +60,7 @@ impl Evaluator<'_> {
             }
             Expression::Match(m) => self.matches(m, carried),
             Expression::Remark(r) => {
-                r.apply(carried);
+                carried.remark(r);
                 Truth::Yes
             }
             Expression::Counter | Expression::Verdict(_) | Expression::Translate(_) => Truth::Yes,

@@ -1,164 +1,33 @@
-//! Matches and targets of iptables.
+//! Matches of iptables, and their targets that change marks.
 
 use super::{Evaluator, State};
 use crate::bits::{Truth, Word, within};
-use crate::model::Bytes;
+use crate::extension::{AddressRange, Match, PortRange, Remark};
 use crate::packet::{AddressType, octets, state};
 
-/// Ports from one to another, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PortRange {
-    /// The first.
-    pub from: u16,
-    /// The last.
-    pub to: u16,
-    /// All others.
-    pub negated: bool,
-}
-
-/// A match of iptables.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Match {
-    /// `tcp` and `udp`.
-    Ports {
-        /// Of the source.
-        source: PortRange,
-        /// Of the destination.
-        destination: PortRange,
-        /// TCP's flags: mask, value, negated.
-        flags: Option<(u8, u8, bool)>,
-        /// It asks for an option of TCP.
-        option: bool,
-    },
-    /// `multiport`.
-    AnyPort {
-        /// 0: the source's, 1: the destination's, 2: one of both.
-        of: u8,
-        /// Ranges, both ends included.
-        ranges: Box<[(u16, u16)]>,
-        /// All others.
-        negated: bool,
-    },
-    /// `conntrack` and `state`.
-    Connection {
-        /// What it asks for (`XT_CONNTRACK_*`).
-        asks: u16,
-        /// Which of it is negated.
-        negated: u16,
-        /// State bits.
-        states: u16,
-        /// Status bits.
-        status: u16,
-    },
-    /// `mark` and `connmark`.
-    Mark {
-        /// The connection's.
-        connection: bool,
-        /// The value of the masked bits.
-        value: u32,
-        /// The mask.
-        mask: u32,
-        /// Negated.
-        negated: bool,
-    },
-    /// `addrtype`.
-    AddressType {
-        /// Types of the source, a bit each.
-        source: u16,
-        /// Types of the destination.
-        destination: u16,
-        /// Negated: source and destination.
-        negated: (bool, bool),
-        /// As the packet's device sees it.
-        of_device: bool,
-    },
-    /// `icmp` and `icmp6`.
-    Icmp {
-        /// Type; 255 for any.
-        kind: u8,
-        /// Codes from and to.
-        codes: (u8, u8),
-        /// Negated.
-        negated: bool,
-    },
-    /// `iprange`.
-    Addresses {
-        /// Of the source: 16 bytes each.
-        source: Option<(Bytes, Bytes)>,
-        /// Of the destination.
-        destination: Option<(Bytes, Bytes)>,
-        /// Negated: source and destination.
-        negated: (bool, bool),
-    },
-    /// `length`.
-    Length {
-        /// At least.
-        from: u16,
-        /// At most.
-        to: u16,
-        /// Negated.
-        negated: bool,
-    },
-}
-
-/// A target of iptables that changes marks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remark {
-    /// `MARK`: `(mark & !mask) ^ value`.
-    Mark {
-        /// Bits that are flipped after that.
-        value: u32,
-        /// Bits that are cleared.
-        mask: u32,
-    },
-    /// `CONNMARK --set-xmark`.
-    Connection {
-        /// As of `Mark`.
-        value: u32,
-        /// As of `Mark`.
-        mask: u32,
-    },
-    /// `CONNMARK --save-mark`: the packet's becomes the connection's.
-    Save {
-        /// Bits of the connection's mark that are cleared.
-        connection: u32,
-        /// Bits of the packet's mark that are taken.
-        packet: u32,
-    },
-    /// `CONNMARK --restore-mark`.
-    Restore {
-        /// Bits of the connection's mark that are taken.
-        connection: u32,
-        /// Bits of the packet's mark that are cleared.
-        packet: u32,
-    },
-    /// Not known.
-    Unknown,
-}
-
-impl Remark {
-    /// Changes the marks.
-    pub(super) fn apply(&self, carried: &mut State) {
+impl State {
+    /// Changes the marks as a target does.
+    pub(super) fn remark(&mut self, remark: &Remark) {
         let mix = |a: Word, clear: u32, b: Word, take: u32| {
             let (a, b) = (a.masked(!clear, 0), b.masked(take, 0));
             let known = a.known & b.known;
             Word { value: (a.value ^ b.value) & known, known }
         };
-        let (mark, connection) = (carried.mark, carried.connection.mark);
-        match self {
-            Self::Mark { value, mask } => carried.mark = mark.masked(!mask, *value),
-            Self::Connection { value, mask } => carried.connection.mark = connection.masked(!mask, *value),
-            Self::Save { connection: clear, packet } => carried.connection.mark = mix(connection, *clear, mark, *packet),
-            Self::Restore { connection: take, packet } => {
+        let (mark, connection) = (self.mark, self.connection.mark);
+        match remark {
+            Remark::Mark { value, mask } => self.mark = mark.masked(!mask, *value),
+            Remark::Connection { value, mask } => self.connection.mark = connection.masked(!mask, *value),
+            Remark::Save { connection: clear, packet } => self.connection.mark = mix(connection, *clear, mark, *packet),
+            Remark::Restore { connection: take, packet } => {
                 let restored = mix(mark, *packet, connection, *take);
                 // Without a connection nothing is restored.
-                carried.mark = match carried.connection.exists() {
+                self.mark = match self.connection.exists() {
                     Some(true) => restored,
                     Some(false) => mark,
                     None => mark.join(restored),
                 };
             }
-            Self::Unknown => (carried.mark, carried.connection.mark) = (Word::UNKNOWN, Word::UNKNOWN),
+            Remark::Unknown => (self.mark, self.connection.mark) = (Word::UNKNOWN, Word::UNKNOWN),
         }
     }
 }
@@ -206,7 +75,7 @@ impl Evaluator<'_> {
                 (if any { Truth::Yes } else { is.and(code) }).xor(*negated)
             }
             Match::Addresses { source, destination, negated } => {
-                let is = |range: &Option<(Bytes, Bytes)>, ip: Option<std::net::IpAddr>, negated: bool| match range {
+                let is = |range: &Option<AddressRange>, ip: Option<std::net::IpAddr>, negated: bool| match range {
                     None => Truth::Yes,
                     Some((from, to)) => {
                         let Some(bytes) = ip.map(octets) else { return Truth::Maybe };

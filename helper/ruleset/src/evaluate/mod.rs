@@ -8,7 +8,6 @@ use crate::counters::{Compared, Hits};
 use crate::model::{Chain, ChainKind, Expression, Hook, Rule, Ruleset, Verdict};
 use crate::packet::{Connection, Headers, Packet, state};
 
-pub use self::extension::{Match, PortRange, Remark};
 use self::registers::Registers;
 
 mod chain;
