@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::content::{Content, Direction};
 use super::conversation::{self, Setting, header, set_options};
+use super::listener::Listener;
 use super::net::{Kind, Socket};
-use super::plan::{Listener, Plan, Side};
+use super::plan::{Plan, Side};
 use super::prng::Prng;
 use super::report::{Report, tell};
 use super::tally::Tally;

@@ -11,8 +11,9 @@ use sockpath_protocol::lab::LabStatus;
 
 use super::accelerator::Choice;
 use super::chaos::{self, Deeds};
+use super::listener::Listener;
 use super::peers::{OwnProgram, Peer};
-use super::plan::{ASKING, DOOMED, Listener, TIGHT};
+use super::plan::{ASKING, DOOMED, TIGHT};
 use super::prng::Prng;
 use super::report::{Report, Totals};
 use super::tight::TightMemory;

@@ -7,6 +7,7 @@ pub mod client;
 pub mod content;
 pub mod controller;
 pub mod conversation;
+pub mod listener;
 pub mod net;
 pub mod outcome;
 pub mod peers;

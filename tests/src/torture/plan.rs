@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::listener::Listener;
 use super::prng::Prng;
 use super::reader::ReaderKind;
 pub use super::side::{Side, SidePlan};
@@ -21,43 +22,6 @@ pub const ASKING: u64 = 60_000_000_000;
 
 /// The message before which a client waits once.
 pub const SETTLED: usize = 5;
-
-/// How a listener is set up; each variant has its own ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Listener {
-    /// No options.
-    Plain,
-    /// `TCP_DEFER_ACCEPT`: data waits before accept(2).
-    Defer,
-    /// `TCP_FASTOPEN`: data in the SYN.
-    FastOpen,
-    /// `SO_RCVBUF` and `SO_SNDBUF` of 4 KiB before listen.
-    TinyBuffers,
-    /// 8 MiB of both.
-    HugeBuffers,
-    /// An MPTCP listener.
-    Mptcp,
-    /// Accepts with a delay.
-    Slow,
-    /// Deferred and with a delay: the first writes pile up in the TCP queue.
-    DeferSlow,
-}
-
-impl Listener {
-    /// All variants, in the order of their ports.
-    pub const ALL: [Self; 8] =
-        [Self::Plain, Self::Defer, Self::FastOpen, Self::TinyBuffers, Self::HugeBuffers, Self::Mptcp, Self::Slow, Self::DeferSlow];
-
-    /// Number of ports that all variants take: one for `AF_INET`, one for `AF_INET6` sockets each.
-    pub const PORTS: u16 = 16;
-
-    /// The port of this variant.
-    #[must_use]
-    pub fn port(self, base: u16, v6: bool) -> u16 {
-        let index = Self::ALL.iter().position(|l| *l == self).unwrap_or(0);
-        base + u16::try_from(index).unwrap_or(0) * 2 + u16::from(v6)
-    }
-}
 
 /// The order in which both ends act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,7 +192,12 @@ impl Plan {
                 *reader = ReaderKind::Recv;
             }
         }
-        let ending = if listener == Listener::Mptcp { restrict_to_mptcp(&mut client, &mut server) } else { ending };
+        let ending = if listener == Listener::Mptcp {
+            restrict_to_mptcp(&mut client, &mut server);
+            Ending::Graceful
+        } else {
+            ending
+        };
         let writers = (client.writer, server.writer);
         for (from, to) in [(writers.0, &mut server), (writers.1, &mut client)] {
             // A read ends at urgent data, so these cannot keep their promises there; splice(2) even says 0.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::conversation::{self, HEADER, Setting, parse_header, set_options};
+use super::listener::Listener;
 use super::net::{Kind, Socket};
 use super::outcome::End;
-use super::plan::{Listener, Plan, Side};
+use super::plan::{Plan, Side};
 use super::prng::Prng;
 use super::report::{Report, tell};
 use super::tally::Tally;

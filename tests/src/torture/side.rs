@@ -1,6 +1,6 @@
 //! What one side of a connection does.
 
-use super::plan::{Ending, Listener};
+use super::listener::Listener;
 use super::prng::Prng;
 use super::reader::ReaderKind;
 use super::writer::WriterKind;
@@ -108,8 +108,8 @@ pub fn side_plan(r: &mut Prng, ping_pong: bool, polls: bool) -> SidePlan {
     }
 }
 
-/// MPTCP knows fewer calls and other resets than TCP; what is left ends gracefully.
-pub fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) -> Ending {
+/// MPTCP knows fewer calls and other resets than TCP; what is left has to end gracefully.
+pub fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) {
     for side in [client, server] {
         if !matches!(side.writer, WriterKind::Send | WriterKind::Write | WriterKind::Sendmsg | WriterKind::Nonblocking) {
             side.writer = WriterKind::Send;
@@ -120,7 +120,6 @@ pub fn restrict_to_mptcp(client: &mut SidePlan, server: &mut SidePlan) -> Ending
         }
         side.linger = false;
     }
-    Ending::Graceful
 }
 
 /// Whether a buffer is so small that a segment may wait for a timer of 200 ms (silly window avoidance).
