@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{BODIES, LARGE, Program};
+use super::program::{BODIES, LARGE, Program};
 use crate::torture::content::{Content, Direction};
 
 /// The echo server of [`Program::Asyncio`].
