@@ -1,26 +1,28 @@
 //! A cluster to test on: the one `KUBECONFIG` names, or two nodes on this machine from the binaries in `K8S_BIN`.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::restore::Before;
 use crate::{programs, skipped, state};
 
+mod command;
+mod kubectl;
 mod machine;
-pub use machine::{MACHINE, cluster_with_machine_or_skip, kernel_here};
+mod restore;
 
-/// Namespace of the workloads; deleted with the cluster, or at the end on a cluster that is not ours.
-pub const NAMESPACE: &str = "sockpath-e2e";
-/// Namespace of helper pods, as in manifests/.
-pub const HELPERS: &str = "sockpath";
+pub use command::{json, output, run, text};
+use kubectl::Kubectl;
+pub use kubectl::{HELPERS, NAMESPACE};
+pub use machine::{MACHINE, kernel_here};
+use restore::Before;
+
 /// How long the API server may take to apply a policy that was changed.
 pub const IN_FORCE: Duration = Duration::from_secs(30);
 
@@ -38,7 +40,7 @@ pub enum Setup {
 /// A cluster with namespace, policies, helper image and workloads in place.
 #[derive(Debug)]
 pub struct Cluster {
-    kubeconfig: PathBuf,
+    kubectl: Kubectl,
     /// Set when the cluster is ours, so that its daemons may be stopped and killed.
     setup: Option<Setup>,
     image: String,
@@ -94,6 +96,28 @@ pub fn own_cluster_or_skip(test: &str) -> Option<Held> {
     let held = cluster_or_skip(test, Setup::RoutesNftables)?;
     if held.setup.is_none() {
         skipped(test, "it stops daemons of nodes, which is done only to a cluster of our own: set K8S_BIN");
+        return None;
+    }
+    Some(held)
+}
+
+/// As [`cluster_or_skip`], with a node whose kernel is that of another Debian release.
+///
+/// # Panics
+/// When the cluster of our own does not come up.
+#[must_use]
+pub fn cluster_with_machine_or_skip(test: &str) -> Option<Held> {
+    const OWN: &str = "a node that is a virtual machine is added to a cluster of our own only: set K8S_BIN, as root";
+    if env::var_os("K8S_BIN").is_none_or(|k| k.is_empty()) {
+        skipped(test, OWN);
+        return None;
+    }
+    if !machine::available_or_skip(test) {
+        return None;
+    }
+    let held = cluster_or_skip(test, Setup::OtherKernel)?;
+    if !held.is_own() {
+        skipped(test, OWN);
         return None;
     }
     Some(held)
@@ -179,7 +203,7 @@ impl Cluster {
         let image = by_digest(&pinned);
         run(Command::new(scripts().join("load-image")).arg(&archive).args([pinned.split('@').next().unwrap_or_default(), &image]));
         let _ = fs::remove_file(archive);
-        let cluster = Self { kubeconfig, setup: Some(setup), image, before: None };
+        let cluster = Self { kubectl: Kubectl { kubeconfig }, setup: Some(setup), image, before: None };
         cluster.prepare();
         cluster
     }
@@ -193,12 +217,12 @@ impl Cluster {
         if !image.contains("@sha256:") {
             return Err(format!("SOCKPATH_HELPER_IMAGE ({image}) is not named by digest, as manifests/ want it"));
         }
-        let mut cluster = Self { kubeconfig, setup: None, image, before: None };
+        let mut cluster = Self { kubectl: Kubectl { kubeconfig }, setup: None, image, before: None };
         let nodes = cluster.nodes();
         if nodes.len() < 2 {
             return Err(format!("two nodes are needed, the cluster of KUBECONFIG has {}", nodes.len()));
         }
-        cluster.before = Some(Before::of(&cluster));
+        cluster.before = Some(Before::of(&cluster.kubectl));
         take_down_at_exit();
         Ok(cluster)
     }
@@ -314,7 +338,7 @@ impl Cluster {
     /// Leaves a cluster that is not ours as it was.
     fn forget(&self) {
         if let Some(before) = &self.before {
-            before.restore(self);
+            before.restore(&self.kubectl);
         }
     }
 
@@ -336,10 +360,7 @@ impl Cluster {
     /// kubectl as administrator.
     #[must_use]
     pub fn kubectl(&self) -> Command {
-        let beside = env::var_os("K8S_BIN").map(|dir| PathBuf::from(dir).join("kubectl")).filter(|p| p.is_file());
-        let mut command = Command::new(beside.unwrap_or_else(|| PathBuf::from("kubectl")));
-        command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
-        command
+        self.kubectl.command()
     }
 
     /// The plugin as administrator, in the workloads' namespace.
@@ -354,7 +375,11 @@ impl Cluster {
     #[must_use]
     pub fn plugin_anywhere(&self) -> Command {
         let mut command = Command::new(programs::plugin());
-        command.env("KUBECONFIG", &self.kubeconfig).env("SOCKPATH_HELPER_IMAGE", &self.image).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+            .env("KUBECONFIG", &self.kubectl.kubeconfig)
+            .env("SOCKPATH_HELPER_IMAGE", &self.image)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
         command
     }
 
@@ -450,43 +475,4 @@ fn build_image(archive: &Path) -> String {
     let out = run(Command::new(tool).arg(&stripped).arg(archive));
     let _ = fs::remove_file(stripped);
     out.trim().to_owned()
-}
-
-/// Runs a command that has to succeed; gives its stdout.
-///
-/// # Panics
-/// When it fails, with what it said.
-pub fn run(command: &mut Command) -> String {
-    let out = output(command);
-    assert!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
-}
-
-/// Runs a command to its end.
-///
-/// # Panics
-/// When it cannot be started.
-pub fn output(command: &mut Command) -> Output {
-    command.output().unwrap_or_else(|e| panic!("cannot run {}: {e}", Path::new(command.get_program()).display()))
-}
-
-/// The JSON document that a command printed.
-///
-/// # Panics
-/// When it is none, with what it printed.
-#[must_use]
-pub fn json(out: &Output) -> Value {
-    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", text(&out.stdout), text(&out.stderr)))
-}
-
-/// Bytes as text.
-#[must_use]
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Arguments as the plugin's, for messages.
-#[must_use]
-pub fn shown(args: &[impl AsRef<OsStr>]) -> String {
-    args.iter().map(|a| a.as_ref().to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

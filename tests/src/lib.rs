@@ -10,7 +10,6 @@ pub mod planted;
 pub mod pod_fields;
 pub mod polled;
 pub mod programs;
-pub mod restore;
 pub mod sbom;
 pub mod services;
 pub mod snapshot;

@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, HELPERS, NAMESPACE, output, run, text};
+use super::command::{output, run, text};
+use super::kubectl::{HELPERS, Kubectl, NAMESPACE};
 
 /// The manifests, which tests apply as manifests/render prints them.
 const MANIFESTS: [&str; 5] = ["policy.yaml", "namespace.yaml", "quota.yaml", "network-policy.yaml", "rbac.yaml"];
@@ -22,35 +23,35 @@ const OF_THE_SERVER: [&str; 5] = ["resourceVersion", "uid", "creationTimestamp",
 pub struct Before(Vec<Value>);
 
 impl Before {
-    /// Looks at a cluster.
+    /// Looks at the cluster of this kubectl.
     ///
     /// # Panics
     /// When it cannot be asked.
     #[must_use]
-    pub fn of(cluster: &Cluster) -> Self {
-        Self(present(cluster))
+    pub fn of(kubectl: &Kubectl) -> Self {
+        Self(present(kubectl))
     }
 
     /// Deletes what was not there and restores what was. Complains on stderr: it is called when the tests are over.
-    pub fn restore(&self, cluster: &Cluster) {
-        delete(cluster, &["namespace", NAMESPACE]);
-        let mut added: Vec<Value> = present(cluster).into_iter().filter(|o| !self.0.iter().any(|b| identity(b) == identity(o))).collect();
+    pub fn restore(&self, kubectl: &Kubectl) {
+        delete(kubectl, &["namespace", NAMESPACE]);
+        let mut added: Vec<Value> = present(kubectl).into_iter().filter(|o| !self.0.iter().any(|b| identity(b) == identity(o))).collect();
         // What lies in the namespace goes with it; so it goes last, and alone.
         added.sort_by_key(|o| o["kind"] == "Namespace");
         let whole = added.iter().any(|o| o["kind"] == "Namespace");
         for object in added.iter().filter(|o| !whole || o["metadata"]["namespace"].is_null()) {
             let [kind, namespace, name] = identity(object);
-            delete(cluster, &[kind, name, "-n", if namespace.is_empty() { "default" } else { namespace }]);
+            delete(kubectl, &[kind, name, "-n", if namespace.is_empty() { "default" } else { namespace }]);
         }
         for object in &self.0 {
             let mut object = object.clone();
             if let Some(metadata) = object["metadata"].as_object_mut() {
                 metadata.retain(|field, _| !OF_THE_SERVER.contains(&field.as_str()));
             }
-            replace(cluster, &object);
+            replace(kubectl, &object);
         }
         if !whole {
-            delete(cluster, &[&["rolebinding", "-n", HELPERS][..], &BINDINGS].concat());
+            delete(kubectl, &[&["rolebinding", "-n", HELPERS][..], &BINDINGS].concat());
         }
     }
 }
@@ -62,11 +63,11 @@ fn identity(object: &Value) -> [&str; 3] {
 }
 
 /// The objects of [`MANIFESTS`] that the cluster has.
-fn present(cluster: &Cluster) -> Vec<Value> {
+fn present(kubectl: &Kubectl) -> Vec<Value> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
     let mut found = Vec::new();
     for file in MANIFESTS {
-        let out = run(cluster.kubectl().args(["get", "--ignore-not-found", "-o", "json", "-f"]).arg(dir.join(file)));
+        let out = run(kubectl.command().args(["get", "--ignore-not-found", "-o", "json", "-f"]).arg(dir.join(file)));
         if out.trim().is_empty() {
             continue;
         }
@@ -79,17 +80,17 @@ fn present(cluster: &Cluster) -> Vec<Value> {
     found
 }
 
-fn delete(cluster: &Cluster, what: &[&str]) {
+fn delete(kubectl: &Kubectl, what: &[&str]) {
     // The next test program makes it again, which something that is still going would refuse.
-    let out = output(cluster.kubectl().args(["delete", "--ignore-not-found", "--timeout=90s"]).args(what));
+    let out = output(kubectl.command().args(["delete", "--ignore-not-found", "--timeout=90s"]).args(what));
     if !out.status.success() {
         eprintln!("left in the cluster: {}: {}", what.join(" "), text(&out.stderr));
     }
 }
 
-fn replace(cluster: &Cluster, object: &Value) {
+fn replace(kubectl: &Kubectl, object: &Value) {
     let replaced = || -> std::io::Result<bool> {
-        let mut child = cluster.kubectl().args(["replace", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let mut child = kubectl.command().args(["replace", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(object.to_string().as_bytes())?;
         }
