@@ -20,25 +20,6 @@ impl Graph {
         Self(files.iter().map(|(module, text)| (module.clone(), imports(&all, module, &code(text)))).collect())
     }
 
-    /// The same for the modules right below the root, each with all that lies below it.
-    pub fn of_top_modules(&self) -> Self {
-        let top = |module: &Module| module.first().cloned().into_iter().collect::<Module>();
-        let mut graph = Self::default();
-        for (module, imported) in &self.0 {
-            let other = imported.iter().map(top).filter(|i| *i != top(module));
-            graph.0.entry(top(module)).or_default().extend(other);
-        }
-        graph
-    }
-
-    /// Only the modules below one, and what they import of each other.
-    pub fn below(&self, path: &str) -> Self {
-        let path: Module = path.split("::").map(str::to_owned).collect();
-        let is_below = |module: &Module| module.len() > path.len() && module.starts_with(&path);
-        let inner = |imported: &BTreeSet<Module>| imported.iter().filter(|m| is_below(m)).cloned().collect();
-        Self(self.0.iter().filter(|(module, _)| is_below(module)).map(|(module, imported)| (module.clone(), inner(imported))).collect())
-    }
-
     /// Circles: the largest sets of modules that reach each other, as `a::b` (the root is `lib`), in order.
     pub fn circles(&self) -> BTreeSet<BTreeSet<String>> {
         let reached: BTreeMap<&Module, BTreeSet<&Module>> = self.0.keys().map(|m| (m, self.reached_from(m))).collect();
@@ -102,6 +83,8 @@ fn imports(all: &BTreeSet<Module>, module: &Module, code: &str) -> BTreeSet<Modu
             rest.push('\n');
         }
     }
+    // A visibility names no module that is used.
+    let rest = rest.replace("pub(in crate", "pub(");
     let words = rest.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
     paths.extend(words.filter(|w| w.contains("::")).map(str::to_owned));
     paths.iter().filter_map(|path| target(all, module, path)).filter(|m| m != module).collect()
@@ -167,24 +150,11 @@ mod tests {
 
     #[test]
     fn imports_are_found_where_they_are_written() {
-        let all: BTreeSet<Module> = ["", "a", "a::b", "a::c", "d"].map(module).into();
-        let text = "use super::{c::{self, Thing as Other}, Item};\npub(crate) use crate::d::{\n    E,\n};\nfn f() { crate::a::c::g(); std::mem::drop(1) }";
+        let all: BTreeSet<Module> = ["", "a", "a::b", "a::c", "d", "e"].map(module).into();
+        let text = "use super::{c::{self, Thing as Other}, Item};\npub(crate) use crate::d::{\n    E,\n};\nfn f() { crate::a::c::g(); std::mem::drop(1) }\npub(in crate::e) fn h() {}";
         assert_eq!(imports(&all, &module("a::b"), text), ["a", "a::c", "d"].map(module).into());
         assert_eq!(imports(&all, &module("a"), "fn f() { b::g(); c2::h() }"), [module("a::b")].into());
         assert_eq!(code("a(); // crate::d\n#[cfg(test)]\nmod tests {\nuse crate::d;\n}"), "a(); ");
-    }
-
-    #[test]
-    fn modules_below_one_are_looked_at_alone() {
-        let edges = [("a::b", "a::c"), ("a::c", "d"), ("d", "a::b")];
-        let mut graph = Graph::default();
-        for (from, to) in edges {
-            graph.0.entry(module(from)).or_default().insert(module(to));
-        }
-        assert_eq!(graph.circles().len(), 1);
-        let below = graph.below("a");
-        assert_eq!(below.0, [(module("a::b"), [module("a::c")].into()), (module("a::c"), BTreeSet::new())].into());
-        assert!(below.circles().is_empty());
     }
 
     #[test]
