@@ -23,3 +23,4 @@ pub mod report;
 pub mod session;
 pub mod target;
 pub mod terminal;
+pub mod user;

@@ -131,18 +131,13 @@ fn sources_read_these_environment_variables_only() {
         // As kubectl has them: KUBECONFIG, and KUBERNETES_SERVICE_HOST for a plugin that runs in a pod.
         "kubectl-sockpath/src/cluster/api/client.rs: name",
         "kubectl-sockpath/src/cluster/api/kubeconfig.rs: KUBECONFIG",
-        // Who asks, for labels and for a second user.
-        "kubectl-sockpath/src/cluster/helper/owner.rs: HOSTNAME",
-        "kubectl-sockpath/src/cluster/helper/owner.rs: USER",
-        "kubectl-sockpath/src/cluster/helper/owner.rs: USERNAME",
-        "kubectl-sockpath/src/command/accelerate/request.rs: LOGNAME",
-        "kubectl-sockpath/src/command/accelerate/request.rs: SUDO_USER",
-        "kubectl-sockpath/src/command/accelerate/request.rs: USER",
         "kubectl-sockpath/src/lab.rs: PATH",
         "kubectl-sockpath/src/lab.rs: SOCKPATH_LAB_PROGRAM",
         // COLUMNS, NO_COLOR, TERM and the locale.
         "kubectl-sockpath/src/output/style.rs: COLUMNS",
         "kubectl-sockpath/src/terminal.rs: name",
+        // Who asks, for labels and for a second user.
+        "kubectl-sockpath/src/user.rs: name",
     ];
     assert_eq!(reads, expected.into_iter().map(str::to_owned).collect());
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
+use crate::user::user_at_host;
+
 const CLIENT: &str = "sockpath/client";
 const PROCESS: &str = "sockpath/client-process";
 const USER: &str = "sockpath/started-by";
@@ -29,13 +31,11 @@ impl Owner {
     /// This process.
     #[must_use]
     pub fn this_process() -> Self {
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
-        let user = std::env::var("USER").or_else(|_| std::env::var("USERNAME")).unwrap_or_else(|_| "unknown".to_owned());
         Self {
             session: format!("{}{}", random_suffix(), random_suffix()),
             client: this_client(),
             process: process_identity(std::process::id()),
-            user: format!("{user}@{}", host.trim()),
+            user: user_at_host(),
         }
     }
 

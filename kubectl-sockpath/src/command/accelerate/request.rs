@@ -6,6 +6,7 @@ use sockpath_protocol::accel::{AccelerateRequest, Via};
 use sockpath_protocol::request::{Node, Pod};
 
 use super::by_node::{self, ByNode};
+use crate::user::user_at_host;
 
 /// The lease while a session renews it: how long connections stay accelerated after plugin and helper were killed.
 pub const FOREGROUND_LEASE: Duration = Duration::from_secs(5);
@@ -41,12 +42,5 @@ pub fn foreground(pods: &[Pod], nodes: Vec<Node>, via: Via) -> AccelerateRequest
 /// Who starts it: a second user sees this name.
 #[must_use]
 pub fn owner() -> String {
-    let user = std::env::var("SUDO_USER")
-        .or_else(|_| std::env::var("USER"))
-        .or_else(|_| std::env::var("LOGNAME"))
-        .unwrap_or_else(|_| "unknown".to_owned());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let at = if host.is_empty() { String::new() } else { format!("@{host}") };
-    format!("{user}{at} (process {})", std::process::id())
+    format!("{} (process {})", user_at_host(), std::process::id())
 }
