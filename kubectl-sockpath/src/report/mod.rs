@@ -55,6 +55,6 @@ pub fn report(capture: &Arc<Capture>) -> Report {
 
 /// One packet as `-o jsonl` prints it, as soon as it came.
 #[must_use]
-pub fn packet_row(capture: &Capture, helper: usize, packet: &sockpath_protocol::packet::Packet) -> PacketRow {
+pub fn row_of_packet(capture: &Capture, helper: usize, packet: &sockpath_protocol::packet::Packet) -> PacketRow {
     PacketRow::of(capture, &journey::single(capture, helper, packet))
 }

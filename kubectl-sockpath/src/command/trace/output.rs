@@ -22,7 +22,7 @@ pub(super) fn replay(path: &Path, args: &cli::Trace, style: &Style) -> Result<Ex
     let capture = Arc::new(recording::replay(path)?);
     if args.output == Some(TraceOutput::Jsonl) {
         for (helper, packet) in &capture.packets {
-            emit(&Machine::line(&report::packet_row(&capture, *helper, packet))?)?;
+            emit(&Machine::line(&report::row_of_packet(&capture, *helper, packet))?)?;
         }
         return Ok(if capture.saw_something() { Exit::Done } else { Exit::Nothing });
     }

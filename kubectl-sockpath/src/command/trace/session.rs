@@ -230,7 +230,7 @@ impl<'a> Session<'a> {
         let Some(mut stream) = self.stream.take() else { return Ok(()) };
         let closing = async {
             for (helper, packet) in late {
-                stream.send(Machine::line(&report::packet_row(&self.capture, *helper, packet))?).await?;
+                stream.send(Machine::line(&report::row_of_packet(&self.capture, *helper, packet))?).await?;
             }
             stream.close(if interrupted { AFTER_INTERRUPT } else { Duration::MAX }).await
         };
@@ -275,7 +275,7 @@ impl<'a> Session<'a> {
                 Message::Warning { text } if !self.capture.warnings.contains_key(text) => self.progress.warn(text),
                 Message::Packet(packet) => {
                     if let Some(stream) = &mut self.stream {
-                        let line = Machine::line(&report::packet_row(&self.capture, helper, packet)).map_err(Stop::Failed)?;
+                        let line = Machine::line(&report::row_of_packet(&self.capture, helper, packet)).map_err(Stop::Failed)?;
                         tokio::select! {
                             biased;
                             sent = stream.send(line) => sent.map_err(Stop::Failed)?,
