@@ -419,7 +419,7 @@ pub enum IncidentKind {
     ZeroWindow,
     /// A pod used up its CPU limit.
     CpuThrottled,
-    /// A neighbour had to be asked for, or could not be had.
+    /// A neighbour was resolved, or could not be.
     Neighbour,
     /// The connection changed state.
     State,

@@ -93,7 +93,7 @@ fn tcp(sockets: &Sockets, to: SocketAddr, timeout: Duration, http: bool) -> Resu
             Ok(n) => total += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) if total > 0 => return Ok(()),
-            Err(e) => return Err(e).context("connected, but nothing came back on the request"),
+            Err(e) => return Err(e).context("connected, but the request was not answered"),
         }
     }
 }
@@ -110,7 +110,7 @@ fn conversation(sockets: &Sockets, to: SocketAddr, timeout: Duration, requests: 
         stream.write_all(request.as_bytes()).context("cannot send a request")?;
         let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&stream), nix::poll::PollFlags::POLLIN)];
         if nix::poll::poll(&mut poll, wait).context("cannot wait for an answer")? == 0 {
-            bail!("connected, but nothing came back on a request");
+            bail!("connected, but a request was not answered");
         }
         // A server may close after any answer.
         if stream.read(&mut answer).context("cannot read an answer")? == 0 {
@@ -126,7 +126,7 @@ fn udp(sockets: &Sockets, to: SocketAddr, timeout: Duration) -> Result<()> {
     socket.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
     socket.send(GREETING).context(During(Call::Send, "cannot send the datagram"))?;
     socket.recv(&mut [0; 2048]).map(drop).map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("nothing came back (a server need not answer)"),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("no reply received (a server need not answer)"),
         _ => e.into(),
     })
 }

@@ -16,7 +16,7 @@ use super::wording::{counted, large, packets, place, times};
 use crate::duration::nanos;
 use crate::session::SessionError;
 
-/// Neighbours that had to be asked for at one place.
+/// Neighbours that were resolved at one place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct NeighbourLookup {
     /// `in pod x`, `on node y`.
@@ -112,7 +112,7 @@ pub(super) enum Hint {
     ReaderSlow { share: f64, p50_ns: u64 },
     /// A queue discipline holds packets back.
     Queueing { device: String, place: String, p50_ns: u64 },
-    /// Neighbours had to be asked for: where, how often, and how long packets waited for it when that was long.
+    /// ARP or ND resolution was needed: where, how often, and how long packets waited for it when that was long.
     NeighbourLookups(Vec<NeighbourLookup>),
     /// Packets were cut in transit.
     Segmented { count: usize, place: String, from: u32, to: u32 },
@@ -276,19 +276,19 @@ impl Hint {
             Self::NoEndpoints { service, .. } => {
                 format!("Service {service} has no ready pods behind it, so the node refuses or drops connections to it")
             }
-            Self::NoReply { requests, .. } => format!("{} went out, nothing came back", large(*requests, "request packet")),
+            Self::NoReply { requests, .. } => format!("{} sent, no reply received", large(*requests, "request packet")),
             Self::HalfMissing { count, node } => {
                 format!("{} left {node} and did not appear on the other node", counted(*count, "packet", false))
             }
             Self::ReaderSlow { share, p50_ns } => {
-                format!("{:.0} % of the time ({}) the data waits for the reader to get a CPU and read it", share * 100.0, nanos(*p50_ns))
+                format!("data waited {} ({:.0} %) for the receiving process to be scheduled", nanos(*p50_ns), share * 100.0)
             }
             Self::Queueing { device, place, p50_ns } => {
                 format!("packets wait {} in the queue discipline of {device} {place}", nanos(*p50_ns))
             }
             Self::NeighbourLookups(lookups) => {
                 let text = lookups.iter().map(NeighbourLookup::words).collect::<Vec<_>>().join(", ");
-                format!("MAC addresses had to be asked for {text}")
+                format!("ARP/ND resolution was needed {text}")
             }
             Self::Segmented { count, place, from, to } => {
                 format!("{} cut {place} (from {from} to {to} bytes)", counted(*count, "packet", true))
@@ -342,7 +342,7 @@ impl Hint {
             Self::NodeMissing { nodes, text } => SessionError::Absent { detail: text.clone() }.on(nodes),
             Self::HelperLost { nodes, text } => format!("the helper on {nodes}: {text}"),
             Self::Sampled { recorded, matched } => {
-                format!("traffic was hot: {recorded} of {matched} packets were recorded, whole packets each")
+                format!("packet rate was high: sampled {recorded} of {matched} packets, with all their hops")
             }
             Self::NotKept { kept, came } => format!("{came} packets came, the figures are made of {kept} of them drawn at random"),
             Self::LostEvents { count } => format!("{} found no room in the ring buffer: some packets miss hops", large(*count, "event")),

@@ -154,7 +154,7 @@ kinds! {
         "The typical time between `qdisc_enqueue` and transmission, at least 100 us.",
         "`tc -s qdisc show dev {device}` there; a bandwidth limit of the pod looks like this",
         ["truth: a_tbf_qdisc_carries_the_delay_it_makes"];
-    Neighbour "neighbour" Info "MAC addresses had to be asked for":
+    Neighbour "neighbour" Info "ARP/ND resolution was needed":
         "There was no valid neighbour entry for the next hop, so ARP or neighbour discovery had to resolve it.",
         "The tracepoints `neigh_event_send_done` and `neigh_update`.",
         "there was no entry, or it had expired: `ip neigh show` there",
