@@ -631,7 +631,21 @@ struct short_control {
 	char owner[SHORT_OWNER];
 };
 
-/* A direction of a connection: addresses and ports of its packets and the device they come in by. IPv4 uses the first word. */
+/*
+ * A direction of a connection over IPv4: addresses and ports of its packets and the device they come in by, in network byte order but for
+ * the device. It is hashed for each packet: less than half of what IPv6 needs.
+ */
+struct short_key4 {
+	__u32 saddr;
+	__u32 daddr;
+	__u16 sport;
+	__u16 dport;
+	__u32 ifindex;
+	/* IPPROTO_TCP or IPPROTO_UDP. */
+	__u32 protocol;
+};
+
+/* The same over either family. IPv4 uses the first word of an address. */
 struct short_key {
 	__u32 saddr[4];
 	__u32 daddr[4];
@@ -684,8 +698,8 @@ struct short_slot {
 	__u32 paused;
 	__u64 packets;
 	__u64 bytes;
-	/* When the last packet was redirected (CLOCK_MONOTONIC_COARSE, nanoseconds). */
-	__u64 last_ns;
+	/* When the last packet was redirected (jiffies). */
+	__u64 last_tick;
 	/*
 	 * In the odd slot, the server's direction: when a packet of the client's was timed that no answer has come to yet, odd where it was
 	 * redirected; the medians of the times to the answers, by the stack and redirected, in nanoseconds (SHORT_MEDIAN), with the number of

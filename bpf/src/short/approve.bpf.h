@@ -35,17 +35,20 @@ static __always_inline void note_seen(struct short_slot *mine, __u32 slot, __u32
 static __always_inline bool was_redirected(const struct __sk_buff *skb)
 {
 	__u32 zero = 0;
-	const struct redirected *last = bpf_map_lookup_elem(&redirected, &zero);
+	__u64 *last = bpf_map_lookup_elem(&redirected, &zero);
 
-	return last && last->skb == (__u64)skb && last->ns == bpf_ktime_get_coarse_ns();
+	if (!last || *last != (__u64)skb)
+		return false;
+	*last = 0;
+	return true;
 }
 
 /* A packet goes out: it is of the other direction of the flow that comes in here with its addresses swapped. */
 static __always_inline void note_delivered(struct __sk_buff *skb)
 {
 	__u32 now = control.epoch, address[4], slot;
+	const struct short_plan *plan;
 	struct short_slot *mine;
-	struct short_plan *plan;
 	struct packet p;
 	__u16 port;
 
@@ -57,7 +60,7 @@ static __always_inline void note_delivered(struct __sk_buff *skb)
 	port = p.key.sport;
 	p.key.sport = p.key.dport;
 	p.key.dport = port;
-	plan = bpf_map_lookup_elem(&flows, &p.key);
+	plan = plan_of(&p.key);
 	if (!plan)
 		return;
 	slot = plan->slot;
@@ -69,7 +72,7 @@ static __always_inline void note_delivered(struct __sk_buff *skb)
 }
 
 /* The flow has ended, or connection tracking does not know it any more: both directions take the stack from now on. */
-static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why, __u64 now_ns)
+static __always_inline void end_flow(const struct packet *p, struct short_slot *mine, __u32 slot, enum short_pass why)
 {
 	struct short_slot *other = slot_at(slot ^ 1);
 
@@ -78,18 +81,18 @@ static __always_inline void end_flow(const struct packet *p, struct short_slot *
 	mine->ended = why;
 	if (other)
 		other->ended = why;
-	tally(&p->key, now_ns, true);
+	tally(&p->key, bpf_ktime_get_coarse_ns(), true);
 	report(SHORT_OVER, slot & ~1u, NULL);
 }
 
 /* An unknown flow becomes a candidate after some packets, and again after twice as many. */
-static __always_inline void count_unknown(const struct packet *p, __u64 now_ns)
+static __always_inline void count_unknown(const struct packet *p)
 {
 	__u32 packets;
 
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return;
-	packets = tally(&p->key, now_ns, p->tcp_flags & TCP_SYN);
+	packets = tally(&p->key, bpf_ktime_get_coarse_ns(), p->tcp_flags & TCP_SYN);
 	if (packets >= candidate_packets && !(packets & (packets - 1)))
 		report(SHORT_CANDIDATE, 0, &p->key);
 }

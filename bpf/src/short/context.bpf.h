@@ -9,6 +9,9 @@
 #define TC_NEXT (-1)
 #define TC_SHOT 2
 
+#define AF_INET 2
+#define AF_INET6 10
+
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
 

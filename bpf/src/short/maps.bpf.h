@@ -3,7 +3,7 @@
 #ifndef SOCKPATH_SHORT_MAPS_H
 #define SOCKPATH_SHORT_MAPS_H
 
-#include "core.h"
+#include "short/context.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include "wire.h"
 
@@ -26,13 +26,23 @@ const volatile __u8 can_ask_conntrack = 0;
 /* A random number, so that a pod cannot choose flows that occupy the entries of other flows in `counted`. */
 const volatile __u64 tally_seed = 0;
 
+/* Flows over IPv4. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SHORT_SLOTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct short_key4);
+	__type(value, struct short_plan);
+} flows4 SEC(".maps");
+
+/* Flows over IPv6. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, SHORT_SLOTS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct short_key);
 	__type(value, struct short_plan);
-} flows SEC(".maps");
+} flows6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -60,26 +70,40 @@ struct {
 } counted SEC(".maps");
 
 /*
- * The last packet that this CPU has redirected to a next hop, and when: it passes the egress hook of the next device before the redirecting
- * softirq goes on, and the stack has not delivered it there. A packet that has to wait for its neighbour comes later, and counts as
- * delivered; so does one of another tick, as the memory of packets is used again.
+ * The packet that this CPU has redirected to a next hop, until the egress hook of the next device has seen it: that is before the
+ * redirecting softirq goes on, and the stack has not delivered it there. A packet that has to wait for its neighbour comes later, and
+ * counts as delivered, as its address here is another packet's by then. One that is dropped on the path leaves its address: of the packets
+ * that get the same memory, one that the stack delivers is taken for it, once.
  */
-struct redirected {
-	__u64 skb;
-	__u64 ns;
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct redirected);
+	__type(value, __u64);
 } redirected SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
+
+/*
+ * Where packets of a flow go; NULL: it is not known. The kernel calls a map's own function where it knows the map: the barrier keeps the
+ * compiler from making one call of both.
+ */
+static __always_inline const struct short_plan *plan_of(const struct short_key *key)
+{
+	const struct short_plan *plan;
+	struct short_key4 key4;
+
+	if (key->family == AF_INET6) {
+		plan = bpf_map_lookup_elem(&flows6, key);
+		barrier_var(plan);
+		return plan;
+	}
+	key4 = (struct short_key4){ key->saddr[0], key->daddr[0], key->sport, key->dport, key->ifindex, key->protocol };
+	return bpf_map_lookup_elem(&flows4, &key4);
+}
 
 static __always_inline struct short_slot *slot_at(__u32 index)
 {

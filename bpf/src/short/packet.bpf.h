@@ -7,8 +7,6 @@
 #include <bpf/bpf_endian.h>
 #include "wire.h"
 
-#define AF_INET 2
-#define AF_INET6 10
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
 #define ETH_HLEN 14

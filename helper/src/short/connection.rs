@@ -44,7 +44,7 @@ pub struct Connection {
     /// What it said, and in which epoch.
     pub answer: (Tracking, u32),
     /// The time of the last redirected packet when the entry was refreshed.
-    pub last_ns: u64,
+    pub last_tick: u64,
     /// Packets that were redirected while it had slots that it has released.
     pub packets: u64,
     /// Their bytes, without link layer headers.
@@ -58,7 +58,7 @@ impl Connection {
         let Entry { original, reply, id, .. } = entry;
         let ports = [original.source, original.destination, reply.source, reply.destination].map(|end| end.port());
         let (state, installed) = (State::Watched, None);
-        Self { addresses, ports, id: *id, state, installed, live, asked, answer, last_ns: 0, packets: 0, bytes: 0 }
+        Self { addresses, ports, id: *id, state, installed, live, asked, answer, last_tick: 0, packets: 0, bytes: 0 }
     }
 
     fn tuple(&self, [source, destination]: [usize; 2]) -> Tuple {

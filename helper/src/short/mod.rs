@@ -12,6 +12,7 @@ mod connections;
 mod devices;
 mod eligible;
 mod flow;
+mod flow_map;
 mod nodes;
 mod outdated;
 mod path;

@@ -2,8 +2,6 @@
 //!
 //! Packets do not depend on the pins. They are there for `status` and `stop`, and for what a helper that was killed has left.
 
-use std::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,13 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::time::ClockId;
-use sockpath_bpf::short::types::{short_key, short_plan};
 use sockpath_kernel::clock::clock_ns;
-use sockpath_kernel::netlink::{address, half, word};
+use sockpath_kernel::netlink::word;
 use sockpath_kernel::shared::Mapped;
 use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsSnapshot, Reason};
 
 use super::attach::remove_filters;
+use super::flow_map;
 use super::programs::{Control, Programs, Slot};
 use super::report;
 use crate::lease::{is_late, left_until};
@@ -29,7 +27,8 @@ const PREFIX: &str = "short-";
 
 /// The maps of each node, by name; the number of the node follows. The variables come last: without them the start was interrupted.
 const SLOTS: &str = "slots";
-const FLOWS: &str = "flows";
+const FLOWS4: &str = "flows4";
+const FLOWS6: &str = "flows6";
 const ATTACHED: &str = "attached";
 const CONTROL: &str = "control";
 
@@ -45,8 +44,8 @@ fn name(map: &str, node: usize) -> String {
 /// # Errors
 /// When the kernel refuses.
 pub fn pin(pins: &Pins, node: usize, programs: &mut Programs) -> Result<()> {
-    let [control, slots, flows, attached] = programs.pinnable();
-    for (map, handle) in [(SLOTS, slots), (FLOWS, flows), (ATTACHED, attached), (CONTROL, control)] {
+    let [control, slots, flows4, flows6, attached] = programs.pinnable();
+    for (map, handle) in [(SLOTS, slots), (FLOWS4, flows4), (FLOWS6, flows6), (ATTACHED, attached), (CONTROL, control)] {
         handle.pin(pins.path(&name(map, node))).context("cannot pin a map of the short path")?;
     }
     Ok(())
@@ -63,7 +62,7 @@ pub fn is_ours(name: &str) -> bool {
 pub struct Pinned {
     control: Mapped<Control>,
     slots: Mapped<Slot>,
-    flows: MapHandle,
+    flows: [MapHandle; 2],
     attached: MapHandle,
 }
 
@@ -80,16 +79,13 @@ impl Pinned {
         if !pins.has(&name(CONTROL, node)) {
             return Ok(None);
         }
-        let map = |map: &str| {
-            let path = pins.path(&name(map, node));
-            MapHandle::from_pinned_path(&path).with_context(|| format!("cannot open {}", path.display()))
-        };
-        let (control, slots) = (map(CONTROL)?, map(SLOTS)?);
         let left = || format!("{} was left by another version of sockpath: remove it when its lease is over", pins.dir().display());
+        let map = |map: &str| MapHandle::from_pinned_path(pins.path(&name(map, node))).with_context(left);
+        let (control, slots) = (map(CONTROL)?, map(SLOTS)?);
         Ok(Some(Self {
             control: Mapped::new(control.as_fd(), control.value_size(), 1).with_context(left)?,
             slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).with_context(left)?,
-            flows: map(FLOWS)?,
+            flows: [map(FLOWS4)?, map(FLOWS6)?],
             attached: map(ATTACHED)?,
         }))
     }
@@ -197,10 +193,12 @@ impl Pinned {
     fn add_to(&self, snapshot: &mut PairsSnapshot) -> Result<()> {
         let epoch = self.read(|c| c.epoch.load(Ordering::Relaxed));
         let lease = !self.is_helper_gone()?;
-        for key in self.flows.keys() {
-            // One that has gone meanwhile is over.
-            let Some(plan) = self.flows.lookup(&key, MapFlags::ANY).context("cannot read the flows")? else { continue };
-            snapshot.pairs.extend(self.pair(&key, &plan, epoch, lease));
+        for flows in &self.flows {
+            for key in flows.keys() {
+                // One that has gone meanwhile is over.
+                let Some(plan) = flows.lookup(&key, MapFlags::ANY).context("cannot read the flows")? else { continue };
+                snapshot.pairs.extend(self.pair(&key, &plan, epoch, lease));
+            }
         }
         self.read(|control| report::add_closed(&mut snapshot.totals, control));
         Ok(())
@@ -208,16 +206,10 @@ impl Pinned {
 
     /// The connection of an original direction, which has an even slot.
     fn pair(&self, key: &[u8], plan: &[u8], epoch: u32, lease: bool) -> Option<Pair> {
-        let slot = word(plan, offset_of!(short_plan, slot))?;
-        let length = if i32::from(half(key, offset_of!(short_key, family))?) == libc::AF_INET { 4 } else { 16 };
-        let end = |bytes: &[u8], ip: usize, port: usize| -> Option<SocketAddr> {
-            let ip: IpAddr = address(bytes.get(ip..ip + length)?)?;
-            Some(SocketAddr::new(ip, u16::from_be(half(bytes, port)?)))
-        };
+        let tuple = flow_map::tuple(key)?;
+        let (server, slot) = flow_map::destination(&tuple, plan)?;
         let slots = [slot, slot + 1].map(|s| self.slots.get(s as usize));
         let (0, [Some(there), Some(back)]) = (slot % 2, slots) else { return None };
-        let dialled = end(key, offset_of!(short_key, daddr), offset_of!(short_key, dport))?;
-        let server = end(plan, offset_of!(short_plan, daddr), offset_of!(short_plan, dport))?;
         let armed = there.armed.load(Ordering::Relaxed) == epoch;
         let (state, reason) = match () {
             () if !lease => (PairState::Waiting, Some(Reason::Lease)),
@@ -230,10 +222,10 @@ impl Pinned {
         Some(Pair {
             client_pod: None,
             server_pod: None,
-            client: end(key, offset_of!(short_key, saddr), offset_of!(short_key, sport))?,
-            dialled,
+            client: tuple.source,
+            dialled: tuple.destination,
             server: Some(server),
-            via_service: dialled != server,
+            via_service: tuple.destination != server,
             via: if state == PairState::Accelerated { Carrier::Short } else { Carrier::Stack },
             state,
             reason,

@@ -2,7 +2,6 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::mem::{MaybeUninit, offset_of};
-use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,17 +13,14 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use memchr::memmem;
 use nix::time::ClockId;
 use sockpath_bpf::short::ShortSkelBuilder;
-use sockpath_bpf::short::types::{
-    bss, short_action, short_control, short_event, short_event_kind, short_flag, short_key, short_pass, short_plan, short_slot,
-};
+use sockpath_bpf::short::types::{bss, short_control, short_event, short_event_kind, short_key, short_pass, short_slot};
 use sockpath_kernel::clock::clock_ns;
 use sockpath_kernel::conntrack::Tuple;
-use sockpath_kernel::netlink::{family, octets};
 use sockpath_kernel::shared::{Mapped, Shared};
 use sockpath_protocol::accel::Reason;
 
-use super::checksum;
-use super::eligible::{Leg, Target};
+use super::eligible::Leg;
+use super::flow_map::{self, Key};
 use crate::switches;
 
 /// Why packets of a known flow take the stack, in the order of `enum short_pass`.
@@ -43,7 +39,7 @@ pub struct Slot {
     pub paused: AtomicU32,
     pub packets: AtomicU64,
     pub bytes: AtomicU64,
-    pub last_ns: AtomicU64,
+    pub last_tick: AtomicU64,
     request_ns: AtomicU64,
     pub before_ns: AtomicU32,
     pub after_ns: AtomicU32,
@@ -58,7 +54,7 @@ const _: () = {
     assert!(offset_of!(Slot, ended) == offset_of!(short_slot, ended));
     assert!(offset_of!(Slot, paused) == offset_of!(short_slot, paused));
     assert!(offset_of!(Slot, packets) == offset_of!(short_slot, packets));
-    assert!(offset_of!(Slot, last_ns) == offset_of!(short_slot, last_ns));
+    assert!(offset_of!(Slot, last_tick) == offset_of!(short_slot, last_tick));
     assert!(offset_of!(Slot, before_ns) == offset_of!(short_slot, before_ns));
     assert!(offset_of!(Slot, passes) == offset_of!(short_slot, passes));
 };
@@ -70,7 +66,7 @@ impl Slot {
         for word in words.into_iter().chain(&self.passes) {
             word.store(0, Ordering::Relaxed);
         }
-        for count in [&self.packets, &self.bytes, &self.last_ns, &self.request_ns] {
+        for count in [&self.packets, &self.bytes, &self.last_tick, &self.request_ns] {
             count.store(0, Ordering::Relaxed);
         }
     }
@@ -168,7 +164,8 @@ pub struct Programs {
     pub from_node: OwnedFd,
     /// What the stack sends out.
     pub delivered: OwnedFd,
-    flows: MapHandle,
+    flows4: MapHandle,
+    flows6: MapHandle,
     attached: MapHandle,
     /// The maps behind `slots` and `control`, to be pinned.
     shared: [MapHandle; 2],
@@ -240,7 +237,8 @@ impl Programs {
             from_pod: owned(skel.progs.short_from_pod.as_fd())?,
             from_node: owned(skel.progs.short_from_node.as_fd())?,
             delivered: owned(skel.progs.short_delivered.as_fd())?,
-            flows: MapHandle::try_from(&skel.maps.flows).context("cannot keep the map of flows")?,
+            flows4: MapHandle::try_from(&skel.maps.flows4).context("cannot keep the map of flows over IPv4")?,
+            flows6: MapHandle::try_from(&skel.maps.flows6).context("cannot keep the map of flows over IPv6")?,
             attached: MapHandle::try_from(&skel.maps.attached).context("cannot keep the map of devices")?,
             shared: [
                 MapHandle::try_from(&skel.maps.slots).context("cannot keep the slots")?,
@@ -294,9 +292,9 @@ impl Programs {
     }
 
     /// What another process finds by its pin: variables, slots, flows and devices.
-    pub fn pinnable(&mut self) -> [&mut MapHandle; 4] {
+    pub fn pinnable(&mut self) -> [&mut MapHandle; 5] {
         let [slots, control] = &mut self.shared;
-        [control, slots, &mut self.flows, &mut self.attached]
+        [control, slots, &mut self.flows4, &mut self.flows6, &mut self.attached]
     }
 
     /// Notes how programs stay attached to a device without their process (`enum short_attachment`).
@@ -317,89 +315,29 @@ impl Programs {
 
     /// Makes a direction known under a slot.
     pub fn install(&self, (from, to): &(Tuple, Tuple), leg: &Leg, slot: u32) -> Result<()> {
-        let (key, plan) = (key(from, leg.device), plan(from, to, leg, slot));
-        self.flows.update(bytes_of(&key), bytes_of(&plan), MapFlags::ANY).context("cannot add a flow to the map")
+        let key = Key::of(from, leg.device);
+        let plan = flow_map::plan(from, to, leg, slot);
+        self.flows_of(&key).update(key.bytes(), &plan, MapFlags::ANY).context("cannot add a flow to the map")
     }
 
     /// Makes a direction unknown.
     pub fn remove(&self, from: &Tuple, leg: &Leg) {
+        let key = Key::of(from, leg.device);
         // It may be gone: a map entry that is not there is what is wanted.
-        let _ = self.flows.delete(bytes_of(&key(from, leg.device)));
+        let _ = self.flows_of(&key).delete(key.bytes());
     }
-}
 
-/// The bytes of a struct of the wire.
-fn bytes_of<T: Wire>(value: &T) -> &[u8] {
-    // SAFETY: implementors of `Wire` have no padding, so all bytes are initialized, and the slice borrows the value.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
-}
-
-/// # Safety
-/// The type has no padding.
-unsafe trait Wire {}
-
-// SAFETY: 32 + 4 + 4 + 4 bytes of fields aligned by themselves; the size is checked below.
-unsafe impl Wire for short_key {}
-// SAFETY: 8 + 4 + 4 + 48 + 4 + 4 bytes of fields aligned by themselves; the size is checked below.
-unsafe impl Wire for short_plan {}
-
-const _: () = {
-    assert!(size_of::<short_key>() == 44);
-    assert!(size_of::<short_plan>() == 72);
-};
-
-/// An address in network order, as the programs have it: IPv4 in the first word.
-fn words(address: IpAddr) -> [u32; 4] {
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(octets(address).chunks_exact(4)) {
-        *word = u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
-    }
-    words
-}
-
-fn key(tuple: &Tuple, device: u32) -> short_key {
-    short_key {
-        saddr: words(tuple.source.ip()),
-        daddr: words(tuple.destination.ip()),
-        sport: tuple.source.port().to_be(),
-        dport: tuple.destination.port().to_be(),
-        ifindex: device,
-        family: family(tuple.source.ip()).into(),
-        protocol: tuple.protocol.into(),
-    }
-}
-
-fn plan(from: &Tuple, to: &Tuple, leg: &Leg, slot: u32) -> short_plan {
-    let (action, ifindex, hop) = match leg.target {
-        Target::Pod { device } => (short_action::SHORT_TO_PEER, device, None),
-        Target::Hop { device, address } => (short_action::SHORT_TO_NEIGHBOUR, device, Some(address)),
-    };
-    let rewrite = if from != to { short_flag::SHORT_REWRITE.0 } else { 0 };
-    let routed = if leg.routed { short_flag::SHORT_ROUTED.0 } else { 0 };
-    let addresses = |tuple: &Tuple| [words(tuple.source.ip()), words(tuple.destination.ip())];
-    let added = checksum::difference(addresses(from).as_flattened(), addresses(to).as_flattened());
-    let byte = |value: u32| u8::try_from(value).unwrap_or(0);
-    short_plan {
-        slot,
-        ifindex,
-        mtu: u16::try_from(leg.mtu).unwrap_or(u16::MAX),
-        action: byte(action.0),
-        flags: byte(rewrite | routed),
-        sport: to.source.port().to_be(),
-        dport: to.destination.port().to_be(),
-        saddr: words(to.source.ip()),
-        daddr: words(to.destination.ip()),
-        next_hop: hop.map(words).unwrap_or_default(),
-        next_hop_family: hop.map_or(0, family).into(),
-        header_sum: checksum::of_header(added, leg.routed),
-        addresses_sum: added.into(),
+    fn flows_of(&self, key: &Key) -> &MapHandle {
+        match key {
+            Key::V4(_) => &self.flows4,
+            Key::V6(_) => &self.flows6,
+        }
     }
 }
 
 /// An event as the program wrote it.
 fn event(bytes: &[u8]) -> Option<Event> {
     let word = |at: usize| sockpath_kernel::netlink::word(bytes, at);
-    let half = |at: usize| sockpath_kernel::netlink::half(bytes, at);
     let slot = word(offset_of!(short_event, slot))?;
     let kind = word(offset_of!(short_event, kind))?;
     if kind == short_event_kind::SHORT_READY.0 {
@@ -409,30 +347,18 @@ fn event(bytes: &[u8]) -> Option<Event> {
         return Some(Event::Over(slot));
     }
     let key = offset_of!(short_event, key);
-    let length = if i32::from(half(key + offset_of!(short_key, family))?) == libc::AF_INET { 4 } else { 16 };
-    let address = |at: usize| sockpath_kernel::netlink::address(bytes.get(key + at..key + at + length)?);
-    let port = |at: usize| half(key + at).map(u16::from_be);
-    let end = |ip: usize, number: usize| Some(std::net::SocketAddr::new(address(ip)?, port(number)?));
-    Some(Event::Candidate(Tuple {
-        protocol: u8::try_from(half(key + offset_of!(short_key, protocol))?).ok()?,
-        source: end(offset_of!(short_key, saddr), offset_of!(short_key, sport))?,
-        destination: end(offset_of!(short_key, daddr), offset_of!(short_key, dport))?,
-    }))
+    flow_map::tuple(bytes.get(key..key + size_of::<short_key>())?).map(Event::Candidate)
 }
 
 #[cfg(test)]
 mod tests {
-    use sockpath_kernel::conntrack::TCP;
-
     use super::*;
 
     #[test]
     fn a_candidate_is_read_as_it_was_written() {
-        for (source, destination) in [("10.42.1.2:4000", "10.42.1.3:80"), ("[fd00::2]:4000", "[fd00::3]:80")] {
-            let tuple =
-                Tuple { protocol: TCP, source: source.parse().expect("an address"), destination: destination.parse().expect("an address") };
+        for tuple in flow_map::tests::tuples() {
             let mut bytes = [0u32, 0].iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
-            bytes.extend(bytes_of(&key(&tuple, 7)));
+            bytes.extend(flow_map::tests::reported(&tuple, 7));
             assert_eq!(event(&bytes), Some(Event::Candidate(tuple)));
             assert_eq!(event(&bytes[..20]), None);
         }

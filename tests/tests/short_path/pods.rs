@@ -59,10 +59,10 @@ fn make_another(fixture: &Fixture, old: &LabPod, address: IpAddr, device: &str, 
 
 /// Flows of the maps of the short path that have this port.
 fn flows_with(fixture: &Fixture, port: u16) -> usize {
-    /// Of the two ports in `struct short_key`.
-    const PORTS: std::ops::Range<usize> = 32..36;
+    /// Of the two ports in `struct short_key4`.
+    const PORTS: std::ops::Range<usize> = 8..12;
     let of_node = |node: usize| {
-        let path = format!("/sys/fs/bpf/sockpath-{}/short-flows-{node}", fixture.lab.instance());
+        let path = format!("/sys/fs/bpf/sockpath-{}/short-flows4-{node}", fixture.lab.instance());
         let map = MapHandle::from_pinned_path(path).expect("the map of flows");
         map.keys().filter(|key| key[PORTS].chunks(2).any(|p| p == port.to_be_bytes())).count()
     };

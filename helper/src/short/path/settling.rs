@@ -87,7 +87,7 @@ impl Path {
             }
             if let Some((update, rest)) = self.change_of_entry(&actions, connection.protocol()) {
                 if !update.liberal {
-                    connection.last_ns = self.last_ns(&connection);
+                    connection.last_tick = self.last_tick(&connection);
                 }
                 return Ok(Some(Pending { connection, update, rest: rest.to_vec() }));
             }
@@ -131,8 +131,8 @@ impl Path {
     }
 
     /// When a packet of the connection was redirected last; 0: never.
-    fn last_ns(&self, connection: &Connection) -> u64 {
-        self.slots(connection).into_iter().flatten().map(|slot| slot.last_ns.load(Ordering::Relaxed)).max().unwrap_or(0)
+    fn last_tick(&self, connection: &Connection) -> u64 {
+        self.slots(connection).into_iter().flatten().map(|slot| slot.last_tick.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
     fn snapshot(&self, connection: &Connection, tracking: Tracking) -> Snapshot {
@@ -145,7 +145,7 @@ impl Path {
             passed: !self.outdated.any() && all_now(|s| s.seen.load(Ordering::Relaxed)) && all_now(|s| s.delivered.load(Ordering::Relaxed)),
             ended: read(|s| s.ended.load(Ordering::Relaxed)).is_some_and(|e| e != [0; 2]),
             paused: self.paused(connection).is_some(),
-            active: self.last_ns(connection) > connection.last_ns,
+            active: self.last_tick(connection) > connection.last_tick,
             asked: connection.asked.elapsed(),
             ask_every: self.table.ask_every(connection.protocol()),
             tracking,

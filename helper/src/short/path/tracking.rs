@@ -112,7 +112,7 @@ impl Path {
             self.programs.install(tuples, leg, number)?;
         }
         connection.installed = Some((slot, self.connections.share(legs)));
-        connection.last_ns = 0;
+        connection.last_tick = 0;
         Ok(true)
     }
 
