@@ -144,7 +144,7 @@ fn detached_it_goes_on_until_another_user_stops_it() {
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(cluster.helper_pods().len(), 2, "a helper stays on each node");
     talk.goes_on();
-    // New connections are taken, too, because the helper attends to them.
+    // New connections are redirected, too, because the event loop of the helper tracks them.
     let new = Talk::start(&cluster, "client-1", &pod_ip(&cluster, "web-1"), PORT, 1);
     let accelerated = |status: &Value| -> u64 {
         status["nodes"].as_array().unwrap().iter().map(|n| n["pairs"]["totals"]["accelerated"].as_u64().unwrap()).sum()

@@ -3,7 +3,6 @@
 //! The programs (`bpf/src/accel`) watch the sockets of the chosen pods and carry the bytes; this side pairs sockets, orders
 //! pairs into the sockmap and out of it, and renews the lease without which everything goes by TCP.
 
-pub(crate) mod attend;
 mod burst;
 pub(crate) mod bypassed;
 mod calibrate;
@@ -12,6 +11,7 @@ pub(crate) mod chosen;
 mod connection;
 mod counting;
 mod decide;
+pub(crate) mod event_loop;
 mod holders;
 mod insertion;
 pub(crate) mod instance;

@@ -16,8 +16,8 @@ use sockpath_protocol::{Message, Request};
 
 use super::driver::{Controller, Driver};
 use super::engines::Engines;
-use crate::accel::attend::attend;
 use crate::accel::chosen::Chosen;
+use crate::accel::event_loop;
 use crate::accel::instance::Instance;
 use crate::accel::meeting;
 use crate::accel::proven::Proven;
@@ -149,7 +149,7 @@ pub async fn stay(session: &mut Session, afterwards: Afterwards) -> Result<()> {
     go_on(&session.site().clone(), &request, short, Some(session)).await
 }
 
-/// Attends until the lease ends, another session stops it, or a signal (eviction, node drain, deletion of the pod) asks for an end.
+/// Runs the event loop until the lease ends, another session stops it, or a signal (eviction, node drain, deletion of the pod) asks for an end.
 async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, session: Option<&mut Session>) -> Result<()> {
     let until = Instant::now() + Duration::from_millis(request.lease_ms);
     let pins = Pins::of(site);
@@ -165,10 +165,10 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
     match &instance {
         Some(instance) => {
             meeting::take_over(instance, chosen.pods())?;
-            attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await?;
+            event_loop::run(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await?;
         }
         None if short.is_some() => {
-            driver.attend_short().await?;
+            driver.run_short().await?;
         }
         None => return Ok(()),
     }

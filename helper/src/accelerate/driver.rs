@@ -8,8 +8,8 @@ use sockpath_protocol::message::EndReason;
 use sockpath_protocol::{Message, Request};
 
 use super::merge;
-use crate::accel::attend::{Client, Command, refreshed};
 use crate::accel::chosen::Chosen;
+use crate::accel::event_loop::{Client, Command, refreshed};
 use crate::accel::instance::Instance;
 use crate::accel::pairing;
 use crate::accel::report::Snapshot;
@@ -53,11 +53,11 @@ impl<'a> Driver<'a> {
         Self { controller, short, alone: false, stopped: None }
     }
 
-    /// Serves the short path alone until the client wants an end, or another session has ended it.
+    /// Runs the event loop of the short path alone until the client ends it, or another session has ended it.
     ///
     /// # Errors
     /// When the short path fails.
-    pub async fn attend_short(&mut self) -> Result<EndReason> {
+    pub async fn run_short(&mut self) -> Result<EndReason> {
         self.alone = true;
         let mut renewals = tokio::time::interval(self.renewal_interval());
         let mut reports = Schedule::default();

@@ -13,9 +13,9 @@ use super::driver::{Controller, Driver};
 use super::engines::Engines;
 use super::existing::Existing;
 use super::merge;
-use crate::accel::attend::{attend, refreshed};
 use crate::accel::bypassed;
 use crate::accel::chosen::Chosen;
+use crate::accel::event_loop::{self, refreshed};
 use crate::accel::instance::Instance;
 use crate::accel::programs::Programs;
 use crate::accel::proven::Proven;
@@ -49,8 +49,8 @@ pub async fn run(session: &mut Session, request: AccelerateRequest) -> Result<(E
     let controller = Controller::Plugin { session: &mut *session, lease: Duration::from_millis(request.lease_ms) };
     let mut driver = Driver::new(controller, engines.short.as_ref());
     let reason = match &engines.socket {
-        Some(instance) => attend(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await,
-        None => driver.attend_short().await,
+        Some(instance) => event_loop::run(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await,
+        None => driver.run_short().await,
     };
     let stopped = driver.stopped.take();
     finish(session, Run { pins, engines, chosen, request, stopped }, reason).await

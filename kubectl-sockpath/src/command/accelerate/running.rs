@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
         if self.args.detach && matches!(self.backend, Backend::Cluster(_)) {
             self.progress.note(&format!("note: {UNWATCHED}"));
         }
-        let end = self.attend().await?;
+        let end = self.run_until_end().await?;
         let interrupted = matches!(end, End::Interrupted);
         if self.looking.is_some() {
             let interrupt = self.interrupt.clone();
@@ -283,8 +283,8 @@ impl<'a> Session<'a> {
         self.report_bypassed()
     }
 
-    /// Goes on until there is a reason to end.
-    async fn attend(&mut self) -> Result<End> {
+    /// Runs the event loop until there is a reason to end.
+    async fn run_until_end(&mut self) -> Result<End> {
         let begun = Instant::now();
         let never = begun + Duration::from_secs(365 * 86_400);
         let end = match (self.dry_run, self.args.detach, self.args.lease) {
@@ -342,7 +342,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Whether nothing is left to attend to.
+    /// Whether the event loop has nothing left to do.
     fn is_over(&self) -> bool {
         let members = self.fleet.members().len();
         let over = self.results.over.len() >= members && self.locating.is_none();

@@ -75,8 +75,8 @@ impl Shortcut {
         Ok(Self { fleet, via, pairs: None, lost: None })
     }
 
-    /// Hears what the acceleration says; has to be polled while it lasts. Never returns.
-    pub async fn attend(&mut self) {
+    /// Receives the messages of the acceleration; the caller polls this while the acceleration lasts. Never returns.
+    pub async fn receive(&mut self) {
         loop {
             match self.fleet.next().await {
                 Some((_, Event::Said(message))) => match *message {

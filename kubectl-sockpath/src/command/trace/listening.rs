@@ -197,7 +197,7 @@ impl Session<'_> {
                         probe_at = may_probe.then(Instant::now);
                     }
                 }
-                () = attend(&mut self.shortcut) => {}
+                () = receive(&mut self.shortcut) => {}
                 news = self.pods.next() => match self.notice(news) {
                     Ok(true) => {
                         if !self.args.follow {
@@ -298,9 +298,9 @@ impl Session<'_> {
     }
 }
 
-async fn attend(shortcut: &mut Option<Shortcut>) {
+async fn receive(shortcut: &mut Option<Shortcut>) {
     match shortcut {
-        Some(shortcut) => shortcut.attend().await,
+        Some(shortcut) => shortcut.receive().await,
         None => std::future::pending().await,
     }
 }

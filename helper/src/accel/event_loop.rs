@@ -99,8 +99,8 @@ impl Found {
     }
 }
 
-/// What goes on while a session lasts.
-struct Attendance<'a> {
+/// The state of the event loop.
+struct EventLoop<'a> {
     instance: &'a Instance,
     chosen: &'a mut Chosen,
     upkeep: Upkeep,
@@ -111,16 +111,16 @@ struct Attendance<'a> {
     bypassing: usize,
 }
 
-impl Attendance<'_> {
+impl EventLoop<'_> {
     /// Answers a wakeup: there are sockets to pair and to insert.
     fn pass(&mut self) -> Result<Found> {
         self.instance.control().answer_wakeup();
         pairing::pair(self.instance);
-        self.look_after()
+        self.review()
     }
 
-    /// Looks after the pairs in the map.
-    fn look_after(&mut self) -> Result<Found> {
+    /// Reviews the connections in the map.
+    fn review(&mut self) -> Result<Found> {
         if known::has_any_over(self.instance) {
             self.instance.look()?;
         }
@@ -180,10 +180,10 @@ fn names(pods: &[PodName]) -> impl Iterator<Item = String> {
     pods.iter().map(PodName::to_string)
 }
 
-/// Attends until the client wants an end, or another session has ended the acceleration. `proven` are the programs whose pairs may go into
+/// Runs the event loop until the client ends it, or another session has ended the acceleration. `proven` are the programs whose pairs may go into
 /// the map where not all may.
-pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
-    let outcome = serve(instance, chosen, client, proven).await;
+pub async fn run(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
+    let outcome = run_loop(instance, chosen, client, proven).await;
     if !instance.is_stopped() {
         return outcome;
     }
@@ -194,13 +194,13 @@ pub async fn attend(instance: &Instance, chosen: &mut Chosen, client: &mut impl 
 }
 
 /// The loop: lease, wakeups, reviews and snapshots.
-async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
+async fn run_loop(instance: &Instance, chosen: &mut Chosen, client: &mut impl Client, proven: Proven) -> Result<EndReason> {
     let wakeups = instance.wakeups(|| {})?;
     // SAFETY: `wakeups` owns the descriptor and lives longer than this borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(wakeups.epoll_fd()) }.try_clone_to_owned().context("cannot wait for wakeups")?;
     // SAFETY: an OwnedFd is one descriptor from its creation to its end.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("cannot wait for wakeups")?;
-    let mut attendance = Attendance {
+    let mut event_loop = EventLoop {
         instance,
         chosen,
         upkeep: Upkeep::default(),
@@ -224,20 +224,20 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
                     Command::News => continue,
                     _ => {}
                 }
-                for text in attendance.execute(command)? {
+                for text in event_loop.execute(command)? {
                     client.warn(text)?;
                 }
                 // Drained pairs are taken out by the next look.
-                attendance.look_after()?;
+                event_loop.review()?;
                 next_review = Instant::now() + PASS_INTERVAL;
             }
             _ = renewals.tick() => {
                 if client.renew(instance)? {
                     return Ok(EndReason::Done);
                 }
-                attendance.chosen.release_gone(instance)?;
-                let limited = attendance.chosen.netns_of(client.limited());
-                attendance.upkeep.suspension.limit(limited);
+                event_loop.chosen.release_gone(instance)?;
+                let limited = event_loop.chosen.netns_of(client.limited());
+                event_loop.upkeep.suspension.limit(limited);
             }
             ready = fd.readable() => {
                 ready.context("cannot wait for wakeups")?.clear_ready();
@@ -246,18 +246,18 @@ async fn serve(instance: &Instance, chosen: &mut Chosen, client: &mut impl Clien
             }
             () = tokio::time::sleep_until(next_pass.into()), if pending => {
                 pending = false;
-                let (found, took) = timed(|| attendance.pass())?;
+                let (found, took) = timed(|| event_loop.pass())?;
                 next_pass = Instant::now() + PASS_INTERVAL.max(took * PASS_SHARE);
-                next_review = next_review.min(attendance.next_review(found, took));
+                next_review = next_review.min(event_loop.next_review(found, took));
                 found.announce(&mut reports);
             }
             () = tokio::time::sleep_until(next_review.into()) => {
-                let (found, took) = timed(|| attendance.look_after())?;
-                next_review = attendance.next_review(found, took);
+                let (found, took) = timed(|| event_loop.review())?;
+                next_review = event_loop.next_review(found, took);
                 found.announce(&mut reports);
             }
             () = tokio::time::sleep_until(reports.next().into()) => {
-                let chosen = &*attendance.chosen;
+                let chosen = &*event_loop.chosen;
                 let ((), took) = timed_in_all_threads(|| {
                     instance.look()?;
                     client.report(instance, chosen)
