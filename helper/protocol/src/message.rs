@@ -159,7 +159,7 @@ pub struct Counters {
     /// the programs run often a fiftieth of the time is counted and the rest extrapolated.
     pub programs: BTreeMap<String, RunTime>,
     /// Time in which the hooks that fire for every packet of the node were detached, in nanoseconds: the pair was silent while
-    /// others were busy, or its own traffic was so hot that a part of each second is enough.
+    /// others were busy, or its own packet rate was so high that a part of each second is enough.
     #[serde(default)]
     pub rested_ns: u64,
     /// CPU time of the helper process, in nanoseconds.

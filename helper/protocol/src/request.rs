@@ -104,7 +104,7 @@ pub struct TraceRequest {
     pub port: Option<u16>,
     /// The nodes whose namespaces this helper watches.
     pub nodes: Vec<Node>,
-    /// Record every packet instead of sampling whole packets when traffic is hot.
+    /// Record every packet instead of sampling whole packets when the packet rate is high.
     #[serde(default)]
     pub every_packet: bool,
     /// Leave netfilter's rules unread: none is named then.

@@ -22,10 +22,10 @@ use assemble::Assembler;
 use conntrack::Conntrack;
 use cost::Meter;
 use counters::{Rise, Watch};
+use duty_cycle::{DutyCycle, Look, Mode};
 use environment::Environment;
 use hooks::Offer;
 use names::Names;
-use pace::{Look, Mode, Pace};
 use programs::Programs;
 use rules::Rules;
 use sockpath_kernel::clock::clock_ns;
@@ -37,12 +37,12 @@ mod conntrack;
 mod cost;
 mod counters;
 pub mod devices;
+mod duty_cycle;
 mod environment;
 pub mod event;
 pub mod functions;
 pub mod hooks;
 pub mod names;
-mod pace;
 pub mod places;
 mod probe;
 mod programs;
@@ -101,7 +101,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
     };
     let counters = Watch::begin(&environment);
     let now = clock_ns(ClockId::CLOCK_MONOTONIC)?;
-    let pace = Pace::new(rate, offer.has_netfilter() && environment.uplinks.is_empty(), now);
+    let duty_cycle = DutyCycle::new(rate, offer.has_netfilter() && environment.uplinks.is_empty(), now);
     let mut trace = Trace {
         meter: Meter::start(programs.fds()),
         programs,
@@ -109,7 +109,7 @@ pub async fn run(session: &mut Session, request: TraceRequest) -> Result<EndReas
         conntrack,
         throttles: environment.throttles(),
         armed: Instant::now(),
-        pace,
+        duty_cycle,
         mode: Mode::Watching,
         bypass: false,
         rested: Duration::ZERO,
@@ -144,7 +144,7 @@ struct Trace<'a> {
     conntrack: Conntrack,
     throttles: Throttles,
     armed: Instant,
-    pace: Pace,
+    duty_cycle: DutyCycle,
     mode: Mode,
     /// Whether the pair may be accelerated.
     bypass: bool,
@@ -176,7 +176,7 @@ impl Trace<'_> {
                     Inbound::Request(Request::Finish) => return Ok(EndReason::Finished),
                     Inbound::Request(Request::Probe(probe)) => {
                         let look = self.look()?;
-                        self.pace.watch(look);
+                        self.duty_cycle.watch(look);
                         self.set_mode(Mode::Watching, environment)?;
                         if probe.protocol != Protocol::Tcp {
                             self.programs.watch_calls(environment)?;
@@ -190,7 +190,7 @@ impl Trace<'_> {
                 Some(done) = probed.recv() => session.send(&Message::Probed(done))?,
                 _ = consume.tick() => {
                     let look = self.look()?;
-                    let mode = self.pace.look(look);
+                    let mode = self.duty_cycle.look(look);
                     self.set_mode(mode, environment)?;
                     self.observe(session, assembler)?;
                     if assembler.saw_datagrams() {
@@ -219,9 +219,9 @@ impl Trace<'_> {
             return Ok(());
         }
         self.bypass = true;
-        self.pace.never_silent();
+        self.duty_cycle.never_silent();
         let look = self.look()?;
-        self.pace.watch(look);
+        self.duty_cycle.watch(look);
         self.set_mode(Mode::Watching, environment)?;
         self.programs.look_for_bypass(environment)
     }

@@ -15,11 +15,11 @@ use sockpath_bpf::trace::types::{trace_endpoint, trace_net, trace_packet, trace_
 use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 
 use super::attachment::{Attachments, Hooks};
+use super::duty_cycle::Mode;
 use super::environment::{Endpoint, Environment};
 use super::event::Sight;
 use super::functions::is_program;
 use super::hooks::{Offer, PROGRAMS, public_name};
-use super::pace::Mode;
 
 /// How many slots of the table of namespaces are looked at (TRACE_NET_PROBES).
 const NET_PROBES: usize = 4;

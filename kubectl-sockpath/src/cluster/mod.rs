@@ -30,7 +30,7 @@ pub use helper::pod::{DEFAULT_IMAGE, HelperSpec};
 pub use watch::pod_watch::{PodNews, PodWatch};
 pub use watch::{News, Watch};
 
-use api::{options, pace};
+use api::{options, rate_limit};
 use helper::{board, garbage, owner, pod, remedy, start};
 use watch::bypassed;
 
@@ -47,9 +47,9 @@ pub struct Cluster {
     owner: owner::Owner,
     pending: garbage::PendingDeletions,
     /// Pods that are created at one time.
-    pace: Arc<tokio::sync::Semaphore>,
+    creation_slots: Arc<tokio::sync::Semaphore>,
     /// And how often.
-    creations: Arc<Mutex<pace::Bucket>>,
+    creations: Arc<Mutex<rate_limit::Bucket>>,
     /// What is known about the pods of this run.
     board: board::Board,
 }
@@ -121,11 +121,11 @@ impl Cluster {
         let api = Api::connect(&ConnectOptions::from(global)).await?;
         let settings = Settings::of(global);
         let pending = garbage::PendingDeletions::new(api.clone(), &settings.namespace);
-        let pace = Arc::new(tokio::sync::Semaphore::new(start::CREATED_AT_ONCE));
-        let creations = Arc::new(Mutex::new(pace::Bucket::full(start::CREATIONS)));
+        let creation_slots = Arc::new(tokio::sync::Semaphore::new(start::CREATED_AT_ONCE));
+        let creations = Arc::new(Mutex::new(rate_limit::Bucket::full(start::CREATIONS)));
         let owner = owner::Owner::this_process();
         let board = board::Board::new(api.clone(), &settings.namespace, &owner.session);
-        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner, pending, pace, creations, board })
+        Ok(Self { lookup: lookup::Lookup::new(api), settings, owner, pending, creation_slots, creations, board })
     }
 
     /// Has a helper pod started on each node, each of which joins the fleet after its `hello`. Stale pods of earlier runs are removed
@@ -161,7 +161,7 @@ impl Cluster {
             pending: self.pending.clone(),
             progress: progress.clone(),
             patience: start::Patience::of(self.settings.wait_nodes),
-            pace: self.pace.clone(),
+            creation_slots: self.creation_slots.clone(),
             creations: self.creations.clone(),
             board: self.board.clone(),
             crowd: start::Crowd(specs.len()),

@@ -20,7 +20,7 @@ use server::{Call, Server};
 
 /// The goals of docs/benchmarks.md.
 const MOST_KIB: u64 = 150 << 10;
-/// Pods created in any one second: the burst and the pace, and a moment of tolerance.
+/// Pods created in any one second: the burst and the rate, and a moment of tolerance.
 const MOST_CREATED: usize = 45;
 /// Requests for each node, all kinds together.
 const MOST_CALLS: usize = 8;

@@ -11,8 +11,8 @@ use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use crate::cluster::api::kubeconfig;
 use crate::cluster::api::lean::Lean;
 use crate::cluster::api::options::ConnectOptions;
-use crate::cluster::api::pace::{self, Paced};
 use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::api::rate_limit::{self, RateLimitLayer};
 
 /// A large cluster answers lists in pieces of this many objects: a page of pods takes some MiB while it is read.
 pub const PAGE: u32 = 250;
@@ -68,7 +68,7 @@ impl Api {
         let program = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&Paced(pace::KUBECTL)).build());
+        let connect = move || Ok(ClientBuilder::try_from(config.clone())?.with_layer(&RateLimitLayer(rate_limit::KUBECTL)).build());
         let client = connect().map_err(|e: kube::Error| {
             let problem = Problem::from_kube("prepare the connection", &e, &server);
             let advice = match e {

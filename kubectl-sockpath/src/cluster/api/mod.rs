@@ -7,5 +7,5 @@ pub mod lean;
 #[cfg(test)]
 pub mod mock;
 pub mod options;
-pub mod pace;
 pub mod problem;
+pub mod rate_limit;

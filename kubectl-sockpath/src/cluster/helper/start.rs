@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::cluster::api::client::Api;
-use crate::cluster::api::pace::{Bucket, Pace};
 use crate::cluster::api::problem::{Kind, Problem, QUOTA_UNCOUNTED};
+use crate::cluster::api::rate_limit::{Bucket, RateLimit};
 use crate::cluster::helper::admitted;
 use crate::cluster::helper::board::Board;
 use crate::cluster::helper::garbage::{DeletionMode, PendingDeletions};
@@ -65,7 +65,7 @@ pub struct Starter {
     /// How long nodes are waited for.
     pub patience: Patience,
     /// Pods that are created at one time.
-    pub pace: Arc<Semaphore>,
+    pub creation_slots: Arc<Semaphore>,
     /// How often.
     pub creations: Arc<Mutex<Bucket>>,
     /// What is known about the pods.
@@ -78,7 +78,7 @@ pub struct Starter {
 /// helper's image from one registry.
 pub const CREATED_AT_ONCE: usize = 16;
 /// See [`CREATED_AT_ONCE`].
-pub const CREATIONS: Pace = Pace { per_second: 20, burst: 20 };
+pub const CREATIONS: RateLimit = RateLimit { per_second: 20, burst: 20 };
 
 /// How many helpers start together: requests that are affordable for a few are too many for hundreds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Starter {
         let pod = spec.build();
         let name = pod.metadata.name.clone().unwrap_or_default();
         self.progress.phase(&spec.node, "creating the helper pod");
-        let permit = self.pace.acquire().await;
+        let permit = self.creation_slots.acquire().await;
         let turn = self.creations.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
         sleep_until(turn).await;
         self.pending.add(&name);

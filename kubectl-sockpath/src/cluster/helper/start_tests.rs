@@ -29,7 +29,7 @@ fn starter(mock: &Mock, wait: Option<Duration>) -> Starter {
         api,
         progress: Progress::new(0),
         patience: Patience::of(wait),
-        pace: Arc::new(Semaphore::new(CREATED_AT_ONCE)),
+        creation_slots: Arc::new(Semaphore::new(CREATED_AT_ONCE)),
         creations: Arc::new(Mutex::new(Bucket::full(CREATIONS))),
         board: Board::new(mock.api("default"), "sockpath", "s1"),
         crowd: Crowd(1),

@@ -9,62 +9,62 @@ use tower::{Layer, Service};
 
 /// Requests per second on average, and how many may come at once before that: kubectl's values for
 /// discovery (client-go's own, 5 and 10, are meant for controllers).
-pub const KUBECTL: Pace = Pace { per_second: 50, burst: 300 };
+pub const KUBECTL: RateLimit = RateLimit { per_second: 50, burst: 300 };
 
 /// How often something may happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
+pub struct RateLimit {
     /// Times per second, on average.
     pub per_second: u32,
     /// Times without a pause, after none for long.
     pub burst: u32,
 }
 
-/// How much of a pace is used up: the moment at which all of the burst is available again.
+/// How much of a rate limit is used up: the moment at which all of the burst is available again.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
-    pace: Pace,
+    limit: RateLimit,
     full_at: Instant,
 }
 
 impl Bucket {
     /// Nothing is used up.
     #[must_use]
-    pub fn full(pace: Pace) -> Self {
-        Self { pace, full_at: Instant::now() }
+    pub fn full(limit: RateLimit) -> Self {
+        Self { limit, full_at: Instant::now() }
     }
 
     /// Takes one; gives the moment from which on it may happen.
     pub fn take(&mut self, now: Instant) -> Instant {
-        let each = Duration::from_secs(1) / self.pace.per_second;
+        let each = Duration::from_secs(1) / self.limit.per_second;
         self.full_at = self.full_at.max(now) + each;
-        let burst = each * self.pace.burst;
+        let burst = each * self.limit.burst;
         self.full_at.checked_sub(burst).map_or(now, |at| at.max(now))
     }
 }
 
 /// Puts the limit before a client's requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Paced(pub Pace);
+pub struct RateLimitLayer(pub RateLimit);
 
-impl<S> Layer<S> for Paced {
-    type Service = PacedService<S>;
+impl<S> Layer<S> for RateLimitLayer {
+    type Service = RateLimitService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        PacedService { inner, bucket: Bucket::full(self.0), waiting: None }
+        RateLimitService { inner, bucket: Bucket::full(self.0), waiting: None }
     }
 }
 
 /// A client whose requests are limited. A client's requests pass one service one after the other, so each waits for those before it.
 #[derive(Debug)]
-pub struct PacedService<S> {
+pub struct RateLimitService<S> {
     inner: S,
     bucket: Bucket,
     /// The next request has its place.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl<R, S: Service<R>> Service<R> for PacedService<S> {
+impl<R, S: Service<R>> Service<R> for RateLimitService<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -87,8 +87,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_passes_and_then_the_pace_holds() {
-        let mut bucket = Bucket::full(Pace { per_second: 50, burst: 300 });
+    async fn a_burst_passes_and_then_the_limit_holds() {
+        let mut bucket = Bucket::full(RateLimit { per_second: 50, burst: 300 });
         let now = Instant::now();
         let waits: Vec<Duration> = (0..400).map(|_| bucket.take(now) - now).collect();
         assert!(waits[..300].iter().all(Duration::is_zero), "{:?}", &waits[..3]);
@@ -111,7 +111,7 @@ mod tests {
                 std::future::ready(Ok(n))
             }
         }
-        let mut service = Paced(Pace { per_second: 10, burst: 2 }).layer(Answer);
+        let mut service = RateLimitLayer(RateLimit { per_second: 10, burst: 2 }).layer(Answer);
         let began = Instant::now();
         for n in 0..7 {
             std::future::poll_fn(|cx| service.poll_ready(cx)).await.unwrap();

@@ -2,11 +2,12 @@
 //! the programs do, so they are detached where that takes nothing from the picture (or next to nothing).
 
 /// Recorded packets are a small share of the traffic from this many times the rate on: then a part of each second is enough.
-const HOT: u64 = 10;
-/// The part of each second (of `CLOCK_REALTIME`, so that all nodes watch at the same time) in which hot traffic is watched.
+const HIGH_RATE_FACTOR: u64 = 10;
+/// For this part of each second (of `CLOCK_REALTIME`, so that all nodes watch at the same time) the hooks are attached while the packet
+/// rate is high.
 const WATCHED_MS: u64 = 250;
-/// Runs a second that are worth a rest: the hooks then take more than 1 % of a CPU.
-const WORTH_A_REST: u64 = 200_000;
+/// Runs a second from which on detaching is worth it: the hooks then take more than 1 % of a CPU.
+const WORTH_DETACHING: u64 = 200_000;
 /// A pair that says nothing for this long, in nanoseconds, is silent. The first packet after a silence is seen by netfilter's hooks
 /// alone, so it must be longer than the pauses of ordinary traffic.
 const SILENCE_NS: u64 = 2_000_000_000;
@@ -21,7 +22,7 @@ pub enum Mode {
     /// The pair is silent while others are busy: the machine-wide hooks are detached until the pair sends something. Packets
     /// are recorded at the netfilter hooks alone until then.
     Silent,
-    /// The pair's traffic is hot: nothing is recorded for the rest of this second.
+    /// The pair's packet rate is high: nothing is recorded for the rest of this second.
     Paused,
 }
 
@@ -38,32 +39,32 @@ pub struct Look {
     pub runs_per_second: u64,
 }
 
-/// Decides.
+/// Decides which hooks are attached, by the packet rate of the pair and the runs of the programs.
 #[derive(Debug)]
-pub struct Pace {
-    /// Packets of the pair in a second from which on its traffic is hot; `None` when every packet is recorded.
-    hot_from: Option<u64>,
+pub struct DutyCycle {
+    /// Packets of the pair in a second from which on its packet rate is high; `None` when every packet is recorded.
+    high_rate: Option<u64>,
     may_be_silent: bool,
     mode: Mode,
     packets: u64,
     last_packet_ns: u64,
     counted_from: (u64, u64),
-    hot: bool,
+    rate_is_high: bool,
 }
 
-impl Pace {
-    /// `packets_per_second` 0 records every packet and never rests. `may_be_silent`: all packets of the pair begin where a
+impl DutyCycle {
+    /// `packets_per_second` 0 records every packet and never detaches the hooks. `may_be_silent`: all packets of the pair begin where a
     /// netfilter link of a pod sees them.
     #[must_use]
     pub fn new(packets_per_second: u32, may_be_silent: bool, now_ns: u64) -> Self {
         Self {
-            hot_from: (packets_per_second > 0).then(|| u64::from(packets_per_second) * HOT),
+            high_rate: (packets_per_second > 0).then(|| u64::from(packets_per_second) * HIGH_RATE_FACTOR),
             may_be_silent: may_be_silent && packets_per_second > 0,
             mode: Mode::Watching,
             packets: 0,
             last_packet_ns: now_ns,
             counted_from: (now_ns, 0),
-            hot: false,
+            rate_is_high: false,
         }
     }
 
@@ -83,13 +84,13 @@ impl Pace {
                 let counted = look.now_ns.saturating_sub(from);
                 if counted >= COUNT_NS {
                     let rate = (look.packets - packets).saturating_mul(1_000_000_000) / counted;
-                    self.hot = self.hot_from.is_some_and(|least| rate >= least);
+                    self.rate_is_high = self.high_rate.is_some_and(|least| rate >= least);
                     self.counted_from = (look.now_ns, look.packets);
                 }
                 let silent = look.now_ns.saturating_sub(self.last_packet_ns) >= SILENCE_NS;
-                if self.hot && !open {
+                if self.rate_is_high && !open {
                     self.mode = Mode::Paused;
-                } else if self.may_be_silent && silent && look.runs_per_second >= WORTH_A_REST {
+                } else if self.may_be_silent && silent && look.runs_per_second >= WORTH_DETACHING {
                     self.mode = Mode::Silent;
                 }
             }
@@ -123,37 +124,37 @@ mod tests {
     }
 
     #[test]
-    fn hot_traffic_is_watched_for_a_part_of_each_second() {
-        let mut pace = Pace::new(200, true, 0);
-        assert_eq!(pace.look(at(100, 1_000, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(210, 2_100, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(250, 2_500, 0)), Mode::Paused);
-        assert_eq!(pace.look(at(999, 10_000, 0)), Mode::Paused);
-        assert_eq!(pace.look(at(1_000, 10_000, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(1_249, 12_000, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(1_250, 12_500, 0)), Mode::Paused);
+    fn traffic_at_a_high_rate_is_watched_for_a_part_of_each_second() {
+        let mut duty_cycle = DutyCycle::new(200, true, 0);
+        assert_eq!(duty_cycle.look(at(100, 1_000, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(210, 2_100, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(250, 2_500, 0)), Mode::Paused);
+        assert_eq!(duty_cycle.look(at(999, 10_000, 0)), Mode::Paused);
+        assert_eq!(duty_cycle.look(at(1_000, 10_000, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(1_249, 12_000, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(1_250, 12_500, 0)), Mode::Paused);
         // It has calmed down.
-        assert_eq!(pace.look(at(2_000, 12_500, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(2_245, 12_510, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(2_600, 12_520, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(2_000, 12_500, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(2_245, 12_510, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(2_600, 12_520, 0)), Mode::Watching);
     }
 
     #[test]
-    fn a_silent_pair_rests_while_others_are_busy() {
-        let mut pace = Pace::new(200, true, 0);
-        assert_eq!(pace.look(at(1_900, 0, 1_000_000)), Mode::Watching);
-        assert_eq!(pace.look(at(2_100, 0, 100_000)), Mode::Watching);
-        assert_eq!(pace.look(at(2_600, 0, 1_000_000)), Mode::Silent);
-        assert_eq!(pace.look(at(2_700, 0, 0)), Mode::Silent);
-        assert_eq!(pace.look(at(2_705, 1, 0)), Mode::Watching);
-        assert_eq!(pace.look(at(4_700, 1, 1_000_000)), Mode::Watching);
-        assert_eq!(pace.look(at(4_705, 1, 1_000_000)), Mode::Silent);
+    fn hooks_of_a_silent_pair_are_detached_while_others_are_busy() {
+        let mut duty_cycle = DutyCycle::new(200, true, 0);
+        assert_eq!(duty_cycle.look(at(1_900, 0, 1_000_000)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(2_100, 0, 100_000)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(2_600, 0, 1_000_000)), Mode::Silent);
+        assert_eq!(duty_cycle.look(at(2_700, 0, 0)), Mode::Silent);
+        assert_eq!(duty_cycle.look(at(2_705, 1, 0)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(4_700, 1, 1_000_000)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(4_705, 1, 1_000_000)), Mode::Silent);
     }
 
     #[test]
-    fn every_packet_means_no_rest() {
-        let mut pace = Pace::new(0, true, 0);
-        assert_eq!(pace.look(at(400, 1_000_000, 1_000_000)), Mode::Watching);
-        assert_eq!(pace.look(at(5_000, 1_000_000, 1_000_000)), Mode::Watching);
+    fn hooks_stay_attached_for_every_packet() {
+        let mut duty_cycle = DutyCycle::new(0, true, 0);
+        assert_eq!(duty_cycle.look(at(400, 1_000_000, 1_000_000)), Mode::Watching);
+        assert_eq!(duty_cycle.look(at(5_000, 1_000_000, 1_000_000)), Mode::Watching);
     }
 }
