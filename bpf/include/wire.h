@@ -50,7 +50,7 @@ enum accel_pass {
 /* Where a socket stands with the map. */
 enum accel_state {
 	ACCEL_FREE,
-	/* Known, not in the map. */
+	/* Tracked, not in the map. */
 	ACCEL_WATCHED,
 	/* In the map. */
 	ACCEL_INSERTED,

@@ -9,7 +9,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #include "accel/maps.bpf.h"
-#include "accel/meet.bpf.h"
+#include "accel/track.bpf.h"
 #include "accel/wait.bpf.h"
 #include "accel/psock.bpf.h"
 #include "accel/reader.bpf.h"

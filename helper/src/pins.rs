@@ -52,7 +52,7 @@ impl Pins {
         self.dir.file_name().is_some_and(|name| name != SHARED)
     }
 
-    /// The cgroups whose sockets the programs meet, by number.
+    /// The cgroups whose sockets the programs track, by number.
     pub fn attached_cgroups(&self) -> Result<Vec<u64>> {
         let entries = fs::read_dir(&self.dir).with_context(|| format!("cannot list {}", self.dir.display()))?;
         let id = |name: &str| name.strip_prefix(ESTABLISHED)?.parse().ok();

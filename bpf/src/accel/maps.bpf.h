@@ -26,7 +26,7 @@ struct {
 	__type(value, __u64);
 } socks SEC(".maps");
 
-/* What is known about each socket. User space maps it: reading it costs the kernel nothing. */
+/* What is recorded of each tracked socket. User space maps it: reading it costs the kernel nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, ACCEL_ENDS);
@@ -144,7 +144,7 @@ static __always_inline struct accel_share *share_of(__u64 netns_cookie, __u32 *i
 	return share->cookie == netns_cookie && share->open ? share : NULL;
 }
 
-/* What is known about a socket; NULL for those of others. */
+/* What is recorded of a tracked socket; NULL for others. */
 static __always_inline struct accel_end *end_of(struct sock *sk)
 {
 	struct conn *conn;

@@ -62,7 +62,7 @@ static __always_inline enum accel_pass relay(struct accel_control *ctl, struct a
 /* Never read: it makes the type known to user space. */
 const volatile struct accel_holder holder_layout = {};
 
-/* Who holds the sockets that are known. */
+/* Who holds the tracked sockets. */
 SEC("iter/task_file")
 int holders(struct bpf_iter__task_file *ctx)
 {

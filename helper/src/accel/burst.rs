@@ -73,7 +73,7 @@ impl Bursts {
         let ended = before.iter().zip(&after).any(|(before, after)| *before && !after);
         if before.contains(&true) && (now >= self.next_search || ended) {
             for pod in pods {
-                instance.meet_live(pod)?;
+                instance.track_live(pod)?;
             }
             self.next_search = Instant::now() + SEARCH.max(now.elapsed() * SEARCH_SHARE);
         }

@@ -8,8 +8,8 @@ use sockpath_protocol::accel::PodElsewhere;
 use sockpath_protocol::request::Pod;
 
 use super::instance::Instance;
-use super::meeting;
 use super::report::PodNames;
+use super::tracking;
 use crate::node::{self, FoundPod, Netns, Placement};
 use crate::site::Site;
 
@@ -93,7 +93,7 @@ impl Chosen {
         self.names.here.iter().filter(|(_, name)| wanted.contains(*name)).map(|(netns, _)| *netns).collect()
     }
 
-    /// Makes these the chosen ones: meets the sockets of those that are new, and lets the others go.
+    /// Makes these the chosen ones: tracks the sockets of those that are new, and lets the others go.
     ///
     /// # Errors
     /// When the kernel refuses; what was changed by then stays so.
@@ -102,7 +102,7 @@ impl Chosen {
         let wanted: HashSet<&str> = pods.iter().map(|p| p.uid.as_str()).collect();
         for i in (0..self.uids.len()).rev().filter(|&i| !wanted.contains(self.uids[i].as_str())).collect::<Vec<_>>() {
             let gone = self.remove(i);
-            meeting::detach(instance, &gone)?;
+            tracking::detach(instance, &gone)?;
             if gone.is_there() {
                 change.let_go.push(gone.netns.inode);
                 self.let_go.push(gone.netns);
@@ -114,8 +114,8 @@ impl Chosen {
                 continue;
             }
             let Some(found) = self.found.last() else { continue };
-            meeting::attach(instance, std::slice::from_ref(found))?;
-            instance.meet_live(found)?;
+            tracking::attach(instance, std::slice::from_ref(found))?;
+            instance.track_live(found)?;
             change.joined.push(found.netns.inode);
             self.let_go.retain(|netns| netns.inode != found.netns.inode);
         }
@@ -132,7 +132,7 @@ impl Chosen {
         let is_gone = |pod: &FoundPod| matches!(pod.cgroup, Placement::Own(_)) && !pod.is_there();
         for i in (0..self.found.len()).rev().filter(|&i| is_gone(&self.found[i])).collect::<Vec<_>>() {
             let gone = self.remove(i);
-            meeting::detach(instance, &gone)?;
+            tracking::detach(instance, &gone)?;
         }
         Ok(())
     }

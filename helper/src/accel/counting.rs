@@ -10,8 +10,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::connection::is_undecided;
 use super::instance::Instance;
-use super::known::{Known, peer_of};
 use super::links;
+use super::tracked::{TrackedSocket, peer_of};
 use crate::pins::take_away;
 
 /// The pinned program, and its pinned link while it is attached: a process that hands over leaves no gap.
@@ -120,7 +120,7 @@ impl Counting {
     ///
     /// # Errors
     /// When a count can neither begin nor end.
-    pub fn adjust(&mut self, instance: &Instance, all: &[Known], needed: bool) -> Result<()> {
+    pub fn adjust(&mut self, instance: &Instance, all: &[TrackedSocket], needed: bool) -> Result<()> {
         let now = Instant::now();
         let worth = self.is_worth_it(all) || needed;
         if worth {
@@ -158,7 +158,7 @@ impl Counting {
     }
 
     /// Whether a socket has come since the last look, or one of a pair was read that is undecided.
-    fn is_worth_it(&mut self, all: &[Known]) -> bool {
+    fn is_worth_it(&mut self, all: &[TrackedSocket]) -> bool {
         self.before.resize(all.last().map_or(0, |k| k.slot + 1), (0, 0));
         let mut worth = false;
         for k in all {
@@ -176,12 +176,12 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::super::insertion;
-    use super::super::known::known;
     use super::super::memory::layout::Slot;
     use super::super::observation::Observation;
     use super::super::pairing;
     use super::super::private::{connected_pair, converse, exchange, in_private_netns, on_this_kernel};
     use super::super::start::Start;
+    use super::super::tracked::tracked;
     use super::*;
     use crate::pins::Pins;
 
@@ -209,7 +209,7 @@ mod tests {
     fn a_count_that_begins_again_at_once_counts_each_call_once() {
         on_this_kernel("a_count_that_begins_again_at_once_counts_each_call_once", |pins| {
             let (instance, mut one, mut other) = with_a_pair(pins)?;
-            let reads = || known(&instance).iter().map(|k| k.end.reads).sum::<u64>();
+            let reads = || tracked(&instance).iter().map(|k| k.end.reads).sum::<u64>();
             for round in 0..100 {
                 if round % 2 == 0 {
                     end(&instance)?;
@@ -237,12 +237,12 @@ mod tests {
         on_this_kernel("a_pair_that_was_not_counted_for_a_while_is_accelerated_all_the_same", |pins| {
             let (instance, mut one, mut other) = with_a_pair(pins)?;
             // Those that were open before are candidates from the start, read or not: these shall not be.
-            for k in known(&instance) {
+            for k in tracked(&instance) {
                 instance.ends.forget_flags(k.slot);
             }
             let mut observation = Observation::new(&instance);
             let sum =
-                |count: fn(&Slot) -> u64| -> u64 { known(&instance).iter().filter_map(|k| instance.ends.get(k.slot)).map(count).sum() };
+                |count: fn(&Slot) -> u64| -> u64 { tracked(&instance).iter().filter_map(|k| instance.ends.get(k.slot)).map(count).sum() };
             exchange(&mut one, &mut other)?;
             assert_eq!(sum(|end| end.reads.get()), 1);
 
@@ -261,7 +261,7 @@ mod tests {
                     let until = Instant::now() + PATIENCE;
                     while goes_on(&instance) {
                         assert!(Instant::now() < until, "a count of others goes on");
-                        observation.adjust(&known(&instance))?;
+                        observation.adjust(&tracked(&instance))?;
                     }
                     converse(&mut one, &mut other, 1)?;
                     assert_eq!(sum(|end| end.reads.get()), 1, "no count sees this");
@@ -270,8 +270,8 @@ mod tests {
                     while sum(|end| end.messages.get()) == 0 {
                         assert!(Instant::now() < until, "a pair that talks is not accelerated");
                         converse(&mut one, &mut other, 1)?;
-                        observation.adjust(&known(&instance))?;
-                        insertion::insert_ready(&instance, &known(&instance))?;
+                        observation.adjust(&tracked(&instance))?;
+                        insertion::insert_ready(&instance, &tracked(&instance))?;
                     }
                     anyhow::Ok(())
                 })();

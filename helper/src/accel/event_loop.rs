@@ -14,7 +14,6 @@ use super::burst::Bursts;
 use super::chosen::Chosen;
 use super::insertion;
 use super::instance::Instance;
-use super::known::{self, Known, known};
 use super::observation::Observation;
 use super::pairing;
 use super::programs::Programs;
@@ -22,6 +21,7 @@ use super::proven::Proven;
 use super::relay;
 use super::stop::rearm;
 use super::suspension;
+use super::tracked::{self, TrackedSocket, tracked};
 use super::upkeep::Upkeep;
 use crate::schedule::{Schedule, timed, timed_in_all_threads};
 
@@ -68,11 +68,11 @@ pub enum Command {
     News,
 }
 
-/// All known sockets for a report, with what has been found out about them since the last one.
-pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<Known>> {
+/// All tracked sockets for a report, with what has been found out about them since the last one.
+pub fn refreshed(instance: &Instance, chosen: &Chosen) -> Result<Vec<TrackedSocket>> {
     pairing::note_unsupported(instance)?;
     pairing::pair(instance);
-    let mut all = known(instance);
+    let mut all = tracked(instance);
     pairing::note_elsewhere(instance, &mut all, |ip| chosen.is_elsewhere(ip));
     Ok(all)
 }
@@ -121,18 +121,18 @@ impl EventLoop<'_> {
 
     /// Reviews the connections in the map.
     fn review(&mut self) -> Result<Found> {
-        if known::has_any_over(self.instance) {
+        if tracked::has_any_over(self.instance) {
             self.instance.look()?;
         }
         self.bursts.look(self.instance, self.chosen.pods())?;
         pairing::note_unsupported(self.instance)?;
-        let mut all = known(self.instance);
+        let mut all = tracked(self.instance);
         self.programs.judge(self.instance, &mut all)?;
         relay::recover(self.instance, &all)?;
         pairing::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
         self.observation.adjust(&all)?;
         // What was observed in an epoch that has ended by now does not count.
-        let profiling = known::profiling(self.instance.control());
+        let profiling = tracked::profiling(self.instance.control());
         let ready = self.upkeep.decide(self.instance, &all, &profiling, |netns| self.chosen.are_apart(netns));
         // Not as `all` has it: some have been ordered out since.
         let leaving = all.iter().any(|k| self.instance.ends.get(k.slot).is_some_and(|end| end.hold.get() != 0));

@@ -28,6 +28,9 @@ use crate::pins::Pins;
 /// Pin of the iterator over open files.
 pub const HOLDERS: &str = "holders";
 
+/// The pin of the iterator `track_live`. Helpers of other releases know it by this name.
+pub const LIVE: &str = "meet_live";
+
 /// Slots that one run of the program `look` goes through: it runs with softirqs off, some 0.1 ms for so many.
 const LOOK_SLOTS: u32 = 1024;
 
@@ -36,7 +39,7 @@ const LOOK_SLOTS: u32 = 1024;
 pub struct Instance {
     pins: Pins,
     control: Mapped<Control>,
-    /// What is known about each socket.
+    /// What is recorded of each tracked socket.
     pub ends: Ends,
     /// The network namespaces whose sockets are tracked.
     pub namespaces: Namespaces,
@@ -79,7 +82,7 @@ impl Instance {
         self.control.first()
     }
 
-    /// Everything that is known about a socket, unless it is gone.
+    /// Everything that is recorded of a tracked socket, unless it is gone.
     pub fn end_of(&self, socket: Socket) -> Option<accel_end> {
         self.ends.of(socket).map(Slot::copy).filter(|end| end.cookie == socket.cookie)
     }
@@ -103,7 +106,7 @@ impl Instance {
             let pair = connected_pair()?;
             let own = Netns::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?;
             self.namespaces.track(self.control(), &own)?;
-            run_iterator(pinned(&self.pins, "meet_live")?.as_raw_fd())?;
+            run_iterator(pinned(&self.pins, LIVE)?.as_raw_fd())?;
             Ok(pair)
         })
     }
@@ -116,7 +119,7 @@ impl Instance {
         })
     }
 
-    /// The tasks that hold known sockets, in the process namespace of the helper, and the process that relays: this one.
+    /// The tasks that hold tracked sockets, in the process namespace of the helper, and the process that relays: this one.
     pub fn holders(&self) -> Result<Vec<accel_holder>> {
         if !self.mechanisms().has(Mechanism::OpenFiles) {
             self.control().relay_by_this_process();
@@ -174,9 +177,9 @@ impl Instance {
         Ok(map.keys().filter_map(|key| key.try_into().ok()).map(u64::from_ne_bytes).collect())
     }
 
-    /// Makes the sockets known that are open in a network namespace already.
-    pub fn meet_live(&self, pod: &FoundPod) -> Result<()> {
-        let link = pinned(&self.pins, "meet_live")?;
+    /// Tracks the sockets that are open in a network namespace already.
+    pub fn track_live(&self, pod: &FoundPod) -> Result<()> {
+        let link = pinned(&self.pins, LIVE)?;
         inside(&pod.netns.file, || run_iterator(link.as_raw_fd()))
             .with_context(|| format!("cannot look at the sockets of {}", pod.netns.path.display()))
     }

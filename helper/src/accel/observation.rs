@@ -9,7 +9,7 @@ use super::calls::{Attachment, TRACEPOINT_LINGER};
 use super::connection::Needs;
 use super::counting::Counting;
 use super::instance::Instance;
-use super::known::{self, Known, peer_of};
+use super::tracked::{self, TrackedSocket, peer_of};
 
 /// One of them, attached or not.
 #[derive(Debug)]
@@ -78,9 +78,9 @@ impl<'a> Observation<'a> {
     /// calls are observed when a connection is in the map or may go there, sends only while the readers of one are profiled (the verdict
     /// sees those of connections in the map), and arriving data while it is open whether calls of one of them sleep. An epoch begins when all
     /// that it needs is attached, and ends before any of it is detached: a call that was not observed must never count.
-    pub fn adjust(&mut self, all: &[Known]) -> Result<()> {
+    pub fn adjust(&mut self, all: &[TrackedSocket]) -> Result<()> {
         let instance = self.instance;
-        let profiling = known::profiling(instance.control());
+        let profiling = tracked::profiling(instance.control());
         let mut needs = Needs::default();
         for k in all {
             needs |= profiling.needs(&k.end, peer_of(all, k).map(|peer| &peer.end));
@@ -117,10 +117,10 @@ impl Drop for Observation<'_> {
 mod tests {
     use super::super::connection::PROFILE_READS;
     use super::super::insertion;
-    use super::super::known::known;
     use super::super::pairing;
     use super::super::private::{converse, on_this_kernel};
     use super::super::start::Start;
+    use super::super::tracked::tracked;
     use super::*;
 
     #[test]
@@ -131,16 +131,16 @@ mod tests {
             let instance = Instance::create(pins, &start)?;
             let (mut one, mut other) = instance.private_pair()?;
             let mut talk = |times| converse(&mut one, &mut other, times);
-            let insert = || insertion::insert_ready(&instance, &known(&instance));
+            let insert = || insertion::insert_ready(&instance, &tracked(&instance));
             pairing::pair(&instance);
 
             let mut before = Observation::new(&instance);
-            before.adjust(&known(&instance))?;
+            before.adjust(&tracked(&instance))?;
             talk(PROFILE_READS - 1)?;
             drop(before);
             talk(PROFILE_READS)?;
             let mut after = Observation::new(&instance);
-            after.adjust(&known(&instance))?;
+            after.adjust(&tracked(&instance))?;
             talk(PROFILE_READS - 1)?;
             assert_eq!(insert()?, 0, "reads from before, or that were not observed, counted");
             talk(1)?;

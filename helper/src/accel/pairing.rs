@@ -8,9 +8,9 @@ use sockpath_bpf::accel::types::accel_pass;
 
 use super::connection::NONE;
 use super::instance::Instance;
-use super::known::Known;
 use super::matching::{self, Identity};
 use super::memory::ends::Socket;
+use super::tracked::TrackedSocket;
 
 /// Notes the peers of sockets that have none yet. Returns the cookies of those whose match is not unique.
 pub fn pair(instance: &Instance) -> HashSet<u64> {
@@ -46,7 +46,7 @@ pub fn note_unsupported(instance: &Instance) -> Result<()> {
 }
 
 /// Notes of sockets of `all` without a peer whether a chosen pod of another node is at the other end.
-pub fn note_elsewhere(instance: &Instance, all: &mut [Known], elsewhere: impl Fn(IpAddr) -> bool) {
+pub fn note_elsewhere(instance: &Instance, all: &mut [TrackedSocket], elsewhere: impl Fn(IpAddr) -> bool) {
     for k in all.iter_mut().filter(|k| k.end.peer_cookie == 0) {
         let Some(end) = instance.end_of(k.socket()) else { continue };
         let remote = Identity::of(k.slot, &end).remote.ip();

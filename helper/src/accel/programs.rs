@@ -11,8 +11,8 @@ use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_end, accel_flag};
 
 use super::instance::Instance;
-use super::known::Known;
 use super::proven::Proven;
+use super::tracked::TrackedSocket;
 
 /// How a program is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Programs {
     ///
     /// # Errors
     /// When the map of programs cannot be read.
-    pub fn judge(&mut self, instance: &Instance, all: &mut [Known]) -> Result<()> {
+    pub fn judge(&mut self, instance: &Instance, all: &mut [TrackedSocket]) -> Result<()> {
         let lies = instance.control().fionread_lies.get() == 1;
         let selective = instance.control().selective.get() == 1;
         if !lies && !selective {

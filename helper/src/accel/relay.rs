@@ -13,7 +13,7 @@ use anyhow::Result;
 use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay};
 
 use super::instance::Instance;
-use super::known::{Known, peer_of};
+use super::tracked::{TrackedSocket, peer_of};
 
 /// How long redirects in flight may take to arrive. Longer than that the accounts are wrong (bytes were taken that no
 /// receive call was seen to take), and what is in hand goes out as it is.
@@ -23,9 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const DELIVERY: Duration = Duration::from_secs(5);
 
 /// Helps all readers of `all` that splice and have redirected bytes unread.
-pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
-    let splices = |k: &&Known| k.end.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.is_in();
-    let mut readers: Vec<&Known> = all.iter().filter(splices).collect();
+pub fn recover(instance: &Instance, all: &[TrackedSocket]) -> Result<()> {
+    let splices = |k: &&TrackedSocket| k.end.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.is_in();
+    let mut readers: Vec<&TrackedSocket> = all.iter().filter(splices).collect();
     if readers.is_empty() {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub fn recover(instance: &Instance, all: &[Known]) -> Result<()> {
 }
 
 /// Whether it was tried before; what a process that was killed left half done is begun again.
-fn is_settled(instance: &Instance, k: &Known) -> bool {
+fn is_settled(instance: &Instance, k: &TrackedSocket) -> bool {
     instance.ends.get(k.slot).is_some_and(|end| end.relay.get() == accel_relay::ACCEL_RELAY_FAILED)
 }
 

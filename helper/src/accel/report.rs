@@ -10,8 +10,8 @@ use sockpath_protocol::accel::{ByPath, Carried, Carrier, Pair, PairState, PairsS
 
 use super::connection::{End, State, is_refused, streams};
 use super::instance::Instance;
-use super::known::{Known, peer_of};
 use super::matching::Identity;
+use super::tracked::{TrackedSocket, peer_of};
 
 /// Names of the chosen pods.
 #[derive(Debug, Default)]
@@ -64,8 +64,8 @@ fn reason(pass: accel_pass) -> Option<Reason> {
 pub struct Snapshot<'a> {
     /// Where they are.
     pub instance: &'a Instance,
-    /// The known sockets.
-    pub all: &'a [Known],
+    /// The tracked sockets.
+    pub all: &'a [TrackedSocket],
     /// What the pods are called.
     pub pods: &'a PodNames,
     /// On a dry run the path is shown that a pair would take.
@@ -74,10 +74,10 @@ pub struct Snapshot<'a> {
 
 impl Snapshot<'_> {
     fn pairs(&self) -> impl Iterator<Item = Pair> {
-        self.all.iter().filter_map(|known| match peer_of(self.all, known) {
-            Some(peer) if known.slot > peer.slot => None,
-            None if known.end.peer_cookie != 0 => None,
-            peer => self.describe(known, peer),
+        self.all.iter().filter_map(|tracked| match peer_of(self.all, tracked) {
+            Some(peer) if tracked.slot > peer.slot => None,
+            None if tracked.end.peer_cookie != 0 => None,
+            peer => self.describe(tracked, peer),
         })
     }
 
@@ -141,49 +141,49 @@ fn closed_totals(instance: &Instance) -> Totals {
     }
 }
 
-/// One end, with everything that is known about it.
+/// One end, with everything that is recorded of it.
 struct ReportedEnd<'a> {
-    known: &'a Known,
+    tracked: &'a TrackedSocket,
     identity: Identity,
     end: accel_end,
 }
 
 impl<'a> ReportedEnd<'a> {
     /// `None` when its connection is over by now.
-    fn of(instance: &Instance, known: &'a Known) -> Option<Self> {
-        let end = instance.end_of(known.socket())?;
-        Some(Self { known, identity: Identity::of(known.slot, &end), end })
+    fn of(instance: &Instance, tracked: &'a TrackedSocket) -> Option<Self> {
+        let end = instance.end_of(tracked.socket())?;
+        Some(Self { tracked, identity: Identity::of(tracked.slot, &end), end })
     }
 }
 
 impl Snapshot<'_> {
-    fn describe(&self, known: &Known, peer: Option<&Known>) -> Option<Pair> {
-        let known = ReportedEnd::of(self.instance, known)?;
+    fn describe(&self, tracked: &TrackedSocket, peer: Option<&TrackedSocket>) -> Option<Pair> {
+        let tracked = ReportedEnd::of(self.instance, tracked)?;
         let peer = match peer {
             Some(peer) => Some(ReportedEnd::of(self.instance, peer)?),
             None => None,
         };
-        let mut pair = pair(&known, peer.as_ref(), self.pods);
-        let ends = || std::iter::once(&known).chain(&peer);
+        let mut pair = pair(&tracked, peer.as_ref(), self.pods);
+        let ends = || std::iter::once(&tracked).chain(&peer);
         let selective = self.instance.control().selective.get() == 1;
-        if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.known.end.is_judged())) {
+        if self.dry && pair.state == PairState::Waiting && (!selective || ends().all(|end| end.tracked.end.is_judged())) {
             pair.via = Carrier::Socket;
         }
         Some(pair)
     }
 }
 
-fn pair(known: &ReportedEnd<'_>, peer: Option<&ReportedEnd<'_>>, pods: &PodNames) -> Pair {
+fn pair(tracked: &ReportedEnd<'_>, peer: Option<&ReportedEnd<'_>>, pods: &PodNames) -> Pair {
     let (client, server) = match peer {
-        Some(peer) if is_client(peer, known) => (Some(peer), Some(known)),
-        Some(peer) => (Some(known), Some(peer)),
-        None if known.end.role == accel_role::ACCEL_SERVER => (None, Some(known)),
-        None => (Some(known), None),
+        Some(peer) if is_client(peer, tracked) => (Some(peer), Some(tracked)),
+        Some(peer) => (Some(tracked), Some(peer)),
+        None if tracked.end.role == accel_role::ACCEL_SERVER => (None, Some(tracked)),
+        None => (Some(tracked), None),
     };
     let ends: Vec<&ReportedEnd<'_>> = [client, server].into_iter().flatten().collect();
     let pod = |k: Option<&ReportedEnd<'_>>| match k {
         Some(k) => pods.here.get(&k.identity.netns).cloned(),
-        None => pods.elsewhere.get(&known.identity.remote.ip()).cloned(),
+        None => pods.elsewhere.get(&tracked.identity.remote.ip()).cloned(),
     };
     let mut passes = BTreeMap::new();
     for end in &ends {
@@ -193,20 +193,20 @@ fn pair(known: &ReportedEnd<'_>, peer: Option<&ReportedEnd<'_>>, pods: &PodNames
             }
         }
     }
-    let (state, reason) = state(&ends.iter().map(|k| &k.known.end).collect::<Vec<_>>());
+    let (state, reason) = state(&ends.iter().map(|k| &k.tracked.end).collect::<Vec<_>>());
     let (bytes, messages) = (ends.iter().map(|k| k.end.bytes).sum(), ends.iter().map(|k| k.end.messages).sum());
     let sample = |f: fn(&accel_end) -> &[u32; 16]| median(ends.iter().flat_map(|k| f(&k.end)).copied().filter(|s| *s > 0));
     Pair {
         client_pod: pod(client),
         server_pod: pod(server),
-        client: client.map_or_else(|| known.identity.remote, |c| c.identity.local),
-        dialled: client.map_or(known.identity.local, |c| c.identity.remote),
+        client: client.map_or_else(|| tracked.identity.remote, |c| c.identity.local),
+        dialled: client.map_or(tracked.identity.local, |c| c.identity.remote),
         server: server.map(|s| s.identity.local),
         via_service: client.zip(server).is_some_and(|(c, s)| c.identity.is_translated(&s.identity)),
         via: if state == PairState::Accelerated { Carrier::Socket } else { Carrier::Stack },
         state,
         reason,
-        live: ends.iter().any(|k| k.known.end.has(accel_flag::ACCEL_LIVE)),
+        live: ends.iter().any(|k| k.tracked.end.has(accel_flag::ACCEL_LIVE)),
         bypassed_bytes: bytes,
         bypassed_messages: messages,
         passes,

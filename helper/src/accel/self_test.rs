@@ -12,9 +12,9 @@ use sockpath_protocol::accel::SelfTest;
 use super::connection::PROFILE_READS;
 use super::insertion;
 use super::instance::Instance;
-use super::known::{self, known};
 use super::pairing;
 use super::private::{converse, exchange};
+use super::tracked::{self, tracked};
 
 /// The self-test that decides whether programs that may use FIONREAD are excluded.
 const FIONREAD_TCP: &str = "fionread-tcp";
@@ -31,7 +31,7 @@ struct Ground<'a> {
     slot: usize,
 }
 
-/// Runs all of them; nothing else may be known to the instance yet.
+/// Runs all of them; the instance may track nothing else yet.
 pub fn run(instance: &Instance) -> Result<Vec<SelfTest>> {
     // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
     instance.control().begin_epoch();
@@ -42,10 +42,10 @@ pub fn run(instance: &Instance) -> Result<Vec<SelfTest>> {
     instance.control().set_fionread_lies(lies);
     let Ground { writer, reader, .. } = ground;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
-    for socket in known(instance) {
+    for socket in tracked(instance) {
         instance.ends.forget_traffic(socket.slot);
     }
-    // One that stays known longer is forgotten like any other that is gone.
+    // One that stays tracked longer is forgotten like any other that is gone.
     let _in_time = close(instance, [writer, reader], PATIENCE)?;
     instance.control().forget_totals();
     instance.control().set_leave_blocking(leave_blocking);
@@ -64,7 +64,7 @@ pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> R
     let until = Instant::now() + patience;
     loop {
         instance.look()?;
-        if known(instance).is_empty() {
+        if tracked(instance).is_empty() {
             return Ok(true);
         }
         if Instant::now() > until {
@@ -82,11 +82,11 @@ impl<'a> Ground<'a> {
         }
         converse(&mut writer, &mut reader, PROFILE_READS + 1)?;
         pairing::pair(instance);
-        if insertion::insert_ready(instance, &known(instance))? != 1 {
+        if insertion::insert_ready(instance, &tracked(instance))? != 1 {
             bail!("the kernel did not take two private sockets into a sockmap");
         }
         let port = writer.local_addr().context("a socket without an address")?.port();
-        let slot = known(instance)
+        let slot = tracked(instance)
             .into_iter()
             .find(|k| instance.ends.get(k.slot).is_some_and(|end| end.lport.get() == port) && k.end.is_in())
             .context("a private socket is not known")?
@@ -153,7 +153,7 @@ impl<'a> Ground<'a> {
             std::thread::yield_now();
             counted = self.unread();
         }
-        let shows_something = self.redirected() == before && known::inserted(self.instance) == 2;
+        let shows_something = self.redirected() == before && tracked::inserted(self.instance) == 2;
         let right = self.take(b"hello")? && counted == 5 && shows_something;
         Ok(outcome(
             FIONREAD_TCP,

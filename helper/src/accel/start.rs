@@ -15,13 +15,13 @@ use super::calibrate::{self, Stack};
 use super::calls;
 use super::connection::PROFILE_READS;
 use super::counting;
-use super::instance::{HOLDERS, Instance};
+use super::instance::{HOLDERS, Instance, LIVE};
 use super::kernel;
 use super::mechanism::{self, Loaded, Mechanism};
-use super::meeting;
 use super::memory::control;
 use super::memory::sleeper::Sleeper;
 use super::namespaces;
+use super::tracking;
 use crate::pins::Pins;
 use crate::switches;
 
@@ -88,8 +88,8 @@ fn pin_maps(skel: &mut AccelSkel<'_>, pins: &Pins) -> Result<()> {
 }
 
 fn pin_iterators(skel: &mut AccelSkel<'_>, pins: &Pins, open_files: bool) -> Result<()> {
-    let sockets = skel.progs.meet_live.attach_iter_with_opts(IterOpts::None);
-    sockets.context("cannot make the iterator over TCP sockets")?.pin(pins.path("meet_live"))?;
+    let sockets = skel.progs.track_live.attach_iter_with_opts(IterOpts::None);
+    sockets.context("cannot make the iterator over TCP sockets")?.pin(pins.path(LIVE))?;
     let readers = skel.progs.rearm.attach_iter_with_opts(IterOpts::None);
     readers.context("cannot make the iterator over readers")?.pin(pins.path("rearm"))?;
     if open_files {
@@ -112,7 +112,7 @@ fn pin_programs(skel: &mut AccelSkel<'_>, pins: &Pins, at_functions: &calls::Cho
     }
     skel.progs.sent.pin(pins.path("sent"))?;
     skel.progs.arrived.pin(pins.path("arrived"))?;
-    skel.progs.established.pin(pins.path(meeting::PROGRAM))?;
+    skel.progs.established.pin(pins.path(tracking::PROGRAM))?;
     Ok(())
 }
 

@@ -7,9 +7,9 @@ use anyhow::Result;
 use sockpath_protocol::accel::AccelSummary;
 
 use super::instance::Instance;
-use super::known::{self, known};
 use super::relay;
 use super::report::{PodNames, Snapshot};
+use super::tracked::{self, tracked};
 use crate::node::{self, FoundPod};
 
 /// Time between two looks at the queues; readers need some to empty them.
@@ -22,9 +22,9 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     loop {
         instance.ends.order_all_out(instance.used());
         instance.look()?;
-        relay::recover(instance, &known(instance))?;
+        relay::recover(instance, &tracked(instance))?;
         rearm(instance, pods)?;
-        if known::inserted(instance) == 0 || Instant::now() >= deadline {
+        if tracked::inserted(instance) == 0 || Instant::now() >= deadline {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -56,11 +56,11 @@ pub fn rearm(instance: &Instance, pods: &[FoundPod]) -> Result<()> {
 
 /// What it achieved so far.
 pub fn summary(instance: &Instance, detached: bool) -> Result<AccelSummary> {
-    let snapshot = Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false };
+    let snapshot = Snapshot { instance, all: &tracked(instance), pods: &PodNames::default(), dry: false };
     Ok(AccelSummary {
         totals: snapshot.totals(),
         ran_ms: u64::try_from(instance.control().ran()?.as_millis()).unwrap_or(u64::MAX),
-        left_enrolled: if detached { 0 } else { known::inserted(instance) },
+        left_enrolled: if detached { 0 } else { tracked::inserted(instance) },
         detached,
         stopped_by: None,
     })

@@ -6,9 +6,9 @@ use std::time::Instant;
 use super::connection::Profiling;
 use super::decide::{self, Action, History, Snapshot, Wanted};
 use super::instance::Instance;
-use super::known::{Known, connections};
 use super::memory::ends::Socket;
 use super::suspension::Suspension;
+use super::tracked::{TrackedSocket, connections};
 
 /// What is remembered of connections, by the cookie of the end with the lower slot.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl Upkeep {
     pub fn decide(
         &mut self,
         instance: &Instance,
-        all: &[Known],
+        all: &[TrackedSocket],
         profiling: &Profiling,
         apart: impl Fn([u32; 2]) -> bool,
     ) -> Vec<[Socket; 2]> {

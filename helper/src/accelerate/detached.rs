@@ -19,9 +19,9 @@ use super::engines::Engines;
 use crate::accel::chosen::Chosen;
 use crate::accel::event_loop;
 use crate::accel::instance::Instance;
-use crate::accel::meeting;
 use crate::accel::proven::Proven;
 use crate::accel::stop::dismantle;
+use crate::accel::tracking;
 use crate::pins::Pins;
 use crate::session::Session;
 use crate::short::Worker;
@@ -164,7 +164,7 @@ async fn go_on(site: &Site, request: &AccelerateRequest, short: Option<Worker>, 
     let mut driver = Driver::new(Controller::Nobody { session, until }, short.as_ref());
     match &instance {
         Some(instance) => {
-            meeting::take_over(instance, chosen.pods())?;
+            tracking::take_over(instance, chosen.pods())?;
             event_loop::run(instance, &mut chosen, &mut driver, Proven::with(&request.socket_programs)).await?;
         }
         None if short.is_some() => {

@@ -10,10 +10,10 @@ use super::merge;
 use crate::accel::chosen::Chosen;
 use crate::accel::instance::Instance;
 use crate::accel::mechanism::Mechanism;
-use crate::accel::meeting;
 use crate::accel::self_test;
 use crate::accel::start::Start;
 use crate::accel::stop::summary;
+use crate::accel::tracking;
 use crate::coded::Coded;
 use crate::pins::Pins;
 use crate::session::Session;
@@ -127,9 +127,9 @@ fn start_socket(session: &mut Session, pins: &Pins, request: &AccelerateRequest,
         ));
     }
     instance.control().set_selective(request.via == Via::Auto && !is_sound);
-    meeting::attach(&instance, chosen.pods())?;
+    tracking::attach(&instance, chosen.pods())?;
     for pod in chosen.pods() {
-        instance.meet_live(pod)?;
+        instance.track_live(pod)?;
     }
     Ok(instance)
 }

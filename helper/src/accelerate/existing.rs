@@ -7,9 +7,9 @@ use sockpath_protocol::accel::{AccelStatus, AccelSummary, PairsSnapshot};
 
 use super::merge;
 use crate::accel::instance::Instance;
-use crate::accel::known::known;
 use crate::accel::report::{PodNames, Snapshot};
 use crate::accel::stop::{self, LOOK_AGAIN};
+use crate::accel::tracked::tracked;
 use crate::lease::{RENEWED_WITHIN, left_until, millis_up};
 use crate::node::Netns;
 use crate::pins::Pins;
@@ -111,7 +111,7 @@ impl Existing {
         let socket = self
             .instance
             .as_ref()
-            .map(|instance| Snapshot { instance, all: &known(instance), pods: &PodNames::default(), dry: false }.collect());
+            .map(|instance| Snapshot { instance, all: &tracked(instance), pods: &PodNames::default(), dry: false }.collect());
         match (socket, self.short.is_empty()) {
             (Some(socket), true) => Ok(socket),
             (Some(socket), false) => Ok(merge::snapshots(socket, short::snapshot(&self.short)?)),

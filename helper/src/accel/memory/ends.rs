@@ -1,4 +1,4 @@
-//! What is known about each socket, and the only code that writes to it: connections are ordered into the sockmap and out of it here.
+//! What is recorded of each tracked socket, and the only code that writes to it: connections are ordered into the sockmap and out of it here.
 
 use std::path::Path;
 

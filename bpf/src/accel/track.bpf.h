@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Sockets come to be known here, when they are established or, live, by iteration; and are forgotten when they close. */
+/* Tracks sockets from when they are established (live ones: from when the iterator finds them) until they close. */
 
 /*
  * Half of the slots are given out in the order of requests; of the rest each namespace may use as many as its fair share allows.
@@ -70,9 +70,9 @@ static __always_inline void identify(struct accel_end *e, struct tcp_sock *tp)
 	}
 }
 
-/* Begins to watch a socket; needs its storage and, for the byte counters to agree, its lock. */
-static __always_inline struct accel_end *meet(struct accel_control *ctl, struct accel_share *share, __u32 index, struct conn *conn,
-					      struct tcp_sock *tp, __u64 cookie)
+/* Begins to track a socket; needs its storage and, for the byte counters to agree, its lock. */
+static __always_inline struct accel_end *track(struct accel_control *ctl, struct accel_share *share, __u32 index, struct conn *conn,
+					       struct tcp_sock *tp, __u64 cookie)
 {
 	struct accel_end *e;
 	__u32 slot = 0;
@@ -118,7 +118,7 @@ static __always_inline void forget(struct accel_control *ctl, struct accel_end *
 		free_slot(ctl, e, slot, ACCEL_WATCHED);
 }
 
-static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum accel_role role)
+static __always_inline void track_established(struct bpf_sock_ops *ctx, enum accel_role role)
 {
 	struct accel_control *ctl;
 	struct accel_share *share;
@@ -148,7 +148,7 @@ static __always_inline void meet_established(struct bpf_sock_ops *ctx, enum acce
 	conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn || conn->slot)
 		return;
-	e = meet(ctl, share, index, conn, tp, bpf_get_socket_cookie(ctx));
+	e = track(ctl, share, index, conn, tp, bpf_get_socket_cookie(ctx));
 	if (!e)
 		return;
 	e->role = role;
@@ -187,10 +187,10 @@ int established(struct bpf_sock_ops *ctx)
 {
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		meet_established(ctx, ACCEL_CLIENT);
+		track_established(ctx, ACCEL_CLIENT);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		meet_established(ctx, ACCEL_SERVER);
+		track_established(ctx, ACCEL_SERVER);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		state_changed(ctx);
@@ -205,7 +205,7 @@ int established(struct bpf_sock_ops *ctx)
 
 /* The connections that are already open in one network namespace: that of the task which reads this. */
 SEC("iter/tcp")
-int meet_live(struct bpf_iter__tcp *ctx)
+int track_live(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
 	struct accel_control *ctl = get_control();
@@ -224,7 +224,7 @@ int meet_live(struct bpf_iter__tcp *ctx)
 	conn = bpf_sk_storage_get(&conns, (struct sock *)tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn || conn->slot || conn->repaired)
 		return 0;
-	e = meet(ctl, share, index, conn, tp, bpf_get_socket_cookie((struct sock *)tp));
+	e = track(ctl, share, index, conn, tp, bpf_get_socket_cookie((struct sock *)tp));
 	if (!e)
 		return 0;
 	e->flags = ACCEL_LIVE;

@@ -84,9 +84,9 @@ mod tests {
     use anyhow::Context;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
-    use super::super::known::known;
     use super::super::private::{connected_pair, in_private_netns, on_this_kernel};
     use super::super::start::Start;
+    use super::super::tracked::tracked;
     use super::*;
     use crate::node::{Hierarchies, Netns};
 
@@ -122,10 +122,10 @@ mod tests {
             let pod = FoundPod { netns, cgroup, processes: Vec::new() };
             attach(&instance, std::slice::from_ref(&pod))?;
             let ordinary = talk_in(&pod.netns)?;
-            assert_eq!(known(&instance).len(), 2, "ordinary sockets are tracked");
+            assert_eq!(tracked(&instance).len(), 2, "ordinary sockets are tracked");
             let repaired = sockpath_kernel::netns::inside(&pod.netns.file, repaired_pair)?;
-            instance.meet_live(&pod)?;
-            assert_eq!(known(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
+            instance.track_live(&pod)?;
+            assert_eq!(tracked(&instance).len(), 2, "a socket with sequence numbers of its process's choice is tracked");
             drop((ordinary, repaired));
             Ok(())
         });
@@ -149,29 +149,29 @@ mod tests {
             let greedy = talk_in(&pods[0].netns)?;
             instance.control().pretend(all / 2, 2);
             let more = talk_in(&pods[0].netns)?;
-            assert_eq!(known(&instance).len(), 2, "a pod got more than its share");
+            assert_eq!(tracked(&instance).len(), 2, "a pod got more than its share");
             let modest = talk_in(&pods[1].netns)?;
-            assert_eq!(known(&instance).len(), 4, "a pod did not get its share");
+            assert_eq!(tracked(&instance).len(), 4, "a pod did not get its share");
             let refused: Vec<u32> = instance.namespaces.open_shares().iter().map(|(_, share)| share.refused).collect();
             assert_eq!(refused, [2, 0]);
 
             // What is over is free again.
             drop((greedy, more));
             let until = Instant::now() + Duration::from_secs(5);
-            while known(&instance).len() > 2 {
+            while tracked(&instance).len() > 2 {
                 assert!(Instant::now() < until, "slots of closed sockets are not freed");
                 instance.look()?;
             }
             let again = talk_in(&pods[0].netns)?;
-            assert_eq!(known(&instance).len(), 4);
+            assert_eq!(tracked(&instance).len(), 4);
             drop((modest, again));
             Ok(())
         });
     }
 
     #[test]
-    fn sockets_are_known_by_their_namespace_where_pods_have_no_directory() {
-        on_this_kernel("sockets_are_known_by_their_namespace_where_pods_have_no_directory", |pins| {
+    fn sockets_are_tracked_by_their_namespace_where_pods_have_no_directory() {
+        on_this_kernel("sockets_are_tracked_by_their_namespace_where_pods_have_no_directory", |pins| {
             let start =
                 Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
             let instance = Instance::create(pins, &start)?;
@@ -180,7 +180,7 @@ mod tests {
             let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
             let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
             let ports = || {
-                let mut ports: Vec<u16> = known(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
+                let mut ports: Vec<u16> = tracked(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
                 ports.sort_unstable();
                 ports
             };

@@ -9,16 +9,16 @@ use super::memory::layout::{Control, Slot};
 
 /// A tracked socket.
 #[derive(Debug, Clone, Copy)]
-pub struct Known {
+pub struct TrackedSocket {
     /// Its slot.
     pub slot: usize,
-    /// What is known of it.
+    /// What is recorded of it.
     pub end: End,
     /// Where in the list its peer is, if that is still open.
     peer_at: Option<u32>,
 }
 
-impl Known {
+impl TrackedSocket {
     /// The socket itself.
     pub fn socket(&self) -> Socket {
         Socket { slot: self.slot, cookie: self.end.cookie }
@@ -26,15 +26,15 @@ impl Known {
 }
 
 /// All tracked sockets, by slot.
-pub fn known(instance: &Instance) -> Vec<Known> {
+pub fn tracked(instance: &Instance) -> Vec<TrackedSocket> {
     let used = instance.used();
-    let mut all: Vec<Known> = Vec::new();
+    let mut all: Vec<TrackedSocket> = Vec::new();
     let mut places: Vec<Option<u32>> = vec![None; used];
     for (slot, place) in places.iter_mut().enumerate() {
         let end = instance.ends.get(slot).filter(|end| end.cookie.get() != 0).map(read);
         if let Some(end) = end.filter(|end| end.cookie != 0) {
             *place = u32::try_from(all.len()).ok();
-            all.push(Known { slot, end, peer_at: None });
+            all.push(TrackedSocket { slot, end, peer_at: None });
         }
     }
     for i in 0..all.len() {
@@ -48,7 +48,7 @@ pub fn known(instance: &Instance) -> Vec<Known> {
     all
 }
 
-/// What is known of the socket in a slot.
+/// What is recorded of the socket in a slot.
 pub fn read(slot: &Slot) -> End {
     let last_pass = slot.last_pass.get();
     End {
@@ -80,12 +80,12 @@ pub fn read(slot: &Slot) -> End {
 }
 
 /// The peer of one of `all`, if it is still open.
-pub fn peer_of<'a>(all: &'a [Known], known: &Known) -> Option<&'a Known> {
-    all.get(known.peer_at? as usize)
+pub fn peer_of<'a>(all: &'a [TrackedSocket], socket: &TrackedSocket) -> Option<&'a TrackedSocket> {
+    all.get(socket.peer_at? as usize)
 }
 
 /// The connections of `all`: both ends of each, the one with the lower slot first.
-pub fn connections(all: &[Known]) -> impl Iterator<Item = [&Known; 2]> {
+pub fn connections(all: &[TrackedSocket]) -> impl Iterator<Item = [&TrackedSocket; 2]> {
     all.iter().filter_map(|a| Some([a, peer_of(all, a).filter(|b| a.slot < b.slot)?]))
 }
 
