@@ -175,7 +175,7 @@ struct accel_end {
 	__u32 hand;
 	/* Inode of the socket's file, once a reader at one of the connection's ends uses splice(2). */
 	__u64 inode;
-	/* When the writer first had to wait for the relay. */
+	/* When the writer first had to wait for the reinjection. */
 	__u64 relay_since;
 
 	/* As a reader: written when a task returns from its receive call. */
@@ -296,7 +296,7 @@ struct accel_control {
 	__u64 poll_function;
 	__u64 epoll_function;
 	__u32 frame_offset;
-	/* The process that relays. */
+	/* The process that reinjects. */
 	__u32 relay_tgid;
 	__u64 native_from[ACCEL_NATIVE];
 	__u64 native_to[ACCEL_NATIVE];

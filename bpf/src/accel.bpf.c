@@ -15,7 +15,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #include "accel/reader.bpf.h"
 #include "accel/observe.bpf.h"
 #include "accel/memory.bpf.h"
-#include "accel/relay.bpf.h"
+#include "accel/reinject.bpf.h"
 #include "accel/verdict.bpf.h"
 #include "accel/insert.bpf.h"
 #include "accel/sleeper.bpf.h"

@@ -79,7 +79,7 @@ static __always_inline enum accel_pass gate(struct accel_control *ctl, struct ac
 	flag_unsupported(ctl, e);
 	flag_unsupported(ctl, peer);
 	if (peer->flags & ACCEL_SAW_SPLICE)
-		return relay(ctl, e, peer, me, to, size);
+		return reinject(ctl, e, peer, me, to, size);
 	if (e->flags & ACCEL_SAW_OOB)
 		return ACCEL_URGENT;
 	/* Another task sleeps on this socket. A redirect needs no room in the send buffer, so it goes on until the pair has left. */

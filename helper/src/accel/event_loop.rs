@@ -18,7 +18,7 @@ use super::observation::Observation;
 use super::pairing;
 use super::programs::Programs;
 use super::proven::Proven;
-use super::relay;
+use super::reinject;
 use super::stop::rearm;
 use super::suspension;
 use super::tracked::{self, TrackedSocket, tracked};
@@ -128,7 +128,7 @@ impl EventLoop<'_> {
         pairing::note_unsupported(self.instance)?;
         let mut all = tracked(self.instance);
         self.programs.judge(self.instance, &mut all)?;
-        relay::recover(self.instance, &all)?;
+        reinject::recover(self.instance, &all)?;
         pairing::note_elsewhere(self.instance, &mut all, |ip| self.chosen.is_elsewhere(ip));
         self.observation.adjust(&all)?;
         // What was observed in an epoch that has ended by now does not count.

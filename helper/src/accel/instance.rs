@@ -119,10 +119,10 @@ impl Instance {
         })
     }
 
-    /// The tasks that hold tracked sockets, in the process namespace of the helper, and the process that relays: this one.
+    /// The tasks that hold tracked sockets, in the process namespace of the helper, and the process that reinjects: this one.
     pub fn holders(&self) -> Result<Vec<accel_holder>> {
         if !self.mechanisms().has(Mechanism::OpenFiles) {
-            self.control().relay_by_this_process();
+            self.control().reinject_by_this_process();
             let sockets = (0..self.used()).filter_map(|slot| self.ends.get(slot)).map(|end| (end.inode.get(), end.cookie.get()));
             let found = sockets.filter(|(inode, cookie)| *inode != 0 && *cookie != 0).collect();
             return Ok(holders::by_proc(Path::new("/proc"), &found));

@@ -26,7 +26,7 @@ pub(crate) mod pairing;
 mod private;
 pub(crate) mod programs;
 pub(crate) mod proven;
-mod relay;
+mod reinject;
 pub(crate) mod report;
 pub(crate) mod self_test;
 pub(crate) mod start;

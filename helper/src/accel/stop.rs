@@ -7,7 +7,7 @@ use anyhow::Result;
 use sockpath_protocol::accel::AccelSummary;
 
 use super::instance::Instance;
-use super::relay;
+use super::reinject;
 use super::report::{PodNames, Snapshot};
 use super::tracked::{self, tracked};
 use crate::node::{self, FoundPod};
@@ -22,7 +22,7 @@ pub async fn dismantle(instance: &Instance, pods: &[FoundPod], drain: Duration) 
     loop {
         instance.ends.order_all_out(instance.used());
         instance.look()?;
-        relay::recover(instance, &tracked(instance))?;
+        reinject::recover(instance, &tracked(instance))?;
         rearm(instance, pods)?;
         if tracked::inserted(instance) == 0 || Instant::now() >= deadline {
             break;

@@ -192,7 +192,7 @@ impl Control {
     }
 
     /// This process reinjects what readers cannot see.
-    pub fn relay_by_this_process(&self) {
+    pub fn reinject_by_this_process(&self) {
         self.relay_tgid.set(std::process::id());
     }
 

@@ -149,7 +149,7 @@ impl Ends {
     }
 
     /// How far user space is with reinjecting what the reader in this slot cannot see.
-    pub fn set_relay(&self, slot: usize, state: accel_relay) {
+    pub fn set_reinjection(&self, slot: usize, state: accel_relay) {
         if let Some(end) = self.get(slot) {
             end.relay.set(state);
         }

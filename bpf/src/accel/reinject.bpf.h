@@ -12,9 +12,9 @@
  * bytes that follow those in user space's hand.
  */
 
-/* How long a writer's bytes follow redirected ones for the sake of a relay, and how many. Then the budget rules again. */
-#define RELAY_PATIENCE_NS 2000000000ULL
-#define RELAY_LIMIT (16 << 20)
+/* How long a writer's bytes follow redirected ones while user space reinjects, and how many. Then the budget rules again. */
+#define REINJECT_PATIENCE_NS 2000000000ULL
+#define REINJECT_LIMIT (16 << 20)
 
 /* The verdict for such a send when not all was taken: SK_DROP, which only user space sees, as EACCES. */
 #define ACCEL_TAKE_MORE ACCEL_PASSES
@@ -26,8 +26,8 @@ static __always_inline bool all_taken(const struct accel_end *e, const struct ac
 }
 
 /* Where a message goes whose reader splices. */
-static __always_inline enum accel_pass relay(struct accel_control *ctl, struct accel_end *e, struct accel_end *peer,
-					     const struct tcp_sock *me, const struct tcp_sock *to, __u32 size)
+static __always_inline enum accel_pass reinject(struct accel_control *ctl, struct accel_end *e, struct accel_end *peer,
+						const struct tcp_sock *me, const struct tcp_sock *to, __u32 size)
 {
 	const struct sock *psk = (const struct sock *)to;
 	/* Before the state, with a full barrier between: user space takes bytes only after it has changed that. */
@@ -54,7 +54,7 @@ static __always_inline enum accel_pass relay(struct accel_control *ctl, struct a
 	if (!peer->relay_since)
 		peer->relay_since = now;
 	/* Scarce memory does not count here: ENOMEM for the writer is better than bytes that come too early. */
-	if (now - peer->relay_since > RELAY_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > RELAY_LIMIT)
+	if (now - peer->relay_since > REINJECT_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > REINJECT_LIMIT)
 		return ACCEL_BUDGET;
 	return ACCEL_REDIRECT;
 }
@@ -75,7 +75,7 @@ int holders(struct bpf_iter__task_file *ctx)
 
 	if (!file || !task || !ctl)
 		return 0;
-	/* The process that asks is the one that will relay. */
+	/* The process that asks is the one that will reinject. */
 	ctl->relay_tgid = bpf_get_current_pid_tgid() >> 32;
 	socket = bpf_sock_from_file(file);
 	if (!socket)

@@ -1,7 +1,7 @@
-//! Giving redirected bytes back to TCP that a reader cannot see: it takes to splice(2) while some are unread.
+//! Reinjects redirected bytes into TCP that a reader cannot see: one that begins to use splice(2) while some are unread.
 //!
-//! The bytes are taken with a duplicate of the reader's descriptor and sent with one of the writer's; the programs
-//! (`bpf/src/accel/relay.bpf.h`) keep what the writer sends meanwhile in order.
+//! The helper takes the bytes with a duplicate of the reader's descriptor and sends them with one of the writer's; the programs
+//! (`bpf/src/accel/reinject.bpf.h`) keep what the writer sends meanwhile in order.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result as IoResult};
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a connection may take to accept what is in hand.
 const DELIVERY: Duration = Duration::from_secs(5);
 
-/// Helps all readers of `all` that splice and have redirected bytes unread.
+/// Reinjects the unread redirected bytes of all readers of `all` that use splice(2).
 pub fn recover(instance: &Instance, all: &[TrackedSocket]) -> Result<()> {
     let splices = |k: &&TrackedSocket| k.end.has(accel_flag::ACCEL_SAW_SPLICE) && k.end.is_in();
     let mut readers: Vec<&TrackedSocket> = all.iter().filter(splices).collect();
@@ -37,12 +37,12 @@ pub fn recover(instance: &Instance, all: &[TrackedSocket]) -> Result<()> {
     let holders: HashMap<u64, accel_holder> = instance.holders()?.into_iter().map(|h| (h.cookie, h)).collect();
     for reader in readers {
         let Some(writer) = peer_of(all, reader) else { continue };
-        let relay = open(&holders, reader.end.cookie).and_then(|from| Ok((from, open(&holders, writer.end.cookie)?)));
-        let set = |state| instance.ends.set_relay(reader.slot, state);
-        match relay {
+        let sockets = open(&holders, reader.end.cookie).and_then(|from| Ok((from, open(&holders, writer.end.cookie)?)));
+        let set = |state| instance.ends.set_reinjection(reader.slot, state);
+        match sockets {
             // Bytes by TCP lie behind them, or none can follow: what a descriptor takes cannot go where it belongs.
             Ok((_, to)) if reader.end.spilled != 0 || !can_send(&to) => set(accel_relay::ACCEL_RELAY_FAILED),
-            Ok((from, to)) => Relay { instance, slot: reader.slot, from, to }.run(),
+            Ok((from, to)) => Reinjection { instance, slot: reader.slot, from, to }.run(),
             Err(_) => set(accel_relay::ACCEL_RELAY_FAILED),
         }
     }
@@ -55,7 +55,7 @@ fn is_settled(instance: &Instance, k: &TrackedSocket) -> bool {
 }
 
 /// One reader and its writer.
-struct Relay<'a> {
+struct Reinjection<'a> {
     instance: &'a Instance,
     /// The reader's.
     slot: usize,
@@ -63,9 +63,9 @@ struct Relay<'a> {
     to: OwnedFd,
 }
 
-impl Relay<'_> {
+impl Reinjection<'_> {
     fn set(&self, state: accel_relay) {
-        self.instance.ends.set_relay(self.slot, state);
+        self.instance.ends.set_reinjection(self.slot, state);
         // Programs on other CPUs have to see it before bytes are missing.
         fence(Ordering::SeqCst);
     }
