@@ -415,7 +415,7 @@ enum trace_flag {
 	TRACE_F_ICMP_ERROR = 8,
 	/* A fragment, but not the last one (IPv4 MF, IPv6 M). */
 	TRACE_F_MORE_FRAGMENTS = 16,
-	/* First sight of a packet that is recorded. */
+	/* The first event of a packet that is recorded. */
 	TRACE_F_ORIGIN = 32,
 	/* mac_header and transport_header were set. */
 	TRACE_F_MAC_SET = 64,
@@ -452,7 +452,7 @@ struct trace_event {
 	unsigned int ack;
 	/* bytes after the transport header as the IP header counts them, or as skb->len leaves them */
 	unsigned int payload;
-	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out; POST_ROUTING: ifindex in; first sight: enum trace_rest;
+	/* kfree_skb: reason; qdisc_enqueue: queue length; FORWARD: ifindex out; POST_ROUTING: ifindex in; first event: enum trace_rest;
 	 * set_state: old << 8 | new; neighbour: its state; fib_lookup: table; data_ready: state of the socket
 	 */
 	unsigned int arg;

@@ -12,12 +12,12 @@ struct {
 } last_arrived SEC(".maps");
 
 /* Five arguments are all that a BPF function takes. */
-struct sight {
+struct event_context {
 	enum trace_hook hook;
 	/* as find_net gives it */
 	__u32 net;
 	__u32 arg;
-	/* It may be the first sight of the packet. */
+	/* It may be the first event of the packet. */
 	bool may_begin;
 	/* It is, unless the packet is that of a tunnel: an acknowledgement may look like the one before. */
 	bool begins;
@@ -26,7 +26,7 @@ struct sight {
 };
 
 /* A packet that may have been seen before. Returns its number when it was recorded. */
-static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct net_device *dev, const struct sight *sight,
+static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct net_device *dev, const struct event_context *at,
 			    void *ctx)
 {
 	struct trace_event *e;
@@ -35,28 +35,28 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	__u32 id = 0;
 	bool origin = false, softirq;
 
-	if (!skb || !sight || !read_headers(&v, ip, skb->len))
+	if (!skb || !at || !read_headers(&v, ip, skb->len))
 		return 0;
 	head = head_of(skb);
-	if (!idle() && (!sight->begins || v.flags & TRACE_F_TUNNEL))
+	if (!idle() && (!at->begins || v.flags & TRACE_F_TUNNEL))
 		id = recognise(head, &v);
-	if (!id && sight->may_begin) {
+	if (!id && at->may_begin) {
 		id = begin(head, &v);
 		origin = id;
 	}
 	if (!id)
 		return 0;
-	e = reserve(sight->hook, ctx);
+	e = reserve(at->hook, ctx);
 	if (!e)
 		return id;
 	e->id = id;
-	e->netns = net_at(sight->net)->inum;
+	e->netns = net_at(at->net)->inum;
 	if (dev)
 		e->ifindex = dev->ifindex;
-	e->arg = sight->arg;
+	e->arg = at->arg;
 	put_skb(e, skb, head);
 	put_view(e, &v);
-	if (sight->rules)
+	if (at->rules)
 		put_facts(e, skb);
 	if (origin) {
 		e->flags |= TRACE_F_ORIGIN;
@@ -67,14 +67,14 @@ static __noinline __u32 hop(const struct sk_buff *skb, __u64 ip, const struct ne
 	if (origin && !softirq)
 		call_of_datagram(ctx, &v, id);
 	if (origin && functions)
-		report_departure(ctx, head, id, net_at(sight->net)->inum, &v);
+		report_departure(ctx, head, id, net_at(at->net)->inum, &v);
 	return id;
 }
 
 /* When sending, the network header is set, and data begins with the link header. */
 static __always_inline int sending(void *ctx, const struct sk_buff *skb, const struct net_device *dev, enum trace_hook hook, __u32 arg)
 {
-	struct sight s = { .hook = hook, .arg = arg };
+	struct event_context s = { .hook = hook, .arg = arg };
 
 	if (idle())
 		return 0;
@@ -107,7 +107,7 @@ static __always_inline void reached_its_socket(__u64 head)
 /* When receiving, the link header has been pulled, and the network header may not be set yet. */
 static __always_inline int receiving(void *ctx, const struct sk_buff *skb, enum trace_hook hook)
 {
-	struct sight s = { .hook = hook };
+	struct event_context s = { .hook = hook };
 	const struct net_device *dev;
 
 	if (idle() && !uplink_count)
@@ -131,7 +131,7 @@ SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *arg)
 {
 	const struct sk_buff *skb = AS(sk_buff, arg);
-	struct sight s = { .hook = TRACE_DEV_QUEUE };
+	struct event_context s = { .hook = TRACE_DEV_QUEUE };
 	const struct net_device *dev;
 
 	if (!origin_at_queue && idle())

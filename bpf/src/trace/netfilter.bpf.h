@@ -16,7 +16,7 @@ static __always_inline int netfilter(struct bpf_nf_ctx *ctx, enum trace_hook fir
 	const struct net_device *dev;
 	__u8 hook = state->hook;
 	bool begins = first && hook == NF_INET_LOCAL_OUT;
-	struct sight s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins, .rules = true };
+	struct event_context s = { .hook = first_hook + hook, .may_begin = begins, .begins = begins, .rules = true };
 
 	if (idle() && !s.may_begin)
 		return NF_ACCEPT;

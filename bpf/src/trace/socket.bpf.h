@@ -93,7 +93,7 @@ int BPF_PROG(tcp_probe, struct sock *sk_arg, struct sk_buff *skb_arg)
 {
 	const struct sk_buff *skb = AS(sk_buff, skb_arg);
 	const struct sock *sk = AS(sock, sk_arg);
-	struct sight s = { .hook = TRACE_TCP_PROBE };
+	struct event_context s = { .hook = TRACE_TCP_PROBE };
 	struct trace_packet *p;
 	struct reader key = {};
 	struct waiting w;

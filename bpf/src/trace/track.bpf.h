@@ -155,7 +155,7 @@ static __always_inline bool within_rate(const struct view *v)
 	return sampled(v->t.protocol, v->seq, v->ack, v->payload) && window_recorded < packets_per_second;
 }
 
-/* First sight of a packet. Returns its number, or 0 when it is not recorded. */
+/* The first event of a packet. Returns its number, or 0 when it is not recorded. */
 __noinline __u32 begin(__u64 head, const struct view *v)
 {
 	struct trace_packet *old;

@@ -104,7 +104,7 @@ pub struct Flow {
 /// The path of one packet as one helper observed it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Packet {
-    /// Number of the packet in this helper's session, from 1 in the order of first sight.
+    /// Number of the packet in this helper's session, from 1 in the order in which the helper first observed them.
     pub id: u64,
     /// Number of the conversation (both directions of one connection) in this session.
     pub conversation: u64,
@@ -343,7 +343,7 @@ pub enum Context {
 pub enum Outcome {
     /// It reached the socket (and the reader, where the hops say so).
     Delivered,
-    /// It left this node's sight through a device; another node's helper may have the rest.
+    /// It left the traced namespaces of this node through a device; another node's helper may have the rest.
     Left,
     /// The kernel dropped it.
     Dropped(Drop),

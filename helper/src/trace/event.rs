@@ -13,9 +13,9 @@ use super::functions::{self, Attach};
 /// The hook an event comes from, as the programs number them.
 pub type Hook = trace_hook;
 
-/// One observation.
+/// One event of a program: a packet or a socket was observed at a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sight {
+pub struct Event {
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
     /// Where it was seen.
@@ -114,7 +114,7 @@ fn facts(e: &trace_event) -> Option<Facts> {
     })
 }
 
-impl Sight {
+impl Event {
     /// Reads an event from the ring buffer; `None` when it is not one.
     #[must_use]
     pub fn read(raw: &[u8]) -> Option<Self> {

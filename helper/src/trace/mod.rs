@@ -253,10 +253,10 @@ impl Trace<'_> {
     /// pieces; what is too much for one turn waits there for the next, and what does not fit there is counted as lost.
     fn observe(&mut self, session: &mut Session, assembler: &mut Assembler) -> Result<()> {
         for _ in 0..CHUNKS {
-            let sights = self.programs.consume()?;
-            let more = !sights.is_empty();
-            for sight in sights {
-                assembler.see(sight);
+            let events = self.programs.consume()?;
+            let more = !events.is_empty();
+            for event in events {
+                assembler.see(event);
             }
             assembler.settle(clock_ns(ClockId::CLOCK_MONOTONIC)?);
             let messages = assembler.take();

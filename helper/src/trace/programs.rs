@@ -17,7 +17,7 @@ use sockpath_bpf::trace::{TraceSkel, TraceSkelBuilder};
 use super::attachment::{Attachments, Hooks};
 use super::duty_cycle::Mode;
 use super::environment::{Endpoint, Environment};
-use super::event::Sight;
+use super::event::Event;
 use super::functions::is_program;
 use super::hooks::{Offer, PROGRAMS, public_name};
 
@@ -34,7 +34,7 @@ const SWEEP: usize = 1024;
 pub struct Programs<'a> {
     skel: TraceSkel<'a>,
     ring: RingBuffer<'a>,
-    seen: Rc<RefCell<Vec<Sight>>>,
+    seen: Rc<RefCell<Vec<Event>>>,
     attachments: Attachments,
     /// Hooks in use, and those that are not.
     pub hooks: Hooks,
@@ -73,7 +73,7 @@ impl<'a> Programs<'a> {
         let mut builder = RingBufferBuilder::new();
         builder
             .add(&skel.maps.events, move |raw: &[u8]| {
-                sink.borrow_mut().extend(Sight::read(raw));
+                sink.borrow_mut().extend(Event::read(raw));
                 0
             })
             .context("cannot read the ring buffer")?;
@@ -130,7 +130,7 @@ impl<'a> Programs<'a> {
     }
 
     /// Takes observations that have been made since the last call, at most [`CHUNK`]; none when there are no more.
-    pub fn consume(&self) -> Result<Vec<Sight>> {
+    pub fn consume(&self) -> Result<Vec<Event>> {
         let taken = self.ring.consume_raw_n(CHUNK);
         if taken < 0 {
             return Err(io::Error::from_raw_os_error(-taken)).context("cannot read the ring buffer");

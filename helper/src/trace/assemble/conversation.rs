@@ -73,9 +73,9 @@ impl Pair {
     }
 }
 
-/// A direction of a conversation.
+/// One direction of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Course {
+pub struct DirectedConversation {
     /// Number of the conversation, from 1.
     pub conversation: u64,
     /// The direction.
@@ -86,7 +86,7 @@ pub struct Course {
 #[derive(Debug, Default)]
 pub struct Conversations {
     pair: Pair,
-    flows: HashMap<(Protocol, Flow), Course>,
+    flows: HashMap<(Protocol, Flow), DirectedConversation>,
     oldest: VecDeque<(Protocol, Flow)>,
     /// Sequence number of the SYN that began a conversation: another SYN on the same ports begins another one.
     syns: HashMap<u64, u32>,
@@ -108,50 +108,50 @@ impl Conversations {
 
     /// The conversation of a flow, if it is known.
     #[must_use]
-    pub fn find(&self, protocol: Protocol, flow: Flow) -> Option<Course> {
+    pub fn find(&self, protocol: Protocol, flow: Flow) -> Option<DirectedConversation> {
         self.flows.get(&(protocol, flow)).copied()
     }
 
     /// The conversation that an ICMP error is about: it goes to an end of it, with the ports of the packet it answers.
     #[must_use]
-    pub fn about(&self, error: Flow) -> Option<Course> {
+    pub fn about(&self, error: Flow) -> Option<DirectedConversation> {
         let answers = |f: &Flow| f.to == error.to && f.from.port() == error.from.port();
-        self.flows.iter().find(|((protocol, f), _)| *protocol != Protocol::Icmp && answers(f)).map(|(_, course)| *course)
+        self.flows.iter().find(|((protocol, f), _)| *protocol != Protocol::Icmp && answers(f)).map(|(_, directed)| *directed)
     }
 
-    /// The conversation of a packet's first sight; a new one when the flow is not known.
-    pub fn of(&mut self, protocol: Protocol, flow: Flow, kind: u8, seq: u32) -> Course {
+    /// The conversation of a packet's first event; a new one when the flow is not known.
+    pub fn of(&mut self, protocol: Protocol, flow: Flow, kind: u8, seq: u32) -> DirectedConversation {
         let syn = (protocol == Protocol::Tcp && kind & (TCP_SYN | TCP_ACK) == TCP_SYN).then_some(seq);
-        if let Some(course) = self.find(protocol, flow)
-            && syn.is_none_or(|seq| self.syns.get(&course.conversation).is_none_or(|begun| *begun == seq))
+        if let Some(directed) = self.find(protocol, flow)
+            && syn.is_none_or(|seq| self.syns.get(&directed.conversation).is_none_or(|begun| *begun == seq))
         {
-            return course;
+            return directed;
         }
         self.last += 1;
-        let course = Course { conversation: self.last, direction: self.pair.direction(flow, protocol, kind) };
+        let directed = DirectedConversation { conversation: self.last, direction: self.pair.direction(flow, protocol, kind) };
         if let Some(seq) = syn {
             self.syns.insert(self.last, seq);
         }
-        self.join(protocol, flow, course);
-        course
+        self.join(protocol, flow, directed);
+        directed
     }
 
-    /// Takes note that packets of a course have this flow, and their answers its reverse.
-    pub fn join(&mut self, protocol: Protocol, flow: Flow, course: Course) {
-        let back = match course.direction {
+    /// Takes note that packets in one direction of a conversation have this flow, and their answers its reverse.
+    pub fn join(&mut self, protocol: Protocol, flow: Flow, directed: DirectedConversation) {
+        let back = match directed.direction {
             Direction::Request => Direction::Reply,
             Direction::Reply => Direction::Request,
         };
-        for (flow, direction) in [(flow, course.direction), (flow.reversed(), back)] {
+        for (flow, direction) in [(flow, directed.direction), (flow.reversed(), back)] {
             let key = (protocol, flow);
-            if self.flows.insert(key, Course { direction, ..course }).is_none() {
+            if self.flows.insert(key, DirectedConversation { direction, ..directed }).is_none() {
                 self.oldest.push_back(key);
             }
         }
         while self.flows.len() > MAX_FLOWS {
             let Some(key) = self.oldest.pop_front() else { break };
-            if let Some(course) = self.flows.remove(&key) {
-                self.syns.remove(&course.conversation);
+            if let Some(directed) = self.flows.remove(&key) {
+                self.syns.remove(&directed.conversation);
             }
         }
     }

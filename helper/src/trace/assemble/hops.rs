@@ -1,4 +1,4 @@
-//! A packet's hops, out of its sights.
+//! A packet's hops, out of its events.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -12,7 +12,7 @@ use super::conversation::Pair;
 use super::netfilter::{hook_named, rule_facts};
 use super::open::Open;
 use super::stages::{Placed, Role, is_cut, stage_at};
-use crate::trace::event::{Hook, Sight, rules_of};
+use crate::trace::event::{Event, Hook, rules_of};
 use crate::trace::places::Places;
 use crate::trace::rules::{Question, TranslationQuestion, What};
 
@@ -20,8 +20,8 @@ use crate::trace::rules::{Question, TranslationQuestion, What};
 const ASKED_AGE: u64 = 4_000_000_000;
 
 /// What a namespace is to a packet of this direction, after it has or has not been received there.
-fn role(places: &Places, direction: Direction, sight: &Sight) -> Role {
-    let Some(t) = places.netns(sight.netns) else { return Role::Node };
+fn role(places: &Places, direction: Direction, event: &Event) -> Role {
+    let Some(t) = places.netns(event.netns) else { return Role::Node };
     let (sender, receiver) = match direction {
         Direction::Request => (t.source, t.target),
         Direction::Reply => (t.target, t.source),
@@ -46,7 +46,7 @@ pub struct Answer {
     pub at: u64,
 }
 
-/// Turns the sights of a packet into hops, in the order of time. With them come questions about the rules that translated it, each with
+/// Turns the events of a packet into hops, in the order of time. With them come questions about the rules that translated it, each with
 /// the position of its hop.
 pub fn hops(
     open: &mut Open,
@@ -55,10 +55,10 @@ pub fn hops(
     answers: &VecDeque<Answer>,
     asked: &VecDeque<Answer>,
 ) -> (Vec<Hop>, Vec<(usize, Question)>) {
-    let mut sights = mem::take(&mut open.sights);
-    sights.sort_by_key(|s| s.at);
+    let mut events = mem::take(&mut open.events);
+    events.sort_by_key(|s| s.at);
     let waited = |i: usize| {
-        let (here, next) = (&sights[i], sights.get(i + 1));
+        let (here, next) = (&events[i], events.get(i + 1));
         let until = next.map_or(u64::MAX, |n| n.at);
         let answered = |a: &Answer| a.netns == here.netns && a.ifindex == here.ifindex && here.at < a.at && a.at < until;
         // Asked for it or for one before it, and not answered since.
@@ -71,13 +71,13 @@ pub fn hops(
         let unresolved = || open.unresolved || asked.iter().any(silent);
         asks_neighbour(here.hook) && (answers.iter().any(answered) || next.is_none() && unresolved())
     };
-    let placed: Vec<Placed<'_>> = sights
+    let placed: Vec<Placed<'_>> = events
         .iter()
         .enumerate()
-        .map(|(i, sight)| {
-            let role = role(places, open.course.direction, sight);
-            let device = places.traced_device(sight.netns, sight.ifindex);
-            Placed { sight, role, device: device.map(|e| e.device.clone()), qdisc: device.map(|e| e.qdisc.clone()), waited: waited(i) }
+        .map(|(i, event)| {
+            let role = role(places, open.directed.direction, event);
+            let device = places.traced_device(event.netns, event.ifindex);
+            Placed { event, role, device: device.map(|e| e.device.clone()), qdisc: device.map(|e| e.qdisc.clone()), waited: waited(i) }
         })
         .collect();
     let mut hops: Vec<Hop> = Vec::with_capacity(placed.len());
@@ -85,33 +85,33 @@ pub fn hops(
     let mut flow = None;
     for (i, p) in placed.iter().enumerate() {
         let Some(stage) = stage_at(&placed, i) else { continue };
-        // The socket's and the route's sights carry no packet; their addresses are not the packet's.
-        let rewritten = (p.sight.id != 0 && has_addresses(p.sight.hook)).then(|| flow.replace(p.sight.flow)).flatten();
-        let rewritten = rewritten.filter(|before| *before != p.sight.flow).map(|before| (before, p.sight.flow));
+        // The socket's and the route's events carry no packet; their addresses are not the packet's.
+        let rewritten = (p.event.id != 0 && has_addresses(p.event.hook)).then(|| flow.replace(p.event.flow)).flatten();
+        let rewritten = rewritten.filter(|before| *before != p.event.flow).map(|before| (before, p.event.flow));
         let mut notes = notes(&placed, i, stage, open);
         if let Some((before, after)) = rewritten {
             notes.push(rewrite_note(&placed, i, pair, open.protocol, before.to != after.to, (before, after)));
         }
         // Replies undo the translation of the connection's first packet: no rule is run again.
-        let there = open.course.direction == Direction::Request;
+        let there = open.directed.direction == Direction::Request;
         questions.extend(rewritten.filter(|_| there).map(|rewrite| (hops.len(), translation(&placed, i, open.protocol, rewrite))));
         hops.push(Hop {
             stage,
-            hook: p.sight.hook_name(),
-            at_ns: p.sight.at,
-            place: places.number(p.sight.netns, p.sight.ifindex),
-            cpu: p.sight.cpu,
-            context: p.sight.context(),
-            len: p.sight.len,
-            segments: p.sight.segments.max(1),
+            hook: p.event.hook_name(),
+            at_ns: p.event.at,
+            place: places.number(p.event.netns, p.event.ifindex),
+            cpu: p.event.cpu,
+            context: p.event.context(),
+            len: p.event.len,
+            segments: p.event.segments.max(1),
             rewritten: rewritten.map(|(_, after)| after),
             rule: None,
-            offsets: p.sight.offsets,
+            offsets: p.event.offsets,
             note: (!notes.is_empty()).then(|| notes.join(", ")),
-            facts: rule_facts(p.sight, places).map(Box::new),
+            facts: rule_facts(p.event, places).map(Box::new),
         });
     }
-    open.sights = sights;
+    open.events = events;
     // The path of data ends when the reader has it. The sk_buff may be freed a while later, with another packet's work.
     if let Some(copied) = hops.iter().position(|h| h.stage == StageId::Copied) {
         hops.truncate(copied + 1);
@@ -120,12 +120,12 @@ pub fn hops(
     (hops, questions)
 }
 
-/// The question which rule translated a packet between the sight before and this one.
+/// The question which rule translated a packet between the event before and this one.
 fn translation(placed: &[Placed<'_>], i: usize, protocol: Protocol, (before, after): (Flow, Flow)) -> Question {
-    let sight = placed[i].sight;
-    let here = placed[..i].iter().rev().filter(|p| p.sight.netns == sight.netns);
-    let hook = here.filter_map(|p| rules_of(p.sight.hook)).next().and_then(|(name, _)| hook_named(name));
-    Question { netns: sight.netns, at: sight.at, what: What::Translation(TranslationQuestion { protocol, hook, before, after }) }
+    let event = placed[i].event;
+    let here = placed[..i].iter().rev().filter(|p| p.event.netns == event.netns);
+    let hook = here.filter_map(|p| rules_of(p.event.hook)).next().and_then(|(name, _)| hook_named(name));
+    Question { netns: event.netns, at: event.at, what: What::Translation(TranslationQuestion { protocol, hook, before, after }) }
 }
 
 /// Whether what comes next is the next hop's MAC address.
@@ -158,33 +158,33 @@ fn notes(placed: &[Placed<'_>], i: usize, stage: StageId, open: &Open) -> Vec<St
         {
             notes.push("cached route".to_owned());
         }
-        StageId::LinkHeader | StageId::NodeLinkHeader if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_QUEUE) => {
+        StageId::LinkHeader | StageId::NodeLinkHeader if next.is_some_and(|n| n.event.hook == Hook::TRACE_DEV_QUEUE) => {
             notes.push("cached neighbour".to_owned());
         }
-        StageId::SendStackDone | StageId::NodeQueue if next.is_some_and(|n| n.sight.hook == Hook::TRACE_DEV_XMIT) => {
+        StageId::SendStackDone | StageId::NodeQueue if next.is_some_and(|n| n.event.hook == Hook::TRACE_DEV_XMIT) => {
             // An empty queue may be passed by (TCQ_F_CAN_BYPASS).
             notes.push(match here.qdisc.as_deref() {
                 None | Some("noqueue" | "") => "noqueue".to_owned(),
                 Some(other) => format!("{other}, not queued"),
             });
         }
-        StageId::Qdisc | StageId::NodeQdisc => notes.push(format!("queue length {}", here.sight.arg)),
-        StageId::RouteOut | StageId::NodeRoute if here.sight.hook == Hook::TRACE_FIB_LOOKUP && here.sight.arg != 0 => {
-            notes.push(format!("table {}", table_name(here.sight.arg)));
+        StageId::Qdisc | StageId::NodeQdisc => notes.push(format!("queue length {}", here.event.arg)),
+        StageId::RouteOut | StageId::NodeRoute if here.event.hook == Hook::TRACE_FIB_LOOKUP && here.event.arg != 0 => {
+            notes.push(format!("table {}", table_name(here.event.arg)));
         }
         _ => {}
     }
     if let Some(before) = i.checked_sub(1).map(|b| &placed[b])
-        && before.sight.offsets.is_some()
-        && here.sight.offsets.is_some()
+        && before.event.offsets.is_some()
+        && here.event.offsets.is_some()
     {
-        let (was, is) = (before.sight.segments.max(1), here.sight.segments.max(1));
-        let fragment = |s: &Sight| s.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
-        if is_cut(before.sight, here.sight) {
-            notes.push(if fragment(here.sight) { "first fragment".to_owned() } else { format!("first of {was} segments") });
-        } else if fragment(before.sight) && !fragment(here.sight) {
+        let (was, is) = (before.event.segments.max(1), here.event.segments.max(1));
+        let fragment = |s: &Event| s.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
+        if is_cut(before.event, here.event) {
+            notes.push(if fragment(here.event) { "first fragment".to_owned() } else { format!("first of {was} segments") });
+        } else if fragment(before.event) && !fragment(here.event) {
             notes.push("fragments put together".to_owned());
-        } else if is > was && here.sight.payload > before.sight.payload {
+        } else if is > was && here.event.payload > before.event.payload {
             notes.push(format!("{is} segments merged"));
         }
     }
@@ -201,7 +201,7 @@ fn table_name(table: u32) -> String {
     }
 }
 
-/// Who rewrote a packet: the netfilter hook whose rules ran between this sight and the one before.
+/// Who rewrote a packet: the netfilter hook whose rules ran between this event and the one before.
 fn rewrite_note(
     placed: &[Placed<'_>],
     i: usize,
@@ -210,8 +210,8 @@ fn rewrite_note(
     destination: bool,
     (before, after): (Flow, Flow),
 ) -> String {
-    let here = placed[..i].iter().rev().filter(|p| p.sight.netns == placed[i].sight.netns);
-    let by = here.filter_map(|p| rules_of(p.sight.hook)).next().map_or("an unknown place", |(hook, _)| hook);
+    let here = placed[..i].iter().rev().filter(|p| p.event.netns == placed[i].event.netns);
+    let by = here.filter_map(|p| rules_of(p.event.hook)).next().map_or("an unknown place", |(hook, _)| hook);
     let (what, from, to) = if destination { ("destination", before.to, after.to) } else { ("source", before.from, after.from) };
     let service = pair.service_at(before.to, protocol).filter(|_| destination).map(|s| format!(" (Service {s})"));
     let back = pair.service_at(after.from, protocol).filter(|_| !destination).map(|s| format!(" (Service {s})"));

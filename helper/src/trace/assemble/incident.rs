@@ -2,7 +2,7 @@
 
 use sockpath_protocol::packet::IncidentKind;
 
-use crate::trace::event::{Hook, Sight};
+use crate::trace::event::{Event, Hook};
 
 /// `NUD_REACHABLE`, `NUD_FAILED` and the rest of include/uapi/linux/neighbour.h.
 const NUD: &[(u32, &str)] = &[
@@ -34,19 +34,19 @@ pub fn kind(hook: Hook) -> Option<IncidentKind> {
 }
 
 /// Whether a neighbour's new state says that it cannot be resolved. Answers and refreshed entries are not incidents.
-pub fn is_failure(sight: &Sight) -> bool {
-    sight.arg == 0x20
+pub fn is_failure(event: &Event) -> bool {
+    event.arg == 0x20
 }
 
 /// The incident in words.
-pub fn detail(sight: &Sight) -> Option<String> {
-    let neighbour = sight.flow.to.ip();
-    Some(match sight.hook {
-        Hook::TRACE_SET_STATE => format!("{} to {}", state(sight.arg >> 8), state(sight.arg & 0xff)),
+pub fn detail(event: &Event) -> Option<String> {
+    let neighbour = event.flow.to.ip();
+    Some(match event.hook {
+        Hook::TRACE_SET_STATE => format!("{} to {}", state(event.arg >> 8), state(event.arg & 0xff)),
         Hook::TRACE_NEIGH_SEND => format!("{neighbour} is asked for its address"),
         Hook::TRACE_NEIGH_DEAD => format!("{neighbour} cannot be had"),
         Hook::TRACE_NEIGH_UPDATE => {
-            let state = NUD.iter().find(|(bit, _)| *bit == sight.arg).map_or("changed", |(_, name)| name);
+            let state = NUD.iter().find(|(bit, _)| *bit == event.arg).map_or("changed", |(_, name)| name);
             format!("{neighbour} is {state}")
         }
         _ => return None,

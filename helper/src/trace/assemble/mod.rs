@@ -11,12 +11,12 @@ use sockpath_protocol::Message;
 use sockpath_protocol::packet::{Incident, IncidentKind, PacketKind};
 use sockpath_protocol::request::Protocol;
 
-use self::conversation::{Conversations, Course, Pair};
+use self::conversation::{Conversations, DirectedConversation, Pair};
 use self::hops::Answer;
 use self::open::Open;
 use self::outcome::{Verdict, last_verdict, verdict};
 use self::pending::Pending;
-use super::event::{Hook, Sight};
+use super::event::{Event, Hook};
 use super::names::Names;
 use super::places::Places;
 use super::rules::Rules;
@@ -35,7 +35,7 @@ mod stages;
 mod tests;
 
 /// Sights held for packets whose path has not ended; beyond that the oldest packets are reported as they are.
-const MAX_SIGHTS: usize = 40_000;
+const MAX_EVENTS: usize = 40_000;
 /// Writes and route lookups that wait for their packet.
 const MAX_WAITING: usize = 64;
 /// A route lookup belongs to the packet that leaves the same CPU within this time, in nanoseconds.
@@ -64,13 +64,13 @@ pub struct Assembler {
     /// Packets that wait for the answers to their questions.
     pending: Pending,
     open: BTreeMap<u32, Open>,
-    sights: usize,
+    events: usize,
     /// Packets that wait for a reader, by what the reader's socket says.
-    waiting: HashMap<Course, VecDeque<u32>>,
+    waiting: HashMap<DirectedConversation, VecDeque<u32>>,
     /// Bytes handed to a socket, until their packet leaves.
-    writes: HashMap<Course, VecDeque<Sight>>,
+    writes: HashMap<DirectedConversation, VecDeque<Event>>,
     /// Route lookups, until their packet leaves.
-    routes: VecDeque<Sight>,
+    routes: VecDeque<Event>,
     on_cpu: HashMap<u16, LastOnCpu>,
     /// Neighbours that answered lately.
     answers: VecDeque<Answer>,
@@ -96,7 +96,7 @@ impl Assembler {
             rules: Rules::default(),
             pending: Pending::default(),
             open: BTreeMap::new(),
-            sights: 0,
+            events: 0,
             waiting: HashMap::new(),
             writes: HashMap::new(),
             routes: VecDeque::new(),
@@ -152,16 +152,16 @@ impl Assembler {
     }
 
     /// Takes one observation.
-    pub fn see(&mut self, sight: Sight) {
-        match sight.hook {
-            Hook::TRACE_TCP_SENDMSG | Hook::TRACE_FN_TCP_SENDMSG => self.written(sight),
-            Hook::TRACE_FIB_LOOKUP => self.routed(sight),
-            Hook::TRACE_NEIGH_UPDATE => self.resolved(&sight),
-            Hook::TRACE_DATA_READY | Hook::TRACE_FN_SOCK_DEF_READABLE => self.woken(sight),
-            Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => self.read(&sight),
-            Hook::TRACE_COPY_DATAGRAM | Hook::TRACE_CONSUME_SKB => self.at_the_reader(sight),
-            Hook::TRACE_KFREE_SKB => self.dropped(sight),
-            Hook::TRACE_WRITE_CALL | Hook::TRACE_BYPASS_READY | Hook::TRACE_BYPASS_READ => self.bypassed(sight),
+    pub fn see(&mut self, event: Event) {
+        match event.hook {
+            Hook::TRACE_TCP_SENDMSG | Hook::TRACE_FN_TCP_SENDMSG => self.written(event),
+            Hook::TRACE_FIB_LOOKUP => self.routed(event),
+            Hook::TRACE_NEIGH_UPDATE => self.resolved(&event),
+            Hook::TRACE_DATA_READY | Hook::TRACE_FN_SOCK_DEF_READABLE => self.woken(event),
+            Hook::TRACE_RECV_LENGTH | Hook::TRACE_RCV_SPACE_ADJUST => self.read(&event),
+            Hook::TRACE_COPY_DATAGRAM | Hook::TRACE_CONSUME_SKB => self.at_the_reader(event),
+            Hook::TRACE_KFREE_SKB => self.dropped(event),
+            Hook::TRACE_WRITE_CALL | Hook::TRACE_BYPASS_READY | Hook::TRACE_BYPASS_READ => self.bypassed(event),
             Hook::TRACE_NEIGH_SEND
             | Hook::TRACE_NEIGH_DEAD
             | Hook::TRACE_SEND_RESET
@@ -169,8 +169,8 @@ impl Assembler {
             | Hook::TRACE_RETRANSMIT
             | Hook::TRACE_RETRANSMIT_SYNACK
             | Hook::TRACE_SET_STATE
-            | Hook::TRACE_RCVQUEUE_FULL => self.incident(&sight),
-            _ => self.passed(sight),
+            | Hook::TRACE_RCVQUEUE_FULL => self.incident(&event),
+            _ => self.passed(event),
         }
     }
 
@@ -184,7 +184,7 @@ impl Assembler {
         for (id, verdict) in over {
             self.report(id, verdict);
         }
-        while self.sights > MAX_SIGHTS {
+        while self.events > MAX_EVENTS {
             let Some((id, open)) = self.open.first_key_value() else { break };
             let (id, verdict) = (*id, verdict(open, &mut self.places, self.conversations.pair(), now, true).unwrap_or(Verdict::Vanished));
             self.report(id, verdict);
@@ -228,37 +228,37 @@ impl Assembler {
         self.take()
     }
 
-    /// A sight of the packet itself.
-    fn passed(&mut self, sight: Sight) {
-        let Some(protocol) = sight.protocol else { return };
-        if sight.id == 0 {
+    /// An event of the packet itself.
+    fn passed(&mut self, event: Event) {
+        let Some(protocol) = event.protocol else { return };
+        if event.id == 0 {
             self.misses += 1;
             return;
         }
-        if !self.open.contains_key(&sight.id) {
+        if !self.open.contains_key(&event.id) {
             // Two CPUs may number their packets in one order and report them in the other.
-            if sight.id <= self.last_id && !sight.has(trace_flag::TRACE_F_ORIGIN) {
+            if event.id <= self.last_id && !event.has(trace_flag::TRACE_F_ORIGIN) {
                 // Reported already; a clone or a late reader.
                 self.misses += 1;
                 return;
             }
-            self.begin(protocol, &sight);
+            self.begin(protocol, &event);
         }
-        let (id, hook, netns, cpu, flow) = (sight.id, sight.hook, sight.netns, sight.cpu, sight.flow);
-        let is_error = sight.has(trace_flag::TRACE_F_ICMP_ERROR);
+        let (id, hook, netns, cpu, flow) = (event.id, event.hook, event.netns, event.cpu, event.flow);
+        let is_error = event.has(trace_flag::TRACE_F_ICMP_ERROR);
         let arrives = self.is_arrival(hook) && self.places.netns(netns).is_some_and(|t| t.source || t.target);
         self.on_cpu.insert(cpu, LastOnCpu { id, hook, netns });
         let Some(open) = self.open.get_mut(&id) else { return };
-        let course = open.course;
+        let directed = open.directed;
         if arrives && open.arrived_in.is_none() {
             open.arrived_in = Some(netns);
             if open.is_for_a_reader() {
-                self.waiting.entry(course).or_default().push_back(id);
+                self.waiting.entry(directed).or_default().push_back(id);
             }
         }
-        self.sights += usize::from(open.add(sight));
+        self.events += usize::from(open.add(event));
         if !is_error && self.conversations.find(protocol, flow).is_none() {
-            self.conversations.join(protocol, flow, course);
+            self.conversations.join(protocol, flow, directed);
         }
     }
 
@@ -271,21 +271,21 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, protocol: Protocol, sight: &Sight) {
-        self.last_id = self.last_id.max(sight.id);
-        let about = sight.has(trace_flag::TRACE_F_ICMP_ERROR).then(|| self.conversations.about(sight.flow)).flatten();
-        let course = about.unwrap_or_else(|| self.conversations.of(protocol, sight.flow, sight.kind, sight.seq));
-        let mut open = Open::new(course, protocol, sight);
-        if let Some(write) = self.take_write(course, sight) {
-            self.sights += usize::from(open.add(write));
+    fn begin(&mut self, protocol: Protocol, event: &Event) {
+        self.last_id = self.last_id.max(event.id);
+        let about = event.has(trace_flag::TRACE_F_ICMP_ERROR).then(|| self.conversations.about(event.flow)).flatten();
+        let directed = about.unwrap_or_else(|| self.conversations.of(protocol, event.flow, event.kind, event.seq));
+        let mut open = Open::new(directed, protocol, event);
+        if let Some(write) = self.take_write(directed, event) {
+            self.events += usize::from(open.add(write));
         }
         // A segment of an established connection goes by the route its socket keeps: a lookup just before was not its own.
         let looks_up = protocol != Protocol::Tcp || matches!(open.kind, PacketKind::Syn | PacketKind::SynAck | PacketKind::Rst);
-        if let Some(mut route) = self.take_route(sight).filter(|_| looks_up) {
-            route.netns = sight.netns;
-            self.sights += usize::from(open.add(route));
+        if let Some(mut route) = self.take_route(event).filter(|_| looks_up) {
+            route.netns = event.netns;
+            self.events += usize::from(open.add(route));
         }
         self.datagrams |= protocol != Protocol::Tcp;
-        self.open.insert(sight.id, open);
+        self.open.insert(event.id, open);
     }
 }

@@ -13,7 +13,7 @@ use crate::trace::places::Places;
 const MS: u64 = 1_000_000;
 /// What follows on another CPU, or after the call that ends the path, comes within this time.
 const SETTLE: u64 = 4 * MS;
-/// A device that leads out of sight may lead back in (two nodes of one helper): wait for that.
+/// A device that leads out of the traced namespaces may lead back in (two nodes of one helper): wait for that.
 const LEAVE: u64 = 50 * MS;
 /// A packet that is neither queued nor waiting for a neighbour moves on within this time.
 const MOVE: u64 = 1_000 * MS;
@@ -53,15 +53,15 @@ pub fn verdict(open: &Open, places: &mut Places, pair: &Pair, now: u64, at_the_e
         let patience = if open.is_for_a_reader() && !open.at_rest { READ } else { SETTLE };
         return (quiet >= patience).then_some(Verdict::Delivered);
     }
-    let last = open.sights.iter().max_by_key(|s| s.at)?;
-    let out_of_sight = last.hook == Hook::TRACE_DEV_XMIT
+    let last = open.events.iter().max_by_key(|s| s.at)?;
+    let leaves_the_namespaces = last.hook == Hook::TRACE_DEV_XMIT
         && places.device(last.netns, last.ifindex).is_some_and(|d| match d.kind {
             DeviceKind::Other => true,
             // What a bridge sends to a pod that is not watched is a copy, unless no watched pod is its destination.
             DeviceKind::Veth => d.peer.is_none() && (d.bridge.is_none() || !pair.has(last.flow.to.ip())),
             _ => false,
         });
-    if out_of_sight {
+    if leaves_the_namespaces {
         return (quiet >= LEAVE).then_some(Verdict::Left);
     }
     // The device that it leaves by is not seen, nor what sends it on.

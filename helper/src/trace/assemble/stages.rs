@@ -1,10 +1,10 @@
-//! From sights to hops: which stage begins at a sight, given where and after what it was.
+//! From events to hops: which stage begins at an event, given where and after what it was.
 
 use sockpath_bpf::trace::types::trace_flag;
 use sockpath_protocol::packet::{Device, DeviceKind};
 use sockpath_protocol::stage::StageId;
 
-use crate::trace::event::{Hook, Sight};
+use crate::trace::event::{Event, Hook};
 use crate::trace::functions;
 
 /// What a namespace is to one packet.
@@ -20,11 +20,11 @@ pub enum Role {
     Node,
 }
 
-/// A sight and what is known about its place.
+/// An event and what is known about its place.
 #[derive(Debug)]
 pub struct Placed<'a> {
-    /// The sight.
-    pub sight: &'a Sight,
+    /// The event.
+    pub event: &'a Event,
     /// What its namespace is to this packet.
     pub role: Role,
     /// The device, if it names one.
@@ -45,25 +45,25 @@ impl Placed<'_> {
     }
 }
 
-/// The stage that begins at the sight with this index; `None` for a sight that is not a hop of its own.
+/// The stage that begins at the event with this index; `None` for an event that is not a hop of its own.
 #[must_use]
-pub fn stage_at(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
-    let here = sights.get(index)?;
+pub fn stage_at(events: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = events.get(index)?;
     let stage = match here.role {
-        _ if functions::of(here.sight.hook).is_some() => of_function(sights, index),
-        Role::Sender => sending(here.sight.hook),
-        Role::Receiver => receiving(here.sight.hook),
-        Role::Both => sending(here.sight.hook).or_else(|| receiving(here.sight.hook)),
-        Role::Node => between(sights, index),
+        _ if functions::of(here.event.hook).is_some() => of_function(events, index),
+        Role::Sender => sending(here.event.hook),
+        Role::Receiver => receiving(here.event.hook),
+        Role::Both => sending(here.event.hook).or_else(|| receiving(here.event.hook)),
+        Role::Node => between(events, index),
     }?;
     Some(match stage {
         StageId::LinkHeader if here.waited => StageId::NeighbourOut,
         StageId::NodeLinkHeader if here.waited => StageId::NodeNeighbour,
-        StageId::LinkHeader if sights.get(index + 1).is_some_and(|next| is_cut(here.sight, next.sight)) => StageId::Segment,
+        StageId::LinkHeader if events.get(index + 1).is_some_and(|next| is_cut(here.event, next.event)) => StageId::Segment,
         // The functions that cut and that write the header say it more exactly.
         StageId::LinkHeader | StageId::NodeLinkHeader
-            if here.sight.hook == Hook::TRACE_NF_LAST_POST_ROUTING
-                && sights.get(index + 1).is_some_and(|next| next.role == here.role && follows_rules(next.sight.hook)) =>
+            if here.event.hook == Hook::TRACE_NF_LAST_POST_ROUTING
+                && events.get(index + 1).is_some_and(|next| next.role == here.role && follows_rules(next.event.hook)) =>
         {
             return None;
         }
@@ -79,27 +79,27 @@ fn follows_rules(hook: Hook) -> bool {
     )
 }
 
-/// Whether the packet was cut into fragments or segments between two sights; the later one is of the first piece.
+/// Whether the packet was cut into fragments or segments between two events; the later one is of the first piece.
 #[must_use]
-pub fn is_cut(before: &Sight, after: &Sight) -> bool {
+pub fn is_cut(before: &Event, after: &Event) -> bool {
     let fragmented = after.has(trace_flag::TRACE_F_MORE_FRAGMENTS) && !before.has(trace_flag::TRACE_F_MORE_FRAGMENTS);
     let segmented = before.segments > 1 && after.segments < before.segments && after.payload < before.payload;
     fragmented || segmented
 }
 
 /// What a function shows is left to netfilter's hooks where they show the same, so that a stage has one name for its hook.
-fn of_function(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
-    let here = &sights[index];
-    let [send, pass, receive] = functions::of(here.sight.hook)?.stages;
-    let in_this_netns = |s: &&Placed<'_>| s.sight.netns == here.sight.netns;
-    let received = || sights[..index].iter().filter(in_this_netns).any(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB);
-    let next_is = |hook: Hook| sights.get(index + 1).is_some_and(|next| next.sight.hook == hook);
-    let before_is = |hook: Hook| sights[..index].last().is_some_and(|before| before.sight.hook == hook);
-    match (here.sight.hook, here.role) {
+fn of_function(events: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = &events[index];
+    let [send, pass, receive] = functions::of(here.event.hook)?.stages;
+    let in_this_netns = |s: &&Placed<'_>| s.event.netns == here.event.netns;
+    let received = || events[..index].iter().filter(in_this_netns).any(|s| s.event.hook == Hook::TRACE_RECEIVE_SKB);
+    let next_is = |hook: Hook| events.get(index + 1).is_some_and(|next| next.event.hook == hook);
+    let before_is = |hook: Hook| events[..index].last().is_some_and(|before| before.event.hook == hook);
+    match (here.event.hook, here.role) {
         (Hook::TRACE_FN_BR_FORWARD, Role::Node) if next_is(Hook::TRACE_NF_FIRST_FORWARD) => None,
         (Hook::TRACE_FN_BR_HANDLE_FRAME_FINISH, Role::Node) if before_is(Hook::TRACE_NF_LAST_PRE_ROUTING) => None,
         // A queue discipline may have classes of its own.
-        (Hook::TRACE_FN_TCF_CLASSIFY, _) if sights[..index].iter().filter(in_this_netns).any(|s| s.sight.hook == Hook::TRACE_DEV_QUEUE) => {
+        (Hook::TRACE_FN_TCF_CLASSIFY, _) if events[..index].iter().filter(in_this_netns).any(|s| s.event.hook == Hook::TRACE_DEV_QUEUE) => {
             receive.filter(|_| received())
         }
         (Hook::TRACE_FN_TCF_CLASSIFY, Role::Both) => {
@@ -148,13 +148,13 @@ fn receiving(hook: Hook) -> Option<StageId> {
     })
 }
 
-fn between(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
-    let here = &sights[index];
-    let in_this_netns = |s: &&Placed<'_>| s.sight.netns == here.sight.netns;
-    Some(match here.sight.hook {
+fn between(events: &[Placed<'_>], index: usize) -> Option<StageId> {
+    let here = &events[index];
+    let in_this_netns = |s: &&Placed<'_>| s.event.netns == here.event.netns;
+    Some(match here.event.hook {
         Hook::TRACE_NETIF_RX | Hook::TRACE_GRO_RECEIVE if here.is_on(DeviceKind::Tunnel) => StageId::TunnelDecap,
         Hook::TRACE_NETIF_RX | Hook::TRACE_GRO_RECEIVE => match &here.device {
-            Some(d) if d.kind == DeviceKind::Veth && !comes_from_a_node(sights, index) => StageId::VethCross,
+            Some(d) if d.kind == DeviceKind::Veth && !comes_from_a_node(events, index) => StageId::VethCross,
             _ => StageId::Wire,
         },
         // A routed packet reaches the stack a second time, from the bridge's own device.
@@ -162,12 +162,12 @@ fn between(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
         Hook::TRACE_RECEIVE_SKB => StageId::NodeReceive,
         Hook::TRACE_NF_FIRST_PRE_ROUTING => StageId::NodePreRouting,
         Hook::TRACE_NF_LAST_PRE_ROUTING => {
-            let received = sights[..index].iter().rev().filter(in_this_netns).find(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB);
+            let received = events[..index].iter().rev().filter(in_this_netns).find(|s| s.event.hook == Hook::TRACE_RECEIVE_SKB);
             if received.is_some_and(Placed::is_bridge_port) { StageId::BridgeIn } else { StageId::NodeRoute }
         }
         Hook::TRACE_NF_FIRST_FORWARD => StageId::NodeForward,
         Hook::TRACE_NF_FIRST_POST_ROUTING => StageId::NodePostRouting,
-        Hook::TRACE_NF_LAST_POST_ROUTING if is_bridged(sights, index) => StageId::BridgeForward,
+        Hook::TRACE_NF_LAST_POST_ROUTING if is_bridged(events, index) => StageId::BridgeForward,
         Hook::TRACE_NF_LAST_POST_ROUTING => StageId::NodeLinkHeader,
         Hook::TRACE_NF_FIRST_LOCAL_OUT | Hook::TRACE_NF_LAST_LOCAL_OUT => StageId::NodeLocalOut,
         Hook::TRACE_NF_FIRST_LOCAL_IN => StageId::NodeLocalIn,
@@ -182,30 +182,30 @@ fn between(sights: &[Placed<'_>], index: usize) -> Option<StageId> {
 }
 
 /// Bridge netfilter shows the bridge as device in and device out; a router's two differ (hairpins aside).
-fn is_bridged(sights: &[Placed<'_>], index: usize) -> bool {
-    let here = &sights[index];
-    sights[..index]
+fn is_bridged(events: &[Placed<'_>], index: usize) -> bool {
+    let here = &events[index];
+    events[..index]
         .iter()
         .rev()
-        .take_while(|s| s.sight.netns == here.sight.netns)
-        .find(|s| s.sight.hook == Hook::TRACE_NF_FIRST_FORWARD)
-        .is_some_and(|s| s.is_on(DeviceKind::Bridge) && s.sight.arg == s.sight.ifindex && !was_routed(sights, index))
+        .take_while(|s| s.event.netns == here.event.netns)
+        .find(|s| s.event.hook == Hook::TRACE_NF_FIRST_FORWARD)
+        .is_some_and(|s| s.is_on(DeviceKind::Bridge) && s.event.arg == s.event.ifindex && !was_routed(events, index))
 }
 
 /// A packet that was handed up from the bridge's own device is routed, even if it leaves by the same bridge.
-fn was_routed(sights: &[Placed<'_>], index: usize) -> bool {
-    let here = &sights[index];
-    sights[..index]
+fn was_routed(events: &[Placed<'_>], index: usize) -> bool {
+    let here = &events[index];
+    events[..index]
         .iter()
         .rev()
-        .take_while(|s| s.sight.netns == here.sight.netns)
-        .any(|s| s.sight.hook == Hook::TRACE_RECEIVE_SKB && s.is_on(DeviceKind::Bridge))
+        .take_while(|s| s.event.netns == here.event.netns)
+        .any(|s| s.event.hook == Hook::TRACE_RECEIVE_SKB && s.is_on(DeviceKind::Bridge))
 }
 
-fn comes_from_a_node(sights: &[Placed<'_>], index: usize) -> bool {
-    let here = &sights[index];
-    match sights[..index].last() {
-        Some(before) => before.role == Role::Node && before.sight.netns != here.sight.netns,
+fn comes_from_a_node(events: &[Placed<'_>], index: usize) -> bool {
+    let here = &events[index];
+    match events[..index].last() {
+        Some(before) => before.role == Role::Node && before.event.netns != here.event.netns,
         // Nothing was seen before: it came from another node.
         None => true,
     }
@@ -214,15 +214,15 @@ fn comes_from_a_node(sights: &[Placed<'_>], index: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::assemble::tests::sight;
+    use crate::trace::assemble::tests::event;
 
     /// The stages of a path of hooks, each with its namespace and what that is to the packet.
     fn stages(path: &[(Hook, u32, Role)]) -> Vec<Option<StageId>> {
-        let sights: Vec<Sight> = path.iter().zip(1..).map(|((hook, netns, _), at)| sight(1, *hook, *netns, 2, at)).collect();
-        let placed: Vec<Placed<'_>> = sights
+        let events: Vec<Event> = path.iter().zip(1..).map(|((hook, netns, _), at)| event(1, *hook, *netns, 2, at)).collect();
+        let placed: Vec<Placed<'_>> = events
             .iter()
             .zip(path)
-            .map(|(sight, (_, _, role))| Placed { sight, role: *role, device: None, qdisc: None, waited: false })
+            .map(|(event, (_, _, role))| Placed { event, role: *role, device: None, qdisc: None, waited: false })
             .collect();
         (0..path.len()).map(|index| stage_at(&placed, index)).collect()
     }
@@ -249,9 +249,9 @@ mod tests {
 
     #[test]
     fn waiting_for_a_neighbour_shows_at_the_function_too() {
-        let s = sight(1, Hook::TRACE_FN_IP_FINISH_OUTPUT2, 1, 2, 1);
+        let s = event(1, Hook::TRACE_FN_IP_FINISH_OUTPUT2, 1, 2, 1);
         for (role, stage) in [(Role::Sender, StageId::NeighbourOut), (Role::Node, StageId::NodeNeighbour)] {
-            let placed = Placed { sight: &s, role, device: None, qdisc: None, waited: true };
+            let placed = Placed { event: &s, role, device: None, qdisc: None, waited: true };
             assert_eq!(stage_at(&[placed], 0), Some(stage));
         }
     }

@@ -33,8 +33,8 @@ fn direct() -> Flow {
 }
 
 /// A data segment of 100 bytes from curl to httpbin.
-pub(super) fn sight(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> Sight {
-    Sight {
+pub(super) fn event(id: u32, hook: Hook, netns: u32, ifindex: u32, at: u64) -> Event {
+    Event {
         at,
         hook,
         object: u64::from(id) * 0x1000,
@@ -112,7 +112,7 @@ fn names() -> Names {
 }
 
 /// The path over veth, bridge and veth, 1 us for each hop, from `at` on: up to the target's socket.
-fn same_node(id: u32, at: u64) -> Vec<Sight> {
+fn same_node(id: u32, at: u64) -> Vec<Event> {
     let way = [
         (Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2),
         (Hook::TRACE_NF_FIRST_POST_ROUTING, CURL, 2),
@@ -138,7 +138,7 @@ fn same_node(id: u32, at: u64) -> Vec<Sight> {
     way.into_iter()
         .zip(0..)
         .map(|((hook, netns, ifindex), i)| {
-            let mut s = sight(id, hook, netns, ifindex, at + i * 1000);
+            let mut s = event(id, hook, netns, ifindex, at + i * 1000);
             // FORWARD names the device out as well: the same bridge.
             s.arg = if hook == Hook::TRACE_NF_FIRST_FORWARD { 2 } else { 0 };
             s
@@ -147,8 +147,8 @@ fn same_node(id: u32, at: u64) -> Vec<Sight> {
 }
 
 /// What a socket reports: addresses as it would send with.
-fn socket(hook: Hook, netns: u32, flow: Flow, seq: u32, len: u32, at: u64) -> Sight {
-    Sight { flow, seq, len, payload: 0, ack: 0, kind: 0, ..sight(0, hook, netns, 0, at) }
+fn socket(hook: Hook, netns: u32, flow: Flow, seq: u32, len: u32, at: u64) -> Event {
+    Event { flow, seq, len, payload: 0, ack: 0, kind: 0, ..event(0, hook, netns, 0, at) }
 }
 
 fn packets(assembler: &mut Assembler) -> Vec<Packet> {
@@ -160,9 +160,9 @@ fn stages(packet: &Packet) -> Vec<&'static str> {
     packet.hops.iter().map(|h| h.stage.key()).collect()
 }
 
-fn see_all(assembler: &mut Assembler, sights: impl IntoIterator<Item = Sight>) {
-    for sight in sights {
-        assembler.see(sight);
+fn see_all(assembler: &mut Assembler, events: impl IntoIterator<Item = Event>) {
+    for event in events {
+        assembler.see(event);
     }
 }
 
@@ -171,9 +171,9 @@ fn a_segment_from_write_to_read() {
     let mut a = assembler();
     a.see(socket(Hook::TRACE_TCP_SENDMSG, CURL, direct(), 1000, 100, 500));
     see_all(&mut a, same_node(1, 1000));
-    a.see(sight(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
+    a.see(event(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
     a.see(socket(Hook::TRACE_DATA_READY, HTTPBIN, direct().reversed(), 1100, 0, 23_000));
-    a.see(sight(1, Hook::TRACE_COPY_DATAGRAM, 0, 0, 60_000));
+    a.see(event(1, Hook::TRACE_COPY_DATAGRAM, 0, 0, 60_000));
     a.see(socket(Hook::TRACE_RECV_LENGTH, HTTPBIN, direct().reversed(), 1100, 100, 61_000));
     a.settle(61_000);
     assert!(packets(&mut a).is_empty(), "what follows on another CPU may still come");
@@ -232,11 +232,11 @@ fn a_rewrite_names_its_hook_and_keeps_the_conversation() {
     see_all(&mut a, way);
     // The answer begins at the target with the translated addresses, and is translated back on the node.
     let back = direct().reversed();
-    let mut answer = Sight { flow: back, ..sight(2, Hook::TRACE_NF_FIRST_LOCAL_OUT, HTTPBIN, 2, 50_000) };
+    let mut answer = Event { flow: back, ..event(2, Hook::TRACE_NF_FIRST_LOCAL_OUT, HTTPBIN, 2, 50_000) };
     a.see(answer.clone());
-    answer = Sight { flow: back, ..sight(2, Hook::TRACE_NF_FIRST_POST_ROUTING, NODE, 2, 51_000) };
+    answer = Event { flow: back, ..event(2, Hook::TRACE_NF_FIRST_POST_ROUTING, NODE, 2, 51_000) };
     a.see(answer.clone());
-    a.see(Sight { flow: dialled.reversed(), ..sight(2, Hook::TRACE_NF_LAST_POST_ROUTING, NODE, 2, 52_000) });
+    a.see(Event { flow: dialled.reversed(), ..event(2, Hook::TRACE_NF_LAST_POST_ROUTING, NODE, 2, 52_000) });
     a.finish(100 * MS);
     let packets = packets(&mut a);
     let [there, back] = packets.as_slice() else { panic!("{packets:?}") };
@@ -256,7 +256,7 @@ fn a_rewrite_names_its_hook_and_keeps_the_conversation() {
 fn one_read_ends_every_segment_it_took() {
     let mut a = assembler();
     see_all(&mut a, same_node(1, 1000));
-    let second = same_node(2, 30_000).into_iter().map(|s| Sight { seq: 1100, ..s });
+    let second = same_node(2, 30_000).into_iter().map(|s| Event { seq: 1100, ..s });
     see_all(&mut a, second);
     // 150 bytes read: the first segment whole, the second in part.
     a.see(socket(Hook::TRACE_RECV_LENGTH, HTTPBIN, direct().reversed(), 1150, 150, 80_000));
@@ -274,10 +274,10 @@ fn one_read_ends_every_segment_it_took() {
 fn a_drop_is_reported_with_its_stage_unless_it_was_a_clones() {
     let mut a = assembler();
     see_all(&mut a, same_node(1, 1000).into_iter().take(10));
-    a.see(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
+    a.see(Event { arg: 12, ..event(1, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
     // The second goes on after the drop: a bridge had flooded it.
     let mut second = same_node(2, 30_000);
-    second.insert(10, Sight { arg: 13, shared: true, ..sight(2, Hook::TRACE_KFREE_SKB, NODE, 2, 39_500) });
+    second.insert(10, Event { arg: 13, shared: true, ..event(2, Hook::TRACE_KFREE_SKB, NODE, 2, 39_500) });
     see_all(&mut a, second);
     a.settle(10 * MS);
     let first = packets(&mut a);
@@ -292,10 +292,10 @@ fn a_drop_is_reported_with_its_stage_unless_it_was_a_clones() {
 fn a_syn_that_a_socket_in_time_wait_took_was_dropped() {
     const NOT_SPECIFIED: u32 = 2;
     let syn = |id, at| {
-        same_node(id, at).into_iter().take_while(|s| s.hook != Hook::TRACE_DATA_READY).map(|s| Sight { kind: SYN, payload: 0, ..s })
+        same_node(id, at).into_iter().take_while(|s| s.hook != Hook::TRACE_DATA_READY).map(|s| Event { kind: SYN, payload: 0, ..s })
     };
     let drop =
-        |id, socket_state, at| Sight { arg: NOT_SPECIFIED, socket_state, kind: SYN, ..sight(id, Hook::TRACE_KFREE_SKB, HTTPBIN, 2, at) };
+        |id, socket_state, at| Event { arg: NOT_SPECIFIED, socket_state, kind: SYN, ..event(id, Hook::TRACE_KFREE_SKB, HTTPBIN, 2, at) };
     let outcome = |state| {
         let mut a = assembler();
         see_all(&mut a, syn(1, 1000));
@@ -313,7 +313,7 @@ fn a_syn_that_a_socket_in_time_wait_took_was_dropped() {
 #[test]
 fn a_drop_of_a_packet_that_was_not_recorded_is_reported_too() {
     let mut a = assembler();
-    a.see(Sight { arg: 12, ..sight(0, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
+    a.see(Event { arg: 12, ..event(0, Hook::TRACE_KFREE_SKB, NODE, 3, 12_000) });
     let packets = packets(&mut a);
     assert_eq!(packets.len(), 1);
     assert!(matches!(&packets[0].outcome, Outcome::Dropped(d) if d.reason == "NETFILTER_DROP"));
@@ -345,8 +345,8 @@ fn a_packet_that_is_seen_no_more_says_what_should_have_come() {
 fn a_packet_that_left_through_a_device_has_left() {
     let mut a = assembler();
     see_all(&mut a, same_node(1, 1000).into_iter().take(12));
-    a.see(sight(1, Hook::TRACE_DEV_QUEUE, NODE, 5, 14_000));
-    a.see(sight(1, Hook::TRACE_DEV_XMIT, NODE, 5, 15_000));
+    a.see(event(1, Hook::TRACE_DEV_QUEUE, NODE, 5, 14_000));
+    a.see(event(1, Hook::TRACE_DEV_XMIT, NODE, 5, 15_000));
     a.settle(100 * MS);
     assert_eq!(packets(&mut a)[0].outcome, Outcome::Left);
 }
@@ -354,7 +354,7 @@ fn a_packet_that_left_through_a_device_has_left() {
 #[test]
 fn an_acknowledgement_needs_no_reader() {
     let mut a = assembler();
-    see_all(&mut a, same_node(1, 1000).into_iter().map(|s| Sight { payload: 0, ..s }));
+    see_all(&mut a, same_node(1, 1000).into_iter().map(|s| Event { payload: 0, ..s }));
     a.settle(10 * MS);
     let packets = packets(&mut a);
     assert_eq!((packets[0].kind, &packets[0].outcome), (PacketKind::Ack, &Outcome::Delivered));
@@ -369,10 +369,10 @@ fn waiting_for_a_neighbour_is_a_stage_of_its_own() {
         s.at += 2 * MS;
     }
     see_all(&mut a, way);
-    a.see(Sight { arg: 0x02, protocol: None, ..sight(0, Hook::TRACE_NEIGH_UPDATE, CURL, 2, MS) });
+    a.see(Event { arg: 0x02, protocol: None, ..event(0, Hook::TRACE_NEIGH_UPDATE, CURL, 2, MS) });
     // One that fails: dropped where it waited.
     see_all(&mut a, same_node(2, 10 * MS).into_iter().take(3));
-    a.see(Sight { arg: 58, ..sight(2, Hook::TRACE_KFREE_SKB, CURL, 2, 12 * MS) });
+    a.see(Event { arg: 58, ..event(2, Hook::TRACE_KFREE_SKB, CURL, 2, 12 * MS) });
     a.finish(20 * MS);
     let packets = packets(&mut a);
     assert_eq!(packets[0].hops[2].stage.key(), "neighbour-out");
@@ -404,7 +404,7 @@ fn in_a_pod_the_one_who_asks_is_the_source_and_a_port_may_be_used_again() {
     let pair = Pair { sources: lo.to_vec(), targets: lo.to_vec(), ..Pair::default() };
     let mut a = Assembler::new(pair, places(true), names());
     let there = flow("127.0.0.1:40000", "127.0.0.1:8081");
-    let out = |id, seq, flow, kind, at| Sight { seq, flow, kind, payload: 0, ..sight(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 1, at) };
+    let out = |id, seq, flow, kind, at| Event { seq, flow, kind, payload: 0, ..event(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 1, at) };
     a.see(out(1, 5, there, SYN, 1000));
     a.see(out(2, 9, there.reversed(), SYN | ACK, 2000));
     a.see(out(3, 5, there, SYN, 3000));
@@ -419,9 +419,9 @@ fn in_a_pod_the_one_who_asks_is_the_source_and_a_port_may_be_used_again() {
 #[test]
 fn without_netfilter_links_a_pod_that_receives_has_it() {
     let mut a = assembler().without_netfilter();
-    let netfilter = |s: &Sight| rules_of(s.hook).is_none();
+    let netfilter = |s: &Event| rules_of(s.hook).is_none();
     see_all(&mut a, same_node(1, 1000).into_iter().filter(netfilter));
-    a.see(sight(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
+    a.see(event(1, Hook::TRACE_TCP_PROBE, HTTPBIN, 0, 22_000));
     a.see(socket(Hook::TRACE_RCV_SPACE_ADJUST, HTTPBIN, direct().reversed(), 1100, 0, 61_000));
     a.settle(10 * MS);
     let packets = packets(&mut a);
@@ -433,8 +433,8 @@ fn without_netfilter_links_a_pod_that_receives_has_it() {
 #[test]
 fn a_datagram_is_named_by_its_headers_not_by_the_call() {
     let mut a = assembler();
-    let udp = |s: Sight| Sight { protocol: Some(Protocol::Udp), ..s };
-    a.see(udp(Sight { seq: 0, ..sight(1, Hook::TRACE_WRITE_CALL, CURL, 0, 500) }));
+    let udp = |s: Event| Event { protocol: Some(Protocol::Udp), ..s };
+    a.see(udp(Event { seq: 0, ..event(1, Hook::TRACE_WRITE_CALL, CURL, 0, 500) }));
     see_all(&mut a, same_node(1, 1000).into_iter().map(udp));
     a.finish(100 * MS);
     assert_eq!(packets(&mut a)[0].seq, 1000, "another node knows it by that");
@@ -445,7 +445,7 @@ fn packets_of_two_cpus_may_come_in_the_other_order() {
     let mut a = assembler();
     let origin = u8::try_from(trace_flag::TRACE_F_ORIGIN.0).expect("a flag");
     for id in [2, 1] {
-        a.see(Sight { flags: origin, ..sight(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2, 1000) });
+        a.see(Event { flags: origin, ..event(id, Hook::TRACE_NF_FIRST_LOCAL_OUT, CURL, 2, 1000) });
     }
     a.finish(100 * MS);
     assert_eq!(packets(&mut a).len(), 2);
@@ -461,18 +461,18 @@ fn memory_stays_bounded_whatever_comes() {
         if id % 500 == 0 {
             a.settle(u64::from(id));
             reported += packets(&mut a).len();
-            assert!(a.sights <= MAX_SIGHTS + 500 * 8);
+            assert!(a.events <= MAX_EVENTS + 500 * 8);
         }
     }
     a.finish(100 * MS);
     reported += packets(&mut a).len();
     assert_eq!(reported, 20_000);
-    assert_eq!(a.sights, 0);
+    assert_eq!(a.events, 0);
     assert!(a.is_done_with(20_000));
 }
 
-/// The questions about a packet with these sights, in order.
-fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Question>) {
+/// The questions about a packet with these events, in order.
+fn questions(events: impl IntoIterator<Item = Event>) -> (Vec<Packet>, Vec<Question>) {
     let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let note = std::sync::Arc::clone(&asked);
     let rules = Rules::answered_by(move || {
@@ -493,7 +493,7 @@ fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Quest
         }
     });
     let mut a = assembler().with_rules(rules.expect("a thread"));
-    see_all(&mut a, sights);
+    see_all(&mut a, events);
     a.finish(100 * MS);
     let mut done = packets(&mut a);
     let messages = a.take_last(Duration::from_secs(10));
@@ -505,12 +505,12 @@ fn questions(sights: impl IntoIterator<Item = Sight>) -> (Vec<Packet>, Vec<Quest
 #[test]
 fn the_rules_are_asked_with_what_the_hook_saw() {
     let connection = |mark| Some(Tracked { info: 2, status: 8, mark });
-    let mut sights = same_node(1, 1000);
-    sights.truncate(10);
-    sights[9].facts = Some(Facts { mark: 4, connection: connection(1), untracked: false });
+    let mut events = same_node(1, 1000);
+    events.truncate(10);
+    events[9].facts = Some(Facts { mark: 4, connection: connection(1), untracked: false });
     let dropped = Facts { mark: 5, connection: connection(1), untracked: false };
-    sights.push(Sight { arg: 12, location: 1, facts: Some(dropped), ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
-    let (done, asked) = questions(sights);
+    events.push(Event { arg: 12, location: 1, facts: Some(dropped), ..event(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
+    let (done, asked) = questions(events);
     let Outcome::Dropped(drop) = &done[0].outcome else { panic!("{:?}", done[0].outcome) };
     assert_eq!(drop.rule.as_ref().and_then(|r| r.handle), Some(7));
     let [Question { netns: NODE, at: 12_000, what: What::Drop(question) }] = asked.as_slice() else { panic!("{asked:?}") };
@@ -525,21 +525,21 @@ fn the_rules_are_asked_with_what_the_hook_saw() {
 
 #[test]
 fn behind_the_last_rules_only_conntrack_is_left() {
-    let mut sights = same_node(1, 1000);
-    sights.truncate(12);
-    sights.push(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 14_000) });
-    let (_, asked) = questions(sights);
+    let mut events = same_node(1, 1000);
+    events.truncate(12);
+    events.push(Event { arg: 12, ..event(1, Hook::TRACE_KFREE_SKB, NODE, 2, 14_000) });
+    let (_, asked) = questions(events);
     let [Question { what: What::Drop(question), .. }] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!((question.hook, question.behind_rules), (sockpath_ruleset::Hook::PostRouting, true));
 }
 
 #[test]
 fn a_translation_is_asked_about_with_the_hook_it_happened_in() {
-    let mut sights = same_node(1, 1000);
-    for sight in &mut sights[..8] {
-        sight.flow = flow("10.42.1.2:40000", "10.96.0.10:80");
+    let mut events = same_node(1, 1000);
+    for event in &mut events[..8] {
+        event.flow = flow("10.42.1.2:40000", "10.96.0.10:80");
     }
-    let (done, asked) = questions(sights);
+    let (done, asked) = questions(events);
     let [Question { netns: NODE, what: What::Translation(question), .. }] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(question.hook, Some(sockpath_ruleset::Hook::PreRouting));
     assert_eq!((question.before.to.port(), question.after.to.port()), (80, 8080));
@@ -549,11 +549,11 @@ fn a_translation_is_asked_about_with_the_hook_it_happened_in() {
 #[test]
 fn a_reason_of_a_subsystem_is_named_later() {
     const REASON: u32 = 3 << 16 | 3;
-    let mut sights = same_node(1, 1000);
-    sights.truncate(7);
-    sights.push(Sight { arg: REASON, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 3, 9_000) });
+    let mut events = same_node(1, 1000);
+    events.truncate(7);
+    events.push(Event { arg: REASON, ..event(1, Hook::TRACE_KFREE_SKB, NODE, 3, 9_000) });
     // Of the second packet only the drop is seen.
-    sights.push(Sight { arg: REASON, ..sight(0, Hook::TRACE_KFREE_SKB, NODE, 3, 10_000) });
+    events.push(Event { arg: REASON, ..event(0, Hook::TRACE_KFREE_SKB, NODE, 3, 10_000) });
     let rules = Rules::answered_by(|| {
         |question: &Question| match &question.what {
             What::Kernel(KernelDrop { unnamed: Some(REASON), .. }) => {
@@ -563,7 +563,7 @@ fn a_reason_of_a_subsystem_is_named_later() {
         }
     });
     let mut a = assembler().with_rules(rules.expect("a thread"));
-    see_all(&mut a, sights);
+    see_all(&mut a, events);
     a.finish(100 * MS);
     let messages = a.take_last(Duration::from_secs(10));
     let reason = |m: &Message| match m {
@@ -578,10 +578,10 @@ fn a_reason_of_a_subsystem_is_named_later() {
 
 #[test]
 fn about_a_packet_in_a_tunnel_no_rule_is_asked() {
-    let mut sights = same_node(1, 1000);
-    sights.truncate(10);
-    sights[9].flags = u8::try_from(trace_flag::TRACE_F_TUNNEL.0).expect("a byte");
-    sights.push(Sight { arg: 12, ..sight(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
-    let (done, asked) = questions(sights);
+    let mut events = same_node(1, 1000);
+    events.truncate(10);
+    events[9].flags = u8::try_from(trace_flag::TRACE_F_TUNNEL.0).expect("a byte");
+    events.push(Event { arg: 12, ..event(1, Hook::TRACE_KFREE_SKB, NODE, 2, 12_000) });
+    let (done, asked) = questions(events);
     assert!(asked.is_empty() && matches!(done[0].outcome, Outcome::Dropped(_)));
 }
