@@ -79,9 +79,9 @@ fn leg(report: &Report, name: &str, stages: &[StageRow], rewrites_of: Option<Dir
                 out.line(&format!("Translated: {}", rewrite_words(rewrite, "to")));
             }
         }
-        let absent = folded(&group.iter().collect::<Vec<_>>());
-        if !absent.is_empty() {
-            out.line(&format!("Not observed: {absent}"));
+        let unobserved = folded(&group.iter().collect::<Vec<_>>());
+        if !unobserved.is_empty() {
+            out.line(&format!("Not observed: {unobserved}"));
         }
     }
 }

@@ -7,13 +7,13 @@ use sockpath_protocol::advice;
 use sockpath_protocol::packet::{Direction, Outcome, PacketKind, Place};
 use sockpath_protocol::request::{Pod, Service};
 
-use super::absent::Watch;
 use super::capture::Capture;
 use super::causes;
 use super::document::{
     ClockRow, DropRow, IncidentRow, LegSummary, NodeRow, Party, ProbeRow, Report, SCHEMA, Saving, SeenCounts, VanishedRow,
 };
 use super::findings;
+use super::inferred::Watch;
 use super::journey::{Class, Journey};
 use super::kind::Id;
 use super::leg::{Leg, leg};

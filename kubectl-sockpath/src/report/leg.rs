@@ -8,7 +8,7 @@ use sockpath_protocol::packet::{Context, Direction, Hop, Outcome};
 use sockpath_protocol::request::Protocol;
 use sockpath_protocol::stage::{Side, StageId};
 
-use super::absent::{self, Watch};
+use super::inferred::{self, Watch};
 use super::journey::{Class, Journey, Spot};
 use super::stage_row::{Seen, StageRow};
 use super::times::{Times, means, p99, typical};
@@ -79,7 +79,7 @@ pub(super) fn leg(journeys: &[Journey<'_>], direction: Direction, class: Option<
     let waiting_ns = measurable.then(|| rows.iter().filter(|r| r.waits).filter_map(|r| r.times.p50_ns).sum());
     let sample = chosen[middle.start];
     let protocol = sample.first().protocol;
-    let stages = absent::fill(rows, &absent::Situation { protocol, class, direction, complete, watch });
+    let stages = inferred::fill(rows, &inferred::Situation { protocol, class, direction, complete, watch });
     Some(Leg {
         packets_of: class.word(direction),
         redirected: class == Class::Redirected,

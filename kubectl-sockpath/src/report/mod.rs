@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-mod absent;
 mod assemble;
 mod capture;
 mod causes;
@@ -14,6 +13,7 @@ mod findings;
 mod forgotten;
 mod halves;
 mod hint;
+mod inferred;
 mod journey;
 pub mod kind;
 pub mod leg;

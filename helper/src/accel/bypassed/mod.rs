@@ -109,8 +109,8 @@ fn rules_of(findings: &mut Findings, subjects: &[Subject<'_>], nodes: &[(&String
                 tables.join(", ")
             ));
         }
-        let Some(crossed) = findings.take(&place, rules::crossed(&netns.file, &ips)) else { continue };
-        for rule in crossed {
+        let Some(traversed) = findings.take(&place, rules::traversed(&netns.file, &ips)) else { continue };
+        for rule in traversed {
             let mut pods: Vec<String> = rule.ips.iter().filter_map(|ip| addresses.get(ip)).map(|name| (*name).to_owned()).collect();
             if pods.is_empty() {
                 pods.clone_from(&whose);

@@ -115,9 +115,9 @@ fn lane(stages: &[&StageRow], report: &Report, devices: &Devices) -> Lane {
     if side == Side::Receive {
         items.extend(socket);
     }
-    let absent = folded(stages);
-    if !absent.is_empty() {
-        items.push(Item::Absent(absent));
+    let unobserved = folded(stages);
+    if !unobserved.is_empty() {
+        items.push(Item::Unobserved(unobserved));
     }
     let known: Vec<u64> = observed().filter_map(|s| s.times.p50_ns).collect();
     Lane { side, items, took_ns: (!known.is_empty()).then(|| known.iter().sum()) }

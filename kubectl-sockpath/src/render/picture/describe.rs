@@ -42,7 +42,7 @@ fn lane_words(ns: &Namespace, lane: &Lane) -> String {
         }
         Item::Rewrite(text) => format!("translated {text}"),
         Item::End(mark) => mark.text.clone(),
-        Item::Absent(text) => format!("not observed: {text}"),
+        Item::Unobserved(text) => format!("not observed: {text}"),
     });
     words.collect::<Vec<_>>().join("; ")
 }

@@ -236,7 +236,7 @@ fn lines(item: &Item, width: i32) -> (Vec<String>, i32) {
         Item::Stage(_) => (Vec::new(), 21),
         Item::Rewrite(text) => sized(broken(text, 3), 2),
         Item::End(mark) => sized(broken(&mark.text, 6), 6),
-        Item::Absent(text) => sized(broken(text, 6), 8),
+        Item::Unobserved(text) => sized(broken(text, 6), 8),
     }
 }
 

@@ -96,7 +96,7 @@ fn line(item: &Item) -> String {
         }
         Item::Rewrite(text) => text.clone(),
         Item::End(mark) => format!("✗ {}", mark.text),
-        Item::Absent(text) => format!("({text})"),
+        Item::Unobserved(text) => format!("({text})"),
     }
 }
 

@@ -93,7 +93,7 @@ pub enum Item {
     /// Packets ended here.
     End(EndMark),
     /// Stages that were not observed, or did not happen.
-    Absent(String),
+    Unobserved(String),
 }
 
 /// A device.

@@ -161,7 +161,7 @@ fn draw_row(canvas: &mut Canvas<'_>, lane: &LaneBox<'_>, row: &Row<'_>, longest:
             canvas.cross(x, row.y + 10);
             small(canvas, Ink::Bad, 2);
         }
-        Item::Absent(_) => small(canvas, Ink::Dim, 4),
+        Item::Unobserved(_) => small(canvas, Ink::Dim, 4),
     }
 }
 

@@ -9,9 +9,9 @@ use sockpath_ruleset::{Chain, Engine, Expression, Header, Packet, Rule, Ruleset,
 /// Chains of kube-proxy and kubelet begin with this.
 const OF_KUBERNETES: &str = "KUBE-";
 
-/// A rule, or the end of a chain, that such packets may come to.
+/// A rule, or the end of a chain, that such packets may traverse.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Crossed {
+pub struct TraversedRule {
     /// What it does, and its comment.
     pub what: String,
     /// Table and chain.
@@ -22,9 +22,9 @@ pub struct Crossed {
 
 /// Those that drop, log, limit or copy packets between these addresses, as far as their tests are understood. Whether a chain is ever
 /// jumped to is left open.
-pub fn crossed(rules: &Ruleset, ips: &HashSet<IpAddr>) -> Vec<Crossed> {
+pub fn traversed(rules: &Ruleset, ips: &HashSet<IpAddr>) -> Vec<TraversedRule> {
     let chains = || rules.chains.iter().filter(|c| c.table.engine == Engine::Nftables);
-    let policies = chains().filter(|c| c.base.is_some_and(|b| b.drops)).map(|chain| Crossed {
+    let policies = chains().filter(|c| c.base.is_some_and(|b| b.drops)).map(|chain| TraversedRule {
         what: "drops what none of its rules accepts".to_owned(),
         chain: format!("{}/{}", chain.table.title(), chain.name),
         ips: Vec::new(),
@@ -35,7 +35,7 @@ pub fn crossed(rules: &Ruleset, ips: &HashSet<IpAddr>) -> Vec<Crossed> {
         .collect()
 }
 
-fn of_rule(rules: &Ruleset, chain: &Chain, rule: &Rule, ips: &HashSet<IpAddr>) -> Option<Crossed> {
+fn of_rule(rules: &Ruleset, chain: &Chain, rule: &Rule, ips: &HashSet<IpAddr>) -> Option<TraversedRule> {
     let mut asked: Vec<IpAddr> = Vec::new();
     for destination in [false, true] {
         let is_asked = |ip: &&IpAddr| asks_for(rule, **ip, destination);
@@ -51,7 +51,7 @@ fn of_rule(rules: &Ruleset, chain: &Chain, rule: &Rule, ips: &HashSet<IpAddr>) -
     asked.sort_unstable();
     asked.dedup();
     let comment = rule.comment.as_ref().map(|c| format!(" \"{c}\"")).unwrap_or_default();
-    Some(Crossed {
+    Some(TraversedRule {
         what: format!("{}{comment} (handle {})", rule.effects.join(", "), rule.handle),
         chain: format!("{}/{}", chain.table.title(), chain.name),
         ips: asked,
@@ -118,10 +118,10 @@ mod tests {
             rule(&[], from_a()),
         ];
         let chains = vec![chain("FORWARD", rules), chain("KUBE-FORWARD", vec![rule(&["drop"], vec![])])];
-        let crossed = crossed(&Ruleset { chains, ..Ruleset::default() }, &HashSet::from([a, b]));
-        let told: Vec<(&str, &[IpAddr])> = crossed.iter().map(|c| (c.what.as_str(), c.ips.as_slice())).collect();
+        let traversed = traversed(&Ruleset { chains, ..Ruleset::default() }, &HashSet::from([a, b]));
+        let found: Vec<(&str, &[IpAddr])> = traversed.iter().map(|c| (c.what.as_str(), c.ips.as_slice())).collect();
         assert_eq!(
-            told,
+            found,
             [("drop \"why\" (handle 4)", &[a][..]), ("log \"why\" (handle 4)", &[][..]), ("limit \"why\" (handle 4)", &[a, b][..]),]
         );
     }

@@ -1,4 +1,4 @@
-//! The article's stages that no hook saw: put in their place, each with the reason (must have happened, was left out by
+//! Inferred stages: those of the article that no hook saw, put in their place, each with the reason (must have happened, was left out by
 //! the kernel, cannot be seen here). Never shown as observed.
 
 use sockpath_protocol::message::{Armed, DeviceFilters};
