@@ -12,7 +12,7 @@ const BPF_RIGHTS: u64 = 1 << 21 | 1 << 39;
 const NO_COMMAND: libc::c_int = 0x7fff_0000;
 
 /// What to do when [`refuses_bpf`].
-pub const REMEDY: &str = "run it with --seccomp Unconfined, or update the node's container runtime: current default profiles let bpf(2) \
+pub const ADVICE: &str = "run it with --seccomp Unconfined, or update the node's container runtime: current default profiles let bpf(2) \
     through for CAP_BPF and CAP_SYS_ADMIN";
 
 /// Whether bpf(2) is refused although we have the capabilities for it: only a seccomp profile does that to every command.

@@ -33,7 +33,7 @@ pub async fn serve(site: Site) -> Result<ExitCode> {
     let (reason, code) = match outcome {
         Ok(reason) => (reason, ExitCode::SUCCESS),
         Err(e) if seccomp::refuses_bpf() => {
-            let text = format!("the seccomp profile of the helper's container refuses bpf(2) ({e:#})\n{}", seccomp::REMEDY);
+            let text = format!("the seccomp profile of the helper's container refuses bpf(2) ({e:#})\n{}", seccomp::ADVICE);
             session.send(&Message::Error { text, code: "seccomp".to_owned() })?;
             (EndReason::Failed, ExitCode::FAILURE)
         }

@@ -31,7 +31,7 @@ pub use watch::pod_watch::{PodNews, PodWatch};
 pub use watch::{News, Watch};
 
 use api::{options, rate_limit};
-use helper::{board, garbage, owner, pod, remedy, start};
+use helper::{advice, board, garbage, owner, pod, start};
 use watch::bypassed;
 
 /// The kubelet ends a helper after this time even if plugin, API server and helper all fail: as long as the longest lease.
@@ -248,7 +248,7 @@ impl Cluster {
                 name: "nodes".to_owned(),
                 state: CheckState::Degraded,
                 found: p.to_string(),
-                remedy: Some(remedy::binding(p.user(), None, "--clusterrole=sockpath-nodes")),
+                remedy: Some(advice::binding(p.user(), None, "--clusterrole=sockpath-nodes")),
             })),
         }
         rows
@@ -280,7 +280,7 @@ impl Cluster {
             names.extend(pods.into_iter().map(|p| p.pod.node).filter(|node| !node.is_empty()));
         }
         let nodes = names.into_iter().map(|name| Node { name, ips: Vec::new(), netns: None }).collect();
-        Ok((nodes, Some(remedy::without_nodes(&refused, pods_too))))
+        Ok((nodes, Some(advice::without_nodes(&refused, pods_too))))
     }
 }
 

@@ -8,8 +8,8 @@ use sockpath_protocol::message::{Check, CheckState};
 
 use super::api::client::Api;
 use super::api::problem::{Kind, Problem};
+use super::helper::advice;
 use super::helper::pod::HelperSpec;
-use super::helper::remedy;
 
 /// WebSockets for attach are on by default from this minor version.
 const OLDEST_MINOR: u32 = 30;
@@ -101,7 +101,7 @@ pub async fn admission(api: &Api, spec: &HelperSpec) -> Check {
     let params = PostParams { dry_run: true, ..Default::default() };
     match api.ask("create a helper pod (dry run)", pods.create(&params, &spec.build())).await {
         Ok(_) => ok("helper pod", format!("would be admitted in namespace {}", spec.namespace)),
-        Err(p) => problem_row("helper pod", &remedy::for_create(p, &spec.namespace)),
+        Err(p) => problem_row("helper pod", &advice::for_create(p, &spec.namespace)),
     }
 }
 
@@ -118,7 +118,7 @@ pub async fn policy(api: &Api, spec: &HelperSpec) -> Option<Check> {
             name: "policy".to_owned(),
             state: CheckState::Degraded,
             found: format!("none in namespace {}: users who may create pods there can become root on the nodes", spec.namespace),
-            remedy: Some(format!("kubectl apply -f {} contains policies for namespace sockpath", remedy::MANIFESTS)),
+            remedy: Some(format!("kubectl apply -f {} contains policies for namespace sockpath", advice::MANIFESTS)),
         }),
         Err(p) if p.to_string().contains("ValidatingAdmissionPolicy 'sockpath-helper'") => {
             Some(ok("policy", format!("namespace {} admits helpers only", spec.namespace)))
@@ -201,7 +201,7 @@ fn missing(right: &Right, namespace: Option<&str>, user: Option<&str>, named: bo
         RightScope::Cluster => "--clusterrole=sockpath-nodes",
     };
     let elsewhere = right.scope == RightScope::Pods && !named;
-    let binding = remedy::binding(user, namespace, role);
+    let binding = advice::binding(user, namespace, role);
     Check {
         name: format!("may {} {}", right.verb, right.object()),
         state: if right.essential && !elsewhere { CheckState::Failed } else { CheckState::Degraded },
@@ -227,7 +227,7 @@ fn no_namespace(name: &str) -> Check {
         name: "namespace".to_owned(),
         state: CheckState::Failed,
         found: format!("namespace {name} does not exist"),
-        remedy: Some(format!("kubectl apply -f {}", remedy::MANIFESTS)),
+        remedy: Some(format!("kubectl apply -f {}", advice::MANIFESTS)),
     }
 }
 

@@ -76,7 +76,7 @@ impl Api {
                 kube::Error::Auth(AuthError::AuthExecRun { .. }) => "",
                 _ => return problem,
             };
-            problem.with_remedy(&format!("the kubeconfig's user gets credentials from `{}`{advice}", program.unwrap_or_default()))
+            problem.with_advice(&format!("the kubeconfig's user gets credentials from `{}`{advice}", program.unwrap_or_default()))
         })?;
         let named = options.namespace.is_some();
         Ok(Self { client, connect: Arc::new(connect), server, namespace, named, timeout: options.request_timeout })
@@ -376,7 +376,7 @@ F1WzIVSeRF0jJ3iXQjsgkHG0wwXiU3Zv2DRHRpZGE9ZDPdVZ+Qw8pH8F
 -----END PRIVATE KEY-----";
 
     #[tokio::test]
-    async fn a_client_certificate_of_version_1_is_refused_with_a_remedy() {
+    async fn a_client_certificate_of_version_1_is_refused_with_advice() {
         let (mut options, path) = options(Some("c"));
         let (certificate, key) = (path.with_extension("crt"), path.with_extension("key"));
         std::fs::write(&certificate, VERSION_1).unwrap();

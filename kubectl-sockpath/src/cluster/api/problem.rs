@@ -81,7 +81,7 @@ impl Problem {
             other => {
                 let why = chain(other);
                 let problem = Self::new(Kind::Other, format!("cannot {what}: {why}"));
-                if why.contains(OLD_CERTIFICATE) { problem.with_remedy(NEWER_CERTIFICATE) } else { problem }
+                if why.contains(OLD_CERTIFICATE) { problem.with_advice(NEWER_CERTIFICATE) } else { problem }
             }
         }
     }
@@ -99,9 +99,9 @@ impl Problem {
 
     /// The same problem with the next step added on a line of its own.
     #[must_use]
-    pub fn with_remedy(mut self, remedy: &str) -> Self {
+    pub fn with_advice(mut self, advice: &str) -> Self {
         self.text.push('\n');
-        self.text.push_str(remedy);
+        self.text.push_str(advice);
         self
     }
 

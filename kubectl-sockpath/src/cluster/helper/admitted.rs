@@ -5,7 +5,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::cluster::helper::remedy::LIST_MUTATORS;
+use crate::cluster::helper::advice::LIST_MUTATORS;
 
 /// Newer fields, which an older API server drops without harm.
 const MAY_BE_DROPPED: [&str; 1] = ["recursiveReadOnly"];

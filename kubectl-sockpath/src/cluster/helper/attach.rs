@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::api::client::Api;
 use crate::cluster::api::problem::{Kind, Problem};
+use crate::cluster::helper::advice;
 use crate::cluster::helper::garbage::{DeletionMode, PendingDeletions};
 use crate::cluster::helper::owner::random_suffix;
 use crate::cluster::helper::pod::CONTAINER;
-use crate::cluster::helper::remedy;
 use crate::cluster::helper::startup::{REPORT, terminated};
 use crate::output;
 use crate::session::{Aftermath, Ending, Keeper, LastLines, Reopened, Transport};
@@ -89,7 +89,7 @@ impl Target {
             .max_stderr_buf_size(STDIN_BUFFER);
         let what = format!("attach to the helper pod {namespace}/{name}");
         let attached = self.api.ask(&what, self.pods().attach(name, &params)).await;
-        let mut process = attached.map_err(|p| remedy::for_attach(p, namespace))?;
+        let mut process = attached.map_err(|p| advice::for_attach(p, namespace))?;
         let over = process.take_status();
         let (Some(mut stdin), Some(stdout), Some(stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
             return Err(Problem::new(Kind::Other, format!("cannot {what}: the stream has no stdin or stdout")));

@@ -12,10 +12,10 @@ use crate::cluster::api::client::Api;
 use crate::cluster::api::problem::{Kind, Problem, QUOTA_UNCOUNTED};
 use crate::cluster::api::rate_limit::{Bucket, RateLimit};
 use crate::cluster::helper::admitted;
+use crate::cluster::helper::advice;
 use crate::cluster::helper::board::Board;
 use crate::cluster::helper::garbage::{DeletionMode, PendingDeletions};
 use crate::cluster::helper::pod::HelperSpec;
-use crate::cluster::helper::remedy;
 use crate::cluster::helper::startup::node_trouble;
 use crate::duration::human;
 use crate::progress::Progress;
@@ -156,7 +156,7 @@ impl Starter {
                     self.pending.forget(&name);
                 }
                 // A random name carries no information, and one cause on several nodes would be reported several times.
-                return Err(remedy::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
+                return Err(advice::for_create(p.without(&format!("pods \"{name}\" is ")), &spec.namespace));
             }
         };
         drop(permit);
@@ -179,7 +179,7 @@ impl Starter {
             Err(p) => {
                 let _ = self.pending.delete(&name, DeletionMode::Ended).await;
                 Err(match admitted::describe(&changes, &spec.namespace) {
-                    Some(text) => p.with_remedy(&text),
+                    Some(text) => p.with_advice(&text),
                     None => p,
                 })
             }

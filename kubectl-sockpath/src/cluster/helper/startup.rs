@@ -39,14 +39,14 @@ pub fn assess(pod: &Pod, events: &[Event], waited: Duration) -> Stage {
     match status.phase.as_deref() {
         Some("Failed") => return failed(&subject, &status),
         Some("Succeeded") => {
-            return Stage::Failed(format!("{subject} ended before it was used\n{}", image_remedy(&subject)));
+            return Stage::Failed(format!("{subject} ended before it was used\n{}", image_advice(&subject)));
         }
         _ => {}
     }
     let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unscheduled {
         let why = condition.message.clone().or_else(|| condition.reason.clone()).unwrap_or_default();
-        return Stage::Failed(format!("{subject} cannot be scheduled: {why}\n{}", scheduling_remedy(&why, &subject.node)));
+        return Stage::Failed(format!("{subject} cannot be scheduled: {why}\n{}", scheduling_advice(&why, &subject.node)));
     }
     let container = status.container_statuses.iter().flatten().find(|c| c.name == CONTAINER);
     let Some(state) = container.and_then(|c| c.state.as_ref()) else {
@@ -75,7 +75,7 @@ fn container_stage(subject: &Subject, state: &ContainerState, events: &[Event], 
             }
         }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
-            Stage::Failed(format!("{subject} cannot be started ({reason}): {message}\n{}", create_remedy(&message)))
+            Stage::Failed(format!("{subject} cannot be started ({reason}): {message}\n{}", create_advice(&message)))
         }
         _ => stuck(subject, events, waited).unwrap_or_else(|| Stage::Waiting(phase_of(events).to_owned())),
     }
@@ -128,18 +128,18 @@ fn failed(subject: &Subject, status: &PodStatus) -> Stage {
     if reason.is_empty() {
         return ended_at_once(subject, &terminated(status).cloned().unwrap_or_default());
     }
-    let remedy = match reason.as_str() {
+    let advice = match reason.as_str() {
         "DeadlineExceeded" => "its deadline has passed: start the command again".to_owned(),
         "Evicted" => format!("the node lacks a resource: kubectl describe node {} shows which", subject.node),
-        "OutOfpods" | "OutOfcpu" | "OutOfmemory" => format!("the node is full: {}", room_remedy(&subject.node)),
+        "OutOfpods" | "OutOfcpu" | "OutOfmemory" => format!("the node is full: {}", room_advice(&subject.node)),
         // The kubelet looks at NoExecute alone.
-        "TaintToleration" => taint_remedy(&subject.node),
+        "TaintToleration" => taint_advice(&subject.node),
         "NodeAffinity" | "NodeName" => format!("no helper can run on this node: kubectl describe node {}", subject.node),
         "NodeShutdown" | "Terminated" => "the node is shutting down".to_owned(),
         "AppArmor" => "the kubelet could not apply the AppArmor profile: kubectl describe pod shows why".to_owned(),
         _ => format!("kubectl describe node {} may show why", subject.node),
     };
-    Stage::Failed(format!("{subject} was refused by the kubelet ({reason}): {message}\n{remedy}"))
+    Stage::Failed(format!("{subject} was refused by the kubelet ({reason}): {message}\n{advice}"))
 }
 
 /// A process that the runtime could not start, or that ran and was gone: its last words are the container's termination message.
@@ -148,29 +148,29 @@ fn ended_at_once(subject: &Subject, ended: &ContainerStateTerminated) -> Stage {
     let is_refused = matches!(ended.reason.as_deref(), Some("StartError" | "ContainerCannotRun"));
     // Not every runtime gives that reason.
     if is_refused || message.contains("runc") || message.contains("OCI") {
-        return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_remedy(message)));
+        return Stage::Failed(format!("{subject} could not start its process: {message}\n{}", create_advice(message)));
     }
     let reason = ended.reason.as_deref().unwrap_or("no reason given");
     let words: Vec<_> = message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let words = if words.is_empty() { String::new() } else { format!(": {}", words.join("; ")) };
-    Stage::Failed(format!("{subject} ended at once with exit code {} ({reason}){words}\n{}", ended.exit_code, image_remedy(subject)))
+    Stage::Failed(format!("{subject} ended at once with exit code {} ({reason}){words}\n{}", ended.exit_code, image_advice(subject)))
 }
 
-fn image_remedy(subject: &Subject) -> String {
+fn image_advice(subject: &Subject) -> String {
     format!("is {} a helper of this release? check --helper-image (or SOCKPATH_HELPER_IMAGE)", subject.image)
 }
 
-fn scheduling_remedy(why: &str, node: &str) -> String {
-    if why.contains("taint") { taint_remedy(node) } else { room_remedy(node) }
+fn scheduling_advice(why: &str, node: &str) -> String {
+    if why.contains("taint") { taint_advice(node) } else { room_advice(node) }
 }
 
-fn room_remedy(node: &str) -> String {
+fn room_advice(node: &str) -> String {
     format!(
         "kubectl describe node {node} shows the allocated resources; the helper needs one pod slot, {CPU_REQUEST} CPU and {MEMORY_REQUEST}"
     )
 }
 
-fn taint_remedy(node: &str) -> String {
+fn taint_advice(node: &str) -> String {
     format!(
         "the helper tolerates every taint, so something in the cluster removed its tolerations;\n\
          the node's taints: kubectl get node {node} -o jsonpath='{{.spec.taints}}'"
@@ -187,7 +187,7 @@ fn is_final_pull_error(message: &str) -> bool {
 fn image_text(subject: &Subject, reason: &str, message: &str) -> String {
     let m = message.to_ascii_lowercase();
     let image = &subject.image;
-    let remedy = if reason == "ErrImageNeverPull" {
+    let advice = if reason == "ErrImageNeverPull" {
         format!("the image is not on node {}: load it there (kind load docker-image, ctr -n k8s.io images import)", subject.node)
     } else if reason == "InvalidImageName" {
         "--helper-image must be a valid image reference".to_owned()
@@ -203,11 +203,11 @@ fn image_text(subject: &Subject, reason: &str, message: &str) -> String {
     } else {
         format!("node {} cannot reach the registry: mirror the image and use --helper-image, or load it on the node", subject.node)
     };
-    format!("the image {image} cannot be pulled on node {} ({reason}): {message}\n{remedy}", subject.node)
+    format!("the image {image} cannot be pulled on node {} ({reason}): {message}\n{advice}", subject.node)
 }
 
 /// Why the runtime could not make or start the container.
-fn create_remedy(message: &str) -> String {
+fn create_advice(message: &str) -> String {
     let m = message.to_ascii_lowercase();
     if m.contains("seccomp") {
         "the runtime could not apply its seccomp profile: try --seccomp Unconfined, and kubectl sockpath doctor".to_owned()
@@ -234,7 +234,7 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
     let warning = events.iter().rfind(|e| e.type_.as_deref() == Some("Warning"))?;
     let reason = warning.reason.clone().unwrap_or_default();
     let message = warning.message.clone().unwrap_or_default();
-    let remedy = match reason.as_str() {
+    let advice = match reason.as_str() {
         "FailedMount" | "FailedAttachVolume" => {
             if message.contains("/sys/fs/bpf") {
                 "the node has no /sys/fs/bpf: mount -t bpf bpf /sys/fs/bpf there".to_owned()
@@ -243,9 +243,9 @@ fn stuck(subject: &Subject, events: &[Event], waited: Duration) -> Option<Stage>
             }
         }
         "FailedCreatePodSandBox" => "the node's network plugin or runtime cannot create pods: check other new pods on that node".to_owned(),
-        _ => create_remedy(&message),
+        _ => create_advice(&message),
     };
-    Some(Stage::Failed(format!("{subject} does not start ({reason}): {message}\n{remedy}")))
+    Some(Stage::Failed(format!("{subject} does not start ({reason}): {message}\n{advice}")))
 }
 
 fn phase_of(events: &[Event]) -> &'static str {

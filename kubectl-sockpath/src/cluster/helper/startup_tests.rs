@@ -31,7 +31,7 @@ fn assert_fails(stage: &Stage, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "'{part}' is missing in: {text}");
     }
-    assert!(text.lines().count() >= 2, "no remedy in: {text}");
+    assert!(text.lines().count() >= 2, "no advice in: {text}");
 }
 
 #[test]
@@ -62,13 +62,13 @@ fn image_errors_end_at_once_where_waiting_cannot_help() {
 
 #[test]
 fn containers_that_cannot_be_made() {
-    for (message, remedy) in [
+    for (message, advice) in [
         ("failed to create containerd container: seccomp is not supported", "--seccomp Unconfined"),
         ("exec /sockpath-helper: exec format error", "a different architecture"),
         ("exec: \"/sockpath-helper\": stat /sockpath-helper: no such file or directory", "does not contain /sockpath-helper"),
         ("unable to apply caps: operation not permitted", "capability"),
     ] {
-        assert_fails(&assess(&waiting("CreateContainerError", message), &[], SOON), &[message, remedy]);
+        assert_fails(&assess(&waiting("CreateContainerError", message), &[], SOON), &[message, advice]);
     }
     let started = pod(json!({"phase": "Failed", "containerStatuses": [
         {"name": "helper", "ready": false, "restartCount": 0, "image": "", "imageID": "",
@@ -78,11 +78,11 @@ fn containers_that_cannot_be_made() {
 
 #[test]
 fn kubelet_refusals_name_the_node() {
-    for (reason, remedy) in
+    for (reason, advice) in
         [("OutOfpods", "node is full"), ("Evicted", "lacks a resource"), ("DeadlineExceeded", "start the command again")]
     {
         let refused = pod(json!({"phase": "Failed", "reason": reason, "message": "why"}));
-        assert_fails(&assess(&refused, &[], SOON), &[reason, "n1", remedy]);
+        assert_fails(&assess(&refused, &[], SOON), &[reason, "n1", advice]);
     }
 }
 

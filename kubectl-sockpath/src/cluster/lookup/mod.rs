@@ -21,7 +21,7 @@ use sockpath_protocol::request::Node;
 use crate::cluster::api::client::{Api, PAGE};
 use crate::cluster::api::lean::Lean;
 use crate::cluster::api::problem::{Kind as ProblemKind, Problem};
-use crate::cluster::helper::remedy;
+use crate::cluster::helper::advice;
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};
 use pod_info::{NodeFacts, pod_info};
 
@@ -157,7 +157,7 @@ impl Lookup {
         let (api, mut next, mut infos) = (self.pods_api(namespace), Some(params), Vec::new());
         while let Some(params) = next {
             let page;
-            (page, next) = self.api.page(&what, &api, params).await.map_err(|p| remedy::for_lookup(p, namespace))?;
+            (page, next) = self.api.page(&what, &api, params).await.map_err(|p| advice::for_lookup(p, namespace))?;
             infos.extend(self.infos(page).await?);
         }
         infos.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
@@ -191,7 +191,7 @@ impl Lookup {
     async fn pod_by_name(&self, namespace: &str, name: &str) -> Result<Option<PodInfo>, Problem> {
         let what = format!("read pod {namespace}/{name}");
         let pod = self.api.ask_opt(&what, self.pods_api(Some(namespace)).get(name)).await;
-        match pod.map_err(|p| remedy::for_lookup(p, Some(namespace)))? {
+        match pod.map_err(|p| advice::for_lookup(p, Some(namespace)))? {
             Some(pod) => Ok(self.infos(vec![pod]).await?.pop()),
             None => Ok(None),
         }
@@ -324,7 +324,7 @@ impl Inventory for Lookup {
 
     async fn node(&self, name: &str) -> Result<Option<PodInfo>> {
         let api: kube::Api<ApiNode> = kube::Api::all(self.api.client());
-        let node = self.api.ask_opt(&format!("read node {name}"), api.get(name)).await.map_err(remedy::for_node)?;
+        let node = self.api.ask_opt(&format!("read node {name}"), api.get(name)).await.map_err(advice::for_node)?;
         Ok(node.as_ref().map(NodeFacts::of).map(|f| PodInfo { unusable: f.unusable, ..PodInfo::of_node(&f.node) }))
     }
 
@@ -337,7 +337,7 @@ impl Inventory for Lookup {
     async fn service(&self, namespace: &str, name: &str) -> Result<Option<ServiceInfo>> {
         let api: kube::Api<ApiService> = kube::Api::namespaced(self.api.client(), namespace);
         let found = self.api.ask_opt(&format!("read Service {namespace}/{name}"), api.get(name)).await;
-        let Some(object) = found.map_err(|p| remedy::for_lookup(p, Some(namespace)))? else { return Ok(None) };
+        let Some(object) = found.map_err(|p| advice::for_lookup(p, Some(namespace)))? else { return Ok(None) };
         if let Some(alias) = service_info::alias(&object) {
             let text = format!(
                 "Service {namespace}/{name} is of type ExternalName, an alias in DNS for {alias} without addresses of its own: \
@@ -345,7 +345,7 @@ impl Inventory for Lookup {
             );
             return Err(Problem::new(ProblemKind::Other, text).into());
         }
-        let slices = self.slices(namespace, Some(name)).await.map_err(|p| remedy::for_lookup(p, Some(namespace)))?;
+        let slices = self.slices(namespace, Some(name)).await.map_err(|p| advice::for_lookup(p, Some(namespace)))?;
         Ok(Some(self.service_info(&object, &slices).await?))
     }
 

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
 use crate::cluster::api::problem::{Kind as ProblemKind, Problem};
-use crate::cluster::helper::remedy;
+use crate::cluster::helper::advice;
 use crate::cluster::lookup::Lookup;
 use crate::inventory::Kind;
 
@@ -45,6 +45,6 @@ impl Lookup {
     {
         let api: kube::Api<K> = kube::Api::namespaced(self.api().client(), namespace);
         let what = format!("read {} {namespace}/{name}", kind.word());
-        self.api().ask_opt(&what, api.get(name)).await.map_err(|p| remedy::for_lookup(p, Some(namespace)))
+        self.api().ask_opt(&what, api.get(name)).await.map_err(|p| advice::for_lookup(p, Some(namespace)))
     }
 }

@@ -224,14 +224,14 @@ impl Known {
             }
             Change::Refused(p) => {
                 let first = !std::mem::replace(&mut self.refused, true);
-                let remedy = match p.kind {
+                let advice = match p.kind {
                     Kind::Forbidden => "\nthe ClusterRole sockpath-lookup of manifests/rbac.yaml lets you watch them",
                     // Expired credentials, for instance.
                     _ => "",
                 };
                 first.then(|| {
                     News::Unwatched(format!(
-                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}{remedy}"
+                        "NetworkPolicies are not watched, so accelerated connections bypass changed policies: {p}{advice}"
                     ))
                 })
             }

@@ -28,7 +28,7 @@ pub fn binding(user: Option<&str>, namespace: Option<&str>, role: &str) -> Strin
 /// Adds the next step to a refused creation of a helper pod.
 #[must_use]
 pub fn for_create(problem: Problem, namespace: &str) -> Problem {
-    let remedy = match problem.kind {
+    let advice = match problem.kind {
         Kind::PodSecurity => format!(
             "the helper needs a namespace that admits it: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite\n\
              or name one that does: --helper-namespace NS; kubectl apply -f {MANIFESTS} makes namespace sockpath"
@@ -53,7 +53,7 @@ pub fn for_create(problem: Problem, namespace: &str) -> Problem {
         ),
         _ => return problem,
     };
-    problem.with_remedy(&remedy)
+    problem.with_advice(&advice)
 }
 
 /// What to do about an admission controller's refusal; whose it is stands in its message.
@@ -99,7 +99,7 @@ pub fn for_attach(problem: Problem, namespace: &str) -> Problem {
     match problem.kind {
         Kind::Forbidden => {
             let grant = binding(problem.user(), Some(namespace), "--role=sockpath-user");
-            problem.with_remedy(&format!(
+            problem.with_advice(&format!(
                 "attaching needs get and, from Kubernetes 1.35, create on pods/attach; the Role of manifests/rbac.yaml has both:\n{grant}"
             ))
         }
@@ -114,7 +114,7 @@ pub fn for_lookup(problem: Problem, namespace: Option<&str>) -> Problem {
         return problem;
     }
     let grant = binding(problem.user(), namespace, "--clusterrole=sockpath-lookup");
-    problem.with_remedy(&match namespace {
+    problem.with_advice(&match namespace {
         Some(_) => format!("an administrator can allow it: {grant}"),
         None => format!("set a namespace with -n, or let an administrator allow it:\n{grant}"),
     })
@@ -127,7 +127,7 @@ pub fn for_node(problem: Problem) -> Problem {
         return problem;
     }
     let grant = binding(problem.user(), None, "--clusterrole=sockpath-nodes");
-    problem.with_remedy(&format!("an administrator can allow it: {grant}"))
+    problem.with_advice(&format!("an administrator can allow it: {grant}"))
 }
 
 /// What is left out for a user who may not list nodes, and who may change that.
