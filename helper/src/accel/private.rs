@@ -1,5 +1,5 @@
-//! A network namespace of our own with two connected sockets in it, and a BPF file system of our own: the ground for looking at the
-//! kernel before others' connections are touched.
+//! A network namespace of our own with two connected sockets in it, and a BPF file system of our own: the environment of tests of the
+//! kernel before the helper touches the connections of others.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -22,8 +22,8 @@ const FIONREAD_TCP: &str = "fionread-tcp";
 /// How long a step on the private sockets may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The two private sockets, in the map.
-struct Ground<'a> {
+/// A connection between two private sockets, both in the map.
+struct PrivateConnection<'a> {
     instance: &'a Instance,
     writer: TcpStream,
     reader: TcpStream,
@@ -36,11 +36,18 @@ pub fn run(instance: &Instance) -> Result<Vec<SelfTest>> {
     // What they do must not be observed, and they receive as blocking readers do. Nothing is known of FIONREAD yet.
     instance.control().begin_epoch();
     let leave_blocking = instance.control().set_leave_blocking(0);
-    let mut ground = Ground::prepare(instance)?;
-    let tests = vec![ground.redirect()?, ground.order()?, ground.fionread()?, ground.fionread_of_tcp()?, ground.splice()?, ground.fin()?];
+    let mut connection = PrivateConnection::prepare(instance)?;
+    let tests = vec![
+        connection.redirect()?,
+        connection.order()?,
+        connection.fionread()?,
+        connection.fionread_of_tcp()?,
+        connection.splice()?,
+        connection.fin()?,
+    ];
     let lies = tests.iter().any(|c| c.name == FIONREAD_TCP && !c.passed);
     instance.control().set_fionread_lies(lies);
-    let Ground { writer, reader, .. } = ground;
+    let PrivateConnection { writer, reader, .. } = connection;
     // The kernel adds what they carried to the totals when it forgets them, which may be later than what follows here.
     for socket in tracked(instance) {
         instance.ends.forget_traffic(socket.slot);
@@ -74,7 +81,7 @@ pub fn close(instance: &Instance, ends: [TcpStream; 2], patience: Duration) -> R
     }
 }
 
-impl<'a> Ground<'a> {
+impl<'a> PrivateConnection<'a> {
     fn prepare(instance: &'a Instance) -> Result<Self> {
         let (mut writer, mut reader) = instance.private_pair()?;
         for stream in [&writer, &reader] {

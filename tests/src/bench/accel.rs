@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::ground::{Cpus, Ground, Route};
+use super::environment::{Cpus, Environment, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::{Load, Run};
 use super::stats::Sample;
@@ -15,9 +15,14 @@ use crate::torture::accelerator::{Accelerator, Choice};
 ///
 /// # Errors
 /// What `f` says, or the end of the acceleration.
-pub fn accelerated<T>(ground: &Ground, cpus: Cpus, pods: &[&str], f: impl FnOnce(&mut Accelerator) -> Result<T>) -> Result<Option<T>> {
+pub fn accelerated<T>(
+    environment: &Environment,
+    cpus: Cpus,
+    pods: &[&str],
+    f: impl FnOnce(&mut Accelerator) -> Result<T>,
+) -> Result<Option<T>> {
     let choice = Choice { pods: pods.iter().map(|p| (*p).to_owned()).collect(), ..Choice::default() };
-    accelerated_with(ground, cpus, &choice, f)
+    accelerated_with(environment, cpus, &choice, f)
 }
 
 /// The same with this choice.
@@ -25,12 +30,12 @@ pub fn accelerated<T>(ground: &Ground, cpus: Cpus, pods: &[&str], f: impl FnOnce
 /// # Errors
 /// What `f` says, or the end of the acceleration.
 pub(super) fn accelerated_with<T>(
-    ground: &Ground,
+    environment: &Environment,
     cpus: Cpus,
     choice: &Choice,
     f: impl FnOnce(&mut Accelerator) -> Result<T>,
 ) -> Result<Option<T>> {
-    let mut on = match Accelerator::start_with(&ground.lab, choice) {
+    let mut on = match Accelerator::start_with(&environment.lab, choice) {
         Ok(on) => on,
         Err(e) => {
             eprintln!("  no acceleration: {e:#}");
@@ -80,11 +85,11 @@ pub(super) fn size_name(size: usize) -> String {
 }
 
 /// Measures lines of equal CPUs: in each round every line plain, by loopback and AF_UNIX, then every line accelerated.
-fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
+fn measure(environment: &Environment, lines: &mut [Line], effort: Effort) -> Result<()> {
     let Some(cpus) = lines.first().map(|l| l.case.cpus) else { return Ok(()) };
     for _ in 0..effort.repeats {
         for line in &mut *lines {
-            let run = |route: Route| line.case.run(ground, route, effort.time);
+            let run = |route: Route| line.case.run(environment, route, effort.time);
             line.plain.0.push(run(line.route)?);
             if line.route == Route::Direct && line.case.load != Load::Connect {
                 line.loopback.0.push(run(Route::Loopback)?);
@@ -92,9 +97,9 @@ fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
             }
         }
         let blocking_readers = lines.iter().any(|line| line.case.load == Load::Blocking);
-        accelerated_with(ground, cpus, &Choice { blocking_readers, ..Choice::default() }, |_| {
+        accelerated_with(environment, cpus, &Choice { blocking_readers, ..Choice::default() }, |_| {
             for line in &mut *lines {
-                line.accelerated.0.push(line.case.run(ground, line.route, effort.time)?);
+                line.accelerated.0.push(line.case.run(environment, line.route, effort.time)?);
             }
             Ok(())
         })?;
@@ -106,7 +111,7 @@ fn measure(ground: &Ground, lines: &mut [Line], effort: Effort) -> Result<()> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn request_response(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new(
         "Request-response",
         &[
@@ -142,7 +147,7 @@ pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
             .into_iter()
             .flat_map(|size| [Route::Direct, Route::Service].map(|route| Line::new(Load::RequestResponse, size, cpus, route)))
             .collect();
-        measure(ground, &mut lines, effort)?;
+        measure(environment, &mut lines, effort)?;
         for l in &lines {
             let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
             let (gain, limit) = (fast.over(&plain), fast.over(&unix));
@@ -184,13 +189,13 @@ pub fn request_response(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn sleeping_readers(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn sleeping_readers(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let head = ["message, CPUs", "plain TCP /s", "accelerated /s", "loopback /s", "AF_UNIX /s", "x plain", "x AF_UNIX", "p50 x plain"];
     let mut table = Table::new("Request-response of readers that sleep in recv, with --blocking-readers", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let sizes = [64, 1 << 10, 16 << 10];
         let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Blocking, size, cpus, Route::Direct)).collect();
-        measure(ground, &mut lines, effort)?;
+        measure(environment, &mut lines, effort)?;
         for l in &lines {
             let (plain, fast, unix) = (l.plain.rates(), l.accelerated.rates(), l.unix.rates());
             table.row(vec![
@@ -212,13 +217,13 @@ pub fn sleeping_readers(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn streams(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let head = ["write, CPUs", "plain TCP Gbit/s", "accelerated", "loopback", "AF_UNIX", "x plain", "goal"];
     let mut table = Table::new("Streams", &head);
     for cpus in [Cpus::One, Cpus::Two] {
         let sizes = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
         let mut lines: Vec<Line> = sizes.into_iter().map(|size| Line::new(Load::Stream, size, cpus, Route::Direct)).collect();
-        measure(ground, &mut lines, effort)?;
+        measure(environment, &mut lines, effort)?;
         for l in &lines {
             let gain = l.accelerated.rates().over(&l.plain.rates());
             let least = if cpus == Cpus::One && l.case.size >= 64 << 10 { 2.5 } else { 1.0 };
@@ -234,11 +239,11 @@ pub fn streams(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn connections(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn connections(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("Connect-request-close", &["message, CPUs", "plain TCP /s", "accelerated /s", "x plain", "goal"]);
     for cpus in [Cpus::One, Cpus::Two] {
         let mut lines = vec![Line::new(Load::Connect, 64, cpus, Route::Direct), Line::new(Load::Connect, 64, cpus, Route::Service)];
-        measure(ground, &mut lines, effort)?;
+        measure(environment, &mut lines, effort)?;
         for l in &lines {
             let gain = l.accelerated.rates().over(&l.plain.rates());
             let goal = reached(gain.median(), 0.97);
@@ -252,7 +257,7 @@ pub fn connections(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn bystanders(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn bystanders(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let head = ["pair, CPUs", "without /s", "while others are accelerated /s", "ratio", "goal"];
     let mut table = Table::new("Connections that are not accelerated (request-response, 64 B)", &head);
     let cases: [(&str, Route, &[&str]); 3] = [
@@ -265,8 +270,8 @@ pub fn bystanders(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
             let case = Case { load: Load::RequestResponse, size: 64, cpus };
             let (mut without, mut with) = (Vec::<Run>::new(), Vec::<Run>::new());
             for _ in 0..effort.repeats {
-                without.push(case.run(ground, route, effort.time)?);
-                let run = accelerated(ground, cpus, pods, |_| case.run(ground, route, effort.time))?;
+                without.push(case.run(environment, route, effort.time)?);
+                let run = accelerated(environment, cpus, pods, |_| case.run(environment, route, effort.time))?;
                 with.extend(run);
             }
             let (without, with) = (Column(without).rates(), Column(with).rates());

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::ground::Ground;
+use super::environment::Environment;
 use super::measure::Effort;
 use super::stats::Sample;
 use super::table::{Table, goal};
@@ -40,7 +40,7 @@ impl Drop for Trace {
 ///
 /// # Errors
 /// When a trace fails.
-pub fn cluster(_: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn cluster(_: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("On a cluster", &["what", "measured", "goal"]);
     let Some(cluster) = cluster_or_skip("bench, section cluster", Setup::RoutesNftables) else {
         table.note("Not measured: there is no cluster (`KUBECONFIG`, or `K8S_BIN`).".to_owned());

@@ -14,7 +14,7 @@ use sockpath_protocol::Request;
 use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, Pair, PairState, Via};
 use sockpath_protocol::request::{Container, Locate, Pod};
 
-use super::ground::{Ground, PORT, Process};
+use super::environment::{Environment, PORT, Process};
 use super::many::{maps, memory, mib, use_until_accelerated};
 use super::measure::Effort;
 use super::table::{Table, goal};
@@ -66,16 +66,16 @@ fn ip(args: &[&str], commands: &str) -> Result<()> {
 }
 
 impl Crowd {
-    fn of(ground: &Ground) -> Result<Self> {
-        let model = ground.status.pods.iter().find(|p| p.name == "curl").context("no pod curl")?;
-        let node = ground.status.nodes.iter().find(|n| n.name == model.node).context("no node")?;
+    fn of(environment: &Environment) -> Result<Self> {
+        let model = environment.status.pods.iter().find(|p| p.name == "curl").context("no pod curl")?;
+        let node = environment.status.nodes.iter().find(|n| n.name == model.node).context("no node")?;
         let node_netns = Path::new(&node.netns).file_name().context("a namespace without a name")?.to_string_lossy().into_owned();
-        let IpAddr::V4(ip_of_model) = ground.ip("curl")? else { anyhow::bail!("no IPv4 address") };
+        let IpAddr::V4(ip_of_model) = environment.ip("curl")? else { anyhow::bail!("no IPv4 address") };
         let [a, b, c, _] = ip_of_model.octets();
         let root = Path::new(&model.cgroup).parent().context("a cgroup without a parent")?;
         let mut crowd = Self { pods: Vec::new(), netns: Vec::new(), cgroups: Vec::new(), servers: Vec::new(), clients: Vec::new() };
         for host in (FIRST..).take(PODS.into()) {
-            let name = format!("{}-crowd-{host}", ground.lab.instance());
+            let name = format!("{}-crowd-{host}", environment.lab.instance());
             ip(&["netns", "add", &name], "")?;
             crowd.netns.push(name.clone());
             let device = format!("crowd{host}");
@@ -139,9 +139,9 @@ impl Crowd {
         self.clients.iter_mut().try_for_each(|client| client.line().map(drop))
     }
 
-    fn request(&self, ground: &Ground, via: Via) -> AccelerateRequest {
+    fn request(&self, environment: &Environment, via: Via) -> AccelerateRequest {
         let choice = Choice { via, lease: Duration::from_secs(60), socket_programs: vec!["bench".to_owned()], ..Choice::default() };
-        let mut request = choice.request(&ground.lab);
+        let mut request = choice.request(&environment.lab);
         // `auto` alone asks which programs are proven.
         request.socket_programs.retain(|_| via == Via::Auto);
         request.pods.clone_from(&self.pods);
@@ -176,16 +176,16 @@ fn choose(on: &mut Accelerator, request: &AccelerateRequest, pods: &[Pod], first
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn crowd(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
-    let mut crowd = Crowd::of(ground)?;
+pub fn crowd(environment: &Environment, _: Effort) -> Result<Vec<Table>> {
+    let mut crowd = Crowd::of(environment)?;
     let mut table = Table::new("110 pods with 10,000 connections on a node", &["path", "what", "measured", "goal"]);
     for (via, name) in [(Via::Short, "short"), (Via::Auto, "auto")] {
         let mut row = |what: &str, measured: String, goal: String| table.row(vec![name.to_owned(), what.to_owned(), measured, goal]);
         let none = || "-".to_owned();
-        let request = crowd.request(ground, via);
+        let request = crowd.request(environment, via);
         let before = maps()?;
         let start = Instant::now();
-        let mut on = Accelerator::start_requested(&ground.lab, &request)?;
+        let mut on = Accelerator::start_requested(&environment.lab, &request)?;
         row("command to armed", format!("{:.2} s", start.elapsed().as_secs_f64()), none());
         let accelerated = use_until_accelerated(CONNECTIONS, &mut on, || crowd.exchange(STEP))?;
         let all = goal("all", accelerated >= CONNECTIONS as u64);

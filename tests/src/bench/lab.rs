@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::ground::Ground;
+use super::environment::Environment;
 use super::measure::Effort;
 use super::stats::Sample;
 use super::table::{Table, goal};
@@ -14,7 +14,7 @@ use crate::lab::{Lab, succeed};
 ///
 /// # Errors
 /// None: a lab that does not come up is a panic, as in tests.
-pub fn lab(_: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn lab(_: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("The lab", &["what", "measured", "goal"]);
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for _ in 0..effort.repeats {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use sockpath_protocol::accel::Via;
 
 use super::accel::accelerated_with;
-use super::ground::{Cpus, Ground, PORT, Process, Route};
+use super::environment::{Cpus, Environment, PORT, Process, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::{Load, Run};
 use super::table::{Table, goal, reached};
@@ -51,9 +51,9 @@ fn resident(pid: u32) -> Result<u64> {
 }
 
 /// A client that holds them all open, and how fast it opened them.
-fn open(ground: &Ground) -> Result<(Process, Run)> {
-    let to = SocketAddr::new(ground.ip("httpbin")?, PORT).to_string();
-    let mut client = ground.start("curl", &["many", "--cpu", "0", "--to", &to, "--count", &COUNT.to_string()])?;
+fn open(environment: &Environment) -> Result<(Process, Run)> {
+    let to = SocketAddr::new(environment.ip("httpbin")?, PORT).to_string();
+    let mut client = environment.start("curl", &["many", "--cpu", "0", "--to", &to, "--count", &COUNT.to_string()])?;
     let opened = serde_json::from_str(&client.line()?).context("the client printed no result")?;
     Ok((client, opened))
 }
@@ -88,18 +88,18 @@ pub(super) fn memory(before: &BTreeMap<u64, u64>, on: &Accelerator) -> Result<(u
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn many_short(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("10,000 connections on the short path", &["what", "measured", "goal"]);
     let choice = Choice { lease: Duration::from_secs(60), via: Via::Short, ..Choice::default() };
     let before = maps()?;
-    let idle = Accelerator::start_with(&ground.lab, &choice)?;
+    let idle = Accelerator::start_with(&environment.lab, &choice)?;
     let (fixed_maps, fixed_helper) = memory(&before, &idle)?;
     idle.finish()?;
-    let (mut client, _) = open(ground)?;
+    let (mut client, _) = open(environment)?;
     let plain = turnaround(&mut client, EXCHANGES)?;
     let before = maps()?;
     let start = Instant::now();
-    let mut on = Accelerator::start_with(&ground.lab, &choice)?;
+    let mut on = Accelerator::start_with(&environment.lab, &choice)?;
     let armed = start.elapsed();
     let accelerated = use_until_accelerated(COUNT, &mut on, || turnaround(&mut client, STEP).map(drop))?;
     let took = start.elapsed();
@@ -120,7 +120,7 @@ pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
     on.finish()?;
     table.row(vec!["back to the stack".to_owned(), format!("{:.2} s", start.elapsed().as_secs_f64()), "-".to_owned()]);
     turnaround(&mut client, COUNT).context("after the end")?;
-    let [stack, short] = [false, true].map(|on| coming_and_going(ground, on.then_some(&choice), effort));
+    let [stack, short] = [false, true].map(|on| coming_and_going(environment, on.then_some(&choice), effort));
     let (stack, short) = (stack?, short?);
     table.row(vec!["request-response beside 100 more a second, by the stack".to_owned(), format!("{stack:.3} x without"), "-".to_owned()]);
     let what = "the same by the short path".to_owned();
@@ -130,23 +130,23 @@ pub fn many_short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 
 /// The rate of request-response beside 100 connections a second that come, have 16 exchanges and go, to that without them. They run on
 /// another CPU, the helper on that of the request-response.
-fn coming_and_going(ground: &Ground, choice: Option<&Choice>, effort: Effort) -> Result<f64> {
+fn coming_and_going(environment: &Environment, choice: Option<&Choice>, effort: Effort) -> Result<f64> {
     let case = Case { load: Load::RequestResponse, size: 64, cpus: Cpus::One };
-    let (_, place) = ground.place(Route::Direct, Cpus::Two)?;
+    let (_, place) = environment.place(Route::Direct, Cpus::Two)?;
     let super::peer::Place::Tcp(to) = place else { anyhow::bail!("connections come and go by TCP") };
     let args = ["churn", "--cpu", "1", "--rate", "100", "--exchanges", "16", "--to", &to.to_string()];
     let (mut quiet, mut busy) = (Column::default(), Column::default());
     let mut rounds = || -> Result<()> {
         for _ in 0..effort.repeats {
-            quiet.0.push(case.run(ground, Route::Direct, effort.time)?);
-            let mut others = ground.start("curl", &args)?;
+            quiet.0.push(case.run(environment, Route::Direct, effort.time)?);
+            let mut others = environment.start("curl", &args)?;
             others.line()?;
-            busy.0.push(case.run(ground, Route::Direct, effort.time)?);
+            busy.0.push(case.run(environment, Route::Direct, effort.time)?);
         }
         Ok(())
     };
     match choice {
-        Some(choice) => accelerated_with(ground, Cpus::One, choice, |_| rounds())?.context("no acceleration")?,
+        Some(choice) => accelerated_with(environment, Cpus::One, choice, |_| rounds())?.context("no acceleration")?,
         None => rounds()?,
     }
     Ok(busy.rates().over(&quiet.rates()).median())
@@ -156,9 +156,9 @@ fn coming_and_going(ground: &Ground, choice: Option<&Choice>, effort: Effort) ->
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
+pub fn many(environment: &Environment, _: Effort) -> Result<Vec<Table>> {
     let mut table = Table::new("10,000 connections between two pods", &["what", "measured", "goal"]);
-    let (mut client, opened) = open(ground)?;
+    let (mut client, opened) = open(environment)?;
     let plain = turnaround(&mut client, EXCHANGES)?;
     table.row(vec!["opened over plain TCP".to_owned(), format!("{:.0} connections/s", opened.rate), "-".to_owned()]);
     let us = |run: &Run| format!("p50 {:.1} us, p99 {:.1} us", run.p50_ns as f64 / 1e3, run.p99_ns as f64 / 1e3);
@@ -166,7 +166,7 @@ pub fn many(ground: &Ground, _: Effort) -> Result<Vec<Table>> {
 
     let before = maps()?;
     let start = Instant::now();
-    let mut on = match Accelerator::start_with(&ground.lab, &Choice { lease: Duration::from_secs(60), ..Choice::default() }) {
+    let mut on = match Accelerator::start_with(&environment.lab, &Choice { lease: Duration::from_secs(60), ..Choice::default() }) {
         Ok(on) => on,
         Err(e) => {
             table.unmeasured(format!("Not accelerated: {e:#}"));

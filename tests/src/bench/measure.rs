@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ground::{Cpus, Ground, Route};
+use super::environment::{Cpus, Environment, Route};
 use super::peer::{Load, Run};
 use super::stats::Sample;
 
@@ -69,7 +69,7 @@ impl Case {
     ///
     /// # Errors
     /// What the client says.
-    pub fn run(&self, ground: &Ground, route: Route, time: Duration) -> Result<Run> {
-        ground.run(route, self.cpus, self.load, self.size, time)
+    pub fn run(&self, environment: &Environment, route: Route, time: Duration) -> Result<Run> {
+        environment.run(route, self.cpus, self.load, self.size, time)
     }
 }

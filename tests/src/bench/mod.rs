@@ -3,7 +3,7 @@
 pub mod accel;
 pub mod cluster;
 pub mod crowd;
-pub mod ground;
+pub mod environment;
 pub mod lab;
 pub mod many;
 pub mod measure;

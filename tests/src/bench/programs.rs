@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use sockpath_protocol::accel::Via;
 
 use super::accel::accelerated_with;
-use super::ground::{Cpus, Ground};
+use super::environment::{Cpus, Environment};
 use super::measure::Effort;
 use super::stats::Sample;
 use super::table::{Table, reached};
@@ -109,7 +109,7 @@ fn number(word: &str) -> Option<f64> {
 ///
 /// # Errors
 /// When a program or the helper fails.
-pub fn programs(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn programs(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let head = ["program", "stack /s", "short path /s", "x stack", "goal", "default /s", "x stack", "goal"];
     let mut table = Table::new("Programs, through the Service", &head);
     let seconds = effort.time.as_secs().max(1);
@@ -120,9 +120,9 @@ pub fn programs(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
             table.unmeasured(format!("{program:?} was not measured: {why}"));
             continue;
         }
-        let service = Service::start(&ground.lab, "httpbin", program)?;
+        let service = Service::start(&environment.lab, "httpbin", program)?;
         for job in JOBS.iter().filter(|j| j.program == program) {
-            table.row(measure(ground, job, effort.repeats, seconds)?);
+            table.row(measure(environment, job, effort.repeats, seconds)?);
         }
         drop(service);
     }
@@ -130,14 +130,14 @@ pub fn programs(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
 }
 
 /// In each round by the stack, then by each path.
-fn measure(ground: &Ground, job: &Job, repeats: usize, seconds: u64) -> Result<Vec<String>> {
+fn measure(environment: &Environment, job: &Job, repeats: usize, seconds: u64) -> Result<Vec<String>> {
     let mut stack = Vec::new();
     let mut paths = PATHS.map(|_| Vec::new());
     for _ in 0..repeats {
-        stack.push(run(ground, job, seconds)?);
+        stack.push(run(environment, job, seconds)?);
         for (via, rates) in PATHS.into_iter().zip(&mut paths) {
             let choice = Choice { via, ..Choice::default() };
-            rates.extend(accelerated_with(ground, Cpus::Two, &choice, |_| run(ground, job, seconds))?);
+            rates.extend(accelerated_with(environment, Cpus::Two, &choice, |_| run(environment, job, seconds))?);
         }
     }
     let stack = Sample(stack);
@@ -150,10 +150,10 @@ fn measure(ground: &Ground, job: &Job, repeats: usize, seconds: u64) -> Result<V
     Ok(cells)
 }
 
-fn run(ground: &Ground, job: &Job, seconds: u64) -> Result<f64> {
-    let ip = ground.service_ip("httpbin")?.to_string();
+fn run(environment: &Environment, job: &Job, seconds: u64) -> Result<f64> {
+    let ip = environment.service_ip("httpbin")?.to_string();
     let command = (job.command)(&ip, seconds);
-    let out = ground.lab.exec("curl", command.split(' ')).output().with_context(|| format!("cannot run {command}"))?;
+    let out = environment.lab.exec("curl", command.split(' ')).output().with_context(|| format!("cannot run {command}"))?;
     let text = String::from_utf8_lossy(&out.stdout);
     ensure!(out.status.success(), "{command}: {text}{}", String::from_utf8_lossy(&out.stderr));
     (job.rate)(&text).with_context(|| format!("{command} printed no rate: {text}"))

@@ -5,7 +5,7 @@ use sockpath_protocol::accel::Via;
 use sockpath_protocol::lab::Overlay;
 
 use super::accel::{accelerated_with, size_name};
-use super::ground::{Cpus, Ground, Route};
+use super::environment::{Cpus, Environment, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
 use super::table::{Table, reached};
@@ -90,17 +90,17 @@ fn between_nodes(least: [f64; 4]) -> Vec<Row> {
 }
 
 /// In each round every row of one kind of CPUs by the stack, then by the short path.
-fn measure(ground: &Ground, rows: &mut [Row], effort: Effort) -> Result<()> {
+fn measure(environment: &Environment, rows: &mut [Row], effort: Effort) -> Result<()> {
     for cpus in [Cpus::One, Cpus::Two] {
         let mut rows: Vec<&mut Row> = rows.iter_mut().filter(|r| r.case.cpus == cpus).collect();
         for _ in 0..if rows.is_empty() { 0 } else { effort.repeats } {
             for row in &mut rows {
-                row.stack.0.push(row.case.run(ground, row.route, effort.time)?);
+                row.stack.0.push(row.case.run(environment, row.route, effort.time)?);
             }
             let choice = Choice { via: Via::Short, ..Choice::default() };
-            accelerated_with(ground, cpus, &choice, |_| {
+            accelerated_with(environment, cpus, &choice, |_| {
                 for row in &mut rows {
-                    row.short.0.push(row.case.run(ground, row.route, effort.time)?);
+                    row.short.0.push(row.case.run(environment, row.route, effort.time)?);
                 }
                 Ok(())
             })?;
@@ -113,16 +113,16 @@ fn measure(ground: &Ground, rows: &mut [Row], effort: Effort) -> Result<()> {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn short(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
+pub fn short(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
     let head = ["what", "stack", "short path", "ratio", "goal", "client CPU us, stack", "short path"];
     let mut table = Table::new("The short path", &head);
     let mut rows = on_one_node();
-    measure(ground, &mut rows, effort)?;
+    measure(environment, &mut rows, effort)?;
     rows.iter().for_each(|r| table.row(r.cells("same node")));
     let mut rows = between_nodes([1.45, 1.6, 1.0, 1.15]);
-    measure(ground, &mut rows, effort)?;
+    measure(environment, &mut rows, effort)?;
     rows.iter().for_each(|r| table.row(r.cells("two nodes, routes")));
-    let tunnelled = Ground::with_overlay(Overlay::Vxlan)?;
+    let tunnelled = Environment::with_overlay(Overlay::Vxlan)?;
     let mut rows = between_nodes([1.35, 1.35, 1.1, 1.1]);
     measure(&tunnelled, &mut rows, effort)?;
     rows.iter().for_each(|r| table.row(r.cells("two nodes, VXLAN")));

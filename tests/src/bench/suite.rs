@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::accel;
-use super::ground::Ground;
+use super::environment::Environment;
 use super::measure::Effort;
 use super::table::Table;
 use super::{cluster, crowd, lab, many, programs, short as short_path, trace};
@@ -13,9 +13,9 @@ use super::{cluster, crowd, lab, many, programs, short as short_path, trace};
 /// Runs what `only` names (everything when it is empty), prints the tables, and returns the goals that were missed, in words.
 ///
 /// # Errors
-/// When `only` names no section, or the ground cannot be prepared; a section that fails is reported in its place, and is a missed goal.
+/// When `only` names no section, or the environment cannot be prepared; a section that fails is reported in its place, and is a missed goal.
 pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
-    type Section = fn(&Ground, Effort) -> Result<Vec<Table>>;
+    type Section = fn(&Environment, Effort) -> Result<Vec<Table>>;
     let ms = Duration::from_millis;
     let (repeats, short, long) = if quick { (3, ms(150), ms(250)) } else { (7, ms(300), ms(700)) };
     let sections: [(&str, Section, Effort); 13] = [
@@ -38,14 +38,14 @@ pub fn run(quick: bool, only: &[String]) -> Result<Vec<String>> {
     }
     let start = Instant::now();
     println!("{}", heading(quick)?);
-    let ground = Ground::new()?;
+    let environment = Environment::new()?;
     let mut missed = Vec::new();
     for (name, section, effort) in sections {
         if !only.is_empty() && !only.iter().any(|o| o == name) {
             continue;
         }
         eprintln!("{name}");
-        match section(&ground, effort) {
+        match section(&environment, effort) {
             Ok(tables) => tables.iter().for_each(|t| {
                 print!("{}", t.markdown());
                 missed.extend(t.missed());

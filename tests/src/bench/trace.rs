@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use sockpath_protocol::Request;
 use sockpath_protocol::request::{Node, Pod, TraceRequest};
 
-use super::ground::{Cpus, Ground, Route};
+use super::environment::{Cpus, Environment, Route};
 use super::measure::{Case, Column, Effort};
 use super::peer::Load;
 use super::stats::Sample;
@@ -24,22 +24,23 @@ struct Tracing {
 }
 
 impl Tracing {
-    fn start(ground: &Ground, every_packet: bool) -> Result<(Self, Duration)> {
-        let pod = |name: &str| ground.status.pods.iter().find(|p| p.name == name).map(Pod::from).with_context(|| format!("no pod {name}"));
+    fn start(environment: &Environment, every_packet: bool) -> Result<(Self, Duration)> {
+        let pod =
+            |name: &str| environment.status.pods.iter().find(|p| p.name == name).map(Pod::from).with_context(|| format!("no pod {name}"));
         let request = TraceRequest {
             source: pod("curl")?,
             targets: vec![pod("httpbin")?],
             addresses: Vec::new(),
             services: Vec::new(),
             port: None,
-            nodes: ground.status.nodes.iter().filter(|n| n.name == "node-1").map(Node::from).collect(),
+            nodes: environment.status.nodes.iter().filter(|n| n.name == "node-1").map(Node::from).collect(),
             every_packet,
             no_rules: false,
             packets_per_second: 0,
             count: None,
         };
         let start = Instant::now();
-        let mut command = ground.lab.helper();
+        let mut command = environment.lab.helper();
         command.arg("session").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the helper")?;
         let mut stdin = child.stdin.take().context("no stdin")?;
@@ -100,10 +101,10 @@ struct Bpftrace(Child);
 
 impl Bpftrace {
     /// `None`, with a reason on stderr, where it does not run.
-    fn start(ground: &Ground) -> Result<Option<Self>> {
+    fn start(environment: &Environment) -> Result<Option<Self>> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/path.bt");
         let number = |pod: &str| -> Result<String> {
-            match ground.ip(pod)? {
+            match environment.ip(pod)? {
                 // As the kernel keeps it: in network order.
                 std::net::IpAddr::V4(v4) => Ok(u32::from_ne_bytes(v4.octets()).to_string()),
                 std::net::IpAddr::V6(_) => anyhow::bail!("no IPv4 address"),
@@ -147,15 +148,15 @@ impl Drop for Bpftrace {
 ///
 /// # Errors
 /// When a peer or the helper fails.
-pub fn trace(ground: &Ground, effort: Effort) -> Result<Vec<Table>> {
-    Ok(vec![cost(ground, effort)?, times(ground, effort)?])
+pub fn trace(environment: &Environment, effort: Effort) -> Result<Vec<Table>> {
+    Ok(vec![cost(environment, effort)?, times(environment, effort)?])
 }
 
 /// How long the traced pair is silent before other pairs are measured: long enough for the machine-wide hooks to be detached.
 const SILENCE: Duration = Duration::from_millis(2500);
 
 /// Request-response of 64 B with and without traces.
-fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
+fn cost(environment: &Environment, effort: Effort) -> Result<Table> {
     let head = ["pair, CPUs", "untraced /s", "traced /s", "ratio", "goal"];
     let mut table = Table::new("Cost of tracing curl to httpbin (request-response, 64 B)", &head);
     for cpus in [Cpus::One, Cpus::Two] {
@@ -171,20 +172,20 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
             let mut runs = |column: usize, only_first: bool| -> Result<()> {
                 for (n, (route, _)) in routes.iter().enumerate().take(if only_first { 1 } else { routes.len() }) {
                     if n == 1 && column == 1 {
-                        case.run(ground, *route, SILENCE)?;
+                        case.run(environment, *route, SILENCE)?;
                     }
-                    columns[n][column].0.push(case.run(ground, *route, effort.time)?);
+                    columns[n][column].0.push(case.run(environment, *route, effort.time)?);
                 }
                 Ok(())
             };
             runs(0, false)?;
-            let (tracing, _) = Tracing::start(ground, false)?;
+            let (tracing, _) = Tracing::start(environment, false)?;
             runs(1, false)?;
             tracing.end()?;
-            let (tracing, _) = Tracing::start(ground, true)?;
+            let (tracing, _) = Tracing::start(environment, true)?;
             runs(2, true)?;
             tracing.end()?;
-            if let Some(other) = Bpftrace::start(ground)? {
+            if let Some(other) = Bpftrace::start(environment)? {
                 runs(3, true)?;
                 drop(other);
             }
@@ -209,15 +210,15 @@ fn cost(ground: &Ground, effort: Effort) -> Result<Table> {
 }
 
 /// Start, end and memory.
-fn times(ground: &Ground, effort: Effort) -> Result<Table> {
+fn times(environment: &Environment, effort: Effort) -> Result<Table> {
     let mut table = Table::new("Start, end and memory of a trace", &["what", "measured", "goal"]);
     let (mut armed, mut ended, mut command, mut interrupted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.repeats {
-        let (tracing, took) = Tracing::start(ground, false)?;
+        let (tracing, took) = Tracing::start(environment, false)?;
         armed.push(took.as_secs_f64() * 1e3);
         ended.push(tracing.end()?.as_secs_f64() * 1e3);
         let start = Instant::now();
-        let trace = crate::trace::Trace::start(&ground.lab, &["curl", "httpbin", "--no-probe"]);
+        let trace = crate::trace::Trace::start(&environment.lab, &["curl", "httpbin", "--no-probe"]);
         command.push(start.elapsed().as_secs_f64() * 1e3);
         let start = Instant::now();
         trace.interrupt();
@@ -233,9 +234,9 @@ fn times(ground: &Ground, effort: Effort) -> Result<Table> {
     most("helper started to armed", armed);
     most("helper asked to end to gone", ended);
     for every in [false, true] {
-        let (tracing, _) = Tracing::start(ground, every)?;
-        let to = std::net::SocketAddr::new(ground.ip("httpbin")?, 7301).to_string();
-        let out = ground.exec("curl", &["flood", "--to", &to, "--rate", "200000", "--ms", "3000"]).output()?;
+        let (tracing, _) = Tracing::start(environment, every)?;
+        let to = std::net::SocketAddr::new(environment.ip("httpbin")?, 7301).to_string();
+        let out = environment.exec("curl", &["flood", "--to", &to, "--rate", "200000", "--ms", "3000"]).output()?;
         ensure!(out.status.success(), "flood: {}", String::from_utf8_lossy(&out.stderr));
         let rate: f64 = String::from_utf8_lossy(&out.stdout).trim().parse()?;
         let mib = tracing.peak_memory()? as f64 / f64::from(1 << 20);

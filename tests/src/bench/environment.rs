@@ -146,7 +146,7 @@ impl Drop for Allowed {
 
 /// A lab with servers in it.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Environment {
     /// The lab.
     pub lab: Lab,
     /// What is in it.
@@ -156,7 +156,7 @@ pub struct Ground {
     _allowed: Allowed,
 }
 
-impl Drop for Ground {
+impl Drop for Environment {
     fn drop(&mut self) {
         self.servers.clear();
         // A server that is killed leaves its path behind.
@@ -166,7 +166,7 @@ impl Drop for Ground {
     }
 }
 
-impl Ground {
+impl Environment {
     /// Brings a lab and the servers up; this program is their program.
     ///
     /// # Errors
@@ -199,23 +199,23 @@ impl Ground {
             let set = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION_CONTROL);
             lab.inside(&pod.name, set).with_context(|| format!("pod {} cannot use {CONGESTION_CONTROL}", pod.name))?;
         }
-        let mut ground = Self { lab, status, program, servers: Vec::new(), _allowed: allowed };
+        let mut environment = Self { lab, status, program, servers: Vec::new(), _allowed: allowed };
         for pod in ["curl", "httpbin", "httpbin-remote"] {
             for cpus in [Cpus::One, Cpus::Two] {
                 let port = (PORT + cpus.server() as u16).to_string();
                 let cpu = cpus.server().to_string();
                 let mut args = vec!["server", "--cpu", &cpu, "--port", &port];
-                let path = ground.unix_path(cpus);
+                let path = environment.unix_path(cpus);
                 let path = path.to_string_lossy();
                 if pod == "curl" {
                     args.extend(["--path", &path]);
                 }
-                let mut server = ground.start(pod, &args)?;
+                let mut server = environment.start(pod, &args)?;
                 server.line().with_context(|| format!("the server in {pod}"))?;
-                ground.servers.push(server);
+                environment.servers.push(server);
             }
         }
-        Ok(ground)
+        Ok(environment)
     }
 
     fn unix_path(&self, cpus: Cpus) -> PathBuf {
