@@ -5,7 +5,7 @@
 
 use anyhow::{Result, bail};
 use sockpath_protocol::Request;
-use sockpath_protocol::request::{Locate, Node, Pod};
+use sockpath_protocol::pod::{Locate, Node, Pod};
 
 use crate::coded::Coded;
 

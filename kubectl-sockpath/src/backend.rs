@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sockpath_protocol::bypass::Bypassed;
 use sockpath_protocol::message::Check;
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 
 use crate::cli::Global;
 use crate::cluster::{Cluster, PodWatch, Watch};

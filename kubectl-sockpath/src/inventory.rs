@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use sockpath_protocol::request::{Locate, Node, Pod, Protocol, Service};
+use sockpath_protocol::pod::{Locate, Node, Pod};
+use sockpath_protocol::request::{Protocol, Service};
 
 /// A pod that was found, and what resolution has to know about it besides what helpers need.
 #[derive(Debug, Clone, PartialEq)]

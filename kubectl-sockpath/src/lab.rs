@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sockpath_protocol::lab::{LabPod, LabService, LabStatus};
-use sockpath_protocol::request::Node;
+use sockpath_protocol::pod::Node;
 
 use crate::cli::{Global, LabCommand, TableOutput};
 use crate::inventory::{ContainerInfo, Inventory, Kind, PodInfo, Port, Scope, ServiceInfo};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sockpath_protocol::accel::{AccelerateRequest, PairState, PodElsewhere, Reason, SelfTest};
-use sockpath_protocol::request::Locate;
+use sockpath_protocol::pod::Locate;
 use sockpath_protocol::{Message, Request};
 use sockpath_tests::torture::accelerator::{self, Accelerator, Choice, HelperError, Session};
 use sockpath_tests::torture::pods::Pod;

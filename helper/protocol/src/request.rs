@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::accel::{AccelerateRequest, ChoosePods, PauseRequest, ResumeRequest, StopRequest};
-pub use crate::pod::{Container, Locate, Node, Pod};
+use crate::pod::{Node, Pod};
 
 /// One line from the plugin to the helper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

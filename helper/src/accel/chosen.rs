@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use sockpath_protocol::accel::PodElsewhere;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 
 use super::instance::Instance;
 use super::report::PodNames;

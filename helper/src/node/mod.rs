@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sockpath_kernel::netns::inside;
-use sockpath_protocol::request::{Locate, Node, Pod};
+use sockpath_protocol::pod::{Locate, Node, Pod};
 
 use crate::site::Site;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 
 use super::hierarchy::subdirs;
 

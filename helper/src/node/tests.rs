@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use sockpath_protocol::request::Container;
+use sockpath_protocol::pod::Container;
 
 use super::*;
 use crate::site::LabName;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use sockpath_protocol::accel::{AccelSummary, AccelerateRequest, ChoosePods, PairsSnapshot, PodElsewhere, PodName, Reason};
-use sockpath_protocol::request::{Node, Pod as Chosen};
+use sockpath_protocol::pod::{Node, Pod as Chosen};
 
 use super::devices::Pod;
 use super::path::Path;

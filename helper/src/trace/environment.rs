@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use sockpath_kernel::netlink::{NETLINK_ROUTE, Socket};
 use sockpath_kernel::netns::inside;
 use sockpath_kernel::{address, route};
-use sockpath_protocol::request::{Pod, TraceRequest};
+use sockpath_protocol::pod::Pod;
+use sockpath_protocol::request::TraceRequest;
 
 use super::assemble::conversation::Pair;
 use super::devices::{self, Link, Links};

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sockpath_protocol::bypass::Bypassed;
 use sockpath_protocol::message::{Check, CheckState};
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 
 use crate::cli::{Global, Seccomp};
 use crate::inventory::{Inventory, Kind, PodInfo, Scope, ServiceInfo};

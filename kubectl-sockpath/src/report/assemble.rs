@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use sockpath_protocol::advice;
 use sockpath_protocol::packet::{Direction, Outcome, PacketKind, Place};
-use sockpath_protocol::request::{Pod, Service};
+use sockpath_protocol::pod::Pod;
+use sockpath_protocol::request::Service;
 
 use super::capture::Capture;
 use super::causes;

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use sockpath_protocol::advice;
 use sockpath_protocol::message::{EndReason, NETFILTER_RULES};
 use sockpath_protocol::packet::{Flow, Hop, IncidentKind, RewriteKind};
-use sockpath_protocol::request::{Pod, Protocol, TraceRequest};
+use sockpath_protocol::pod::Pod;
+use sockpath_protocol::request::{Protocol, TraceRequest};
 use sockpath_protocol::stage::StageId;
 
 use super::capture::Capture;

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use sockpath_protocol::request::{Pod, ProbeRequest, Protocol, TraceRequest};
+use sockpath_protocol::pod::Pod;
+use sockpath_protocol::request::{ProbeRequest, Protocol, TraceRequest};
 
 use crate::exit::UsageError;
 use crate::inventory::{Inventory, PodInfo, Scope};

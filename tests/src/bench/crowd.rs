@@ -12,7 +12,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{AccelerateRequest, ChoosePods, Pair, PairState, Via};
-use sockpath_protocol::request::{Container, Locate, Pod};
+use sockpath_protocol::pod::{Container, Locate, Pod};
 
 use super::environment::{Environment, PORT, Process};
 use super::many::{maps, memory, mib, use_until_accelerated};

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sockpath_protocol::Request;
-use sockpath_protocol::request::{Node, Pod, TraceRequest};
+use sockpath_protocol::pod::{Node, Pod};
+use sockpath_protocol::request::TraceRequest;
 
 use super::environment::{Cpus, Environment, Route};
 use super::measure::{Case, Column, Effort};

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sockpath_protocol::accel::{AccelStatus, AccelSummary, AccelerateRequest, PairsSnapshot, SelfTest, StopRequest, Via};
 use sockpath_protocol::message::EndReason;
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 use sockpath_protocol::{HEARTBEAT_INTERVAL_MS, Message, Request};
 
 use crate::lab::Lab;

@@ -7,7 +7,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use sockpath_protocol::message::{Counters, EndReason, Message, Probed};
 use sockpath_protocol::packet::{Direction, Incident, Outcome, Packet, PacketKind, Place};
-use sockpath_protocol::request::{Node, Pod, ProbeRequest, Protocol, Request, TraceRequest};
+use sockpath_protocol::pod::{Node, Pod};
+use sockpath_protocol::request::{ProbeRequest, Protocol, Request, TraceRequest};
 use sockpath_tests::lab::Lab;
 
 /// A helper that traces.

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node as ApiNode, Pod as ApiPod, Repl
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::core::Selector;
-use sockpath_protocol::request::Node;
+use sockpath_protocol::pod::Node;
 
 use crate::cluster::api::client::{Api, PAGE};
 use crate::cluster::api::lean::Lean;

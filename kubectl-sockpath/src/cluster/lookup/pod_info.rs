@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{
     Container as SpecContainer, ContainerPort, ContainerStatus, Node as ApiNode, Pod as ApiPod, PodSpec, PodStatus,
 };
-use sockpath_protocol::request::{Container, Locate, Node, Pod};
+use sockpath_protocol::pod::{Container, Locate, Node, Pod};
 
 use crate::cluster::helper::startup::node_trouble;
 use crate::cluster::lookup::service_info;

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use sockpath_protocol::accel::PodName;
 use sockpath_protocol::bypass::{BypassKind, Bypassed, gather};
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 
 use crate::cluster::api::client::Api;
 use crate::cluster::api::problem::Problem;
@@ -67,7 +67,7 @@ fn restrictions(pods: &[(PodName, ApiPod)], policies: &[NetworkPolicy]) -> Vec<B
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use sockpath_protocol::request::Locate;
+    use sockpath_protocol::pod::Locate;
 
     use super::*;
     use crate::cluster::api::mock::Mock;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod as ApiPod};
 use sockpath_protocol::accel::PodName;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 use tokio::sync::mpsc;
 
 use crate::cluster::api::client::Api;

@@ -1,5 +1,5 @@
 use serde_json::{Value, json};
-use sockpath_protocol::request::Locate;
+use sockpath_protocol::pod::Locate;
 
 use super::*;
 use crate::cluster::api::mock::Mock;

@@ -1,7 +1,7 @@
 //! The chosen pods as one helper gets them: those it serves, and those it only has to know.
 
 use sockpath_protocol::accel::PodElsewhere;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 
 /// The chosen pods, by whether one helper serves them.
 #[derive(Debug, PartialEq)]

@@ -8,7 +8,7 @@ mod running;
 use std::time::Duration;
 
 use anyhow::Result;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 
 use crate::backend::Backend;
 use crate::cli::{self, Global, ObjectOutput};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sockpath_protocol::accel::{AccelerateRequest, Via};
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 
 use super::by_node::{self, ByNode};
 use crate::user::user_at_host;

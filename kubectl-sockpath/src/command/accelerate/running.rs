@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sockpath_protocol::accel::{AccelerateRequest, PodName, Via};
 use sockpath_protocol::bypass::{Bypassed, gather};
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 use sockpath_protocol::{Message, Request};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 

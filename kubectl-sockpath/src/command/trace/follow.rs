@@ -137,7 +137,7 @@ impl<'a> Following<'a> {
 }
 
 fn announcement(plan: &Plan) -> String {
-    let place = |pod: &sockpath_protocol::request::Pod| format!("{} on {}", pod.name, pod.node);
+    let place = |pod: &sockpath_protocol::pod::Pod| format!("{} on {}", pod.name, pod.node);
     let request = &plan.request;
     let to = match &request.targets[..] {
         [] => plan.target.clone(),

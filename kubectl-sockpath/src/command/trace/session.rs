@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use sockpath_protocol::Message;
 use sockpath_protocol::message::EndReason;
 use sockpath_protocol::packet::Packet;
-use sockpath_protocol::request::Pod;
+use sockpath_protocol::pod::Pod;
 use tokio::time::Instant;
 
 use super::compare::Shortcut;

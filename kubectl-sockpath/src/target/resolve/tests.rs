@@ -1,7 +1,8 @@
 use super::*;
 use crate::exit::{Exit, of_error};
 use crate::inventory::{ContainerInfo, Kind, Port, ServiceInfo};
-use sockpath_protocol::request::{Frontend, Locate, Node, Service};
+use sockpath_protocol::pod::{Locate, Node};
+use sockpath_protocol::request::{Frontend, Service};
 
 /// Two nodes: `curl` (with a sidecar) and `web` on one, `far` on two, and in namespace `shop` `clerk` on one; Service `web` before `web` and `far`, `empty` without endpoints.
 struct Small;

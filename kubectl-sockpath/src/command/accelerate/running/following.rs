@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use sockpath_protocol::Request;
 use sockpath_protocol::accel::{ChoosePods, PauseReason, PauseRequest, PodName, ResumeRequest};
-use sockpath_protocol::request::{Node, Pod};
+use sockpath_protocol::pod::{Node, Pod};
 use tokio::time::Instant;
 
 use super::super::by_node;
