@@ -77,16 +77,16 @@ enum accel_role {
  * Redirected bytes that a reader which splices cannot see are reinjected into TCP by user space, which takes them with a
  * descriptor of the reader and sends them with one of the writer. State of the reader's end.
  */
-enum accel_relay {
-	ACCEL_RELAY_NONE,
+enum accel_reinjection {
+	ACCEL_REINJECT_NONE,
 	/* User space takes what was redirected; what is written meanwhile is redirected too, behind it. */
-	ACCEL_RELAY_TAKING,
+	ACCEL_REINJECT_TAKING,
 	/* Everything is in the hand of user space, which sends it. */
-	ACCEL_RELAY_GIVING,
+	ACCEL_REINJECT_SENDING,
 	/* TCP has it: the writer's next bytes may follow. */
-	ACCEL_RELAY_DONE,
+	ACCEL_REINJECT_DONE,
 	/* It cannot be done: no descriptor, or the writer has shut down. */
-	ACCEL_RELAY_FAILED,
+	ACCEL_REINJECT_FAILED,
 };
 
 /* A task that holds a socket; what the iterator over open files writes. */
@@ -171,12 +171,12 @@ struct accel_end {
 	/* accel_control.unsupported when flags were last updated. */
 	__u32 unsupported;
 	/* Written by user space and, while it gives, under the writer's lock: bytes in its hand that TCP does not have yet. */
-	enum accel_relay relay;
+	enum accel_reinjection reinjection;
 	__u32 hand;
 	/* Inode of the socket's file, once a reader at one of the connection's ends uses splice(2). */
 	__u64 inode;
 	/* When the writer first had to wait for the reinjection. */
-	__u64 relay_since;
+	__u64 reinjection_since;
 
 	/* As a reader: written when a task returns from its receive call. */
 	__u64 taken;
@@ -297,7 +297,7 @@ struct accel_control {
 	__u64 epoll_function;
 	__u32 frame_offset;
 	/* The process that reinjects. */
-	__u32 relay_tgid;
+	__u32 reinjection_tgid;
 	__u64 native_from[ACCEL_NATIVE];
 	__u64 native_to[ACCEL_NATIVE];
 	/* Sums over sockets that are gone. */

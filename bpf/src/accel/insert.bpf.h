@@ -60,7 +60,7 @@ static __always_inline void remove_end(struct accel_control *ctl, struct accel_e
 	struct accel_end *peer = get_end(e->peer);
 	bool has_writer = peer && e->peer_cookie && peer->cookie == e->peer_cookie;
 
-	if (e->queued || e->relay == ACCEL_RELAY_TAKING || e->relay == ACCEL_RELAY_GIVING)
+	if (e->queued || e->reinjection == ACCEL_REINJECT_TAKING || e->reinjection == ACCEL_REINJECT_SENDING)
 		return;
 	if (has_writer && (!(ctl->paused || peer->hold) || peer->quiet < QUIET_LOOKS))
 		return;
@@ -68,7 +68,7 @@ static __always_inline void remove_end(struct accel_control *ctl, struct accel_e
 	/* Its connection may have ended meanwhile. */
 	__sync_val_compare_and_swap((__u32 *)&e->state, ACCEL_INSERTED, ACCEL_WATCHED);
 	e->order = ACCEL_NOTHING;
-	e->relay = ACCEL_RELAY_NONE;
+	e->reinjection = ACCEL_REINJECT_NONE;
 	e->fast = 0;
 	/*
 	 * While it was in the map FIONREAD may have denied TCP bytes, and an edge-triggered reader that believed it waits for an edge.

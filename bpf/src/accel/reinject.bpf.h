@@ -32,29 +32,29 @@ static __always_inline enum accel_pass reinject(struct accel_control *ctl, struc
 	const struct sock *psk = (const struct sock *)to;
 	/* Before the state, with a full barrier between: user space takes bytes only after it has changed that. */
 	__u32 behind = queued(psock_of(psk));
-	enum accel_relay state = __sync_fetch_and_add((__u32 *)&peer->relay, 0);
+	enum accel_reinjection state = __sync_fetch_and_add((__u32 *)&peer->reinjection, 0);
 	__u64 now;
 
-	if (state == ACCEL_RELAY_DONE || state == ACCEL_RELAY_FAILED)
+	if (state == ACCEL_REINJECT_DONE || state == ACCEL_REINJECT_FAILED)
 		return ACCEL_SPLICE;
-	if (state && ctl->relay_tgid == bpf_get_current_pid_tgid() >> 32) {
-		if (state == ACCEL_RELAY_TAKING && (behind || to->copied_seq != me->write_seq || !all_taken(e, peer, to)))
+	if (state && ctl->reinjection_tgid == bpf_get_current_pid_tgid() >> 32) {
+		if (state == ACCEL_REINJECT_TAKING && (behind || to->copied_seq != me->write_seq || !all_taken(e, peer, to)))
 			return ACCEL_TAKE_MORE;
-		peer->relay = size < peer->hand ? ACCEL_RELAY_GIVING : ACCEL_RELAY_DONE;
+		peer->reinjection = size < peer->hand ? ACCEL_REINJECT_SENDING : ACCEL_REINJECT_DONE;
 		peer->hand = size < peer->hand ? peer->hand - size : 0;
 		return ACCEL_SPLICE;
 	}
 	if (!state && !behind)
 		return ACCEL_SPLICE;
 	/* TCP bytes are unread behind redirected ones, and there the reader finds them first: too late. */
-	if (state != ACCEL_RELAY_GIVING && to->copied_seq != me->write_seq)
+	if (state != ACCEL_REINJECT_SENDING && to->copied_seq != me->write_seq)
 		return ACCEL_ORDER;
 	wake_helper(ctl);
 	now = bpf_ktime_get_coarse_ns();
-	if (!peer->relay_since)
-		peer->relay_since = now;
+	if (!peer->reinjection_since)
+		peer->reinjection_since = now;
 	/* Scarce memory does not count here: ENOMEM for the writer is better than bytes that come too early. */
-	if (now - peer->relay_since > REINJECT_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > REINJECT_LIMIT)
+	if (now - peer->reinjection_since > REINJECT_PATIENCE_NS || psk->sk_backlog.rmem_alloc.counter > REINJECT_LIMIT)
 		return ACCEL_BUDGET;
 	return ACCEL_REDIRECT;
 }
@@ -76,7 +76,7 @@ int holders(struct bpf_iter__task_file *ctx)
 	if (!file || !task || !ctl)
 		return 0;
 	/* The process that asks is the one that will reinject. */
-	ctl->relay_tgid = bpf_get_current_pid_tgid() >> 32;
+	ctl->reinjection_tgid = bpf_get_current_pid_tgid() >> 32;
 	socket = bpf_sock_from_file(file);
 	if (!socket)
 		return 0;

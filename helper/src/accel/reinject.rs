@@ -10,7 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_relay};
+use sockpath_bpf::accel::types::{accel_flag, accel_holder, accel_reinjection};
 
 use super::instance::Instance;
 use super::tracked::{TrackedSocket, peer_of};
@@ -41,9 +41,9 @@ pub fn recover(instance: &Instance, all: &[TrackedSocket]) -> Result<()> {
         let set = |state| instance.ends.set_reinjection(reader.slot, state);
         match sockets {
             // Bytes by TCP lie behind them, or none can follow: what a descriptor takes cannot go where it belongs.
-            Ok((_, to)) if reader.end.spilled != 0 || !can_send(&to) => set(accel_relay::ACCEL_RELAY_FAILED),
+            Ok((_, to)) if reader.end.spilled != 0 || !can_send(&to) => set(accel_reinjection::ACCEL_REINJECT_FAILED),
             Ok((from, to)) => Reinjection { instance, slot: reader.slot, from, to }.run(),
-            Err(_) => set(accel_relay::ACCEL_RELAY_FAILED),
+            Err(_) => set(accel_reinjection::ACCEL_REINJECT_FAILED),
         }
     }
     Ok(())
@@ -51,7 +51,7 @@ pub fn recover(instance: &Instance, all: &[TrackedSocket]) -> Result<()> {
 
 /// Whether it was tried before; what a process that was killed left half done is begun again.
 fn is_settled(instance: &Instance, k: &TrackedSocket) -> bool {
-    instance.ends.get(k.slot).is_some_and(|end| end.relay.get() == accel_relay::ACCEL_RELAY_FAILED)
+    instance.ends.get(k.slot).is_some_and(|end| end.reinjection.get() == accel_reinjection::ACCEL_REINJECT_FAILED)
 }
 
 /// One reader and its writer.
@@ -64,7 +64,7 @@ struct Reinjection<'a> {
 }
 
 impl Reinjection<'_> {
-    fn set(&self, state: accel_relay) {
+    fn set(&self, state: accel_reinjection) {
         self.instance.ends.set_reinjection(self.slot, state);
         // Programs on other CPUs have to see it before bytes are missing.
         fence(Ordering::SeqCst);
@@ -73,7 +73,7 @@ impl Reinjection<'_> {
     fn run(self) {
         let mut hand = Vec::new();
         let began = Instant::now();
-        self.set(accel_relay::ACCEL_RELAY_TAKING);
+        self.set(accel_reinjection::ACCEL_REINJECT_TAKING);
         let mut taking = true;
         loop {
             if taking {
@@ -81,32 +81,32 @@ impl Reinjection<'_> {
             }
             if hand.is_empty() {
                 // The reader was quicker.
-                return self.set(accel_relay::ACCEL_RELAY_NONE);
+                return self.set(accel_reinjection::ACCEL_REINJECT_NONE);
             }
             self.instance.ends.set_hand(self.slot, hand.len());
             let room = Room::make(&self.to, hand.len());
             let sent = send(&self.to, &hand);
             drop(room);
             match sent {
-                Ok(n) if n == hand.len() => return self.set(accel_relay::ACCEL_RELAY_DONE),
+                Ok(n) if n == hand.len() => return self.set(accel_reinjection::ACCEL_REINJECT_DONE),
                 Ok(n) => {
                     // Short of memory. The rest follows; nothing else may before it.
                     hand.drain(..n);
                     taking = false;
-                    self.set(accel_relay::ACCEL_RELAY_GIVING);
+                    self.set(accel_reinjection::ACCEL_REINJECT_SENDING);
                 }
                 // A redirect is in flight: its bytes are next.
                 Err(e) if e.raw_os_error() == Some(libc::EACCES) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 // The connection is over, and TCP would have lost them too.
-                Err(_) => return self.set(accel_relay::ACCEL_RELAY_FAILED),
+                Err(_) => return self.set(accel_reinjection::ACCEL_REINJECT_FAILED),
             }
             if began.elapsed() > DELIVERY {
-                return self.set(accel_relay::ACCEL_RELAY_FAILED);
+                return self.set(accel_reinjection::ACCEL_REINJECT_FAILED);
             }
             if taking && began.elapsed() > PATIENCE {
                 taking = false;
-                self.set(accel_relay::ACCEL_RELAY_GIVING);
+                self.set(accel_reinjection::ACCEL_REINJECT_SENDING);
             }
             std::thread::sleep(Duration::from_micros(if taking { 20 } else { 500 }));
         }

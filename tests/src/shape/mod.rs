@@ -72,7 +72,6 @@ fn all_crates_have_rules() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace");
     let members = manifest.lines().find_map(|l| l.strip_prefix("members = [")).expect("members on one line");
     let members: BTreeSet<&str> = members.trim_end_matches(']').split(", ").map(|m| m.trim_matches('"')).collect();
-    assert_eq!(members, RULES.iter().map(|r| r.dir).collect());
     assert_eq!(members, RULES.iter().map(|rule| rule.dir).collect());
 }
 

@@ -193,7 +193,7 @@ impl Control {
 
     /// This process reinjects what readers cannot see.
     pub fn reinject_by_this_process(&self) {
-        self.relay_tgid.set(std::process::id());
+        self.reinjection_tgid.set(std::process::id());
     }
 
     /// How many slots each namespace may have while less than half are free.

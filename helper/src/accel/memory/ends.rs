@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use sockpath_bpf::accel::types::{accel_order, accel_pass, accel_relay, accel_state};
+use sockpath_bpf::accel::types::{accel_order, accel_pass, accel_reinjection, accel_state};
 use sockpath_kernel::shared::Mapped;
 
 use super::super::connection::NONE;
@@ -149,9 +149,9 @@ impl Ends {
     }
 
     /// How far user space is with reinjecting what the reader in this slot cannot see.
-    pub fn set_reinjection(&self, slot: usize, state: accel_relay) {
+    pub fn set_reinjection(&self, slot: usize, state: accel_reinjection) {
         if let Some(end) = self.get(slot) {
-            end.relay.set(state);
+            end.reinjection.set(state);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicI8, AtomicI32, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use sockpath_bpf::accel::types::{accel_order, accel_pass, accel_relay, accel_role, accel_state};
+use sockpath_bpf::accel::types::{accel_order, accel_pass, accel_reinjection, accel_role, accel_state};
 use sockpath_kernel::shared::Shared;
 
 /// What one field holds: an integer, or an enum of the programs.
@@ -102,7 +102,7 @@ values! {
     u64 as AtomicU64: |raw| raw, |value| value;
     accel_order as AtomicU32: |raw| Self(raw), |value| value.0;
     accel_pass as AtomicU32: |raw| Self(raw), |value| value.0;
-    accel_relay as AtomicU32: |raw| Self(raw), |value| value.0;
+    accel_reinjection as AtomicU32: |raw| Self(raw), |value| value.0;
     accel_role as AtomicU32: |raw| Self(raw), |value| value.0;
     accel_state as AtomicU32: |raw| Self(raw), |value| value.0;
 }

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use sockpath_bpf::accel::types::{
-    accel_control, accel_end, accel_order, accel_pass, accel_relay, accel_role, accel_share, accel_sleeper, accel_state,
+    accel_control, accel_end, accel_order, accel_pass, accel_reinjection, accel_role, accel_share, accel_sleeper, accel_state,
 };
 use sockpath_kernel::shared::Shared;
 
@@ -45,10 +45,10 @@ laid_over! {
         polled: u32,
         spilled: u32,
         unsupported: u32,
-        relay: accel_relay,
+        reinjection: accel_reinjection,
         hand: u32,
         inode: u64,
-        relay_since: u64,
+        reinjection_since: u64,
         taken: u64,
         reads: u64,
         counted: u32,
@@ -108,7 +108,7 @@ laid_over! {
         poll_function: u64,
         epoll_function: u64,
         frame_offset: u32,
-        relay_tgid: u32,
+        reinjection_tgid: u32,
         native_from: [u64; 3],
         native_to: [u64; 3],
         closed_pairs: u64,

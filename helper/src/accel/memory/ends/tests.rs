@@ -117,9 +117,9 @@ fn copies_have_every_field_in_its_place() {
     let end = slot(&ends, ENDS[0]);
     end.passes.iter().zip(1..).for_each(|(count, n)| count.set(n));
     end.after_ns.iter().for_each(|ns| ns.set(u32::MAX));
-    end.relay.set(accel_relay::ACCEL_RELAY_DONE);
+    end.reinjection.set(accel_reinjection::ACCEL_REINJECT_DONE);
     let copy = end.copy();
-    assert_eq!((copy.cookie, copy.relay, copy.after_ns), (10, accel_relay::ACCEL_RELAY_DONE, [u32::MAX; 16]));
+    assert_eq!((copy.cookie, copy.reinjection, copy.after_ns), (10, accel_reinjection::ACCEL_REINJECT_DONE, [u32::MAX; 16]));
     assert_eq!(copy.passes[0], 1);
     assert_eq!(end.passes(accel_pass::ACCEL_LIMITED), accel_pass::ACCEL_LIMITED.0 + 1);
     assert_eq!(end.passes(accel_pass(1_000)), 0);
