@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 
+use libbpf_rs::MapCore;
 use sockpath_bpf::short::types::{short_action, short_flag, short_key, short_key4, short_plan};
 use sockpath_kernel::conntrack::Tuple;
 use sockpath_kernel::netlink::{address, family, half, octets, word};
@@ -47,6 +48,12 @@ impl Key {
             Self::V6(key) => bytes_of(key),
         }
     }
+}
+
+/// Whether a map has keys and values as this version writes them.
+pub fn is_of_this_version(map: &impl MapCore) -> bool {
+    let of_keys = [size_of::<short_key4>(), size_of::<short_key>()];
+    of_keys.contains(&(map.key_size() as usize)) && map.value_size() as usize == size_of::<short_plan>()
 }
 
 /// What the programs do with packets of a direction, whose tuple becomes `to`; as the map has it.

@@ -62,15 +62,17 @@ pub fn is_ours(name: &str) -> bool {
 pub struct Pinned {
     control: Mapped<Control>,
     slots: Mapped<Slot>,
-    flows: [MapHandle; 2],
+    /// As far as they are of this version.
+    flows: Vec<MapHandle>,
     attached: MapHandle,
 }
 
 impl Pinned {
-    /// Those of each node that another process serves, or left.
+    /// Those of each node that another process serves, or left. What another version left can be ended and removed as long as variables and
+    /// slots have the same layout; only connections are missing then.
     ///
     /// # Errors
-    /// When they cannot be read, as when another version of sockpath has left them.
+    /// When they cannot be read, as when they have another layout.
     pub fn all(pins: &Pins) -> Result<Vec<Self>> {
         (0..).map_while(|node| Self::open(pins, node).transpose()).collect()
     }
@@ -79,13 +81,16 @@ impl Pinned {
         if !pins.has(&name(CONTROL, node)) {
             return Ok(None);
         }
-        let left = || format!("{} was left by another version of sockpath: remove it when its lease is over", pins.dir().display());
-        let map = |map: &str| MapHandle::from_pinned_path(pins.path(&name(map, node))).with_context(left);
+        let map = |map: &str| {
+            let path = pins.path(&name(map, node));
+            MapHandle::from_pinned_path(&path).with_context(|| format!("cannot open {}", path.display()))
+        };
         let (control, slots) = (map(CONTROL)?, map(SLOTS)?);
+        let left = || format!("{} was left by another version of sockpath: remove it when its lease is over", pins.dir().display());
         Ok(Some(Self {
             control: Mapped::new(control.as_fd(), control.value_size(), 1).with_context(left)?,
             slots: Mapped::new(slots.as_fd(), slots.value_size(), slots.max_entries()).with_context(left)?,
-            flows: [map(FLOWS4)?, map(FLOWS6)?],
+            flows: [FLOWS4, FLOWS6].into_iter().filter_map(|flows| map(flows).ok()).filter(flow_map::is_of_this_version).collect(),
             attached: map(ATTACHED)?,
         }))
     }

@@ -136,6 +136,35 @@ fn a_helper_that_was_killed_is_reported_and_removed() {
     on.finish().expect("end");
 }
 
+/// Another version pins other maps of flows: its connections are not shown, but what it left is reported and removed.
+#[test]
+fn what_another_version_pinned_is_removed() {
+    let Some(fixture) = Fixture::new("what_another_version_pinned_is_removed") else { return };
+    let mut on = fixture.accelerate();
+    let (client, server) = fixture.connect_short(&mut on, 6000);
+    on.0.kill().expect("kill");
+    let pin = |name: &str| format!("/sys/fs/bpf/sockpath-{}/short-{name}", fixture.lab.instance());
+    for node in 0..2 {
+        std::fs::rename(pin(&format!("flows4-{node}")), pin(&format!("flows-{node}"))).expect("a pin of flows over IPv4");
+        std::fs::remove_file(pin(&format!("flows6-{node}"))).expect("a pin of flows over IPv6");
+    }
+    let end = Instant::now() + PATIENCE;
+    let gone = loop {
+        let status = status(&fixture);
+        if status.helper_gone {
+            break status;
+        }
+        assert!(Instant::now() < end, "{status:#?}");
+        exchange(&client, &server, 20);
+    };
+    assert!(gone.active && gone.owner.is_some() && gone.pairs.pairs.is_empty(), "{gone:#?}");
+    assert!(!accelerator::cleanup(&fixture.lab).expect("cleanup").is_empty());
+    assert!(!status(&fixture).active);
+    let mut on = fixture.accelerate();
+    await_short(&mut on, &client, &server);
+    on.finish().expect("end");
+}
+
 /// As on kernels before 6.6: filters of clsact.
 #[test]
 fn filters_and_their_queue_discipline_are_removed() {
