@@ -51,8 +51,7 @@ impl Connections {
         connection.installed.as_ref().filter(|(of, _)| *of == slot).map(|_| connection.original())
     }
 
-    /// A connection that nothing was done about yet, to be put in; `asked` is when connection tracking had this entry, and `answer` what it
-    /// means.
+    /// A new connection, not yet installed, to be put in; `asked` is when conntrack listed the entry, and `answer` what it means.
     pub fn begin(&mut self, entry: &Entry, answer: (Tracking, u32), live: bool, asked: Instant) -> Connection {
         Connection::new(entry, self.addresses.share(Addresses::of(entry)), answer, live, asked)
     }
@@ -60,6 +59,12 @@ impl Connections {
     /// These directions, kept once for all connections that have them.
     pub fn share(&mut self, legs: [Leg; 2]) -> Rc<[Leg; 2]> {
         self.legs.share(legs)
+    }
+
+    /// Removes what was shared and is not used any more.
+    pub fn purge(&mut self) {
+        self.addresses.purge();
+        self.legs.purge();
     }
 
     /// The connection with this original tuple.

@@ -161,6 +161,7 @@ impl Path {
     /// Looks after all connections; once a second is enough.
     pub fn review(&mut self) -> Result<()> {
         if self.looked.elapsed() >= LOOK_AROUND {
+            self.connections.purge();
             let before = self.topology.clone();
             self.look_around()?;
             if self.topology != before {

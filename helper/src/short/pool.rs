@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::rc::Rc;
 
-/// With fewer values, those that nothing has any more stay.
+/// Unused values are kept below this number.
 const FEW: usize = 64;
 
-/// Values that are kept once, for as long as something has them.
+/// Values that are kept once, for as long as they are used.
 #[derive(Debug)]
 pub struct Pool<T> {
     known: HashSet<Rc<T>>,
-    /// The number of values at which those that nothing has any more go.
+    /// The number of values at which unused ones are removed.
     purge_at: usize,
 }
 
@@ -28,13 +28,19 @@ impl<T: Eq + Hash> Pool<T> {
             return known.clone();
         }
         if self.known.len() >= self.purge_at {
-            self.known.retain(|known| Rc::strong_count(known) > 1);
-            // Each value is looked at once for every new one, at most.
-            self.purge_at = FEW.max(self.known.len() * 2);
+            self.purge();
         }
         let value = Rc::new(value);
         self.known.insert(value.clone());
         value
+    }
+
+    /// Removes unused values.
+    pub fn purge(&mut self) {
+        self.known.retain(|known| Rc::strong_count(known) > 1);
+        self.known.shrink_to_fit();
+        // Until then, at most one value is examined for each new one.
+        self.purge_at = FEW.max(self.known.len() * 2);
     }
 
     /// The number of values.
@@ -56,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_nothing_has_are_forgotten() {
+    fn unused_values_are_removed() {
         let mut pool = Pool::default();
         let kept: Vec<_> = (0..10).map(|n| pool.share(n)).collect();
         for n in 10..100_000 {
@@ -67,5 +73,8 @@ mod tests {
         // Those that are in use stay, however many there are.
         let many: Vec<_> = (0..1000).map(|n| pool.share(n)).collect();
         assert!(many.len() == 1000 && pool.len() >= 1000);
+        drop(many);
+        pool.purge();
+        assert_eq!(pool.len(), kept.len());
     }
 }
