@@ -137,7 +137,10 @@ fn sources_read_these_environment_variables_only() {
         "kubectl-sockpath/src/output/style.rs: COLUMNS",
         "kubectl-sockpath/src/terminal.rs: name",
         // Who asks, for labels and for a second user.
-        "kubectl-sockpath/src/user.rs: name",
+        "kubectl-sockpath/src/user.rs: LOGNAME",
+        "kubectl-sockpath/src/user.rs: SUDO_USER",
+        "kubectl-sockpath/src/user.rs: USER",
+        "kubectl-sockpath/src/user.rs: USERNAME",
     ];
     assert_eq!(reads, expected.into_iter().map(str::to_owned).collect());
 }
