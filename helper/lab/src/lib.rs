@@ -75,7 +75,7 @@ enum Command {
     Session,
     /// Continue a detached acceleration after its session: started by `session`
     #[command(hide = true)]
-    Attend,
+    ServeDetached,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -113,6 +113,6 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Exec { target, container, command } => exec::exec(&instance, &target, container.as_deref(), &command),
         Command::Serve { pod, container } => server::serve(&instance, &pod, &container).await,
         Command::Session => serve::serve(instance.site()).await,
-        Command::Attend => detached::run(&instance.site()).await,
+        Command::ServeDetached => detached::run(&instance.site()).await,
     }
 }

@@ -77,24 +77,24 @@ pub fn hand_over(session: &mut Session, pins: &Pins, engines: Engines, request: 
 /// Starts the process, which reads the request from its stdin, and waits until it goes on.
 fn spawn(request: &AccelerateRequest) -> Result<()> {
     let mut child = Command::new("/proc/self/exe")
-        .arg("attend")
+        .arg("serve-detached")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         // Ctrl-C in the terminal of the plugin is not meant for it.
         .process_group(0)
         .spawn()
-        .context("cannot start the process that attends to them")?;
+        .context("cannot start the process that serves them")?;
     let mut stdin = child.stdin.take().context("no stdin")?;
     serde_json::to_writer(&mut stdin, request).context("cannot hand over the request")?;
     stdin.flush().context("cannot hand over the request")?;
     drop(stdin);
     let mut stdout = child.stdout.take().context("no stdout")?;
     let ready = poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], PollTimeout::from(READY_MS)).context("cannot wait for it")?;
-    ensure!(ready > 0, "the process that attends to them is not ready after {} s", READY_MS / 1000);
+    ensure!(ready > 0, "the process that serves them is not ready after {} s", READY_MS / 1000);
     let mut word = String::new();
-    stdout.read_to_string(&mut word).context("cannot wait for the process that attends to them")?;
-    ensure!(word.trim() == "ready", "the process that attends to them has failed: {}", word.trim());
+    stdout.read_to_string(&mut word).context("cannot wait for the process that serves them")?;
+    ensure!(word.trim() == "ready", "the process that serves them has failed: {}", word.trim());
     Ok(())
 }
 

@@ -402,7 +402,7 @@ pub fn detached_helper(lab: &Lab) -> Result<i32> {
     let goes_on = |dir: &std::path::Path| {
         let read = |file: &str| std::fs::read(dir.join(file)).unwrap_or_default();
         let words = |bytes: Vec<u8>| bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>();
-        words(read("cmdline")).iter().any(|word| word == "attend") && words(read("environ")).contains(&ours)
+        words(read("cmdline")).iter().any(|word| word == "serve-detached") && words(read("environ")).contains(&ours)
     };
     let processes = std::fs::read_dir("/proc")?.flatten().map(|e| e.path()).filter(|dir| goes_on(dir));
     let pid = processes.filter_map(|dir| dir.file_name()?.to_str()?.parse().ok()).next();
