@@ -21,7 +21,7 @@ pub fn difference(from: &[u32], to: &[u32]) -> u16 {
     if from == to { 0 } else { sum(halves(from).map(|half| !half).chain(halves(to))) }
 }
 
-/// What is added to the sum of IPv4's header when its addresses change by that, and its TTL becomes lower by one if it is routed.
+/// Checksum difference of the IPv4 header for this address difference, and for the decremented TTL if the packet is routed.
 pub fn of_header(addresses: u16, routed: bool) -> u16 {
     sum([addresses, if routed { TTL_LESS_ONE } else { 0 }])
 }
@@ -65,5 +65,18 @@ mod tests {
     fn what_does_not_change_adds_nothing() {
         assert_eq!((difference(&[1, 2], &[1, 2]), of_header(0, false)), (0, 0));
         assert_eq!(difference(&[0x0001_0002], &[0x0001_0003]), 0x0001);
+    }
+
+    #[test]
+    fn the_sum_over_addresses_of_ipv6_changes_by_the_difference() {
+        let from: Vec<u32> = (1..9).map(|n| 0x9e37_79b9_u32.wrapping_mul(n)).collect();
+        let ends = [from.clone(), from.iter().rev().copied().collect(), vec![0; 8], vec![u32::MAX; 8], (0..8).collect()];
+        for to in ends {
+            let changed = sum(halves(&from).chain([difference(&from, &to)]));
+            // Zero has two representations in one's complement.
+            assert_eq!(changed % 0xffff, sum(halves(&to)) % 0xffff, "{to:x?}");
+        }
+        // Nothing is added where addresses differ by a zero only, either.
+        assert_eq!(difference(&[0xffff], &[0]) % 0xffff, 0);
     }
 }
