@@ -1,9 +1,9 @@
-//! Freed memory goes back to the kernel: a helper holds little, next to the tables of thousands of connections that it builds now and then.
+//! Returns freed memory to the kernel: the tables of thousands of connections that a helper builds now and then need much more than all else.
 
 /// The default, which is also fixed once it is set (`mallopt(3)`).
 const LARGE: i32 = 128 << 10;
 
-/// Has large blocks go back once they are freed. By default, glibc keeps more after each that was freed: a helper would keep what reading
+/// Has glibc unmap large blocks when they are freed. By default, glibc keeps more after each that was freed: a helper would keep what reading
 /// type information and tables of thousands of connections took for as long as it runs (6 MiB).
 pub fn keep_little() {
     // SAFETY: it sets a parameter of the allocator. One that refuses keeps its defaults.

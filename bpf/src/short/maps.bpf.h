@@ -71,9 +71,9 @@ struct {
 
 /*
  * The packet that this CPU has redirected to a next hop, until the egress hook of the next device has seen it: that is before the
- * redirecting softirq goes on, and the stack has not delivered it there. A packet that has to wait for its neighbour comes later, and
- * counts as delivered, as its address here is another packet's by then. One that is dropped on the path leaves its address: of the packets
- * that get the same memory, one that the stack delivers is taken for it, once.
+ * redirecting softirq goes on, and the stack has not delivered it there. A packet that waits for its neighbour counts as delivered if this
+ * entry holds another packet by then, as does one that is copied for more headroom before 5.15. A packet that is dropped before the hook
+ * leaves its address: one later packet with that address does not count as delivered.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -19,7 +19,7 @@ static __always_inline bool fits(const struct __sk_buff *skb, const struct packe
 
 /*
  * Why it takes the stack; SHORT_PASSES: it does not. The coarse clock and conntrack are read once in each tick in which packets of the
- * direction are redirected. An end that another session or this one has ordered applies at once.
+ * direction are redirected. `stop`, from any session, applies to the next packet.
  */
 static __always_inline enum short_pass reason_to_pass(struct __sk_buff *skb, const struct packet *p, const struct short_plan *plan,
 						      struct short_slot *mine, __u64 tick)

@@ -61,8 +61,8 @@ static __always_inline bool add_addresses(struct __sk_buff *skb, const struct pa
 }
 
 /*
- * IPv6 has no checksum of its own that would cancel the addresses' change out of a complete checksum: bpf_l4_csum_replace() takes the
- * difference out of it as for IPv4, so the difference is added again.
+ * IPv6 has no checksum of its own that would cancel the addresses' change out of a complete checksum. Without BPF_F_IPV6, which older
+ * kernels refuse, bpf_l4_csum_replace() takes the difference out of it as for IPv4, so the difference is added again.
  */
 static __always_inline bool rewrite_addresses6(struct __sk_buff *skb, const struct short_plan *plan)
 {

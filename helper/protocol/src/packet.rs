@@ -104,7 +104,7 @@ pub struct Flow {
 /// The path of one packet as one helper observed it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Packet {
-    /// Number of the packet in this helper's session, from 1 in the order in which the helper first observed them.
+    /// Sequence number of the packet in this helper's session, from 1, in order of first observation.
     pub id: u64,
     /// Number of the conversation (both directions of one connection) in this session.
     pub conversation: u64,

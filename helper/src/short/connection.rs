@@ -39,11 +39,11 @@ pub struct Connection {
     pub installed: Option<(u32, Rc<[Leg; 2]>)>,
     /// It was open when the short path began.
     pub live: bool,
-    /// When connection tracking was asked.
+    /// Time of the last conntrack query.
     pub asked: Instant,
-    /// What it said, and in which epoch.
+    /// Its result, with the epoch.
     pub answer: (Tracking, u32),
-    /// The time of the last redirected packet when the entry was refreshed.
+    /// Jiffy of the last redirected packet when the entry was refreshed.
     pub last_tick: u64,
     /// Packets that were redirected while it had slots that it has released.
     pub packets: u64,
@@ -52,8 +52,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that nothing was done about yet; `addresses` are those of its entry, `asked` is when connection tracking had that, and
-    /// `answer` what it means.
+    /// A new connection, not yet installed; `addresses` are those of its entry, `asked` is when conntrack listed that, and `answer` what it
+    /// means.
     pub fn new(entry: &Entry, addresses: Rc<Addresses>, answer: (Tracking, u32), live: bool, asked: Instant) -> Self {
         let Entry { original, reply, id, .. } = entry;
         let ports = [original.source, original.destination, reply.source, reply.destination].map(|end| end.port());

@@ -1,7 +1,7 @@
 //! The short path: packets of approved connections go from device to device, past the node's bridge, netfilter, routing and connection
 //! tracking, with TCP left as it is.
 //!
-//! The programs (`bpf/src/short`) redirect packets of the flows in their map; this side decides which those are. The stack approves a
+//! The programs (`bpf/src/short`) redirect packets of the flows in their maps; this side decides which those are. The stack approves a
 //! connection first: connection tracking holds it as established and assured, and packets of both directions have come out of the stack since
 //! the last change of rules, routes or devices. Whatever changes sends all connections back to the stack with one store (the epoch).
 

@@ -73,7 +73,7 @@ pub(super) enum Hint {
     Vanished { count: usize, last: StageId, expected: StageId, place: String, direction: Direction, flows: Vec<Flow> },
     /// Replies were not translated back.
     Untranslated(Box<Untranslated>),
-    /// Nothing came back.
+    /// No reply was received.
     NoReply { requests: u64, datagrams: bool },
     /// Packets left a node and did not appear on the next.
     HalfMissing { count: usize, node: String },
@@ -108,7 +108,7 @@ pub(super) enum Hint {
     Retransmissions { count: usize, place: String, flows: Vec<Flow>, repeats: Repeats },
     /// A receive queue was full.
     ReceiveQueueFull { count: usize, place: String },
-    /// Most of the time is spent waiting for the reader.
+    /// Most of the time is spent waiting for the receiving process.
     ReaderSlow { share: f64, p50_ns: u64 },
     /// A queue discipline holds packets back.
     Queueing { device: String, place: String, p50_ns: u64 },

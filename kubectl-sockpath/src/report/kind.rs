@@ -79,7 +79,7 @@ kinds! {
         "No event of the packet within the time that its last stage may take, and no lost events.",
         "a program at tc, XDP or in the driver may have taken them: `bpftool net` and `tc -s qdisc` there",
         ["truth: a_vanished_packet_has_a_last_place", "causes: source translated to a foreign address"];
-    NoReply "no-reply" Critical "Nothing came back":
+    NoReply "no-reply" Critical "No reply was received":
         "Requests were seen, and neither a reply nor a drop.",
         "Packets in one direction only until the trace ended.",
         "trace the opposite direction: swap SOURCE and TARGET",
@@ -144,7 +144,7 @@ kinds! {
         "The error of connect(), send() or recv() in the source's network namespace.",
         "",
         ["truth: no_route_is_named", "causes: blackhole route in the pod", "causes: no free port in the pod"];
-    ReaderWait "reader-wait" Info "Data waits for the reader":
+    ReaderWait "reader-wait" Info "Data waits for the receiving process to be scheduled":
         "A large part of the time passes between the wake-up of the reading process and its read.",
         "The typical time from `sk_data_ready` to the copy, at least 40 % of the whole.",
         "not the network: look at the target's CPU limit and load",

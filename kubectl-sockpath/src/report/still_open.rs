@@ -84,7 +84,7 @@ impl Opening<'_, '_> {
     }
 }
 
-/// The connections of before that SYNs reached.
+/// Earlier connections that SYNs reached.
 pub(super) fn reached(journeys: &[Journey<'_>]) -> Connections {
     let mut openings: HashMap<(usize, u64), Opening<'_, '_>> = HashMap::new();
     for journey in journeys.iter().filter(|j| j.first().protocol == Protocol::Tcp) {

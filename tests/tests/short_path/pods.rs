@@ -59,7 +59,7 @@ fn make_another(fixture: &Fixture, old: &LabPod, address: IpAddr, device: &str, 
 
 /// Flows of the maps of the short path that have this port.
 fn flows_with(fixture: &Fixture, port: u16) -> usize {
-    /// Of the two ports in `struct short_key4`.
+    /// Of the two ports in `struct short_key4`: the tests use IPv4.
     const PORTS: std::ops::Range<usize> = 8..12;
     let of_node = |node: usize| {
         let path = format!("/sys/fs/bpf/sockpath-{}/short-flows4-{node}", fixture.lab.instance());

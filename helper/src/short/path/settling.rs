@@ -130,7 +130,7 @@ impl Path {
         }
     }
 
-    /// When a packet of the connection was redirected last; 0: never.
+    /// Jiffy in which a packet of the connection was redirected last; 0: never.
     fn last_tick(&self, connection: &Connection) -> u64 {
         self.slots(connection).into_iter().flatten().map(|slot| slot.last_tick.load(Ordering::Relaxed)).max().unwrap_or(0)
     }

@@ -34,7 +34,7 @@ mod stages;
 #[cfg(test)]
 mod tests;
 
-/// Sights held for packets whose path has not ended; beyond that the oldest packets are reported as they are.
+/// Events held for packets whose path has not ended; beyond that the oldest packets are reported as they are.
 const MAX_EVENTS: usize = 40_000;
 /// Writes and route lookups that wait for their packet.
 const MAX_WAITING: usize = 64;

@@ -7,7 +7,7 @@ use sockpath_protocol::request::Protocol;
 use super::conversation::DirectedConversation;
 use crate::trace::event::{Event, Hook};
 
-/// Sights kept of one packet; a routing loop makes more.
+/// Events kept of one packet; a routing loop makes more.
 const MAX_EVENTS: usize = 96;
 
 /// A packet whose path has not ended yet.
