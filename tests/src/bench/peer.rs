@@ -176,11 +176,13 @@ pub fn serve(port: Option<u16>, path: Option<PathBuf>) -> Result<()> {
 }
 
 fn spawn(stream: impl Stream + 'static) {
-    // A connection whose thread cannot start is closed, which the client reports.
-    let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
+    let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
         // The end of a run shows as an error here.
         let _ = answer(Box::new(stream));
     });
+    if let Err(e) = thread {
+        eprintln!("error: a connection is closed, as its thread cannot start: {e}");
+    }
 }
 
 fn answer(mut stream: Box<dyn Stream>) -> io::Result<()> {
