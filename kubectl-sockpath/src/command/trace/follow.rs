@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use sockpath_protocol::request::Protocol;
 use sockpath_protocol::text::first_line;
 use tokio::time::{Instant, sleep};
 
+use super::ends::Ends;
 use crate::backend::Backend;
 use crate::cli::{self, Global};
 use crate::duration::human;
 use crate::exit::{Exit, Interrupted, UsageError};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::target::{self, Plan};
+use crate::target::Plan;
 
 /// How long a successor may take to run: its image may have to be pulled on another node.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -122,12 +122,9 @@ impl<'a> Following<'a> {
 
     /// The same names again; what is known about nodes may have changed with the pods.
     async fn look(&self, global: &Global) -> Result<(Backend, Plan)> {
-        let args = self.args;
-        let (Some(source), Some(target)) = (&args.source, &args.target) else {
-            return Err(UsageError::new("SOURCE and TARGET are required"));
-        };
+        let ends = Ends::of(self.args)?;
         let backend = Backend::connect(global, true).await?;
-        let plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(Protocol::from)).await?;
+        let plan = ends.look_up(&backend).await?;
         let request = &plan.request;
         match std::iter::once(&request.source).chain(&request.targets).find(|pod| self.gone.contains(&pod.uid)) {
             Some(pod) => Err(anyhow!("pod {}/{} is still there", pod.namespace, pod.name)),

@@ -1,13 +1,13 @@
 //! `trace`.
 
 mod compare;
+mod ends;
 mod follow;
 mod listening;
 mod output;
 mod session;
 
 use anyhow::{Context, Result};
-use sockpath_protocol::request::Protocol;
 
 use crate::backend::Backend;
 use crate::cli::{self, Global, TraceOutput};
@@ -17,8 +17,8 @@ use crate::interrupt::Interrupt;
 use crate::mode::Mode;
 use crate::progress::Progress;
 use crate::recording::Recorder;
-use crate::target;
 use crate::terminal::Style;
+use ends::Ends;
 use follow::Following;
 use output::replay;
 use session::Session;
@@ -43,9 +43,7 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     if args.output == Some(TraceOutput::Yaml) {
         return Err(UsageError::new("-o yaml goes with --dry-run=client only; -o json prints the trace"));
     }
-    let (Some(source), Some(target)) = (&args.source, &args.target) else {
-        return Err(UsageError::new("SOURCE and TARGET are required"));
-    };
+    let ends = Ends::of(args)?;
     for path in [&args.html, &args.svg, &args.perfetto, &args.pcapng].into_iter().flatten() {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
@@ -62,11 +60,12 @@ pub async fn run(args: &cli::Trace, global: &Global, progress: &Progress) -> Res
     let mut plan = tokio::select! {
         biased;
         () = interrupt.wait() => return Err(Interrupted.into()),
-        plan = target::plan(&backend, source, target, args.container.as_deref(), args.protocol.map(Protocol::from)) => plan?,
+        plan = ends.look_up(&backend) => plan?,
     };
     if args.probe && plan.probe.is_none() {
         return Err(UsageError::new(format!(
-            "--probe needs a port, and `{target}` has no known port: use {target}:PORT, or --protocol icmp"
+            "--probe needs a port, and `{target}` has no known port: use {target}:PORT, or --protocol icmp",
+            target = ends.target
         )));
     }
     let mut following = Following::new(args);
