@@ -189,7 +189,7 @@ mod tests {
 
     /// An acceleration, and a pair that it tracks.
     fn with_a_pair(pins: &Pins) -> Result<(Instance, TcpStream, TcpStream)> {
-        let start = Start { owner: "test", lease: PATIENCE * 4, leave_blocking_readers: false, detached: false, without: &[] };
+        let start = Start { lease: PATIENCE * 4, ..Start::sample(false) };
         let instance = Instance::create(pins, &start)?;
         let (one, other) = instance.private_pair()?;
         pairing::pair(&instance);

@@ -203,8 +203,6 @@ fn refusal(refused: &Refused) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::instance::Instance;
     use super::super::private::on_this_kernel;
     use super::super::self_test;
@@ -212,7 +210,7 @@ mod tests {
     use super::*;
 
     fn start(without: &[Mechanism]) -> Start<'_> {
-        Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without }
+        Start { without, ..Start::sample(true) }
     }
 
     #[test]

@@ -126,9 +126,7 @@ mod tests {
     #[test]
     fn calls_that_were_not_observed_do_not_count() {
         on_this_kernel("calls_that_were_not_observed_do_not_count", |pins| {
-            let start =
-                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
+            let instance = Instance::create(pins, &Start::sample(false))?;
             let (mut one, mut other) = instance.private_pair()?;
             let mut talk = |times| converse(&mut one, &mut other, times);
             let insert = || insertion::insert_ready(&instance, &tracked(&instance));

@@ -49,6 +49,14 @@ pub struct Start<'a> {
     pub without: &'a [Mechanism],
 }
 
+#[cfg(test)]
+impl Start<'_> {
+    /// One for tests: a session in the foreground, for a minute.
+    pub fn sample(leave_blocking_readers: bool) -> Self {
+        Self { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers, detached: false, without: &[] }
+    }
+}
+
 impl Instance {
     /// Loads, attaches and pins everything. The caller has claimed the pins; `control` is pinned last: where it is missing, a start was
     /// interrupted, which has inserted nothing into the sockmap.

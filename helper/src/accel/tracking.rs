@@ -90,7 +90,18 @@ mod tests {
     use super::*;
     use crate::node::{Hierarchies, Netns};
 
-    /// A pod that has a namespace, and two sockets in it that are connected with each other.
+    /// A network namespace of its own.
+    fn private() -> Result<Netns> {
+        in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"))
+    }
+
+    /// A pod with a network namespace, but without a directory in cgroup v2.
+    fn pod() -> Result<FoundPod> {
+        let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
+        Ok(FoundPod { netns: private()?, cgroup, processes: Vec::new() })
+    }
+
+    /// Two sockets of a namespace that are connected with each other.
     fn talk_in(netns: &Netns) -> Result<(TcpStream, TcpStream)> {
         sockpath_kernel::netns::inside(&netns.file, connected_pair)
     }
@@ -114,12 +125,8 @@ mod tests {
     #[test]
     fn sockets_whose_process_set_their_sequence_numbers_are_left_alone() {
         on_this_kernel("sockets_whose_process_set_their_sequence_numbers_are_left_alone", |pins| {
-            let start =
-                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
-            let netns = in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"))?;
-            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
-            let pod = FoundPod { netns, cgroup, processes: Vec::new() };
+            let instance = Instance::create(pins, &Start::sample(true))?;
+            let pod = pod()?;
             attach(&instance, std::slice::from_ref(&pod))?;
             let ordinary = talk_in(&pod.netns)?;
             assert_eq!(tracked(&instance).len(), 2, "ordinary sockets are tracked");
@@ -134,13 +141,8 @@ mod tests {
     #[test]
     fn one_pod_cannot_use_up_the_slots_of_the_others() {
         on_this_kernel("one_pod_cannot_use_up_the_slots_of_the_others", |pins| {
-            let start =
-                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
-            let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
-            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
-            let pod = |netns| FoundPod { netns, cgroup: cgroup.clone(), processes: Vec::new() };
-            let pods = [pod(private()?), pod(private()?)];
+            let instance = Instance::create(pins, &Start::sample(true))?;
+            let pods = [pod()?, pod()?];
             attach(&instance, &pods)?;
             let all = u32::try_from(instance.ends.len())?;
             assert_eq!(instance.control().fair_share.get(), all / 2);
@@ -172,13 +174,8 @@ mod tests {
     #[test]
     fn sockets_are_tracked_by_their_namespace_where_pods_have_no_directory() {
         on_this_kernel("sockets_are_tracked_by_their_namespace_where_pods_have_no_directory", |pins| {
-            let start =
-                Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: true, detached: false, without: &[] };
-            let instance = Instance::create(pins, &start)?;
-            let private = || in_private_netns(|| Netns::open("/proc/thread-self/ns/net").context("its own"));
-            let (chosen, other) = (private()?, private()?);
-            let cgroup = Placement::outside(&Hierarchies::mounted(Path::new("/sys/fs/cgroup"))?)?;
-            let pod = FoundPod { netns: chosen, cgroup, processes: Vec::new() };
+            let instance = Instance::create(pins, &Start::sample(true))?;
+            let (pod, other) = (pod()?, private()?);
             let ports = || {
                 let mut ports: Vec<u16> = tracked(&instance).iter().filter_map(|k| Some(instance.ends.get(k.slot)?.lport.get())).collect();
                 ports.sort_unstable();

@@ -29,8 +29,7 @@ fn profiled(instance: &Instance) -> Result<(Observation<'_>, TcpStream, TcpStrea
 #[test]
 fn an_order_is_not_for_the_next_socket_with_that_slot() {
     on_this_kernel("an_order_is_not_for_the_next_socket_with_that_slot", |pins| {
-        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
-        let instance = Instance::create(pins, &start)?;
+        let instance = Instance::create(pins, &Start::sample(false))?;
         let (_observation, one, other) = profiled(&instance)?;
         let before = tracked(&instance);
         assert!(close(&instance, [one, other], Duration::from_secs(10))?, "closed sockets stay tracked");
@@ -48,8 +47,7 @@ fn an_order_is_not_for_the_next_socket_with_that_slot() {
 #[test]
 fn an_end_that_went_in_alone_comes_out() {
     on_this_kernel("an_end_that_went_in_alone_comes_out", |pins| {
-        let start = Start { owner: "test", lease: Duration::from_secs(60), leave_blocking_readers: false, detached: false, without: &[] };
-        let instance = Instance::create(pins, &start)?;
+        let instance = Instance::create(pins, &Start::sample(false))?;
         let (_observation, _one, other) = profiled(&instance)?;
         // Such a socket is not inserted.
         let bytes: libc::c_int = 2;
