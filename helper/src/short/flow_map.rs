@@ -22,22 +22,13 @@ pub enum Key {
 impl Key {
     /// Of packets with this tuple that come in by a device.
     pub fn of(tuple: &Tuple, device: u32) -> Self {
-        let Tuple { protocol, source, destination } = tuple;
-        let (sport, dport) = (source.port().to_be(), destination.port().to_be());
-        let (saddr, daddr) = (words(source.ip()), words(destination.ip()));
-        match source.ip() {
+        let key = of_either_family(tuple, device);
+        match tuple.source.ip() {
+            IpAddr::V6(_) => Self::V6(key),
             IpAddr::V4(_) => {
-                Self::V4(short_key4 { saddr: saddr[0], daddr: daddr[0], sport, dport, ifindex: device, protocol: (*protocol).into() })
+                let short_key { saddr: [saddr, ..], daddr: [daddr, ..], sport, dport, ifindex, protocol, .. } = key;
+                Self::V4(short_key4 { saddr, daddr, sport, dport, ifindex, protocol: protocol.into() })
             }
-            IpAddr::V6(_) => Self::V6(short_key {
-                saddr,
-                daddr,
-                sport,
-                dport,
-                ifindex: device,
-                family: family(source.ip()).into(),
-                protocol: (*protocol).into(),
-            }),
         }
     }
 
@@ -47,6 +38,20 @@ impl Key {
             Self::V4(key) => bytes_of(key),
             Self::V6(key) => bytes_of(key),
         }
+    }
+}
+
+/// The key over either family, by which programs report flows.
+fn of_either_family(tuple: &Tuple, device: u32) -> short_key {
+    let Tuple { protocol, source, destination } = tuple;
+    short_key {
+        saddr: words(source.ip()),
+        daddr: words(destination.ip()),
+        sport: source.port().to_be(),
+        dport: destination.port().to_be(),
+        ifindex: device,
+        family: family(source.ip()).into(),
+        protocol: (*protocol).into(),
     }
 }
 
@@ -169,17 +174,7 @@ pub mod tests {
 
     /// The key of either family, as a program reports it.
     pub fn reported(tuple: &Tuple, device: u32) -> Vec<u8> {
-        let Tuple { protocol, source, destination } = tuple;
-        let key = short_key {
-            saddr: words(source.ip()),
-            daddr: words(destination.ip()),
-            sport: source.port().to_be(),
-            dport: destination.port().to_be(),
-            ifindex: device,
-            family: family(source.ip()).into(),
-            protocol: (*protocol).into(),
-        };
-        bytes_of(&key).to_vec()
+        bytes_of(&of_either_family(tuple, device)).to_vec()
     }
 
     #[test]
