@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sockpath_kernel::conntrack::{Conntrack, TCP, Tuple};
@@ -51,6 +52,11 @@ impl Fixture {
 
     pub fn accelerate(&self) -> Accelerator {
         Accelerator::start_with(&self.lab, &Choice { via: Via::Short, ..Choice::default() }).expect("the short path does not start")
+    }
+
+    /// Where the maps of an acceleration are pinned.
+    pub fn pins(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/fs/bpf/sockpath-{}", self.lab.instance()))
     }
 
     /// Has the pods' kernels compute checksums before a packet leaves its pod, and verify them where it arrives.

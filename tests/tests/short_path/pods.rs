@@ -62,7 +62,7 @@ fn flows_with(fixture: &Fixture, port: u16) -> usize {
     /// Of the two ports in `struct short_key4`: the tests use IPv4.
     const PORTS: std::ops::Range<usize> = 8..12;
     let of_node = |node: usize| {
-        let path = format!("/sys/fs/bpf/sockpath-{}/short-flows4-{node}", fixture.lab.instance());
+        let path = fixture.pins().join(format!("short-flows4-{node}"));
         let map = MapHandle::from_pinned_path(path).expect("the map of flows");
         map.keys().filter(|key| key[PORTS].chunks(2).any(|p| p == port.to_be_bytes())).count()
     };

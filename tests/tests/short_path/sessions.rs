@@ -26,11 +26,16 @@ fn row(status: &AccelStatus, client: &Remote) -> Option<Pair> {
 
 /// Exchanges messages until another session sees this of the connection.
 fn await_status(fixture: &Fixture, client: &Remote, server: &Remote, fine: impl Fn(&AccelStatus, &Pair) -> bool) -> AccelStatus {
+    await_any_status(fixture, client, server, |status| row(status, client).is_some_and(|row| fine(status, &row)))
+}
+
+/// The same of the node, whether the connection is shown or not.
+fn await_any_status(fixture: &Fixture, client: &Remote, server: &Remote, fine: impl Fn(&AccelStatus) -> bool) -> AccelStatus {
     let end = Instant::now() + PATIENCE;
     loop {
         exchange(client, server, 20);
         let status = status(fixture);
-        if row(&status, client).is_some_and(|row| fine(&status, &row)) {
+        if fine(&status) {
             return status;
         }
         assert!(Instant::now() < end, "{status:#?}");
@@ -143,20 +148,13 @@ fn what_another_version_pinned_is_removed() {
     let mut on = fixture.accelerate();
     let (client, server) = fixture.connect_short(&mut on, 6000);
     on.0.kill().expect("kill");
-    let pin = |name: &str| format!("/sys/fs/bpf/sockpath-{}/short-{name}", fixture.lab.instance());
+    let pins = fixture.pins();
     for node in 0..2 {
-        std::fs::rename(pin(&format!("flows4-{node}")), pin(&format!("flows-{node}"))).expect("a pin of flows over IPv4");
-        std::fs::remove_file(pin(&format!("flows6-{node}"))).expect("a pin of flows over IPv6");
+        let pin = |map: &str| pins.join(format!("short-{map}-{node}"));
+        std::fs::rename(pin("flows4"), pin("flows")).expect("a pin of flows over IPv4");
+        std::fs::remove_file(pin("flows6")).expect("a pin of flows over IPv6");
     }
-    let end = Instant::now() + PATIENCE;
-    let gone = loop {
-        let status = status(&fixture);
-        if status.helper_gone {
-            break status;
-        }
-        assert!(Instant::now() < end, "{status:#?}");
-        exchange(&client, &server, 20);
-    };
+    let gone = await_any_status(&fixture, &client, &server, |status| status.helper_gone);
     assert!(gone.active && gone.owner.is_some() && gone.pairs.pairs.is_empty(), "{gone:#?}");
     assert!(!accelerator::cleanup(&fixture.lab).expect("cleanup").is_empty());
     assert!(!status(&fixture).active);
@@ -208,7 +206,7 @@ fn lab_down_removes_its_pins() {
     let Some(fixture) = Fixture::new("lab_down_removes_its_pins") else { return };
     let choice = Choice { detach: true, lease: Duration::from_secs(600), ..short() };
     Accelerator::start_with(&fixture.lab, &choice).expect("start").finish().expect("end");
-    let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/sockpath-{}", fixture.lab.instance()));
+    let pins = fixture.pins();
     assert!(pins.exists());
     let down = fixture.lab.down();
     assert!(down.status.success() && !pins.exists(), "{down:?}");
