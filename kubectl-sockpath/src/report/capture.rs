@@ -254,7 +254,7 @@ impl Capture {
         if is_delivered_request(&packet) {
             self.requests_delivered += 1;
             self.requests_bypassed += u64::from(packet.kind == PacketKind::Bypass);
-            self.requests_redirected += u64::from(is_redirected(&packet, self.helpers.get(helper).and_then(|h| h.armed.as_ref())));
+            self.requests_redirected += u64::from(is_redirected(&packet, self.armed(helper)));
         }
         let size = size_of(&packet);
         if self.not_kept == 0 && self.packets.len() < self.limit && self.bytes + size <= BYTES_KEPT {
@@ -283,6 +283,12 @@ impl Capture {
     pub fn common_time(&self, helper: usize, at_ns: u64) -> Option<i128> {
         let offset = self.helpers.get(helper)?.clock.map_or(0, |c| i128::from(c.offset_ns));
         Some(i128::from(at_ns) + self.origin.helpers.get(helper)?.clock_offset_ns() - offset)
+    }
+
+    /// What this helper observes with, once it has said so.
+    #[must_use]
+    pub fn armed(&self, helper: usize) -> Option<&Armed> {
+        self.helpers.get(helper)?.armed.as_ref()
     }
 
     /// The place that hops and incidents of this helper name by an index.

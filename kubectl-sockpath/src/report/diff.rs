@@ -207,19 +207,11 @@ fn leg(report: &Report, direction: Direction) -> &[StageRow] {
     }
 }
 
-/// What the packets of a direction are.
-fn packets_of(report: &Report, direction: Direction) -> Option<&'static str> {
-    match direction {
-        Direction::Request => report.request.as_ref().map(|l| l.packets_of),
-        Direction::Reply => report.reply.as_ref().map(|l| l.packets_of),
-    }
-}
-
 /// Whether both traces have packets of one kind in this direction: data and SYN pass different stages.
 #[must_use]
 pub fn are_comparable(before: &Report, after: &Report, direction: Direction) -> bool {
-    let of = packets_of(before, direction);
-    of.is_some() && of == packets_of(after, direction)
+    let of = before.packets_of(direction);
+    of.is_some() && of == after.packets_of(direction)
 }
 
 /// The places that packets pass.

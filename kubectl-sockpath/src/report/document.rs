@@ -81,6 +81,17 @@ pub struct Report {
     pub packets: Packets,
 }
 
+impl Report {
+    /// What the packets of a direction are.
+    #[must_use]
+    pub fn packets_of(&self, direction: Direction) -> Option<&'static str> {
+        match direction {
+            Direction::Request => self.request.as_ref().map(|l| l.packets_of),
+            Direction::Reply => self.reply.as_ref().map(|l| l.packets_of),
+        }
+    }
+}
+
 /// A pod, a Service's pods, or an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Party {

@@ -104,12 +104,9 @@ impl<'a> Journey<'a> {
     /// What kind of packet it is, for choosing the ones a report is about.
     #[must_use]
     pub fn class(&self) -> Class {
-        match self.first().kind {
-            PacketKind::Bypass => Class::Bypass,
-            PacketKind::Data if self.is_redirected => Class::Redirected,
-            PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => Class::Data,
-            PacketKind::Syn | PacketKind::SynAck => Class::Opening,
-            PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError | PacketKind::IcmpRedirect => Class::Other,
+        match Class::of(self.first().kind) {
+            Class::Data if self.is_redirected && self.first().kind == PacketKind::Data => Class::Redirected,
+            class => class,
         }
     }
 }
@@ -130,6 +127,17 @@ pub enum Class {
 }
 
 impl Class {
+    /// That of packets of this kind that nodes' stacks have passed.
+    #[must_use]
+    pub fn of(kind: PacketKind) -> Self {
+        match kind {
+            PacketKind::Bypass => Self::Bypass,
+            PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => Self::Data,
+            PacketKind::Syn | PacketKind::SynAck => Self::Opening,
+            PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError | PacketKind::IcmpRedirect => Self::Other,
+        }
+    }
+
     /// What the packets are called in reports.
     #[must_use]
     pub fn word(self, direction: Direction) -> &'static str {
@@ -251,8 +259,7 @@ fn assemble<'a>(capture: &Capture, spots: &mut Spots, parts: Vec<(usize, &'a Pac
             }
         }
     }
-    let armed = |helper: usize| capture.helpers.get(helper).and_then(|h| h.armed.as_ref());
-    let is_redirected = parts.iter().all(|(helper, packet)| is_redirected(packet, armed(*helper)));
+    let is_redirected = parts.iter().all(|(helper, packet)| is_redirected(packet, capture.armed(*helper)));
     let total = || steps.iter().map(|s| s.took_ns.unwrap_or(0)).sum();
     let end_to_end_ns = one_clock.then(total);
     Journey { parts, hops, steps, end_to_end_ns, is_redirected }

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use sockpath_protocol::packet::{Direction, Outcome, PacketKind};
+use sockpath_protocol::packet::{Direction, Outcome};
 use sockpath_protocol::stage::StageId;
 
 use super::document::Report;
+use super::journey::Class;
 use super::packet_row::PacketRow;
 use super::role::place;
 
@@ -74,11 +75,9 @@ pub(super) struct Spreads {
 impl Spreads {
     /// Of the packets that the figures are made of: those of one kind that arrived.
     pub(super) fn of(report: &Report, direction: Direction) -> Self {
-        let of = match direction {
-            Direction::Request => report.request.as_ref().map(|l| l.packets_of),
-            Direction::Reply => report.reply.as_ref().map(|l| l.packets_of),
-        };
-        let counts = |p: &PacketRow| p.direction == direction && Some(word(p.kind)) == of && p.outcome == Outcome::Delivered;
+        let of = report.packets_of(direction);
+        let counts =
+            |p: &PacketRow| p.direction == direction && Some(Class::of(p.kind).word(direction)) == of && p.outcome == Outcome::Delivered;
         let (mut whole, mut stages) = (Vec::new(), HashMap::<StageKey, Vec<u64>>::new());
         for packet in report.packets.iter().filter(counts) {
             whole.extend(packet.end_to_end_ns);
@@ -91,17 +90,6 @@ impl Spreads {
 
     pub(super) fn stage(&self, key: &StageKey) -> Spread {
         self.stages.get(key).copied().unwrap_or_else(|| Spread::of(Vec::new()))
-    }
-}
-
-/// What reports call packets of this kind.
-fn word(kind: PacketKind) -> &'static str {
-    match kind {
-        PacketKind::Data | PacketKind::EchoRequest | PacketKind::EchoReply => "data",
-        PacketKind::Bypass => "accelerated",
-        PacketKind::Syn => "SYN",
-        PacketKind::SynAck => "SYN-ACK",
-        PacketKind::Ack | PacketKind::Fin | PacketKind::Rst | PacketKind::IcmpError | PacketKind::IcmpRedirect => "control",
     }
 }
 

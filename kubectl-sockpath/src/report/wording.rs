@@ -24,7 +24,7 @@ pub(super) fn packets(count: usize, direction: Direction) -> String {
         Direction::Request => "request",
         Direction::Reply => "reply",
     };
-    if count == 1 { format!("1 {what} packet was") } else { format!("{count} {what} packets were") }
+    counted(count, &format!("{what} packet"), true)
 }
 
 /// `in pod x on node y at device z`, with what is known.
